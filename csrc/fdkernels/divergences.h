@@ -1,0 +1,75 @@
+// The f-divergence weights h(r) = r^2 f''(r) as functions of the log ratio L = log r, for host and device.
+//
+// Everything stays in the log domain: log h is affine in L and softplus(L), which neither overflows nor cancels for
+// any finite L. The same table stands in fdkernels/divergences.py; a test compares the two.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define FDK_HOST_DEVICE __host__ __device__
+#else
+#define FDK_HOST_DEVICE
+#endif
+
+namespace fdkernels {
+
+// log(1 + e^x) without overflow, exact to rounding in both tails.
+FDK_HOST_DEVICE inline double softplus(double x) {
+  return (x > 0 ? x : 0.0) + ::log1p(::exp(-::fabs(x)));
+}
+
+constexpr double kLog2 = 0.693147180559945309417232121458176568;
+
+// X(name, log h) with L = log r; `a` is the parameter of Amari's alpha family and of nothing else.
+#define FDK_DIVERGENCES(X)                              \
+  X(rkl, 0.0)                                           \
+  X(kl, L)                                              \
+  X(js, -softplus(-L))                                  \
+  X(softened_rkl, -softplus(L))                         \
+  X(squared_hellinger, 0.5 * L - 2 * kLog2)             \
+  X(jeffreys, softplus(L))                              \
+  X(neyman, kLog2 - L)                                  \
+  X(pearson, kLog2 + 2 * L)                             \
+  X(le_cam, 3 * kLog2 + 2 * L - 3 * softplus(L))        \
+  X(alpha, a* L)
+
+enum class Divergence : int {
+#define FDK_ENUMERATOR(name, log_h) name,
+  FDK_DIVERGENCES(FDK_ENUMERATOR)
+#undef FDK_ENUMERATOR
+};
+
+constexpr const char* kDivergenceNames[] = {
+#define FDK_NAME(name, log_h) #name,
+    FDK_DIVERGENCES(FDK_NAME)
+#undef FDK_NAME
+};
+
+constexpr int kDivergenceCount = sizeof(kDivergenceNames) / sizeof(kDivergenceNames[0]);
+
+// False where the table has no such name.
+inline bool find_divergence(const char* name, Divergence* found) {
+  for (int i = 0; i < kDivergenceCount; ++i) {
+    if (std::strcmp(name, kDivergenceNames[i]) == 0) {
+      *found = static_cast<Divergence>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+// log h(r) at L = log r.
+FDK_HOST_DEVICE inline double log_weight(Divergence divergence, double L, double a) {
+  switch (divergence) {
+#define FDK_CASE(name, log_h) \
+  case Divergence::name:      \
+    return log_h;
+    FDK_DIVERGENCES(FDK_CASE)
+#undef FDK_CASE
+  }
+  return NAN;
+}
+
+}  // namespace fdkernels

@@ -1,0 +1,136 @@
+"""The f-divergences and their weights h(r) = r² f''(r), written as log h of the log ratio L = log r.
+
+Sources: f-distill (arXiv 2502.15681), Table 1, with the exact constants of r² f''(r). In the log domain every entry is
+affine in L and softplus(L), so nothing overflows or cancels at any finite L. `csrc/fdkernels/divergences.h` holds the
+same table for the kernels; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+LOG_2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An f-divergence, given by its weight h(r) = r² f''(r).
+
+    Args:
+        name: what `divergence=` calls it.
+        log_weight: maps L = log r, a float64 tensor of any shape, to log h(e^L), elementwise and differentiable or not.
+        aliases: other names for it.
+        kernel: its row in the kernels' own tables; None (every divergence of yours) runs `log_weight` in PyTorch.
+        alpha: the parameter of that row, for Amari's family.
+
+    Example:
+        >>> import fdkernels as fdk
+        >>> tempered = fdk.Divergence("tempered_kl", lambda log_ratio: 0.5 * log_ratio)  # h(r) = sqrt(r)
+        >>> fdk.register_divergence(tempered)
+    """
+
+    name: str
+    log_weight: Callable[[Tensor], Tensor] = field(repr=False)
+    aliases: tuple[str, ...] = ()
+    kernel: str | None = None
+    alpha: float | None = None
+
+
+def _builtin(name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str) -> Divergence:
+    return Divergence(name, log_weight, aliases, kernel=name)
+
+
+_BUILTINS = (
+    _builtin("rkl", torch.zeros_like, "reverse_kl"),
+    _builtin("kl", lambda L: L, "forward_kl"),
+    _builtin("js", lambda L: logsigmoid(L), "jensen_shannon"),
+    _builtin("softened_rkl", lambda L: logsigmoid(-L), "sf"),
+    _builtin("squared_hellinger", lambda L: 0.5 * L - 2 * LOG_2, "sh"),
+    _builtin("jeffreys", lambda L: softplus(L), "jf"),
+    _builtin("neyman", lambda L: LOG_2 - L),
+    _builtin("pearson", lambda L: LOG_2 + 2 * L),
+    _builtin("le_cam", lambda L: 3 * LOG_2 + 2 * L - 3 * softplus(L)),
+)
+
+_registry: dict[str, Divergence] = {d.name: d for d in _BUILTINS}
+_by_alias: dict[str, Divergence] = {name: d for d in _BUILTINS for name in (d.name, *d.aliases)}
+
+_ALPHA_CALL = re.compile(r"alpha\(\s*([^()]+?)\s*\)")
+_TOTAL_VARIATION = frozenset({"tv", "total_variation"})
+
+
+def alpha(a: float) -> Divergence:
+    """Amari's alpha family: f''(r) = r^(a-2), so h(r) = r^a.
+
+    a = 0, 1, 2, -1, 1/2 are rkl, kl, pearson, neyman and squared Hellinger up to a constant factor of h, which
+    `normalize_weight` cancels. Also spelled `divergence="alpha(0.5)"`.
+
+    Raises:
+        ValueError: a is not finite.
+    """
+    a = float(a)
+    if not math.isfinite(a):
+        raise ValueError(f"alpha: expected a finite number, got {a}")
+    return Divergence(f"alpha({a:g})", lambda L: a * L, kernel="alpha", alpha=a)
+
+
+def divergences() -> dict[str, Divergence]:
+    """The table: every registered divergence by its name (`alpha(a)` is a family, made on demand)."""
+    return dict(_registry)
+
+
+def register_divergence(divergence: Divergence) -> Divergence:
+    """Make a divergence of your own available by name.
+
+    On every backend its weight runs in PyTorch (`log_weight` on a float64 tensor), followed by the fused kernel.
+
+    Raises:
+        TypeError: not a `Divergence`.
+        ValueError: a name or alias is taken, or `kernel` claims a row of the kernels' tables.
+    """
+    if not isinstance(divergence, Divergence):
+        raise TypeError(f"register_divergence: expected a Divergence, got {type(divergence).__name__}")
+    if divergence.kernel is not None:
+        raise ValueError(f"register_divergence: kernel must be None, got {divergence.kernel!r}; it names built-in rows")
+    names = (divergence.name, *divergence.aliases)
+    for name in names:
+        if name in _by_alias or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
+            raise ValueError(f"register_divergence: the name {name!r} is taken")
+    _registry[divergence.name] = divergence
+    _by_alias.update(dict.fromkeys(names, divergence))
+    return divergence
+
+
+def resolve(divergence: str | Divergence) -> Divergence:
+    """Find a divergence by name or alias; a `Divergence` passes through."""
+    if isinstance(divergence, str):
+        found = _by_alias.get(divergence)
+        return found if found is not None else _resolve_unlisted(divergence)
+    if isinstance(divergence, Divergence):
+        return divergence
+    raise TypeError(f"divergence: expected a name or a Divergence, got {type(divergence).__name__}")
+
+
+def _resolve_unlisted(name: str) -> Divergence:
+    call = _ALPHA_CALL.fullmatch(name)
+    if call:
+        try:
+            return alpha(float(call[1]))
+        except ValueError:
+            raise ValueError(f"divergence: expected alpha(a) with a finite number a, got {name!r}") from None
+    if name in _TOTAL_VARIATION:
+        raise ValueError(
+            "divergence: total variation has f''(r) = 0 almost everywhere, so its weight is zero and gives no gradient"
+        )
+    nearest = difflib.get_close_matches(name, _by_alias, n=1, cutoff=0.0)
+    raise ValueError(
+        f"divergence: unknown name {name!r}; did you mean {nearest[0]!r}? Known: {', '.join(_registry)}, alpha(a)"
+    )
