@@ -1,0 +1,65 @@
+# make demo   set everything up, train a one-step student of handwritten digits, say where the report is
+# make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them)
+# make lint   ruff, mypy, clang-format
+# make bench  the CPU rows of the benchmark (BENCH_ARGS="--json rows.json")
+# make build  recompile the binaries in place after a change in csrc/
+# make format rewrite Python and C++ sources in the project's style
+#
+# Everything lives in .venv; stamps in it make each step run again only when what it depends on has changed.
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build, by its exact local version: a bare version could bring several gigabytes of CUDA packages.
+# TORCH=torch==2.13.0 takes whatever build the configured index offers.
+TORCH ?= $(shell grep '^torch==' constraints.txt)+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+PY_ROOTS := fdkernels python benchmarks tests setup.py
+
+.PHONY: demo test lint bench build format
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.stamp-build
+	$(BIN)/fdistill train digits
+	@echo "The report: $(CURDIR)/runs/digits/report.html"
+
+test: $(VENV)/.stamp-build
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-build
+	$(BIN)/ruff check $(PY_ROOTS)
+	$(BIN)/ruff format --check $(PY_ROOTS)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+bench: $(VENV)/.stamp-build
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+build: $(VENV)/.stamp-build
+
+format: $(VENV)/.stamp-deps
+	$(BIN)/ruff check --fix $(PY_ROOTS)
+	$(BIN)/ruff format $(PY_ROOTS)
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+$(VENV)/.stamp-venv:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.stamp-torch: $(VENV)/.stamp-venv constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt '$(TORCH)' \
+	  || $(PIP) install --quiet --constraint constraints.txt --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	touch $@
+
+$(VENV)/.stamp-deps: $(VENV)/.stamp-torch constraints.txt pyproject.toml
+	$(PIP) install --quiet --constraint constraints.txt setuptools wheel cmake ninja pybind11 numpy
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,test,dev]'
+	touch $@
+
+$(VENV)/.stamp-build: $(VENV)/.stamp-deps CMakeLists.txt setup.py $(CPP_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
