@@ -15,9 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 LOG_2 = math.log(2.0)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), exact to rounding in both tails (torch's own drops e^-x beyond x = 20: 2e-9 of h in float64)."""
+    return -logsigmoid(-x)
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,10 @@ def _builtin(name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str) -
 _BUILTINS = (
     _builtin("rkl", torch.zeros_like, "reverse_kl"),
     _builtin("kl", lambda L: L, "forward_kl"),
-    _builtin("js", lambda L: logsigmoid(L), "jensen_shannon"),
+    _builtin("js", logsigmoid, "jensen_shannon"),
     _builtin("softened_rkl", lambda L: logsigmoid(-L), "sf"),
     _builtin("squared_hellinger", lambda L: 0.5 * L - 2 * LOG_2, "sh"),
-    _builtin("jeffreys", lambda L: softplus(L), "jf"),
+    _builtin("jeffreys", softplus, "jf"),
     _builtin("neyman", lambda L: LOG_2 - L),
     _builtin("pearson", lambda L: LOG_2 + 2 * L),
     _builtin("le_cam", lambda L: 3 * LOG_2 + 2 * L - 3 * softplus(L)),
@@ -79,7 +84,7 @@ def alpha(a: float) -> Divergence:
     a = float(a)
     if not math.isfinite(a):
         raise ValueError(f"alpha: expected a finite number, got {a}")
-    return Divergence(f"alpha({a:g})", lambda L: a * L, kernel="alpha", alpha=a)
+    return Divergence(f"alpha({a!r})", lambda L: a * L, kernel="alpha", alpha=a)
 
 
 def divergences() -> dict[str, Divergence]:
@@ -107,6 +112,11 @@ def register_divergence(divergence: Divergence) -> Divergence:
     _registry[divergence.name] = divergence
     _by_alias.update(dict.fromkeys(names, divergence))
     return divergence
+
+
+def from_kernel(row: str, alpha_parameter: float) -> Divergence:
+    """The divergence of a row of the kernels' tables, as the ops name it."""
+    return alpha(alpha_parameter) if row == "alpha" else _registry[row]
 
 
 def resolve(divergence: str | Divergence) -> Divergence:

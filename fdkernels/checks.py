@@ -1,0 +1,60 @@
+"""Checks of user input that several ops share. Each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """A plain tensor: a DTensor's shard would be taken for the whole."""
+    if type(value) is Tensor:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() if it is sharded along the batch"
+        )
+
+
+def check_student(student: Any) -> None:
+    check_tensor("student", student)
+    if student.dtype not in FLOATS:
+        raise ValueError(f"student: expected a floating dtype (float16, bfloat16, float32, float64), got {student.dtype}")
+    if student.dim() == 0:
+        raise ValueError("student: expected shape (B, ...), got ()")
+    if any(size == 0 for size in student.shape[1:]):
+        raise ValueError(f"student: expected at least one element a sample, got shape {tuple(student.shape)}")
+
+
+def check_like_student(name: str, value: Any, student: Tensor) -> None:
+    check_tensor(name, value)
+    if value.shape != student.shape:
+        raise ValueError(f"{name}: expected shape {tuple(student.shape)} like student, got {tuple(value.shape)}")
+    if value.dtype not in FLOATS:
+        raise ValueError(f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {value.dtype}")
+    if value.device != student.device:
+        raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
+
+
+def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *, heads: bool = False) -> None:
+    """A real tensor (B,), or (B, H) where several heads are allowed."""
+    check_tensor(name, value)
+    fits = value.dim() == 1 or (heads and value.dim() == 2 and value.shape[1] > 0)
+    if not fits or value.shape[0] != batch:
+        expected = f"({batch},) or ({batch}, heads)" if heads else f"({batch},)"
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"{name}: expected a real dtype, got {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,179 @@
+"""The raw ops of the flagship: schemas, fakes, and the autograd function around them.
+
+Python defines every schema once; `csrc/` implements `*_native`. An op takes the batch first, each sample dense in the
+student's memory order (`fdkernels/layout.py`), tables as (B or 1, R) with their run lengths, and computes the loss and
+its gradient in one pass, so that the backward only scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import increment_version
+
+from fdkernels.fdiv import reference
+from fdkernels.fdiv.weight import WEIGHT_STATS
+
+# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
+STATS = WEIGHT_STATS + 3
+
+_library = torch.library.Library("fdkernels", "DEF")  # noqa: TOR901 (one process-wide definition)
+
+_FDIV = """(
+    Tensor student, Tensor teacher, Tensor fake, Tensor? teacher_uncond, Tensor? fake_uncond,
+    float guidance_scale, float fake_guidance_scale,
+    Tensor? noisy, Tensor? a, Tensor? c, SymInt coefficient_inner,
+    Tensor? logits, Tensor? t, Tensor? weight,
+    Tensor(a!)? ratio_mean, Tensor? edges, float t_min, float t_max, float decay, bool update,
+    str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight,
+    bool dmd_scale, float eps, Tensor? scale, SymInt scale_inner, Tensor? mask, SymInt mask_inner,
+    bool zero_nonfinite, str reduction, bool with_grad, bool with_stats
+) -> (Tensor loss, Tensor gradient, Tensor unscale, Tensor stats)"""
+
+_FDIV_WEIGHT = """(
+    Tensor logits, Tensor? t, Tensor(a!)? ratio_mean, Tensor? edges, float t_min, float t_max, float decay, bool update,
+    str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight
+) -> (Tensor weight, Tensor stats)"""
+
+_BACKENDS = ("native",)
+for _backend in _BACKENDS:
+    _library.define(f"fdiv_{_backend}{_FDIV}")
+    _library.define(f"fdiv_weight_{_backend}{_FDIV_WEIGHT}")
+    _library.define(f"fdiv_backward_{_backend}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
+    # In place, for a graph that is not kept: where the factor is 1 it moves nothing.
+    _library.define(f"fdiv_backward_{_backend}_(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
+
+
+class FdivArguments(NamedTuple):
+    """The arguments of `fdiv_<backend>`, in the schema's order."""
+
+    student: Tensor
+    teacher: Tensor
+    fake: Tensor
+    teacher_uncond: Tensor | None
+    fake_uncond: Tensor | None
+    guidance_scale: float
+    fake_guidance_scale: float
+    noisy: Tensor | None
+    a: Tensor | None
+    c: Tensor | None
+    coefficient_inner: int
+    logits: Tensor | None
+    t: Tensor | None
+    weight: Tensor | None
+    ratio_mean: Tensor | None
+    edges: Tensor | None
+    t_min: float
+    t_max: float
+    decay: float
+    update: bool
+    divergence: str
+    alpha: float
+    log_ratio_min: float
+    log_ratio_max: float
+    normalize_weight: bool
+    dmd_scale: bool
+    eps: float
+    scale: Tensor | None
+    scale_inner: int
+    mask: Tensor | None
+    mask_inner: int
+    zero_nonfinite: bool
+    reduction: str
+    with_grad: bool
+    with_stats: bool
+
+
+def _fdiv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = FdivArguments(*args)
+    student = call.student
+    per_loss = (student.shape[0],) if call.reduction == "none" else ()
+    loss = student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
+    gradient = student.new_empty(student.shape if call.with_grad else (0,))
+    scaled = call.with_grad and student.dtype == torch.float16
+    unscale = student.new_empty(per_loss if scaled else (0,), dtype=torch.float32)
+    stats = student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64)
+    return loss, gradient, unscale, stats
+
+
+def _fdiv_weight_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return (
+        logits.new_empty((logits.shape[0],), dtype=torch.float64),
+        logits.new_empty((WEIGHT_STATS,), dtype=torch.float64),
+    )
+
+
+for _backend in _BACKENDS:
+    torch.library.register_fake(f"fdkernels::fdiv_{_backend}", _fdiv_fake, lib=_library)
+    torch.library.register_fake(f"fdkernels::fdiv_weight_{_backend}", _fdiv_weight_fake, lib=_library)
+    torch.library.register_fake(
+        f"fdkernels::fdiv_backward_{_backend}", lambda gradient, upstream, unscale: torch.empty_like(gradient), lib=_library
+    )
+    torch.library.register_fake(
+        f"fdkernels::fdiv_backward_{_backend}_", lambda gradient, upstream, unscale: None, lib=_library
+    )
+
+_FORWARD: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
+    "reference": reference.fdiv,
+    "native": torch.ops.fdkernels.fdiv_native.default,
+}
+_BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "reference": reference.fdiv_backward,
+    "native": torch.ops.fdkernels.fdiv_backward_native.default,
+}
+_BACKWARD_IN_PLACE: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {
+    "native": torch.ops.fdkernels.fdiv_backward_native_.default,
+}
+WEIGHT: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "native": torch.ops.fdkernels.fdiv_weight_native.default,
+}
+
+
+def _graph_is_freed() -> bool:
+    """Inside a backward: whether nothing will read the saved tensors again."""
+    if torch.compiler.is_compiling():
+        return False
+    keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keep_graph is not None and not keep_graph()
+
+
+class _FusedFdivLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, *args: Any) -> tuple[Tensor, Tensor]:
+        loss, gradient, unscale, stats = _FORWARD[backend](*args)
+        ctx.save_for_backward(gradient, unscale)
+        ctx.backend = backend
+        ctx.mark_non_differentiable(stats)
+        return loss, stats
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("fused_fdiv_loss: double backward (create_graph=True) is not supported")
+        gradient, unscale = ctx.saved_tensors
+        upstream = upstreams[0]
+        in_place = _BACKWARD_IN_PLACE.get(ctx.backend)
+        if in_place is not None and _graph_is_freed():
+            in_place(gradient, upstream, unscale)
+            increment_version(gradient)
+        else:
+            gradient = _BACKWARD[ctx.backend](gradient, upstream, unscale)
+        return (None, gradient, *(None,) * (len(FdivArguments._fields) - 1))
+
+
+def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
+    """(loss, stats), differentiable with respect to the student alone."""
+    loss, stats = _FusedFdivLoss.apply(backend, *call)
+    if backend != "reference":
+        mark_updated(call.ratio_mean, call.update)
+    return loss, stats
+
+
+def mark_updated(state: Tensor | None, updated: bool) -> None:
+    """Tell autograd of a kernel's raw write, as an in-place op of PyTorch's own would."""
+    if updated and state is not None and not torch.compiler.is_compiling():
+        increment_version(state)

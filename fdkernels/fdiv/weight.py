@@ -1,0 +1,130 @@
+"""Steps 1 to 5 of the brief in PyTorch: from the discriminator's logits to the f-divergence weight h, in float64.
+
+The specification of the weights, and on every backend the path of what a single launch cannot do: statistics over a
+process group, and divergences that users register.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fdkernels.divergences import Divergence
+
+# weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
+WEIGHT_STATS = 7
+
+
+class RatioState(NamedTuple):
+    """A RatioNormalizer as the ops take it: `mean` (bins,) float32 is updated in place where `update` is set."""
+
+    mean: Tensor | None = None
+    edges: Tensor | None = None
+    t_min: float = 0.0
+    t_max: float = 1.0
+    decay: float = 0.0
+    update: bool = False
+
+
+@torch.no_grad()
+def fdiv_weight(
+    logits: Tensor,
+    t: Tensor | None,
+    state: RatioState,
+    divergence: Divergence,
+    log_ratio_range: tuple[float, float],
+    normalize_weight: bool,
+    group: Any | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h of shape (B,), float64, and its statistics (WEIGHT_STATS,), of this process's samples.
+
+    A sample whose combined logit or t is not finite gets NaN and takes part in nothing.
+    """
+    L = logits.double()
+    if L.dim() == 2:
+        L = L.mean(1)
+    t = None if t is None else t.double()
+    finite = torch.isfinite(L) if t is None else torch.isfinite(L) & torch.isfinite(t)
+    L = torch.where(finite, L, 0.0)
+    low, high = log_ratio_range
+    clipped = finite & ((L < low) | (L > high))
+    L = L.clamp(low, high)
+    ratio_sum = torch.where(finite, L.exp(), 0.0).sum()
+    if state.mean is not None and t is not None:
+        L = _normalize_ratio(L, t, finite, state, group)
+    log_h = _log_weight(divergence, L)
+    stats = _weight_stats(log_h, finite, ratio_sum, clipped, t, state)
+    if normalize_weight:
+        log_h = log_h - _log_batch_mean(log_h, finite, group)
+    return torch.where(finite, log_h.exp(), torch.nan), stats
+
+
+def _normalize_ratio(L: Tensor, t: Tensor, finite: Tensor, state: RatioState, group: Any | None) -> Tensor:
+    assert state.mean is not None
+    t = torch.where(finite, t, state.t_min)
+    bins = state.mean.numel()
+    if state.edges is not None:
+        index = torch.bucketize(t, state.edges, right=True)
+    else:
+        width = (state.t_max - state.t_min) / bins
+        index = ((t - state.t_min) / width).floor().clamp(0, bins - 1).long()
+    # A sum over a one-hot matrix: no atomics, so the same bits every time, and no host sync.
+    member = index[:, None] == torch.arange(bins, device=L.device)
+    if state.update:
+        taken = member & finite[:, None]
+        totals = torch.stack((taken.double().sum(0), torch.where(taken, L.exp()[:, None], 0.0).sum(0)))
+        if group is not None:
+            dist.all_reduce(totals, group=group)
+        count, ratio_sum = totals
+        old = state.mean.double()
+        new = state.decay * old + (1 - state.decay) * ratio_sum / count.clamp(min=1)
+        state.mean.copy_(torch.where(count > 0, new, old))
+    return L - torch.where(member, state.mean.double(), 0.0).sum(1).log()
+
+
+def _log_weight(divergence: Divergence, L: Tensor) -> Tensor:
+    log_h = divergence.log_weight(L)
+    if not isinstance(log_h, Tensor) or log_h.shape != L.shape:
+        got = tuple(log_h.shape) if isinstance(log_h, Tensor) else type(log_h).__name__
+        raise ValueError(f"divergence {divergence.name!r}: log_weight must return shape {tuple(L.shape)}, got {got}")
+    return log_h.double()
+
+
+def _log_batch_mean(log_h: Tensor, finite: Tensor, group: Any | None) -> Tensor:
+    log_h = torch.where(finite, log_h, -torch.inf)
+    if group is None:
+        # Not clamped: without a finite sample the mean is 0/0, and every weight is NaN anyway.
+        return log_h.logsumexp(0) - finite.sum().double().log() if log_h.numel() else log_h.sum()
+    totals = torch.stack((log_h.exp().sum(), finite.double().sum()))
+    dist.all_reduce(totals, group=group)
+    return (totals[0] / totals[1]).log()
+
+
+def _weight_stats(
+    log_h: Tensor, finite: Tensor, ratio_sum: Tensor, clipped: Tensor, t: Tensor | None, state: RatioState
+) -> Tensor:
+    nan = log_h.new_full((), torch.nan)
+    if not log_h.numel():
+        return nan.expand(WEIGHT_STATS).clone()
+    low, mean, high, ess = summarize(log_h, finite)
+    count = finite.sum()
+    outside = nan
+    if state.mean is not None and t is not None:
+        outside = (finite & ((t < state.t_min) | (t > state.t_max))).sum() / count
+    return torch.stack((low, mean, high, ess, ratio_sum / count, clipped.sum() / count, outside))
+
+
+def summarize(log_h: Tensor, finite: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """min, mean and max of h over the finite samples, and (Σh)²/(B·Σh²); NaN where there are none."""
+    low = torch.where(finite, log_h, torch.inf).amin()
+    high = torch.where(finite, log_h, -torch.inf).amax()
+    # Relative to the largest, so that a ratio of squares does not overflow; h = 0 throughout is an empty sample.
+    relative = torch.where(finite, (log_h - high).exp(), 0.0)
+    total = relative.sum()
+    ess = total.square() / (log_h.numel() * relative.square().sum())
+    mean = high.exp() * total / finite.sum()
+    nan = torch.where(finite.any(), 0.0, torch.nan)
+    return low.exp() + nan, mean + nan, high.exp() + nan, ess + nan

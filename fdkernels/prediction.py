@@ -1,0 +1,134 @@
+"""What the networks predict, as an affine map to x0: x0 = a·x_t + c·prediction.
+
+Sources: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Lipman et al. 2023 (flow), Karras et al. 2022, Table 1 (edm).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fdkernels.layout import as_broadcast
+
+# Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
+MIN_EPSILON_ALPHA = 1e-4
+
+
+@dataclass(frozen=True)
+class _Kind:
+    coefficients: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # (alpha, sigma, sigma_data) -> (a, c)
+    needs: tuple[str, ...]
+
+
+# x_t = alpha·x0 + sigma·noise everywhere; alpha = 1 - sigma for flow_prediction and 1 for edm.
+KINDS: dict[str, _Kind] = {
+    "sample": _Kind(lambda alpha, sigma, data: (torch.zeros_like(sigma), torch.ones_like(sigma)), ()),  # unused
+    "epsilon": _Kind(lambda alpha, sigma, data: (1 / alpha, -sigma / alpha), ("alpha", "sigma")),
+    "v_prediction": _Kind(lambda alpha, sigma, data: (alpha, -sigma), ("alpha", "sigma")),
+    "flow_prediction": _Kind(lambda alpha, sigma, data: (torch.ones_like(sigma), -sigma), ("sigma",)),
+    "edm": _Kind(
+        lambda alpha, sigma, data: (data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()),
+        ("sigma",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The raw predictions' kind and noise level, for `fused_fdiv_loss(prediction=...)`.
+
+    | kind              | x_t             | x0 = a·x_t + c·prediction                              |
+    |-------------------|-----------------|--------------------------------------------------------|
+    | `sample`          | αx0 + σε        | the prediction itself                                  |
+    | `epsilon`         | αx0 + σε        | (x_t - σ·prediction) / α                               |
+    | `v_prediction`    | αx0 + σε        | α·x_t - σ·prediction, with v = αε - σx0, α² + σ² = 1   |
+    | `flow_prediction` | (1-σ)x0 + σε    | x_t - σ·prediction, with u = ε - x0                    |
+    | `edm`             | x0 + σε         | σd²/(σ²+σd²)·x_t + σσd/√(σ²+σd²)·prediction            |
+
+    Args:
+        kind: one of the above.
+        noisy: x_t, what both networks were given, shaped like the student sample (None for `sample`).
+        alpha, sigma: the noise level; a float, (B,), or broadcastable to student with its rank (per frame, say).
+        sigma_data: EDM's σd, the data's standard deviation.
+
+    Raises:
+        ValueError: unknown kind (the nearest is named), a missing alpha or sigma; and where the host can know the
+            values without a device sync (floats, CPU tensors): a non-finite or negative one, alpha below 1e-4 with
+            `epsilon`, α² + σ² other than 1 with `v_prediction`, σ beyond 1 with `flow_prediction`.
+        TypeError: alpha or sigma that is neither a number nor a real tensor.
+
+    Example:
+        >>> prediction = fdk.Prediction("epsilon", noisy, alpha=alphas_cumprod[t].sqrt(),
+        ...                             sigma=(1 - alphas_cumprod[t]).sqrt())
+    """
+
+    kind: str
+    noisy: Tensor | None
+    alpha: float | Tensor | None = None
+    sigma: float | Tensor | None = None
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            nearest = difflib.get_close_matches(str(self.kind), KINDS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"prediction: unknown kind {self.kind!r}; did you mean {nearest!r}? Known: {', '.join(KINDS)}"
+            )
+        if self.kind == "sample":
+            return
+        if not isinstance(self.noisy, Tensor):
+            raise TypeError(f"noisy: {self.kind} needs the tensor x_t, got {type(self.noisy).__name__}")
+        for name in KINDS[self.kind].needs:
+            _check_level(name, getattr(self, name), self.kind)
+        if not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
+            raise ValueError(f"sigma_data: expected a positive number, got {self.sigma_data}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        alpha, sigma = _host_value(self.alpha), _host_value(self.sigma)
+        if self.kind == "epsilon" and alpha is not None and bool((alpha < MIN_EPSILON_ALPHA).any()):
+            raise ValueError(
+                f"alpha: epsilon predictions need alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha.min():g}; "
+                "use a v- or flow-predicting network at terminal noise, or leave such timesteps out"
+            )
+        if self.kind == "v_prediction" and alpha is not None and sigma is not None:
+            # Schedules in half precision miss the circle by about 1e-3.
+            off = (alpha.reshape(-1)**2 + sigma.reshape(-1)**2 - 1).abs().max()
+            if bool(off > 1e-2):
+                raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
+        if self.kind == "flow_prediction" and sigma is not None and bool((sigma > 1).any()):
+            raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma.max():g}")
+
+    def coefficients(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, c) in float64, of one shape, with student's rank and broadcastable to it."""
+        levels = [as_broadcast(name, getattr(self, name), student) for name in KINDS[self.kind].needs]
+        *alpha, sigma = torch.broadcast_tensors(*levels)
+        a, c = KINDS[self.kind].coefficients(alpha[0] if alpha else sigma, sigma, self.sigma_data)
+        return a.contiguous(), c.contiguous()
+
+
+def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
+    if value is None:
+        raise ValueError(f"{name}: {kind} needs it, got None")
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name}: expected a real number or tensor, got {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
+    known = _host_value(value)
+    if known is not None and not bool((torch.isfinite(known) & (known >= 0)).all()):
+        raise ValueError(f"{name}: expected finite numbers >= 0, got {known.reshape(-1).tolist()[:4]}")
+
+
+def _host_value(value: float | Tensor | None) -> Tensor | None:
+    """The value in float64 where reading it costs no device sync and no graph break, else None."""
+    if value is None or torch.compiler.is_compiling():
+        return None
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.device.type == "cpu" and value.numel() else None
+    return torch.tensor(float(value), dtype=torch.float64)
