@@ -46,7 +46,7 @@ def torch_version(directory: Path) -> tuple[int, int] | None:
 
 
 def torch_candidates() -> list[Path]:
-    # pip's build isolation leaves sysconfig's paths at the target environment; find_spec serves builds without isolation.
+    # Under pip's build isolation sysconfig still names the target environment; find_spec serves unisolated builds.
     paths = [Path(sysconfig.get_path(kind)) / "torch" for kind in ("platlib", "purelib")]
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
@@ -137,5 +137,5 @@ class CMakeBuild(build_ext):
         return [f"_core{sysconfig.get_config_var('EXT_SUFFIX')}", "libfdkernels_cpu.so"]
 
 
-# The extension is listed so that setuptools tags the wheel with the platform and runs build_ext; CMake knows the sources.
+# Listed so that setuptools tags the wheel with the platform and runs build_ext; CMake knows the sources.
 setup(ext_modules=[Extension("fdkernels._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
