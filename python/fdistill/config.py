@@ -1,0 +1,314 @@
+"""Typed settings: a preset or YAML file, then key=value overrides. Nothing in a config is executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or impossible; the message names it."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, fused; a role that is trained has one."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.0, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 10.0
+    """Largest global gradient norm."""
+    schedule: str = "constant"
+    """constant, or cosine: down to zero at the last step."""
+    warmup: int = 0
+
+
+@dataclass
+class LossConfig:
+    divergence: str = "js"
+    ratio_range: tuple[float, float] = (0.1, 20.0)
+    normalize_ratio: bool = True
+    """Divide the ratio by its running mean per noise level (RatioNormalizer)."""
+    bins: int = 10
+    decay: float = 0.9
+    gan_weight: float = 0.0
+    """Of softplus(-logit) beside the score-difference loss."""
+    shuffle_weight: bool = False
+    """A control: h permuted within the batch, so that its distribution stays and its meaning goes."""
+    backend: str = "auto"
+
+
+@dataclass
+class EvalConfig:
+    snapshots: int = 20
+    """How many pictures of samples on fixed noise over the run."""
+    samples: int = 1797
+    teacher_steps: int = 20
+    neighbours: int = 5
+    """k of precision and recall."""
+    bootstraps: int = 8
+    """Of the real data, for the floor."""
+
+
+@dataclass
+class Config:
+    """What every task has. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
+
+    task: str = ""
+    name: str = ""
+    """Of the folder under `out`; empty: the preset, the divergence and the seed."""
+    seed: int = 0
+    steps: int = 0
+    """Iterations; how many of them update the student is up to `phases`."""
+    batch: int = 64
+    phases: list[list[str]] = field(default_factory=lambda: [["student", "fake", "discriminator"]])
+    sigma_max: float = 2.5
+    """The one noise level from which the student starts."""
+    sigma_log_mean: float = -0.4
+    sigma_log_std: float = 1.2
+    """ln σ ~ N(mean, std²) for the noised samples on which scores are compared."""
+    student: OptimizerConfig = field(default_factory=OptimizerConfig)
+    fake: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: float = 0.99
+    """Of the student, per student update; what is evaluated and saved."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    device: str = "cpu"
+    log_every: int = 20
+    checkpoint_every: int = 200
+    keep: int = 2
+    """Checkpoints kept, the newest."""
+    out: str = "runs"
+    cache: str = ".cache/fdistill"
+    """Trained teachers and metric classifiers, found again by the hash of their settings."""
+
+
+@dataclass
+class TeacherConfig:
+    """A small EDM-preconditioned UNet2DModel, trained on the spot."""
+
+    channels: tuple[int, ...] = (16, 32)
+    layers_per_block: int = 1
+    sigma_data: float = 0.75
+    steps: int = 2000
+    batch: int = 128
+    lr: float = 2e-3
+    ema: float = 0.995
+    seed: int = 0
+    checkpoint_every: int = 500
+
+
+@dataclass
+class DigitsConfig(Config):
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    head_width: int = 32
+    """Of each discriminator head."""
+    teacher_sigma_min: float = 0.01
+    teacher_sigma_max: float = 80.0
+    """Between which the teacher's many-step sampler runs."""
+
+
+@dataclass
+class MixtureConfig:
+    """A 3×3 grid of Gaussians with unequal weights."""
+
+    spacing: float = 2.0
+    std: float = 0.15
+    weights: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    """Normalized to sum 1; one for each of the nine modes."""
+
+
+@dataclass
+class GmmConfig(Config):
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    noise_dimension: int = 2
+    width: int = 64
+    depth: int = 2
+    """Of the student's MLP."""
+    critic_width: int = 128
+    critic_depth: int = 3
+    """Of the fake score's and the discriminator's MLPs."""
+
+
+TASKS: dict[str, type[Config]] = {"digits": DigitsConfig, "gmm": GmmConfig}
+
+# Settings that neither decide the next step nor what is measured at the end.
+_PRESENTATION = frozenset({"name", "out", "cache", "log_every", "checkpoint_every", "keep"})
+
+
+def presets() -> list[str]:
+    folder = resources.files("fdistill") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """A preset's name or a YAML file's path, and key=value overrides.
+
+    A file may start from a preset: `preset: digits` and then what differs.
+
+    Raises:
+        ConfigError: naming the key and the nearest valid one, or the type that was expected.
+    """
+    settings = _read(source)
+    task = settings.get("task")
+    if task not in TASKS:
+        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {task!r} (in {source})")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"expected key=value, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from None
+        _insert(settings, key.split("."), value, TASKS[task])
+    cfg = _build(TASKS[task], settings, "")
+    if not cfg.name:
+        seed = f"-seed{cfg.seed}" if cfg.seed else ""
+        shuffled = "-shuffled" if cfg.loss.shuffle_weight else ""
+        cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
+    _check(cfg)
+    return cfg
+
+
+def _read(source: str) -> dict[str, Any]:
+    if source in presets():
+        text = (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text()
+    elif source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise ConfigError(f"no such file: {source}")
+        text = Path(source).read_text()
+    else:
+        raise ConfigError(f"unknown preset {source!r}; expected {' or '.join(presets())}, or the path of a .yaml file")
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source}: expected a mapping of settings, got {type(settings).__name__}")
+    base = settings.pop("preset", None)
+    return settings if base is None else _merge(_read(str(base)), settings)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _insert(settings: dict[str, Any], path: list[str], value: Any, cls: type[Config]) -> None:
+    node = settings
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise _unknown(".".join(path), cls)
+    node[path[-1]] = value
+
+
+def _keys(cls: type, prefix: str = "") -> list[str]:
+    hints, found = typing.get_type_hints(cls), []
+    for f in dataclasses.fields(cls):
+        inner = hints[f.name]
+        found += _keys(inner, f"{prefix}{f.name}.") if dataclasses.is_dataclass(inner) else [prefix + f.name]
+    return found
+
+
+def _unknown(key: str, cls: type) -> ConfigError:
+    known = _keys(cls)
+    by_leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return ConfigError(f"unknown setting {key!r}; did you mean {(by_leaf or nearest)[0]!r}?")
+
+
+def _build(cls: type[Any], settings: dict[str, Any], prefix: str, root: type | None = None) -> Any:
+    root = root or cls
+    hints = typing.get_type_hints(cls)
+    for key in settings:
+        if key not in hints:
+            raise _unknown(prefix + str(key), root)
+    values = {}
+    for key, value in settings.items():
+        kind, path = hints[key], prefix + key
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}: expected settings ({', '.join(_keys(typing.cast(type, kind)))}), got {value!r}")
+            values[key] = _build(typing.cast(type, kind), value, path + ".", root)
+        else:
+            values[key] = _coerce(kind, value, path)
+    return cls(**values)
+
+
+def _coerce(kind: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (tuple, list) and isinstance(value, (list, tuple)):
+        variable = origin is list or args[-1] is Ellipsis
+        if variable or len(args) == len(value):
+            return origin(_coerce(args[0] if variable else args[i], v, path) for i, v in enumerate(value))
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as a string
+        except ValueError:
+            pass
+    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
+        return value
+    expected = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
+    raise ConfigError(f"{path}: expected {expected}, got {value!r}")
+
+
+def _check(cfg: Config) -> None:
+    for key in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
+        if getattr(cfg, key) < 1:
+            raise ConfigError(f"{key}: expected at least 1, got {getattr(cfg, key)}")
+    trained = ("student", "fake", "discriminator")
+    for role in (role for phase in cfg.phases for role in phase):
+        if role not in trained:
+            raise ConfigError(f"phases: expected roles out of {', '.join(trained)}, got {role!r}")
+    if not any("student" in phase for phase in cfg.phases):
+        raise ConfigError("phases: no phase updates the student")
+    for role in trained:
+        schedule = getattr(cfg, role).schedule
+        if schedule not in ("constant", "cosine"):
+            raise ConfigError(f"{role}.schedule: expected constant or cosine, got {schedule!r}")
+    if not 0 <= cfg.ema < 1:
+        raise ConfigError(f"ema: expected a number in [0, 1), got {cfg.ema}")
+    if "/" in cfg.name.strip("/") and ".." in cfg.name or cfg.name.startswith("/"):
+        raise ConfigError(f"name: expected a folder below {cfg.out}, got {cfg.name!r}")
+    if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
+        raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
+
+
+def as_dict(cfg: Any) -> dict[str, Any]:
+    """Plain values, as they come back from JSON and YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
+def digest(cfg: Any) -> str:
+    """Of the settings that decide the result, to tell whether a folder holds this run or this teacher."""
+    settings = {key: value for key, value in as_dict(cfg).items() if key not in _PRESENTATION}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every setting of the result that differs."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b and prefix + key not in _PRESENTATION:
+            found.append(f"{prefix}{key}: {a} -> {b}")
+    return found

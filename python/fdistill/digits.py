@@ -1,0 +1,197 @@
+"""The digits task: scikit-learn's 1797 handwritten digits, a small UNet teacher, a one-step UNet student."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from tqdm.auto import tqdm
+
+from fdistill import metrics, plots
+from fdistill.checkpoint import Checkpoints
+from fdistill.config import DigitsConfig, OptimizerConfig, TeacherConfig, digest
+from fdistill.networks import (
+    ConvHeads,
+    Denoiser,
+    OneStep,
+    UNetDenoiser,
+    heun_sample,
+    log_normal_sigma,
+    parameter_count,
+    per_sample,
+)
+from fdistill.roles import Average, Role
+from fdistill.task import EpochSampler, Task
+from fdistill.trainer import Distiller, Interrupted, stop_requests
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+SIZE = 8
+SIGMA_END = 1e-5  # what diffusers' scheduler takes as zero
+
+
+def load_digits() -> tuple[Tensor, Tensor]:
+    """(1797, 1, 8, 8) in [-1, 1] and the labels."""
+    from sklearn import datasets
+
+    data = datasets.load_digits()
+    images = torch.from_numpy(np.asarray(data.images, dtype=np.float32)).unsqueeze(1)
+    return images / 8 - 1, torch.from_numpy(np.asarray(data.target))
+
+
+def new_unet(cfg: TeacherConfig) -> UNet2DModel:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=SIZE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=cfg.layers_per_block,
+        block_out_channels=tuple(cfg.channels),
+        down_block_types=("DownBlock2D",) * len(cfg.channels),
+        up_block_types=("UpBlock2D",) * len(cfg.channels),
+        norm_num_groups=8,
+    )
+
+
+def teacher_folder(cfg: DigitsConfig) -> Path:
+    return Path(cfg.cache) / f"digits-teacher-{digest(cfg.teacher)}"
+
+
+def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
+    """The teacher from the cache, or trained now, from its last checkpoint where it was interrupted."""
+    from diffusers import UNet2DModel
+
+    folder = teacher_folder(cfg)
+    if not (folder / "unet").is_dir():
+        train_teacher(cfg, folder)
+    return UNetDenoiser(UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False), cfg.teacher.sigma_data).to(cfg.device)
+
+
+def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
+    """EDM training of the teacher: mean squared error of the raw prediction, cosine schedule, averaged weights."""
+    settings = cfg.teacher
+    images = load_digits()[0].to(cfg.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = UNetDenoiser(new_unet(settings), settings.sigma_data).to(cfg.device)
+    optimizer = OptimizerConfig(lr=settings.lr, betas=(0.9, 0.999), schedule="cosine", warmup=50)
+    role, average = Role("teacher", net, optimizer, settings.steps), Average(net, settings.ema)
+    generator = torch.Generator(cfg.device).manual_seed(settings.seed)
+    sampler = EpochSampler(len(images), settings.seed)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    networks: dict[str, nn.Module] = {"teacher": net, "ema": average.network}
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.load(latest, networks)
+        role.load_state_dict(state["role"])
+        generator.set_state(state["generator"])
+        sampler.load_state_dict(state["data"])
+    bar = tqdm(total=settings.steps, initial=role.updates, desc="teacher", unit="it", dynamic_ncols=True)
+    with stop_requests() as stop, bar:
+        while role.updates < settings.steps:
+            clean = images[sampler.take(settings.batch)]
+            sigma = log_normal_sigma(len(clean), cfg.sigma_log_mean, cfg.sigma_log_std, generator)
+            noise = torch.randn(clean.shape, generator=generator, device=cfg.device)
+            noisy = clean + per_sample(sigma, clean) * noise
+            loss = mse_loss(net(noisy, sigma), net.target(clean, noisy, sigma))
+            role.update(loss)
+            average.update(net, role.updates)
+            bar.update()
+            if role.updates % 100 == 0:
+                bar.set_postfix({"loss": f"{loss.item():.3f}"}, refresh=False)
+            if stop or role.updates % settings.checkpoint_every == 0:
+                state = {"role": role.state_dict(), "generator": generator.get_state(), "data": sampler.state_dict()}
+                checkpoints.save(role.updates, networks, state)
+            if stop:
+                raise Interrupted(f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved")
+    partial = folder / f".unet-{id(net)}"
+    average.network.unet.save_pretrained(partial)  # type: ignore[union-attr,operator]
+    partial.rename(folder / "unet")
+
+
+class DigitsTask(Task):
+    """Student and fake score start from the teacher; the discriminator reads the teacher's encoder and middle."""
+
+    def __init__(self, cfg: DigitsConfig) -> None:
+        self.cfg = cfg
+        self.images, self.labels = (v.to(cfg.device) for v in load_digits())
+        self.teacher = load_or_train_teacher(cfg)
+        self.student = OneStep(copy.deepcopy(self.teacher), cfg.sigma_max)
+        self.fake = copy.deepcopy(self.teacher)
+        channels = (*cfg.teacher.channels, cfg.teacher.channels[-1])
+        halvings = [min(i + 1, len(cfg.teacher.channels) - 1) for i in range(len(channels))]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            heads = ConvHeads(channels, [SIZE // 2**h for h in halvings], cfg.head_width)
+        self.discriminator = heads.to(cfg.device)
+        self.sampler = EpochSampler(len(self.images), cfg.seed)
+        self.undistilled = copy.deepcopy(self.student).requires_grad_(False)
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, 1, SIZE, SIZE, generator=generator, device=self.cfg.device)
+
+    def real(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.images[self.sampler.take(count)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+    def snapshot(self, student: nn.Module, path: Path) -> None:
+        z = self.noise(80, torch.Generator(self.cfg.device).manual_seed(1))
+        path.write_bytes(plots.png(plots.tiles(student(z).cpu().numpy(), columns=10)))
+
+    @torch.no_grad()
+    def evaluate(self, distiller: Distiller, folder: Path) -> dict[str, Any]:
+        cfg = self.cfg
+        yardstick = metrics.Yardstick(self.images, self.labels, Path(cfg.cache), cfg.eval.neighbours)
+        z = self.noise(cfg.eval.samples, torch.Generator(cfg.device).manual_seed(cfg.seed + 10_000))
+        student = distiller.average.network(z).clamp(-1, 1)
+        sets = {
+            "student": student,
+            "teacher": heun_sample(
+                self.teacher, z, cfg.teacher_sigma_min, cfg.teacher_sigma_max, cfg.eval.teacher_steps
+            ).clamp(-1, 1),
+            "undistilled": self.undistilled(z).clamp(-1, 1),
+        }
+        weight, sigma = distiller.sample_weights(2048)
+        shown = {name: images[:100].cpu().numpy() for name, images in {"real": self.images, **sets}.items()}
+        np.savez_compressed(folder / "evaluation.npz", weight=weight, sigma=sigma, **shown)
+        titles = self.titles()
+        plots.write_sample_sheet([(titles[name], shown[name]) for name in titles], folder / "samples.png")
+        return {
+            **{name: yardstick.measure(images) for name, images in sets.items()},
+            "floor": yardstick.floor(cfg.eval.bootstraps),
+            "real_classes": yardstick.real_classes.tolist(),
+            "samples": cfg.eval.samples,
+            "classifier_accuracy": float(yardstick.classifier.get_buffer("held_out_accuracy")),
+            "teacher_parameters": parameter_count(self.teacher),
+        }
+
+    def titles(self) -> dict[str, str]:
+        steps = self.cfg.eval.teacher_steps
+        return {
+            "real": "Real digits",
+            "teacher": f"Teacher, {steps} Heun steps",
+            "undistilled": "Teacher, 1 step, undistilled",
+            "student": "Student, 1 step",
+        }
+
+    def export(self, student: nn.Module, folder: Path) -> None:
+        """A stock diffusers pipeline: with σ_min at zero, the consistency model's one step is D(σ·z, σ)."""
+        from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+
+        scheduler = CMStochasticIterativeScheduler(
+            sigma_min=SIGMA_END, sigma_max=self.cfg.sigma_max, sigma_data=self.cfg.teacher.sigma_data
+        )
+        unet: Any = student.denoiser.unet  # type: ignore[union-attr]
+        ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)

@@ -1,0 +1,196 @@
+"""Networks as the trainer sees them: an EDM-preconditioned denoiser with features, and what sits on top of one.
+
+A denoiser takes (x_t, σ) with x_t = x0 + σ·noise and returns the *raw* prediction F; x0 = a·x_t + c·F with
+a = σd²/(σ²+σd²), c = σσd/√(σ²+σd²) (Karras et al. 2022, Table 1), which is fdkernels' prediction kind "edm".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import fdkernels as fdk
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
+    """(B,) as (B, 1, …), to multiply x."""
+    return sigma.view(-1, *(1,) * (x.dim() - 1))
+
+
+class Denoiser(nn.Module):
+    """What a teacher, a fake score and a denoising student have in common.
+
+    An adapter for another family of networks overrides `forward_with_features`, and `features` where those come at
+    less than the whole network's cost.
+    """
+
+    def __init__(self, sigma_data: float) -> None:
+        super().__init__()
+        self.sigma_data = sigma_data
+
+    def forward_with_features(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The raw prediction, shaped like noisy, and the features that a discriminator head reads."""
+        raise NotImplementedError
+
+    def features(self, noisy: Tensor, sigma: Tensor) -> list[Tensor]:
+        return self.forward_with_features(noisy, sigma)[1]
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return self.forward_with_features(noisy, sigma)[0]
+
+    def prediction(self, noisy: Tensor, sigma: Tensor) -> fdk.Prediction:
+        """How the raw predictions at (noisy, sigma) map to x0, for `fused_fdiv_loss`."""
+        return fdk.Prediction("edm", noisy, sigma=sigma, sigma_data=self.sigma_data)
+
+    def coefficients(self, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, c) of x0 = a·x_t + c·F, broadcastable to x."""
+        variance = sigma**2 + self.sigma_data**2
+        return per_sample(self.sigma_data**2 / variance, x), per_sample(sigma * self.sigma_data / variance.sqrt(), x)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """x0, the network's estimate of the clean sample."""
+        a, c = self.coefficients(sigma, noisy)
+        return a * noisy + c * self(noisy, sigma)
+
+    def target(self, clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """The raw prediction that is right for `clean`; its mean squared error is EDM's loss with weight λ(σ) = 1/c²."""
+        a, c = self.coefficients(sigma, noisy)
+        return (clean - a * noisy) / c
+
+    def _scaled(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return noisy / per_sample((sigma**2 + self.sigma_data**2).sqrt(), noisy)
+
+
+class UNetDenoiser(Denoiser):
+    """A diffusers `UNet2DModel`; its time input is 250·ln σ, as in diffusers' consistency-model pipeline."""
+
+    def __init__(self, unet: UNet2DModel, sigma_data: float) -> None:
+        super().__init__(sigma_data)
+        self.unet = unet
+
+    def _encode(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
+        unet: Any = self.unet
+        embedding = unet.time_embedding(unet.time_proj(250.0 * sigma.log()))
+        hidden = unet.conv_in(self._scaled(noisy, sigma))
+        skips, features = (hidden,), []
+        for block in unet.down_blocks:
+            hidden, block_skips = block(hidden_states=hidden, temb=embedding)
+            skips += block_skips
+            features.append(hidden)
+        features.append(unet.mid_block(hidden, embedding))
+        return embedding, skips, features
+
+    def features(self, noisy: Tensor, sigma: Tensor) -> list[Tensor]:
+        return self._encode(noisy, sigma)[2]
+
+    def forward_with_features(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+        unet: Any = self.unet
+        embedding, skips, features = self._encode(noisy, sigma)
+        hidden = features[-1]
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            hidden = block(hidden, skips[-count:], embedding)
+            skips = skips[:-count]
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden))), features
+
+
+class OneStep(nn.Module):
+    """The student: x = D(σ·z, σ) with z ~ N(0, 1), one evaluation of a denoiser at one noise level."""
+
+    def __init__(self, denoiser: Denoiser, sigma: float) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.sigma = sigma
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.denoiser.denoise(self.sigma * z, torch.full_like(z[:, 0].reshape(len(z), -1)[:, 0], self.sigma))
+
+
+class ConvHeads(nn.Module):
+    """One logit per feature map and sample: log p(x_t)/q(x_t), read off a frozen teacher's features."""
+
+    def __init__(self, channels: Sequence[int], sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(c, width, 3, padding=1),
+                nn.GroupNorm(8, width),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(width * size * size, width),
+                nn.SiLU(),
+                nn.Linear(width, 1),
+            )
+            for c, size in zip(channels, sizes, strict=True)
+        )
+
+    def forward(self, features: Sequence[Tensor], sigma: Tensor) -> Tensor:
+        """(B, heads)."""
+        return torch.cat([head(f) for head, f in zip(self.heads, features, strict=True)], dim=1)
+
+
+class MLP(nn.Module):
+    """Residual multilayer perceptron on (x, Fourier features of ln σ)."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, depth: int, sigma_frequencies: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 0.5 * torch.arange(1, sigma_frequencies + 1), persistent=False)
+        self.first = nn.Linear(inputs + 2 * sigma_frequencies, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.last = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        if sigma is not None:
+            angle = sigma.log()[:, None] * self.get_buffer("frequencies")
+            x = torch.cat((x, angle.sin(), angle.cos()), dim=1)
+        hidden = self.first(x)
+        for block in self.blocks:
+            hidden = hidden + block(silu(hidden))
+        return self.last(silu(hidden))
+
+
+class MLPDenoiser(Denoiser):
+    """A denoiser of points."""
+
+    def __init__(self, dimension: int, width: int, depth: int, sigma_data: float) -> None:
+        super().__init__(sigma_data)
+        self.mlp = MLP(dimension, dimension, width, depth, sigma_frequencies=4)
+
+    def forward_with_features(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
+        scaled = self._scaled(noisy, sigma)
+        return self.mlp(scaled, sigma), [scaled]
+
+
+def heun_sample(denoiser: Denoiser, z: Tensor, sigma_min: float, sigma_max: float, steps: int) -> Tensor:
+    """Many-step samples: Heun's method on Karras' noise levels (rho = 7), 2·steps - 1 evaluations."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    levels = (sigma_max ** (1 / 7) + ramp * (sigma_min ** (1 / 7) - sigma_max ** (1 / 7))) ** 7
+    sigmas = [*levels.tolist(), 0.0]
+    x = z * sigmas[0]
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        slope = (x - denoiser.denoise(x, x.new_full((len(x),), sigma))) / sigma
+        euler = x + (following - sigma) * slope
+        if following > 0:
+            there = (euler - denoiser.denoise(euler, x.new_full((len(x),), following))) / following
+            euler = x + (following - sigma) * 0.5 * (slope + there)
+        x = euler
+    return x
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def log_normal_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """Noise levels with ln σ ~ N(mean, std²)."""
+    return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()
+
+
+LOG_2PI = math.log(2 * math.pi)

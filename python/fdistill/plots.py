@@ -1,0 +1,227 @@
+"""Figures, drawn once a colour scheme: as PNG files, or as SVG for the report."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+Rows = Sequence[dict[str, Any]]
+
+COLOURS = ("#3b7dd8", "#e0703a", "#3a9d6e", "#9a62c7", "#c9a227", "#d1495b", "#5f9ea0", "#8d6e63", "#7a8c2e")
+THEMES = {
+    "light": {"text": "#20242b", "grid": "#d9dde3", "face": "#ffffff"},
+    "dark": {"text": "#e3e6ea", "grid": "#3a414c", "face": "#1b1f26"},
+}
+
+
+class Panel(NamedTuple):
+    """One set of curves: what it shows, how to read it, and which logged values it takes."""
+
+    title: str
+    reading: str
+    curves: dict[str, str]
+    log: bool = False
+
+
+PANELS = (
+    Panel(
+        "Relative gap",
+        "Distance of the two scores as a part of the student's error: falls, then settles above zero.",
+        {"health/relative_gap": "mean|f−τ| / mean|x−τ|"},
+    ),
+    Panel(
+        "Gradient norms",
+        "Before the clip. Steady is healthy; spikes are not.",
+        {"student/grad_norm": "student", "fake/grad_norm": "fake score", "discriminator/grad_norm": "discriminator"},
+        True,
+    ),
+    Panel(
+        "Discriminator accuracy",
+        "0.5 is chance: then h says nothing. Above 0.9 the ratio saturates.",
+        {"discriminator/accuracy_fake": "on student samples", "discriminator/accuracy_real": "on data"},
+    ),
+    Panel(
+        "Weight h",
+        "Over the batch. Reverse KL is flat at 1; the spread is what the divergence adds.",
+        {"health/weight_max": "max", "health/weight_mean": "mean", "health/weight_min": "min"},
+    ),
+    Panel(
+        "Effective sample size",
+        "(Σh)² / (B·Σh²): the part of the batch that carries the gradient.",
+        {"health/effective_sample_size": "of the batch"},
+    ),
+    Panel(
+        "Density ratio",
+        "Mean of r before the normalizer (1 would be perfect) and the part clamped to ratio_range.",
+        {"health/ratio_mean": "mean r", "health/clip_fraction": "clamped"},
+    ),
+    Panel(
+        "Losses",
+        "The score-difference loss says little by its value; the fake score's should not drift up.",
+        {"student/score_loss": "score difference", "fake/loss": "fake score", "discriminator/loss": "discriminator"},
+        True,
+    ),
+)
+
+
+def render(draw: Callable[[Figure], None], size: tuple[float, float], theme: str, path: Path | None = None) -> bytes:
+    """Draw on a new figure: PNG into path, or SVG as bytes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    colours = THEMES[theme]
+    style = {
+        "text.color": colours["text"], "axes.labelcolor": colours["text"], "axes.titlecolor": colours["text"],
+        "xtick.color": colours["text"], "ytick.color": colours["text"], "axes.edgecolor": colours["grid"],
+        "grid.color": colours["grid"], "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6,
+        "axes.facecolor": "none", "figure.facecolor": colours["face"] if path else "none", "font.size": 9,
+        "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlesize": 10, "axes.titleweight": "bold", "svg.fonttype": "path", "svg.hashsalt": "fdistill",
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        if path:
+            figure.savefig(path, dpi=150)
+            return b""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
+
+def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
+    """A panel's logged values over the iterations, smoothed by a running median, with the raw ones behind."""
+    for colour, (key, label) in zip(COLOURS, panel.curves.items(), strict=False):
+        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), float)]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        if not points:
+            continue
+        steps, values = (np.array(v) for v in zip(*points, strict=True))
+        width = max(1, len(values) // 25)
+        smooth = [np.median(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, smooth, color=colour, linewidth=1.8, label=label)
+    if panel.log and axes.lines:
+        axes.set_yscale("log")
+    elif axes.lines:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("iteration")
+    axes.legend(loc="best")
+
+
+def shown_panels(rows: Rows) -> list[Panel]:
+    keys = {key for row in rows for key, value in row.items() if isinstance(value, float) and math.isfinite(value)}
+    return [panel for panel in PANELS if keys & panel.curves.keys()]
+
+
+def write_curves(rows: Rows, path: Path) -> None:
+    panels = shown_panels(rows)
+
+    def draw(figure: Figure) -> None:
+        columns = min(3, len(panels))
+        grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat
+        for axes, panel in zip(grid, panels, strict=False):
+            curves(axes, panel, rows)
+            axes.set_title(panel.title)
+        for axes in list(grid)[len(panels) :]:
+            axes.set_axis_off()
+
+    render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), "light", path)
+
+
+def weights(axes: Axes, weight: Array, divergence: str) -> None:
+    top = max(float(np.quantile(weight, 0.995)), 1.2)
+    axes.hist(np.clip(weight, 0, top), bins=48, range=(0, top), color=COLOURS[0], alpha=0.85)
+    axes.axvline(1.0, color=COLOURS[1], linewidth=1.5, linestyle="--", label="reverse KL")
+    axes.set_xlabel(f"h ({divergence}), mean 1")
+    axes.set_ylabel("samples")
+    axes.legend()
+
+
+def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
+    order = np.argsort(sigma)
+    parts = np.array_split(order, 12)
+    middle = [float(np.median(sigma[p])) for p in parts]
+    low, mean, high = (
+        [f(weight[p]) for p in parts] for f in (lambda w: np.quantile(w, 0.1), np.mean, lambda w: np.quantile(w, 0.9))
+    )
+    axes.fill_between(middle, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label="10 to 90 %")
+    axes.plot(middle, mean, color=COLOURS[0], label="mean")
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("noise level σ")
+    axes.set_ylabel("h")
+    axes.legend()
+
+
+def tiles(images: Array, columns: int) -> Array:
+    """(n, 1, H, W) in [-1, 1] as one uint8 picture with a gap of one pixel."""
+    count, _, height, width = images.shape
+    rows = count // columns
+    picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
+    for i in range(rows * columns):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
+    return picture
+
+
+def png(picture: Array) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns: int = 10) -> None:
+    """Named sets of images side by side."""
+
+    def draw(figure: Figure) -> None:
+        for axes, (title, images) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            axes.imshow(tiles(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.set_title(title)
+            axes.set_axis_off()
+
+    render(draw, (3.4 * len(panels), 3.7), "light", path)
+
+
+def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:
+    """2-D densities on the square [-extent, extent]², on one scale (a root, so that faint bridges show)."""
+    top = max(float(np.sqrt(density).max()) for _, density in panels)
+    for axes, (title, density) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        box = (-extent, extent, -extent, extent)
+        axes.imshow(np.sqrt(density).T, origin="lower", extent=box, cmap="magma", vmin=0, vmax=top)
+        axes.set_title(title)
+        axes.grid(False)
+
+
+def mode_weights(axes: Axes, sets: Sequence[tuple[str, Array]]) -> None:
+    width = 0.8 / len(sets)
+    for i, (label, values) in enumerate(sets):
+        axes.bar(np.arange(len(values)) + i * width, values, width, color=COLOURS[i], label=label)
+    axes.set_xticks(np.arange(len(sets[0][1])) + 0.4 - width / 2, [str(i + 1) for i in range(len(sets[0][1]))])
+    axes.set_xlabel("mode")
+    axes.set_ylabel("weight")
+    axes.legend()
+
+
+def log_ratios(axes: Axes, true: Array, logits: Array) -> None:
+    low, high = np.quantile(true, [0.005, 0.995])
+    axes.scatter(true, logits, s=3, alpha=0.25, color=COLOURS[0], linewidths=0)
+    axes.plot([low, high], [low, high], color=COLOURS[1], linewidth=1.5, label="exact")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("true log p/q")
+    axes.set_ylabel("logit")
+    axes.legend()

@@ -1,0 +1,102 @@
+"""A network that is trained: its optimizer, schedule and clip, and the average of its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.config import OptimizerConfig
+
+
+class Role:
+    """One network and how it is updated.
+
+    Args:
+        network: its parameters are all trained.
+        total_updates: over the whole run, where the cosine schedule ends.
+    """
+
+    def __init__(self, name: str, network: nn.Module, cfg: OptimizerConfig, total_updates: int) -> None:
+        self.name = name
+        self.network = network
+        self.cfg = cfg
+        self.total_updates = max(total_updates, 1)
+        self.updates = 0
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
+        )
+
+    def learning_rate(self) -> float:
+        warm = min(1.0, (self.updates + 1) / (self.cfg.warmup + 1))
+        decay = 0.5 + 0.5 * math.cos(math.pi * self.updates / self.total_updates)
+        return self.cfg.lr * warm * (decay if self.cfg.schedule == "cosine" else 1.0)
+
+    def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Backward, clip and step. Returns the gradient norm before the clip and whether the step was skipped.
+
+        A step whose gradient is not finite changes nothing; the fused optimizer decides that from a tensor, as it does
+        for GradScaler, so the host never waits for the answer.
+        """
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.clip, norm)
+        skipped = (~norm.isfinite()).float()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        return norm.detach(), skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+
+class Average:
+    """Exponential moving average of a network's weights; the decay warms up over the first updates."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, updates: int) -> None:
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+
+
+class Meter:
+    """Running means of device scalars, fetched in one transfer when asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def fetch(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        values = torch.stack(list(self.sums.values())).tolist()
+        means = {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

@@ -1,0 +1,79 @@
+"""What the trainer asks of a task: networks, data, and what to do with a student."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdistill.networks import Denoiser
+
+
+class Task(ABC):
+    """A teacher, data like the teacher's, and fresh student, fake score and discriminator for it."""
+
+    teacher: Denoiser
+    student: nn.Module
+    fake: Denoiser
+    discriminator: nn.Module
+
+    @abstractmethod
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """The student's input."""
+
+    @abstractmethod
+    def real(self, count: int, generator: torch.Generator) -> Tensor:
+        """A batch of data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data stands."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` stood."""
+
+    @abstractmethod
+    def snapshot(self, student: nn.Module, path: Path) -> None:
+        """A small picture of samples on noise that is the same at every call."""
+
+    @abstractmethod
+    def evaluate(self, distiller: Any, folder: Path) -> dict[str, Any]:
+        """Measure the averaged student; writes samples.png and returns metrics and what the report shows."""
+
+    @abstractmethod
+    def export(self, student: nn.Module, folder: Path) -> None:
+        """Save the student in a form that stands alone."""
+
+
+class EpochSampler:
+    """Every index once an epoch, in an order that (seed, epoch) alone decides."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.epoch, self.position = 0, 0
+        self._order = self._shuffle()
+
+    def _shuffle(self) -> Tensor:
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch))
+
+    def take(self, count: int) -> Tensor:
+        taken = []
+        while count:
+            part = self._order[self.position : self.position + count]
+            taken.append(part)
+            self.position += len(part)
+            count -= len(part)
+            if self.position == self.size:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._shuffle()
+        return torch.cat(taken)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._shuffle()

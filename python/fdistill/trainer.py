@@ -1,0 +1,276 @@
+"""The distillation loop. `Distiller.iteration` is one training step, top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import fdkernels as fdk
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, softplus
+from tqdm.auto import tqdm
+
+from fdistill.checkpoint import Checkpoints
+from fdistill.config import Config
+from fdistill.networks import log_normal_sigma, per_sample
+from fdistill.roles import Average, Meter, Role
+from fdistill.task import Task
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state."""
+
+
+class Distiller:
+    """Trains a task's student, fake score and discriminator against its frozen teacher.
+
+    Everything that decides the next step is in `state_dict` or in the networks.
+    """
+
+    def __init__(self, cfg: Config, task: Task, folder: Path) -> None:
+        self.cfg, self.task, self.folder = cfg, task, folder
+        self.step = 0
+        self.seconds = 0.0
+        self.teacher = task.teacher.requires_grad_(False).eval()
+        self.roles = {
+            name: Role(name, getattr(task, name), getattr(cfg, name), self._updates(name))
+            for name in ("student", "fake", "discriminator")
+        }
+        self.average = Average(task.student, cfg.ema)
+        self.generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+        self.meter = Meter()
+        self.normalizer: fdk.RatioNormalizer | None = None
+        if cfg.loss.normalize_ratio:
+            # Bins of equal population, of noise levels as training draws them.
+            levels = log_normal_sigma(10_000, cfg.sigma_log_mean, cfg.sigma_log_std, torch.Generator().manual_seed(0))
+            self.normalizer = fdk.RatioNormalizer.from_samples(levels, cfg.loss.bins, cfg.loss.decay).to(cfg.device)
+        self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
+        self.networks: dict[str, nn.Module] = {name: role.network for name, role in self.roles.items()}
+        self.networks["ema"] = self.average.network
+
+    def iteration(self) -> None:
+        """One iteration: the critics that this phase names learn the current student, then the student moves."""
+        phase = self.cfg.phases[self.step % len(self.cfg.phases)]
+        if "fake" in phase or "discriminator" in phase:
+            with torch.no_grad():
+                x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
+            noisy, sigma = self._noised(x)
+            if "fake" in phase:
+                self._update_fake(x, noisy, sigma)
+            if "discriminator" in phase:
+                self._update_discriminator(noisy, sigma)
+        if "student" in phase:
+            self._update_student()
+        self.step += 1
+
+    def _update_fake(self, x: Tensor, noisy: Tensor, sigma: Tensor) -> None:
+        """The fake score learns to denoise the student's samples."""
+        target = self.task.fake.target(x, noisy, sigma)
+        loss = mse_loss(self.task.fake(noisy, sigma), target)
+        self._apply("fake", loss)
+
+    def _update_discriminator(self, noisy: Tensor, sigma: Tensor) -> None:
+        """The discriminator tells noised data from noised student samples; its logit estimates log p/q."""
+        real = self.task.real(self.cfg.batch, self.generator)
+        real_noisy = real + per_sample(sigma, real) * self._like(real)
+        with torch.no_grad():
+            features = self.teacher.features(torch.cat((noisy, real_noisy)), torch.cat((sigma, sigma)))
+        logits = self.task.discriminator(features, torch.cat((sigma, sigma)))
+        of_fake, of_real = logits.chunk(2)
+        loss = softplus(of_fake).mean() + softplus(-of_real).mean()
+        self._apply("discriminator", loss)
+        self.meter.add("discriminator/accuracy_fake", (of_fake < 0).double().mean())
+        self.meter.add("discriminator/accuracy_real", (of_real > 0).double().mean())
+
+    def _update_student(self) -> None:
+        """The student follows the score difference, weighted by h of the discriminator's ratio."""
+        cfg = self.cfg.loss
+        x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
+        noisy, sigma = self._noised(x)
+        adversarial = cfg.gan_weight > 0
+        with _frozen(self.task.discriminator), torch.set_grad_enabled(adversarial):
+            # One pass of the teacher: the loss takes its prediction as a constant, the GAN term its features' graph.
+            teacher, features = self.teacher.forward_with_features(noisy, sigma)
+            logits = self.task.discriminator(features, sigma)
+        with torch.no_grad():
+            fake = self.task.fake(noisy, sigma)
+        loss, stats = fdk.fused_fdiv_loss(
+            x, teacher, fake, prediction=self.teacher.prediction(noisy.detach(), sigma),
+            nonfinite="zero", backend=cfg.backend, return_stats=True, **self.weighting(logits, sigma),
+        )  # fmt: skip
+        self.meter.add("student/score_loss", loss)
+        if adversarial:
+            gan = softplus(-logits).mean()
+            self.meter.add("student/gan_loss", gan)
+            loss = loss + cfg.gan_weight * gan
+        self._apply("student", loss)
+        self.average.update(self.task.student, self.roles["student"].updates)
+        for name, value in stats._asdict().items():
+            if not name.startswith("weight_") or not cfg.shuffle_weight:
+                self.meter.add(f"health/{name}", value)
+
+    def weighting(self, logits: Tensor, sigma: Tensor) -> dict[str, Any]:
+        """How `fused_fdiv_loss` gets h: from the logits, or for the control as a permuted h."""
+        cfg = self.cfg.loss
+        how = {"divergence": cfg.divergence, "normalizer": self.normalizer, "ratio_range": cfg.ratio_range}
+        if not cfg.shuffle_weight:
+            return {"logits": logits, "t": sigma, **how}
+        weight = fdk.fdiv_weight(logits, sigma, backend=cfg.backend, **how)
+        order = torch.randperm(len(weight), generator=self.generator, device=weight.device)
+        return {"weight": weight[order]}
+
+    @torch.no_grad()
+    def sample_weights(self, count: int) -> tuple[Any, Any]:
+        """(h, σ) of the averaged student's samples as arrays, in one batch; touches no state of the training."""
+        generator = torch.Generator(self.cfg.device).manual_seed(self.cfg.seed + 20_000)
+        x = self.average.network(self.task.noise(count, generator))
+        sigma = log_normal_sigma(count, self.cfg.sigma_log_mean, self.cfg.sigma_log_std, generator)
+        noisy = x + per_sample(sigma, x) * torch.randn(x.shape, generator=generator, device=x.device)
+        logits = self.task.discriminator(self.teacher.features(noisy, sigma), sigma)
+        normalizer = None if self.normalizer is None else copy.deepcopy(self.normalizer).eval()
+        weight = fdk.fdiv_weight(
+            logits, sigma, divergence=self.cfg.loss.divergence, normalizer=normalizer,
+            ratio_range=self.cfg.loss.ratio_range,
+        )  # fmt: skip
+        return weight.cpu().numpy(), sigma.cpu().numpy()
+
+    def _noised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = log_normal_sigma(len(x), self.cfg.sigma_log_mean, self.cfg.sigma_log_std, self.generator)
+        return x + per_sample(sigma, x) * self._like(x), sigma
+
+    def _like(self, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+
+    def _apply(self, name: str, loss: Tensor) -> None:
+        norm, skipped = self.roles[name].update(loss)
+        self.meter.add(f"{name}/loss", loss)
+        self.meter.add(f"{name}/grad_norm", norm)
+        self.meter.add(f"{name}/skipped", skipped)
+
+    def _updates(self, name: str) -> int:
+        """How often a role is updated over the run."""
+        cycles, rest = divmod(self.cfg.steps, len(self.cfg.phases))
+        return sum((name in phase) * (cycles + (i < rest)) for i, phase in enumerate(self.cfg.phases))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "roles": {name: role.state_dict() for name, role in self.roles.items()},
+            "normalizer": self.normalizer.state_dict() if self.normalizer is not None else {},
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "data": self.task.state_dict(),
+            "meter": self.meter.state_dict(),
+        }
+
+    def save(self) -> None:
+        self.checkpoints.save(self.step, self.networks, self.state_dict())
+
+    def restore(self) -> bool:
+        """Load the latest checkpoint; False where there is none."""
+        path = self.checkpoints.latest()
+        if path is None:
+            return False
+        state = self.checkpoints.load(path, self.networks)
+        self.step, self.seconds = state["step"], state["seconds"]
+        for name, role in self.roles.items():
+            role.load_state_dict(state["roles"][name])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        self.task.load_state_dict(state["data"])
+        self.meter.load_state_dict(state["meter"])
+        return True
+
+    def train(self) -> None:
+        """Run to the last step. Ctrl-C or SIGTERM saves a checkpoint and raises `Interrupted`."""
+        log_path = self.folder / "log.jsonl"
+        _rewind(log_path, self.step)
+        every = max(1, self.cfg.steps // max(self.cfg.eval.snapshots, 1))
+        if self.step == 0:
+            self._snapshot()
+        start = time.perf_counter() - self.seconds
+        bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", dynamic_ncols=True)
+        with log_path.open("a") as log, stop_requests() as stop, bar:
+            while self.step < self.cfg.steps:
+                self.iteration()
+                bar.update()
+                self.seconds = time.perf_counter() - start
+                last = self.step == self.cfg.steps
+                if self.step % self.cfg.log_every == 0 or last:
+                    row = {"step": self.step, "seconds": round(self.seconds, 3), **self.meter.fetch()}
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                    bar.set_postfix(_headline(row), refresh=False)
+                if self.step % every == 0 or last:
+                    self._snapshot()
+                if self.step % self.cfg.checkpoint_every == 0 or last or stop:
+                    self.save()
+                if stop and not last:
+                    raise Interrupted(f"stopped after step {self.step} of {self.cfg.steps}, state saved")
+
+    def _snapshot(self) -> None:
+        folder = self.folder / "progress"
+        folder.mkdir(exist_ok=True)
+        with torch.no_grad():
+            self.task.snapshot(self.average.network, folder / f"step-{self.step:08d}.png")
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C or SIGTERM makes non-empty; a second one stops at once."""
+    requests: list[int] = []
+    previous = {}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        requests.append(number)
+        for known, handler in previous.items():
+            signal.signal(known, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, request)
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a log; a last line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _rewind(path: Path, step: int) -> None:
+    rows = [row for row in read_log(path) if row["step"] <= step]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _headline(row: dict[str, float]) -> dict[str, str]:
+    wanted = {"gap": "health/relative_gap", "ess": "health/effective_sample_size", "acc": "discriminator/accuracy_fake"}
+    return {label: f"{row[key]:.2f}" for label, key in wanted.items() if key in row}
