@@ -1,0 +1,284 @@
+"""What the score-difference loss must give, in float64 NumPy, written from the formulas and from nothing else.
+
+Independent of the package: h is differentiated from f with mpmath, the tensors are upcast to float64 and the loops are
+plain NumPy. Normalizers and predictions are read by their public attributes. Backends are held to this, not it to them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+
+# f(r) as the papers define the divergences; a generator of D_f(p||q) = E_q[f(p/q)].
+F: dict[str, Callable[[Any], Any]] = {
+    "rkl": lambda r: -mpmath.log(r),
+    "kl": lambda r: r * mpmath.log(r),
+    "js": lambda r: r * mpmath.log(r) - (r + 1) * mpmath.log((r + 1) / 2),
+    "softened_rkl": lambda r: (r + 1) * mpmath.log(mpmath.mpf(1) / 2 + 1 / (2 * r)),
+    "squared_hellinger": lambda r: 1 - mpmath.sqrt(r),
+    "jeffreys": lambda r: (r - 1) * mpmath.log(r),
+    "neyman": lambda r: (1 - r) ** 2 / r,
+    "pearson": lambda r: (r - 1) ** 2,
+    "le_cam": lambda r: (r - 1) ** 2 / (r + 1),
+}
+ALIASES = {
+    "reverse_kl": "rkl",
+    "forward_kl": "kl",
+    "jensen_shannon": "js",
+    "sf": "softened_rkl",
+    "sh": "squared_hellinger",
+    "jf": "jeffreys",
+}
+UNBOUNDED_LOG_RATIO = 80.0  # what ratio_range=None means
+
+
+def amari(a: float) -> Callable[[Any], Any]:
+    """The generator with f''(r) = r^(a-2): (r^a - 1) / (a(a-1)), and its limits at a = 0 and 1."""
+    if a == 0:
+        return F["rkl"]
+    if a == 1:
+        return F["kl"]
+    return lambda r: (mpmath.power(r, a) - 1) / (mpmath.mpf(a) * (mpmath.mpf(a) - 1))
+
+
+def generator(name: str) -> Callable[[Any], Any]:
+    call = re.fullmatch(r"alpha\((.+)\)", name)
+    return amari(float(call[1])) if call else F[ALIASES.get(name, name)]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _weight_at(name: str, log_ratio: float, extra_digits: int = 0) -> float:
+    # The second difference cancels up to r^2 of f, and mpmath's step is relative to r: hence digits that grow with |L|.
+    with mpmath.workdps(50 + int(2.6 * abs(log_ratio)) + extra_digits):
+        r = mpmath.exp(mpmath.mpf(log_ratio))
+        return float(mpmath.diff(generator(name), r, 2, relative=True) * r**2)
+
+
+def weight_function(divergence: Any, log_ratio: np.ndarray, extra_digits: int = 0) -> np.ndarray:
+    """h(r) = r^2 f''(r) at r = e^L, differentiated from f; NaN stays NaN."""
+    name = divergence if isinstance(divergence, str) else divergence.name
+    return np.array([_weight_at(name, float(v), extra_digits) if math.isfinite(v) else math.nan for v in log_ratio])
+
+
+def float64(x: Any) -> np.ndarray:
+    if isinstance(x, torch.Tensor):
+        return np.array(x.detach().to(torch.float64).cpu().numpy(), dtype=np.float64)
+    return np.array(x, dtype=np.float64)
+
+
+@dataclass
+class Weights:
+    weight: np.ndarray  # step 5 where asked for, else step 4
+    raw: np.ndarray  # after step 4
+    ratio: np.ndarray  # after step 2
+    clipped: np.ndarray
+    finite: np.ndarray  # whether the sample's combined logit and t are
+    mean: np.ndarray | None  # the normalizer's state afterwards
+
+
+def bin_index(t: np.ndarray, normalizer: Any) -> np.ndarray:
+    edges = getattr(normalizer, "edges", None)
+    bins = len(float64(normalizer.mean))
+    index = np.zeros(len(t), dtype=np.int64)
+    for b, value in enumerate(t):
+        if not math.isfinite(value):
+            continue
+        if edges is not None:
+            index[b] = int((float64(edges) <= value).sum())
+        else:
+            t0, t1 = normalizer.t_range
+            index[b] = min(max(math.floor((value - t0) / ((t1 - t0) / bins)), 0), bins - 1)
+    return index
+
+
+def weights(
+    logits: Any,
+    t: Any = None,
+    *,
+    divergence: Any = "js",
+    normalizer: Any = None,
+    ratio_range: tuple[float, float] | None = (0.1, 20.0),
+    normalize_weight: bool = True,
+    **_: Any,
+) -> Weights:
+    """Steps 1 to 5 of the f-divergence weight, from logits."""
+    ell = float64(logits)
+    with np.errstate(invalid="ignore", over="ignore"):
+        combined = ell.reshape(len(ell), -1).mean(axis=1)
+    finite = np.isfinite(combined)
+    if t is not None:
+        finite &= np.isfinite(float64(t))
+    bound = UNBOUNDED_LOG_RATIO
+    low, high = (-bound, bound) if ratio_range is None else (math.log(ratio_range[0]), math.log(ratio_range[1]))
+    log_ratio = np.where(finite, np.clip(combined, low, high), np.nan)
+    ratio, clipped = np.exp(log_ratio), finite & ((combined < low) | (combined > high))
+    mean = None
+    if normalizer is not None:
+        index, mean = bin_index(float64(t), normalizer), float64(normalizer.mean)
+        if normalizer.training:
+            for i in range(len(mean)):
+                members = finite & (index == i)
+                if members.any():
+                    mean[i] = normalizer.decay * mean[i] + (1 - normalizer.decay) * ratio[members].mean()
+        log_ratio = log_ratio - np.log(mean[index])
+    raw = weight_function(divergence, log_ratio)
+    final = raw / raw[finite].mean() if normalize_weight and finite.any() else raw
+    return Weights(final, raw, ratio, clipped, finite, mean)
+
+
+def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a, c) with x0 = a x_t + c pred, broadcastable to the student."""
+
+    def level(value: Any) -> np.ndarray:
+        value = float64(value)
+        return value.reshape(-1, *(1,) * (student.ndim - 1)) if value.ndim == 1 else value
+
+    kind, sd = prediction.kind, prediction.sigma_data
+    if kind == "sample":
+        return np.zeros(()), np.ones(())
+    sigma = level(prediction.sigma)
+    if kind == "epsilon":
+        return 1 / level(prediction.alpha), -sigma / level(prediction.alpha)
+    if kind == "v_prediction":
+        return level(prediction.alpha), -sigma
+    if kind == "flow_prediction":
+        return np.ones(()), -sigma
+    if kind == "edm":
+        return sd**2 / (sigma**2 + sd**2), sigma * sd / np.sqrt(sigma**2 + sd**2)
+    raise ValueError(kind)
+
+
+@dataclass
+class Expected:
+    loss: np.ndarray
+    grad: np.ndarray  # at upstream 1
+    per_sample: np.ndarray  # (B,): w = h s
+    guidance_bound: np.ndarray | None  # of the gradient at upstream 1, in units of the arithmetic's epsilon, 2^-24 or 2^-53
+    weights: Weights | None
+    bad: np.ndarray  # (B,): the non-finite samples
+    stats: dict[str, float]
+
+
+def score_difference(
+    student: Any,
+    teacher: Any,
+    fake: Any,
+    logits: Any = None,
+    t: Any = None,
+    *,
+    divergence: Any = "js",
+    weight: Any = None,
+    scale: Any = "dmd",
+    eps: float = 1e-6,
+    mask: Any = None,
+    prediction: Any = None,
+    teacher_uncond: Any = None,
+    guidance_scale: float | None = None,
+    fake_uncond: Any = None,
+    fake_guidance_scale: float | None = None,
+    nonfinite: str = "propagate",
+    reduction: str = "mean",
+    **options: Any,
+) -> Expected:
+    """Loss, gradient and figures of the weighted score-difference loss."""
+    x = float64(student)
+    batch, n = len(x), x[0].size
+    column = (batch, *(1,) * (x.ndim - 1))
+    given = None
+    if weight is not None:
+        h = float64(weight)
+    elif logits is not None:
+        given = weights(logits, t, divergence=divergence, **options)
+        h = given.weight
+    else:
+        h = np.ones(batch)
+    a, c = (np.zeros(()), np.ones(())) if prediction is None else coefficients(prediction, x)
+    anchor = 0.0 if prediction is None or prediction.noisy is None else a * float64(prediction.noisy)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        raw_teacher, teacher_size = _guided(teacher, teacher_uncond, guidance_scale)
+        raw_fake, fake_size = _guided(fake, fake_uncond, fake_guidance_scale)
+        difference = np.broadcast_to(c * (raw_fake - raw_teacher), x.shape)
+        distance = np.abs(x - (anchor + c * raw_teacher))
+        keep = np.ones(x.shape, dtype=bool) if mask is None else _mask(mask, x)
+        # A masked element takes part in the mean of |x - tau|, but a non-finite one there counts as 0.
+        distance = np.where(~keep & ~np.isfinite(distance), 0.0, distance)
+        gap = distance.reshape(batch, -1).mean(axis=1)
+        if isinstance(scale, str):
+            s = (1 / (gap + eps)).reshape(column)
+        elif scale is None:
+            s = np.ones(column)
+        else:
+            s = float64(scale)
+            s = s.reshape(column) if s.ndim == 1 else s
+        w = h.reshape(column) * s
+        g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
+        bad = ~np.isfinite(g).reshape(batch, -1).all(axis=1) | ~np.isfinite(h)
+        bad |= ~np.isfinite(np.broadcast_to(s, x.shape)).reshape(batch, -1).all(axis=1)
+        if t is not None:
+            bad |= ~np.isfinite(float64(t))
+        if isinstance(scale, str):
+            bad |= ~np.isfinite(np.where(keep, x, 0.0)).reshape(batch, -1).all(axis=1)
+        replaced = np.nan if nonfinite == "propagate" else 0.0
+        g = np.where(bad.reshape(column) & keep, replaced, g)
+
+        total = keep.sum()
+        counts = keep.reshape(batch, -1).sum(axis=1)
+        squares = (g**2).reshape(batch, -1).sum(axis=1)
+        if reduction == "mean":
+            loss, divisor = 0.5 * squares.sum() / max(total, 1), np.full(column, max(total, 1), dtype=np.float64)
+        elif reduction == "sum":
+            loss, divisor = 0.5 * squares.sum(), np.ones(column)
+        else:
+            divisor = np.maximum(counts, 1).astype(np.float64)
+            loss, divisor = 0.5 * squares / divisor, divisor.reshape(column)
+        grad = g / divisor
+        bound = None
+        if teacher_uncond is not None or fake_uncond is not None:
+            bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape)
+        stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
+    return Expected(loss, grad, w.reshape(batch, -1), bound, given, bad, stats)
+
+
+def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
+    keep = np.asarray(mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask)
+    return np.broadcast_to(keep.reshape(-1, *(1,) * (x.ndim - 1)) if keep.ndim == 1 else keep, x.shape)
+
+
+def _guided(cond: Any, uncond: Any, guidance: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The prediction, and the sum of magnitudes whose rounding its error is made of."""
+    cond = float64(cond)
+    if uncond is None:
+        return cond, np.abs(cond)
+    u, g = float64(uncond), float(guidance)  # type: ignore[arg-type]
+    return u + g * (cond - u), np.abs(u) + abs(g) * (np.abs(cond) + np.abs(u))
+
+
+def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, shape) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """FDivStats of a batch whose samples are all finite."""
+    raw = h if given is None else given.raw
+    figures = {
+        "weight_min": raw.min(),
+        "weight_mean": raw.mean(),
+        "weight_max": raw.max(),
+        "effective_sample_size": raw.sum() ** 2 / (len(raw) * (raw**2).sum()),
+        "ratio_mean": np.nan if given is None else given.ratio.mean(),
+        "clip_fraction": np.nan if given is None else given.clipped.mean(),
+        "grad_norm": np.sqrt((grad**2).sum()),
+        "relative_gap": np.abs(difference).mean() / distance.mean(),
+        "nonfinite_samples": float(bad.sum()),
+        "out_of_range_fraction": np.nan,
+    }
+    if normalizer is not None:
+        t0, t1 = normalizer.t_range
+        level = float64(t)
+        figures["out_of_range_fraction"] = ((level < t0) | (level > t1)).mean()
+    return {name: float(value) for name, value in figures.items()}
