@@ -1,0 +1,115 @@
+"""What the peers' trainers compute between the networks' outputs and the student's gradient, in eager PyTorch.
+
+Written from the formulas of NVlabs/FastGen (34f30e8), tianweiy/DMD2 (8d8fa55) and guandeh17/Self-Forcing (33593df),
+with the same casts, temporaries and small ops, so that speed and rounding are theirs. tests/benchmarks holds each to
+values recorded from the original functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+# h(r) as FastGen has it: constant factors of squared Hellinger and Neyman dropped, since h is normalized.
+FASTGEN_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda r: r,
+    "js": lambda r: 1 - 1 / (1 + r),
+    "sf": lambda r: 1 / (1 + r),
+    "neyman": lambda r: 1 / r,
+    "sh": lambda r: r**0.5,
+    "jf": lambda r: 1 + r,
+}
+
+
+def fastgen_weight(
+    logits: Tensor,
+    t: Tensor,
+    bins: Tensor,
+    *,
+    divergence: str = "js",
+    t_range: tuple[float, float] = (0.0, 1.0),
+    decay: float = 0.9,
+    ratio_range: tuple[float, float] = (0.1, 20.0),
+) -> Tensor:
+    """h per sample, normalized over the batch; `bins` (fp32) takes the update.
+
+    r = clamp(exp(clamp(mean_k logits, ±10))), divided by the running mean of its bin of t; h(r) over its batch mean.
+    Counts, bin means and the mean of h each get 1e-6 added.
+    """
+    ratio = logits.float().mean(dim=1).clamp(-10.0, 10.0).exp().detach().clamp(*ratio_range)
+    bin_width = (t_range[1] - t_range[0]) / len(bins)
+    index = ((t.double() - t_range[0]) / bin_width).floor().long().clamp(0, len(bins) - 1)
+    count = torch.bincount(index, minlength=len(bins)).float()
+    total = torch.bincount(index, weights=ratio, minlength=len(bins)).float()
+    seen = count > 0
+    batch_mean = total / (count + 1e-6)
+    updated = bins.float()
+    updated[seen] = updated[seen] * decay + (1 - decay) * batch_mean[seen]
+    bins.copy_(updated.to(bins.dtype))
+    h = FASTGEN_WEIGHTS[divergence](ratio / (updated[index] + 1e-6))
+    return (h / (h.sum() / len(h) + 1e-6)).to(logits.dtype)
+
+
+def fastgen_loss(student: Tensor, teacher: Tensor, fake: Tensor, weight: Tensor | None = None) -> Tensor:
+    """0.5·mse(x, sg(x - w (f - τ))), w = weight / (mean|x - τ| + 1e-6) in fp32, then rounded to the student's dtype."""
+    with torch.no_grad():
+        dims = tuple(range(1, student.ndim))
+        w = 1 / ((student.float() - teacher.float()).abs().mean(dim=dims, keepdim=True) + 1e-6)
+        if weight is not None:
+            w *= weight.float().reshape(w.shape)
+        target = student - (fake - teacher) * w.to(student.dtype)
+    return 0.5 * mse_loss(student, target)
+
+
+def fastgen_chain(
+    student: Tensor, teacher: Tensor, fake: Tensor, logits: Tensor, t: Tensor, bins: Tensor, divergence: str = "js"
+) -> Tensor:
+    """FastGen's f-distill loss: weight, then loss."""
+    return fastgen_loss(student, teacher, fake, fastgen_weight(logits, t, bins, divergence=divergence))
+
+
+def _per_sample(v: Tensor, like: Tensor) -> Tensor:
+    return v.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def dmd2_pixel_chain(student: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
+    """DMD2's EDM guidance: x0 predictions, g = ((x - τ) - (x - f)) / mean|x - τ|, nan_to_num per element."""
+    with torch.no_grad():
+        p_teacher, p_fake = student - teacher, student - fake
+        dims = tuple(range(1, student.ndim))
+        grad = torch.nan_to_num((p_teacher - p_fake) / p_teacher.abs().mean(dim=dims, keepdim=True))
+    return 0.5 * mse_loss(student, (student - grad).detach())
+
+
+def dmd2_latent_epsilon_chain(
+    student: Tensor, teacher: Tensor, fake: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """DMD2's Stable Diffusion guidance: raw ε predictions become x0 in float64, then as in pixel space."""
+    with torch.no_grad():
+        a, s = _per_sample(alpha.double(), student), _per_sample(sigma.double(), student)
+        p_fake = student - (noisy.double() - s * fake.double()) / a
+        p_teacher = student - (noisy.double() - s * teacher.double()) / a
+        dims = tuple(range(1, student.ndim))
+        grad = torch.nan_to_num((p_teacher - p_fake) / p_teacher.abs().mean(dim=dims, keepdim=True))
+    return 0.5 * mse_loss(student.float(), (student - grad).detach().float())
+
+
+def self_forcing_chain(
+    student: Tensor,
+    teacher_cond: Tensor,
+    teacher_uncond: Tensor,
+    fake: Tensor,
+    guidance_w: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Self-Forcing's DMD: τ = c + w (c - u), g = (f - τ) / mean|x - τ|, float64 loss over kept elements."""
+    with torch.no_grad():
+        teacher = teacher_cond + (teacher_cond - teacher_uncond) * guidance_w
+        dims = tuple(range(1, student.ndim))
+        grad = torch.nan_to_num((fake - teacher) / (student - teacher).abs().mean(dim=dims, keepdim=True))
+    x = student.double()
+    target = (x - grad.double()).detach()
+    return 0.5 * (mse_loss(x, target) if mask is None else mse_loss(x[mask], target[mask]))
