@@ -23,16 +23,16 @@ FDK_HOST_DEVICE inline double softplus(double x) {
 constexpr double kLog2 = 0.693147180559945309417232121458176568;
 
 // X(name, log h) with L = log r; `a` is the parameter of Amari's alpha family and of nothing else.
-#define FDK_DIVERGENCES(X)                              \
-  X(rkl, 0.0)                                           \
-  X(kl, L)                                              \
-  X(js, -softplus(-L))                                  \
-  X(softened_rkl, -softplus(L))                         \
-  X(squared_hellinger, 0.5 * L - 2 * kLog2)             \
-  X(jeffreys, softplus(L))                              \
-  X(neyman, kLog2 - L)                                  \
-  X(pearson, kLog2 + 2 * L)                             \
-  X(le_cam, 3 * kLog2 + 2 * L - 3 * softplus(L))        \
+#define FDK_DIVERGENCES(X)                       \
+  X(rkl, 0.0)                                    \
+  X(kl, L)                                       \
+  X(js, -softplus(-L))                           \
+  X(softened_rkl, -softplus(L))                  \
+  X(squared_hellinger, 0.5 * L - 2 * kLog2)      \
+  X(jeffreys, softplus(L))                       \
+  X(neyman, kLog2 - L)                           \
+  X(pearson, kLog2 + 2 * L)                      \
+  X(le_cam, 3 * kLog2 + 2 * L - 3 * softplus(L)) \
   X(alpha, a* L)
 
 enum class Divergence : int {

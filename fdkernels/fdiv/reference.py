@@ -87,7 +87,7 @@ def fdiv(
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
     if dmd_scale or with_stats:
-        error = student.reshape(shape).to(dtype) - _x0(raw_teacher, noisy, a, c, coefficient_inner, dtype)
+        error = student.reshape(shape).to(dtype) - _x0(raw_teacher, noisy, a, c, coefficient_inner)
         distance = torch.where(keep | torch.isfinite(error), error, 0.0).abs().sum(1, dtype=torch.float64)
 
     # Step 3: everything that multiplies the gap.
@@ -99,6 +99,7 @@ def fdiv(
         finite = finite & torch.isfinite(scale[:, 0])
     per_element = torch.ones((), dtype=dtype, device=device)
     if c is not None:
+        finite = finite & torch.isfinite(c).all(1)
         per_element = per_element * _elements(c, coefficient_inner, shape).to(dtype)
     if scale is not None and scale.shape[1] > 1:
         s = _elements(scale, scale_inner, shape)
@@ -153,15 +154,12 @@ def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float, dtype: t
     return base + guidance_scale * (cond.to(dtype) - base)
 
 
-def _x0(
-    raw: Tensor, noisy: Tensor | None, a: Tensor | None, c: Tensor | None, inner: int, dtype: torch.dtype
-) -> Tensor:
+def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor | None, c: Tensor | None, inner: int) -> Tensor:
     if noisy is None or a is None or c is None:
         return raw
     shape = (raw.shape[0], raw.shape[1])
     # In float64: rounding a and c would shift a whole sample the same way, which no mean averages out.
-    x0 = _elements(a, inner, shape) * noisy.reshape(shape).double() + _elements(c, inner, shape) * raw.double()
-    return x0.to(dtype)
+    return _elements(a, inner, shape) * noisy.reshape(shape).double() + _elements(c, inner, shape) * raw.double()
 
 
 def _given_weight_stats(h: Tensor) -> Tensor:

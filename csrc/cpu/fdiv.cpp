@@ -1,0 +1,212 @@
+// A sample's weight needs its mean |x - tau| before its first gradient is stored, so each sample is passed twice:
+// reduce, then apply. Memory sees each input once as long as the second pass finds it in cache:
+//
+//   whole samples   a thread takes a sample through both passes; it stays in that core's L2
+//   split samples   all threads reduce one sample in chunks, then apply it; it stays in the shared cache
+//
+// Chunks depend on the sample's size alone and their sums are added in order, so results have the same bits for any
+// number of threads.
+
+#include "fdiv.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "fdiv_kernel.h"
+
+namespace fdkernels {
+
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+    const char* forced = std::getenv("FDKERNELS_CPU_ISA");
+    const std::string_view isa = forced == nullptr ? "" : forced;
+#if defined(__x86_64__)
+    if ((isa.empty() || isa == "v4") && __builtin_cpu_supports("x86-64-v4")) return v4::kernels;
+    if ((isa.empty() || isa == "v3" || isa == "v4") && __builtin_cpu_supports("x86-64-v3")) return v3::kernels;
+#endif
+    return baseline::kernels;
+  }();
+  return chosen;
+}
+
+namespace cpu {
+
+namespace {
+
+constexpr int64_t kChunk = 16384;          // elements one thread reduces at a time in a split sample
+constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
+constexpr int64_t kGrain = 8192;           // elements below which a second thread does not pay
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+int64_t size_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+template <class Body>
+void parallel(const Threads& threads, int64_t count, int64_t grain, const Body& body) {
+  if (threads.count <= 1 || count <= grain) {
+    body(int64_t{0}, count);
+    return;
+  }
+  threads.parallel_for(
+      count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// Unmasked elements of each sample.
+std::vector<double> count_kept(const Problem& p) {
+  std::vector<double> kept(p.batch, static_cast<double>(p.elements));
+  if (p.mask.data == nullptr) return kept;
+  const uint8_t* data = static_cast<const uint8_t*>(p.mask.data);
+  const double per_entry = static_cast<double>(p.elements / p.mask.entries);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    if (b > 0 && p.mask.batch_stride == 0) {
+      kept[b] = kept[0];
+      continue;
+    }
+    int64_t entries = 0;
+    for (int64_t i = 0; i < p.mask.entries; ++i) entries += data[b * p.mask.batch_stride + i] != 0;
+    kept[b] = static_cast<double>(entries) * per_entry;
+  }
+  return kept;
+}
+
+double table_value(const Table& table, int64_t b) {
+  const int64_t at = b * table.batch_stride;
+  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
+                                   : static_cast<const float*>(table.data)[at];
+}
+
+class Run {
+ public:
+  Run(const Problem& problem, const Threads& threads)
+      : p_(problem),
+        threads_(threads),
+        reduce_(problem.wide ? kernels().reduce_wide : kernels().reduce),
+        apply_(problem.wide ? kernels().apply_wide : kernels().apply),
+        sums_(problem.batch),
+        weight_(problem.batch),
+        divisor_(problem.batch, 1.0) {
+    const std::vector<double> kept = count_kept(p_);
+    double total = 0;
+    for (const double count : kept) total += count;
+    for (int64_t b = 0; b < p_.batch && p_.reduction != Reduction::sum; ++b) {
+      divisor_[b] = std::max(1.0, p_.reduction == Reduction::none ? kept[b] : total);
+    }
+  }
+
+  void elements() {
+    const int64_t bytes = p_.elements * 3 * size_of(p_.student.dtype);
+    const bool small = p_.elements <= kChunk;
+    if (small || (bytes <= kWholeSample && p_.batch >= threads_.count)) {
+      parallel(threads_, p_.batch, std::max<int64_t>(1, kGrain / p_.elements), [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) whole_sample(b);
+      });
+    } else {
+      for (int64_t b = 0; b < p_.batch; ++b) split_sample(b);
+    }
+  }
+
+  void results(double* loss, float* unscale, double* stats) const {
+    double total = 0, norm = 0, gap = 0, distance = 0, nonfinite = 0;
+    for (int64_t b = 0; b < p_.batch; ++b) {
+      const bool dropped = sums_[b].nonfinite && p_.zero_nonfinite;
+      const double energy = dropped ? 0.0 : weight_[b] * weight_[b] * sums_[b].energy;
+      if (p_.reduction == Reduction::none) loss[b] = 0.5 * energy / divisor_[b];
+      total += energy;
+      norm += energy / (divisor_[b] * divisor_[b]);
+      nonfinite += sums_[b].nonfinite;
+      if (!sums_[b].nonfinite) {
+        gap += sums_[b].gap;
+        distance += sums_[b].distance;
+      }
+      if (unscale != nullptr && (p_.reduction == Reduction::none || b == 0)) {
+        unscale[b] = static_cast<float>(1.0 / float16_power(divisor_[b]));
+      }
+    }
+    if (p_.reduction != Reduction::none) loss[0] = p_.batch > 0 ? 0.5 * total / divisor_[0] : 0.0;
+    if (unscale != nullptr && p_.batch == 0 && p_.reduction != Reduction::none) unscale[0] = 1;
+    if (stats != nullptr) {
+      stats[kWeightStats] = std::sqrt(norm);
+      stats[kWeightStats + 1] = gap / distance;
+      stats[kWeightStats + 2] = nonfinite;
+    }
+  }
+
+ private:
+  void whole_sample(int64_t b) {
+    for (int64_t at = 0; at < p_.elements; at += kChunk) {
+      sums_[b].add(reduce_(p_, b, at, std::min(p_.elements, at + kChunk)));
+    }
+    weigh(b);
+    if (p_.gradient != nullptr) store(b, 0, p_.elements);
+  }
+
+  void split_sample(int64_t b) {
+    const int64_t chunks = (p_.elements + kChunk - 1) / kChunk;
+    std::vector<Sums> partial(chunks);
+    parallel(threads_, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        partial[i] = reduce_(p_, b, i * kChunk, std::min(p_.elements, (i + 1) * kChunk));
+      }
+    });
+    for (const Sums& sums : partial) sums_[b].add(sums);
+    weigh(b);
+    if (p_.gradient == nullptr) return;
+    parallel(threads_, chunks, 1,
+             [&](int64_t begin, int64_t end) { store(b, begin * kChunk, std::min(p_.elements, end * kChunk)); });
+  }
+
+  void weigh(int64_t b) {
+    Sums& sums = sums_[b];
+    const double scale = p_.scale.data != nullptr && p_.scale.entries == 1 ? table_value(p_.scale, b) : 1.0;
+    weight_[b] = sample_weight(p_.weight[b], p_.dmd_scale, sums.distance, p_.elements, p_.eps, scale);
+    sums.nonfinite = sums.nonfinite || !std::isfinite(weight_[b]) || !std::isfinite(scale);
+    if (sums.nonfinite) weight_[b] = p_.zero_nonfinite ? 0.0 : kNan;
+  }
+
+  void store(int64_t b, int64_t begin, int64_t end) const {
+    if (sums_[b].nonfinite && p_.zero_nonfinite) {  // 0 * infinity is not zero
+      const int64_t size = size_of(p_.student.dtype);
+      std::memset(static_cast<char*>(p_.gradient) + (b * p_.elements + begin) * size, 0, (end - begin) * size);
+      return;
+    }
+    const double power = p_.student.dtype == DType::f16 ? float16_power(divisor_[b]) : 1.0;
+    apply_(p_, b, begin, end, weight_[b] / divisor_[b] * power);
+  }
+
+  const Problem& p_;
+  const Threads& threads_;
+  const ReduceFunction reduce_;
+  const ApplyFunction apply_;
+  std::vector<Sums> sums_;
+  std::vector<double> weight_, divisor_;
+};
+
+}  // namespace
+
+void fdiv(const Problem& problem, const Threads& threads, double* loss, float* unscale, double* stats) {
+  Run run(problem, threads);
+  run.elements();
+  run.results(loss, unscale, stats);
+}
+
+void scale_gradient(const void* gradient, DType dtype, int64_t batch, int64_t elements, const double* factor,
+                    bool per_sample, void* out, const Threads& threads) {
+  const int64_t size = size_of(dtype);
+  const int64_t runs = per_sample ? batch : 1, length = per_sample ? elements : batch * elements;
+  for (int64_t b = 0; b < runs; ++b) {
+    if (factor[b] == 1.0 && out == gradient) continue;
+    parallel(threads, length, kGrain * 4, [&](int64_t begin, int64_t end) {
+      const int64_t offset = (b * length + begin) * size;
+      kernels().scale(static_cast<const char*>(gradient) + offset, dtype, end - begin, factor[b],
+                      static_cast<char*>(out) + offset);
+    });
+  }
+}
+
+}  // namespace cpu
+
+}  // namespace fdkernels

@@ -1,0 +1,125 @@
+// What the flagship op computes, free of torch: the problem as raw pointers, the weight h of steps 1 to 5, and the
+// arithmetic around each sample. The kernels under cpu/ add the loops over a sample's elements.
+//
+//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale, or a table, or 1
+//   g_bi = h_b s_b c_bi (f_bi - tau_bi)            f, tau raw predictions with x0 = a x_t + c prediction
+//   loss = 1/2 sum g^2 / N,   gradient = g / N
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "divergences.h"
+
+namespace fdkernels {
+
+enum class DType : int8_t { f32, f64, bf16, f16 };
+
+// An N-sized input: each sample is one dense run of n elements. Absent where data is null.
+struct Images {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t batch_stride = 0;
+};
+
+// A small operand: element i of sample b reads entry (i / inner) % entries of row b. A stride of 0 shares one row.
+struct Table {
+  const void* data = nullptr;
+  DType dtype = DType::f32;  // of masks: unused, one byte an entry
+  int64_t batch_stride = 0;
+  int64_t entries = 1;
+  int64_t inner = 1;
+};
+
+enum class Reduction : int8_t { mean, sum, none };
+
+struct Problem {
+  int64_t batch, elements;
+  Images student, teacher, fake, teacher_uncond, fake_uncond, noisy;
+  double guidance_scale, fake_guidance_scale;
+  Table a, c, scale, mask;
+  const double* weight;  // h, one per sample; NaN where logit, t or weight is not finite
+  bool dmd_scale;
+  double eps;
+  bool zero_nonfinite;
+  Reduction reduction;
+  bool with_stats;
+  void* gradient;  // contiguous, in student's dtype; null: loss only
+  bool wide;       // arithmetic in double, since an N-sized input is
+};
+
+// Sums over a run of elements. Masked ones count in neither energy nor nonfinite.
+struct Sums {
+  double distance = 0;  // |x - tau|
+  double energy = 0;    // (scale c (f - tau))^2
+  double gap = 0;       // |c (f - tau)|
+  bool nonfinite = false;
+
+  void add(const Sums& other) {
+    distance += other.distance;
+    energy += other.energy;
+    gap += other.gap;
+    nonfinite |= other.nonfinite;
+  }
+};
+
+struct RatioState {
+  float* mean;  // null: no normalizer
+  int64_t bins;
+  const double* edges;  // bins - 1 interior edges, right-open; null: uniform bins
+  double t_min, t_max, decay;
+  bool update;
+};
+
+struct WeightOptions {
+  Divergence divergence;
+  double alpha;
+  double log_ratio_min, log_ratio_max;
+  bool normalize;
+};
+
+// weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
+constexpr int kWeightStats = 7;
+// then gradient norm, relative gap, non-finite samples
+constexpr int kStats = kWeightStats + 3;
+
+// The bin of a finite noise level.
+FDK_HOST_DEVICE inline int64_t ratio_bin(const RatioState& state, double t) {
+  if (state.edges != nullptr) {
+    int64_t low = 0, high = state.bins - 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (state.edges[middle] <= t) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+  const double position = ::floor((t - state.t_min) / ((state.t_max - state.t_min) / static_cast<double>(state.bins)));
+  if (!(position > 0)) return 0;
+  return position < static_cast<double>(state.bins - 1) ? static_cast<int64_t>(position) : state.bins - 1;
+}
+
+// w_b, everything that multiplies a sample's per-element gap; NaN or infinite for a non-finite sample.
+FDK_HOST_DEVICE inline double sample_weight(double h, bool dmd_scale, double distance, int64_t elements, double eps,
+                                            double scale) {
+  return (dmd_scale ? h / (distance / static_cast<double>(elements) + eps) : h) * scale;
+}
+
+// float16 stores (g / N) 2^k with k = floor(log2 N), since g / N underflows it.
+FDK_HOST_DEVICE inline double float16_power(double divisor) {
+  return ::exp2(static_cast<double>(::ilogb(divisor)));
+}
+
+// Steps 1 to 5 on combined logits L (modified), t (null: none); see fdkernels/fdiv/weight.py, the specification.
+void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& state, const WeightOptions& options,
+                 double* h, double* stats);
+
+// Statistics of weights that the caller gave; NaN ones count as non-finite samples.
+void given_weight_stats(int64_t batch, const double* h, double* stats);
+
+}  // namespace fdkernels
