@@ -158,10 +158,10 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass
 class Expected:
-    loss: np.ndarray
+    loss: Any
     grad: np.ndarray  # at upstream 1
     per_sample: np.ndarray  # (B,): w = h s
-    guidance_bound: np.ndarray | None  # of the gradient at upstream 1, in units of the arithmetic's epsilon, 2^-24 or 2^-53
+    guidance_bound: np.ndarray | None  # of the gradient at upstream 1, in units of 2^-24 (fp32) or 2^-53 (fp64)
     weights: Weights | None
     bad: np.ndarray  # (B,): the non-finite samples
     stats: dict[str, float]
@@ -189,8 +189,10 @@ def score_difference(
     **options: Any,
 ) -> Expected:
     """Loss, gradient and figures of the weighted score-difference loss."""
-    x = float64(student)
-    batch, n = len(x), x[0].size
+    # The oracle of a float64 kernel needs more digits than float64.
+    exact = np.longdouble if student.dtype == torch.float64 else np.float64
+    x = float64(student).astype(exact)
+    batch = len(x)
     column = (batch, *(1,) * (x.ndim - 1))
     given = None
     if weight is not None:
@@ -204,8 +206,8 @@ def score_difference(
     anchor = 0.0 if prediction is None or prediction.noisy is None else a * float64(prediction.noisy)
 
     with np.errstate(invalid="ignore", over="ignore"):
-        raw_teacher, teacher_size = _guided(teacher, teacher_uncond, guidance_scale)
-        raw_fake, fake_size = _guided(fake, fake_uncond, fake_guidance_scale)
+        raw_teacher, teacher_size = _guided(teacher, teacher_uncond, guidance_scale, exact)
+        raw_fake, fake_size = _guided(fake, fake_uncond, fake_guidance_scale, exact)
         difference = np.broadcast_to(c * (raw_fake - raw_teacher), x.shape)
         distance = np.abs(x - (anchor + c * raw_teacher))
         keep = np.ones(x.shape, dtype=bool) if mask is None else _mask(mask, x)
@@ -243,9 +245,9 @@ def score_difference(
         grad = g / divisor
         bound = None
         if teacher_uncond is not None or fake_uncond is not None:
-            bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape)
+            bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape).astype(np.float64)
         stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
-    return Expected(loss, grad, w.reshape(batch, -1), bound, given, bad, stats)
+    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, bad, stats)
 
 
 def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
@@ -253,12 +255,12 @@ def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(keep.reshape(-1, *(1,) * (x.ndim - 1)) if keep.ndim == 1 else keep, x.shape)
 
 
-def _guided(cond: Any, uncond: Any, guidance: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple[np.ndarray, np.ndarray]:
     """The prediction, and the sum of magnitudes whose rounding its error is made of."""
-    cond = float64(cond)
+    cond = float64(cond).astype(exact)
     if uncond is None:
         return cond, np.abs(cond)
-    u, g = float64(uncond), float(guidance)  # type: ignore[arg-type]
+    u, g = float64(uncond).astype(exact), float(guidance)  # type: ignore[arg-type]
     return u + g * (cond - u), np.abs(u) + abs(g) * (np.abs(cond) + np.abs(u))
 
 

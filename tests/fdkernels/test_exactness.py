@@ -1,0 +1,126 @@
+"""N-sized arithmetic in fp32 (fp64 for fp64 inputs), the gradient rounded once: held to the float64 oracle."""
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from tests.cases import make, normalizer, same_bits
+from tests.oracle import F
+
+pytestmark = pytest.mark.contract("exactness")
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+SHAPES = ((8, 3, 16, 16), (3, 4, 2, 5, 7), (2, 1), (5, 1021), (1, 3, 64, 65))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_and_dtypes(backend, shape, dtype):
+    make(shape, dtype).check(backend)
+
+
+@pytest.mark.parametrize("divergence", [*F, "alpha(0.5)", "alpha(-1.25)"])
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)
+def test_divergences(backend, divergence, dtype):
+    make((6, 3, 5, 5), dtype, divergence=divergence).check(backend)
+
+
+@pytest.mark.parametrize("student", (torch.bfloat16, torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("teacher", (torch.bfloat16, torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("fake", (torch.bfloat16, torch.float16, torch.float32), ids=str)
+def test_any_mix_of_dtypes(backend, student, teacher, fake):
+    case = make((4, 3, 9, 7), torch.float32)
+    case.but(student=case.student.to(student), teacher=case.teacher.to(teacher), fake=case.fake.to(fake)).check(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", (1.0, 1e-2, 1e-5))
+def test_small_gaps_do_not_cancel(backend, dtype, gap):
+    """Where the pseudo-target form loses 11 % of a bf16 gradient, and all of it below a gap of 1e-2."""
+    make((4, 3, 16, 16), dtype, predictions=torch.float64 if dtype == torch.float64 else torch.float32, gap=gap).check(
+        backend
+    )
+
+
+@pytest.mark.parametrize("scale", ("dmd", "per sample", "per frame", None))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)
+def test_scales(backend, scale, dtype):
+    case = make((4, 3, 2, 6, 5), dtype)
+    generator = torch.Generator().manual_seed(5)
+    value = scale
+    if scale == "per sample":
+        value = torch.rand(4, generator=generator, dtype=torch.float32)
+    elif scale == "per frame":
+        value = torch.rand(4, 3, 1, 1, 1, generator=generator, dtype=torch.float32)
+    case.but(scale=value).check(backend)
+
+
+def test_broadcast_scales(backend):
+    case = make((3, 4, 6, 5))
+    generator = torch.Generator().manual_seed(6)
+    for shape in ((1, 1, 1, 1), (1, 4, 1, 1), (3, 1, 6, 1), (1, 1, 1, 5), (3, 4, 6, 5)):
+        case.but(scale=torch.rand(shape, generator=generator) + 0.1).check(backend)
+
+
+@pytest.mark.parametrize("eps", (0.0, 1e-6, 0.5))
+def test_eps(backend, eps):
+    make(eps=eps).check(backend)
+
+
+def test_weight_given(backend):
+    weight = torch.tensor([0.1, 3.0, 0.0, 1.0])
+    for dtype in (torch.bfloat16, torch.float32):
+        make((4, 3, 8, 8), dtype, heads=None, weight=weight).check(backend)
+    make((4, 3, 8, 8), torch.float64, heads=None, weight=weight.double()).check(backend)
+    make((4, 3, 8, 8), torch.float32, heads=None, weight=weight.bfloat16()).check(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_with_normalizer(backend, dtype):
+    make((16, 3, 5, 5), dtype, normalizer=normalizer()).check(backend)
+
+
+def test_a_divergence_of_ones_own(backend):
+    """On kernel backends: its weight in PyTorch, then the kernel. h(r) = sqrt(r) is alpha(1/2)."""
+    own = fdk.Divergence("test_own", lambda log_ratio: 0.5 * log_ratio)
+    case = make((6, 3, 5, 5), normalizer=normalizer())
+    mine, theirs = case.but(divergence=own).run(backend), case.but(divergence="alpha(0.5)").check(backend)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mine.mean, theirs.mean, rtol=1e-7, atol=0)
+
+
+def test_module_form(backend):
+    """FDivLoss is the function with its settings, and owns nothing but the normalizer."""
+    case = make((16, 3, 5, 5), normalizer=fdk.RatioNormalizer(10))
+    module = fdk.FDivLoss("js", bins=10, backend=backend)
+    assert list(module.state_dict()) == ["normalizer.mean"] and not list(module.parameters())
+    student = case.student.detach().requires_grad_()
+    loss = module(student, case.teacher, case.fake, case.logits, case.t)
+    loss.backward()
+    outcome = case.run(backend)
+    assert same_bits(loss.detach(), outcome.loss) and same_bits(student.grad, outcome.grad)
+    assert same_bits(module.normalizer.mean, outcome.mean)
+
+
+def test_no_gradient_asked_for(backend):
+    case = make()
+    with torch.no_grad():
+        loss = case.call(backend)
+    assert not loss.requires_grad
+    assert same_bits(loss, case.run(backend).loss)
+    assert not case.call(backend).requires_grad
+
+
+def test_rkl_needs_neither_logits_nor_t(backend):
+    make(heads=None).check(backend)
+    case = make(divergence="rkl")
+    assert same_bits(case.run(backend).grad, case.but(logits=None, t=None).run(backend).grad)
+
+
+def test_auto_is_the_fastest_backend(backend):
+    from fdkernels.backends import available, choose
+
+    fastest = next(name for name in ("native", "reference") if available("cpu")[name] is None)
+    assert choose("auto", "cpu") == fastest and choose(backend, "cpu") == backend
+    case = make()
+    assert same_bits(case.run("auto").grad, case.run(fastest).grad)

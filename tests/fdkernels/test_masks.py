@@ -1,0 +1,86 @@
+"""Masks: selected away in the loss, counted over n in the dmd mean, harmless where they hide NaN."""
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from tests.cases import make
+
+pytestmark = pytest.mark.contract("masks")
+
+SHAPE = (4, 3, 2, 6, 5)
+MASKS = {
+    "per sample": (4,),
+    "per sample, full rank": (4, 1, 1, 1, 1),
+    "per frame": (4, 3, 1, 1, 1),
+    "spatial": (1, 1, 1, 6, 5),
+    "rows": (4, 1, 1, 6, 1),
+    "columns of a frame": (1, 3, 1, 1, 5),
+    "full": SHAPE,
+}
+
+
+def random_mask(shape: tuple[int, ...]) -> torch.Tensor:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(8)) < 0.6
+    mask.view(-1)[0], mask.view(-1)[-1] = True, False
+    return mask
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
+def test_masks(backend, kind, reduction, dtype):
+    make(SHAPE, dtype, mask=random_mask(MASKS[kind]), reduction=reduction).check(backend)
+
+
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_nothing_unmasked(backend, reduction):
+    case = make(SHAPE, mask=torch.zeros(SHAPE, dtype=torch.bool), reduction=reduction)
+    outcome = case.check(backend)
+    assert not outcome.loss.any() and not outcome.grad.any()
+
+
+def test_a_sample_without_unmasked_elements(backend):
+    mask = random_mask(SHAPE)
+    mask[1] = False
+    outcome = make(SHAPE, mask=mask, reduction="none").check(backend)
+    assert outcome.loss[1] == 0 and not outcome.grad[1].any()
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
+@pytest.mark.parametrize("name", ("student", "teacher", "fake"))
+@pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
+def test_nonfinite_values_behind_the_mask(backend, name, value, nonfinite):
+    case = make(SHAPE, mask=random_mask(SHAPE), nonfinite=nonfinite)
+    poisoned = getattr(case, name).masked_fill(~case.options["mask"], value)
+    outcome = case.but(**{name: poisoned}).check(backend)
+    assert outcome.grad.isfinite().all() and not outcome.grad[~case.options["mask"]].any()
+
+
+def test_masked_elements_take_part_in_the_dmd_mean(backend):
+    """Self-Forcing's rule: |x - τ| is averaged over all n elements."""
+    case = make(SHAPE, heads=None, mask=random_mask(SHAPE))
+    louder = case.but(student=torch.where(case.options["mask"], case.student, case.student + 100))
+    louder.check(backend)
+    assert louder.run(backend).grad.norm() < 0.1 * case.run(backend).grad.norm()
+
+
+def test_strided_masks(backend):
+    mask = random_mask((*SHAPE[:-1], 2 * SHAPE[-1]))[..., ::2]
+    make(SHAPE, mask=mask).check(backend)
+    make(SHAPE, mask=random_mask((1, 1, 1, 6, 5)).expand(SHAPE)).check(backend)
+    make(SHAPE, mask=random_mask((5, 6, 2, 3, 4)).permute(4, 3, 2, 1, 0)).check(backend)
+
+
+def test_mask_with_channels_last(backend):
+    case = make((4, 3, 6, 5), mask=random_mask((4, 3, 6, 5)))
+    case.but(student=case.student.to(memory_format=torch.channels_last)).check(backend)
+    case.but(student=case.student.to(memory_format=torch.channels_last), mask=random_mask((4, 3, 1, 1))).check(backend)
+
+
+def test_mask_with_predictions_and_scale(backend):
+    case = make(SHAPE, mask=random_mask((4, 3, 1, 1, 1)))
+    noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([[0.1, 0.5, 0.75]]).reshape(1, 3, 1, 1, 1)
+    case.but(prediction=fdk.Prediction("edm", noisy, sigma=sigma)).check(backend)
+    case.but(scale=torch.rand(4, generator=torch.Generator().manual_seed(1))).check(backend)

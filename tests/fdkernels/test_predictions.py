@@ -1,0 +1,119 @@
+"""Raw predictions and guidance: x0 = a·x_t + c·prediction, with the x_t term cancelled exactly."""
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from fdkernels import testing
+from tests import oracle
+from tests.cases import Case, make
+
+pytestmark = pytest.mark.contract("predictions")
+
+KINDS = ("sample", "epsilon", "v_prediction", "flow_prediction", "edm")
+SHAPE = (4, 3, 2, 6, 5)
+
+
+def prediction(kind: str, noisy: torch.Tensor, level: str) -> fdk.Prediction:
+    shape = {"float": (), "per sample": (4,), "per frame": (4, 3, 1, 1, 1), "per batch": (1, 3, 1, 1, 1)}[level]
+    angle = 0.1 + 1.3 * torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    alpha, sigma = angle.cos(), angle.sin()
+    if kind == "flow_prediction":
+        alpha = 1 - sigma
+    if kind == "edm":
+        alpha, sigma = torch.ones(shape), 8 * sigma
+    if level == "float":
+        alpha, sigma = float(alpha), float(sigma)
+    return fdk.Prediction(kind, noisy, alpha=alpha, sigma=sigma)
+
+
+def raw_case(kind: str, dtype: torch.dtype, level: str = "per sample", predictions=None, **options) -> Case:
+    case = make(SHAPE, dtype, predictions=predictions, **options)
+    noisy = 3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return case.but(prediction=prediction(kind, noisy.to(dtype), level))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", ("float", "per sample", "per frame", "per batch"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)
+def test_kinds(backend, kind, level, dtype):
+    raw_case(kind, dtype, level).check(backend)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", ("dmd", None))
+def test_tiny_gaps_of_raw_predictions(backend, kind, scale):
+    """A gap of 1e-3 beside |x_t| of 3: rounding x0 to bf16 first would cost most of the gradient."""
+    raw_case(kind, torch.bfloat16, predictions=torch.float32, gap=1e-3, scale=scale).check(backend)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_raw_equals_x0(backend, kind):
+    """Converting to x0 by hand in float64 and passing no prediction gives the same."""
+    case = raw_case(kind, torch.float64)
+    x = oracle.float64(case.student)
+    a, c = (torch.from_numpy(v) for v in oracle.coefficients(case.options["prediction"], x))
+    noisy = case.options["prediction"].noisy
+    by_hand = case.but(teacher=a * noisy + c * case.teacher, fake=a * noisy + c * case.fake, prediction=None)
+    torch.testing.assert_close(case.run(backend).grad, by_hand.run(backend).grad, rtol=1e-9, atol=1e-15)
+
+
+def guided(case: Case, guidance: float, fake_guidance: float | None = None, distance: float = 0.3) -> Case:
+    generator = torch.Generator().manual_seed(9)
+
+    def near(v: torch.Tensor) -> torch.Tensor:
+        return (v.double() + distance * torch.randn(v.shape, generator=generator, dtype=torch.float64)).to(v.dtype)
+
+    case = case.but(teacher_uncond=near(case.teacher), guidance_scale=guidance)
+    if fake_guidance is not None:
+        case = case.but(fake_uncond=near(case.fake), fake_guidance_scale=fake_guidance)
+    return case
+
+
+@pytest.mark.parametrize("guidance", (0.0, 1.0, 1.75, 7.5, -2.0))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
+def test_guidance(backend, guidance, dtype):
+    guided(make(SHAPE, dtype), guidance).check(backend)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_guidance_of_raw_predictions(backend, kind, dtype):
+    guided(raw_case(kind, dtype), 7.5).check(backend)
+    guided(raw_case(kind, dtype, scale=None), 3.0, 2.0).check(backend)
+
+
+def test_guidance_of_the_fake_alone(backend):
+    case = make(SHAPE)
+    case = case.but(fake_uncond=case.fake.roll(1, 0), fake_guidance_scale=2.5)
+    case.check(backend)
+
+
+def test_guidance_bound_is_the_published_one():
+    """The oracle's bound with teacher guidance is `testing.guidance_bound`."""
+    case = guided(make(SHAPE, scale=None, heads=None), 7.5)
+    expected = case.expected()
+    slope = torch.full(SHAPE, 1 / case.student.numel(), dtype=torch.float64)
+    bound = testing.guidance_bound(case.fake, case.teacher, case.options["teacher_uncond"], 7.5, slope)
+    torch.testing.assert_close(bound, torch.from_numpy(expected.guidance_bound) * 2.0**-24, rtol=1e-12, atol=0)
+
+
+def test_sample_needs_no_noisy(backend):
+    case = make(SHAPE)
+    with_prediction = case.but(prediction=fdk.Prediction("sample", None))
+    assert torch.equal(with_prediction.run(backend).grad, case.run(backend).grad)
+
+
+def test_noisy_is_not_read_without_dmd(backend):
+    """Without "dmd" the x_t term cancels exactly: not even NaN there matters."""
+    case = raw_case("epsilon", torch.float32, scale=None)
+    level = case.options["prediction"]
+    blank = fdk.Prediction("epsilon", torch.full_like(level.noisy, torch.nan), alpha=level.alpha, sigma=level.sigma)
+    assert torch.equal(case.run(backend).grad, case.but(prediction=blank).run(backend).grad)
+
+
+def test_levels_of_lower_precision(backend):
+    case = make(SHAPE)
+    noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.1, 0.5, 0.75, 0.9], dtype=torch.float16)
+    case.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=sigma)).check(backend)

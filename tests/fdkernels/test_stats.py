@@ -1,0 +1,93 @@
+"""FDivStats: every figure of a step, as device tensors, from the same pass."""
+
+import math
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from tests.cases import make, normalizer, same_bits
+
+pytestmark = pytest.mark.contract("stats")
+
+FIGURES = (
+    "weight_min",
+    "weight_mean",
+    "weight_max",
+    "effective_sample_size",
+    "ratio_mean",
+    "clip_fraction",
+    "out_of_range_fraction",
+    "grad_norm",
+    "relative_gap",
+    "nonfinite_samples",
+)
+
+
+def check(case, backend):
+    stats, expected = case.run(backend, stats=True).stats, case.expected().stats
+    assert isinstance(stats, fdk.FDivStats) and set(stats._fields) == set(FIGURES)
+    for name, value in stats._asdict().items():
+        assert value.dim() == 0 and value.is_floating_point() and not value.requires_grad, name
+        assert math.isclose(value, expected[name], rel_tol=2e-6, abs_tol=0) or (
+            value.isnan() and math.isnan(expected[name])
+        ), (name, value.item(), expected[name])
+    return stats
+
+
+@pytest.mark.parametrize("divergence", ("js", "kl", "rkl", "neyman", "alpha(0.3)"))
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
+def test_figures(backend, divergence, reduction, dtype):
+    check(make((9, 3, 6, 5), dtype, divergence=divergence, reduction=reduction, logit_scale=3), backend)
+
+
+def test_with_normalizer_and_t_outside(backend):
+    case = make((12, 3, 6, 5), normalizer=normalizer(t_range=(0.2, 0.7)))
+    stats = check(case, backend)
+    assert 0 < stats.out_of_range_fraction < 1
+    on_the_ends = case.but(t=torch.tensor([0.25, 0.75] * 6), normalizer=normalizer(t_range=(0.25, 0.75)))
+    assert check(on_the_ends, backend).out_of_range_fraction == 0
+
+
+@pytest.mark.parametrize("scale", ("dmd", None, "tensor"))
+def test_scales(backend, scale):
+    scale = torch.rand(5, 1, 6, 1, generator=torch.Generator().manual_seed(0)) if scale == "tensor" else scale
+    check(make((5, 3, 6, 5), scale=scale), backend)
+
+
+def test_without_logits(backend):
+    stats = check(make((5, 3, 6, 5), heads=None), backend)
+    assert stats.ratio_mean.isnan() and stats.clip_fraction.isnan() and stats.weight_mean == 1
+    weight = torch.tensor([0.5, 1, 2, 0.1, 3])
+    check(make((5, 3, 6, 5), heads=None, weight=weight), backend)
+
+
+def test_predictions_and_masks(backend):
+    noisy = torch.randn(5, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+    sigma = torch.linspace(0.1, 0.9, 5)
+    prediction = fdk.Prediction("flow_prediction", noisy, sigma=sigma)
+    mask = torch.rand(5, 3, 6, 5, generator=torch.Generator().manual_seed(2)) < 0.5
+    check(make((5, 3, 6, 5), prediction=prediction), backend)
+    check(make((5, 3, 6, 5), prediction=prediction, scale=None), backend)
+    check(make((5, 3, 6, 5), mask=mask), backend)
+
+
+def test_asking_changes_nothing(backend):
+    case = make((9, 3, 6, 5), normalizer=normalizer())
+    plain, with_stats = case.run(backend), case.run(backend, stats=True)
+    assert same_bits(plain.grad, with_stats.grad) and same_bits(plain.loss, with_stats.loss)
+    assert same_bits(plain.mean, with_stats.mean)
+
+
+def test_all_ratios_clipped(backend):
+    case = make((4, 3, 6, 5)).but(logits=torch.tensor([9.0, -9.0, 10.0, -10.0]))
+    assert check(case, backend).clip_fraction == 1
+
+
+def test_group_free_custom_divergence(backend):
+    case = make((9, 3, 6, 5), normalizer=normalizer())
+    own = fdk.Divergence("test_stats_own", lambda log_ratio: 0.5 * log_ratio)
+    mine, theirs = case.but(divergence=own).run(backend, stats=True), case.but(divergence="alpha(0.5)").run(backend, stats=True)
+    for name in FIGURES:
+        torch.testing.assert_close(getattr(mine.stats, name), getattr(theirs.stats, name), rtol=1e-6, atol=0)

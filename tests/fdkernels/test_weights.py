@@ -1,0 +1,105 @@
+"""fdiv_weight: relative 1e-6 wherever the true value is a normal fp32 number, at logits of ±80 and in half precision."""
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from fdkernels import testing
+from tests import oracle
+from tests.cases import make, normalizer
+
+pytestmark = pytest.mark.contract("weights")
+
+NAMES = (*oracle.F, "alpha(0.5)", "alpha(-0.75)", "alpha(1)")
+
+
+def check(backend, logits, t=None, **options):
+    expected = oracle.weights(logits, t, **options)
+    weight = fdk.fdiv_weight(logits, t, backend=backend, **options)
+    assert weight.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    assert weight.shape == (len(logits),) and not weight.requires_grad
+    exact = logits.dtype == torch.float64 and options.get("normalizer") is None
+    testing.assert_weight(weight, torch.from_numpy(expected.weight), relative=1e-13 if exact else 1e-6)
+    return weight, expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_unbounded_up_to_80(backend, name, dtype):
+    logits = torch.tensor([-80, -79.3, -41.7, -20.6, -3.1, -0.02, 0, 0.3, 1.7, 12.9, 36.4, 80, 79.1]).to(dtype)
+    check(backend, logits, divergence=name, ratio_range=None, normalize_weight=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("normalize", (True, False))
+def test_default_range(backend, name, normalize):
+    logits = torch.linspace(-6, 6, 24).reshape(12, 2) ** 3 / 20
+    check(backend, logits, divergence=name, normalize_weight=normalize)
+
+
+@pytest.mark.parametrize("name", ("js", "kl", "pearson", "neyman", "le_cam"))
+def test_normalize_over_a_batch_of_huge_spread(backend, name):
+    """h spans e^±160: the batch mean may not overflow on the way."""
+    logits = torch.tensor([-80.0, -79.0, -3.0, 0.0, 2.0, 78.0, 79.5, 80.0])
+    check(backend, logits, divergence=name, ratio_range=None)
+
+
+@pytest.mark.parametrize("alias", oracle.ALIASES)
+def test_aliases(backend, alias):
+    logits = torch.linspace(-2, 2, 9)
+    check(backend, logits, divergence=alias)
+
+
+def test_logits_beyond_every_float(backend):
+    """Huge logits are clamped; infinite ones and NaN are non-finite samples, and leave the others alone."""
+    largest = torch.finfo(torch.float32).max
+    logits = torch.tensor([largest, -largest, 1e30, 0.5, -0.5, torch.inf, -torch.inf, torch.nan])
+    weight, _ = check(backend, logits, divergence="kl")
+    assert weight.isnan().tolist() == [False] * 5 + [True] * 3
+
+
+def test_heads_average_logits_not_ratios(backend):
+    logits = torch.tensor([[2.0, -2.0, 3.0], [0.0, 1.0, -1.0], [-70.0, 5.0, 71.0]])
+    weight, _ = check(backend, logits, divergence="kl", normalize_weight=False, ratio_range=None)
+    torch.testing.assert_close(weight, logits.mean(1).exp(), rtol=1e-5, atol=0)
+
+
+def test_heads_with_opposite_infinities(backend):
+    logits = torch.tensor([[torch.inf, -torch.inf], [1.0, 2.0], [torch.inf, 1.0], [0.0, 0.0]])
+    weight, _ = check(backend, logits, divergence="js")
+    assert weight.isnan().tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("name", ("js", "kl", "neyman", "alpha(2.5)"))
+@pytest.mark.parametrize("training", (True, False))
+def test_normalizer(backend, name, training):
+    case = make((32, 1), seed=3)
+    state = normalizer(5).train(training)
+    _, expected = check(backend, case.logits, case.t, divergence=name, normalizer=state)
+    torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.mean), rtol=1e-6, atol=0)
+
+
+def test_large_batches_and_many_heads(backend):
+    case = make((3000, 1), heads=17, seed=4)
+    check(backend, case.logits, case.t, divergence="js", normalizer=normalizer(10))
+
+
+def test_layout_of_logits(backend):
+    logits = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    for view in (logits[::3, 1:6], logits.T, logits[:, :1].expand(24, 5), logits[3:, 2], logits[0]):
+        check(backend, view, divergence="kl")
+
+
+def test_ranges_are_symmetric_and_exact(backend):
+    logits = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0])
+    weight, _ = check(backend, logits, divergence="kl", ratio_range=(0.5, 2.0), normalize_weight=False)
+    # float64 rounds to the end points themselves.
+    assert weight[0] == 0.5 and weight[-1] == 2.0
+
+
+def test_the_weights_of_the_loss_are_these(backend):
+    """The fused op's h, read back from its gradient, is fdiv_weight's."""
+    case = make((8, 3, 8, 8), divergence="kl", scale=None)
+    weight = fdk.fdiv_weight(case.logits, case.t, divergence="kl", backend=backend)
+    given = case.but(logits=None, t=None, weight=weight)
+    torch.testing.assert_close(case.run(backend).grad, given.run(backend).grad, rtol=3e-7, atol=0)
