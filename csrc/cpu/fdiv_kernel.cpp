@@ -6,12 +6,9 @@
 
 #include "fdiv_kernel.h"
 
-#include <bit>
 #include <cstring>
 
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
+#include "numbers.h"
 
 namespace fdkernels::FDKERNELS_ISA {
 
@@ -23,108 +20,12 @@ inline bool is_finite(double v) {
   return v - v == 0;
 }
 
-inline float bf16_to_float(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+inline float magnitude(float v) {
+  return __builtin_fabsf(v);
 }
 
-inline uint16_t float_to_bf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-
-// IEEE half to single: shift the exponent into place, then let a multiplication normalize subnormals.
-inline float half_to_float(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
-  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t finite = std::bit_cast<uint32_t>(scaled);
-  const uint32_t result = (bits & 0x7c00u) == 0x7c00u ? (magnitude | 0x7f800000u) : finite;
-  return std::bit_cast<float>(result | (static_cast<uint32_t>(bits & 0x8000u) << 16));
-}
-
-// Round to nearest even. Adding a power of two at the half's last place makes the float adder round.
-inline uint16_t float_to_half(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536
-  if (magnitude < 0x38800000u) {                                               // subnormal
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
-  }
-  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
-}
-
-template <class T>
-void widen(const void* source, DType dtype, int64_t offset, int count, T* out) {
-  switch (dtype) {
-    case DType::f32: {
-      const float* in = static_cast<const float*>(source) + offset;
-      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(in[i]);
-      return;
-    }
-    case DType::f64: {
-      const double* in = static_cast<const double*>(source) + offset;
-      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(in[i]);
-      return;
-    }
-    case DType::bf16: {
-      const uint16_t* in = static_cast<const uint16_t*>(source) + offset;
-      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(bf16_to_float(in[i]));
-      return;
-    }
-    case DType::f16: {
-      const uint16_t* in = static_cast<const uint16_t*>(source) + offset;
-      int i = 0;
-#ifdef __F16C__
-      if constexpr (sizeof(T) == sizeof(float)) {
-        for (; i + 8 <= count; i += 8) {
-          const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
-          _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half));
-        }
-      }
-#endif
-      for (; i < count; ++i) out[i] = static_cast<T>(half_to_float(in[i]));
-      return;
-    }
-  }
-}
-
-template <class T>
-void narrow(const T* in, int count, void* target, DType dtype, int64_t offset) {
-  switch (dtype) {
-    case DType::f32: {
-      float* out = static_cast<float*>(target) + offset;
-      for (int i = 0; i < count; ++i) out[i] = static_cast<float>(in[i]);
-      return;
-    }
-    case DType::f64: {
-      double* out = static_cast<double*>(target) + offset;
-      for (int i = 0; i < count; ++i) out[i] = static_cast<double>(in[i]);
-      return;
-    }
-    case DType::bf16: {
-      uint16_t* out = static_cast<uint16_t*>(target) + offset;
-      for (int i = 0; i < count; ++i) out[i] = float_to_bf16(static_cast<float>(in[i]));
-      return;
-    }
-    case DType::f16: {
-      uint16_t* out = static_cast<uint16_t*>(target) + offset;
-      int i = 0;
-#ifdef __F16C__
-      if constexpr (sizeof(T) == sizeof(float)) {
-        for (; i + 8 <= count; i += 8) {
-          const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
-          _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
-        }
-      }
-#endif
-      for (; i < count; ++i) out[i] = float_to_half(static_cast<float>(in[i]));
-      return;
-    }
-  }
+inline double magnitude(double v) {
+  return __builtin_fabs(v);
 }
 
 template <class T>
@@ -233,21 +134,61 @@ void load_general(const Problem& p, int64_t b, int64_t begin, int count, bool wi
   }
 }
 
-template <class T, bool kReadX>
-Sums reduce_plain(const Block<T>& block, int count) {
-  const T *x = block.x, *tau = block.tau, *f = block.f;
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline float number(Bf16 v) {
+  return bf16_to_float(v.bits);
+}
+
+template <class T>
+T number(T v) {
+  return v;
+}
+
+inline void put(float v, Bf16& out) {
+  out.bits = float_to_bf16(v);
+}
+
+template <class T>
+void put(T v, T& out) {
+  out = v;
+}
+
+template <class T, bool kReadX, class Stored>
+Sums reduce_plain(const Stored* x, const Stored* tau, const Stored* f, int count) {
   T distance = 0, energy = 0, gap = 0;
 #pragma omp simd reduction(+ : distance, energy, gap)
   for (int i = 0; i < count; ++i) {
-    const T d = f[i] - tau[i];
+    const T d = number(f[i]) - number(tau[i]);
     energy += d * d;
-    gap += d < 0 ? -d : d;
-    if constexpr (kReadX) {
-      const T e = x[i] - tau[i];
-      distance += e < 0 ? -e : e;
-    }
+    gap += magnitude(d);
+    if constexpr (kReadX) distance += magnitude(number(x[i]) - number(tau[i]));
   }
   return {static_cast<double>(distance), static_cast<double>(energy), static_cast<double>(gap), false};
+}
+
+template <class T, class Stored>
+void apply_plain(const Stored* tau, const Stored* f, int64_t count, T w, Stored* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) put(w * (number(f[i]) - number(tau[i])), out[i]);
+}
+
+// Whether every N-sized operand is the same plain bfloat16, which then is widened in registers, without buffers.
+bool is_bf16(const Problem& p) {
+  const bool guided = p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr;
+  return p.student.dtype == DType::bf16 && p.teacher.dtype == DType::bf16 && p.fake.dtype == DType::bf16 && !guided;
+}
+
+const Bf16* bf16_at(const Images& images, int64_t b, int64_t begin) {
+  return static_cast<const Bf16*>(images.data) + b * images.batch_stride + begin;
+}
+
+template <class T, bool kReadX>
+Sums reduce_bf16(const Problem& p, int64_t b, int64_t begin, int count) {
+  return reduce_plain<T, kReadX>(bf16_at(p.student, b, begin), bf16_at(p.teacher, b, begin), bf16_at(p.fake, b, begin),
+                                 count);
 }
 
 // x - tau in double: a and c rounded to float would shift a whole sample the same way, which no mean averages out.
@@ -260,11 +201,11 @@ Sums reduce_general(const Block<T>& block, int count) {
     const T d = static_cast<T>(block.c[i]) * (block.f[i] - block.tau[i]);
     const T g = block.keep[i] ? block.scale[i] * d : T(0);
     energy += g * g;
-    gap += d < 0 ? -d : d;
+    gap += magnitude(d);
     if constexpr (kReadX) {
       const double x0 = block.a[i] * block.noisy[i] + block.c[i] * block.tau[i];
       const double e = static_cast<double>(block.x[i]) - x0;
-      distance += e < 0 ? -e : e;
+      distance += magnitude(e);
     }
   }
   return {distance, static_cast<double>(energy), static_cast<double>(gap), false};
@@ -302,53 +243,68 @@ bool trustworthy(const Sums& sums) {
 }
 
 template <class T>
+void load_block(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, bool plain, Block<T>& block) {
+  load_predictions(p, b, begin, count, block);
+  if (read_x) block.x = load(p.student, b, begin, count, block.x_buffer);
+  if (!plain) load_general(p, b, begin, count, read_x, block);
+}
+
+template <class T>
 Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
-  const bool read_x = p.dmd_scale || p.with_stats, plain = is_plain(p);
+  const bool read_x = p.dmd_scale || p.with_stats, plain = is_plain(p), bf16 = plain && is_bf16(p);
   Block<T> block;
   if (!plain) fill_neutral(p, block);
   Sums total;
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = static_cast<int>(end - at < kBlock ? end - at : kBlock);
-    load_predictions(p, b, at, count, block);
-    if (read_x) block.x = load(p.student, b, at, count, block.x_buffer);
-    if (!plain) load_general(p, b, at, count, read_x, block);
     Sums sums;
-    if (plain) {
-      sums = read_x ? reduce_plain<T, true>(block, count) : reduce_plain<T, false>(block, count);
+    if (bf16) {
+      sums = read_x ? reduce_bf16<T, true>(p, b, at, count) : reduce_bf16<T, false>(p, b, at, count);
     } else {
-      sums = read_x ? reduce_general<T, true>(block, count) : reduce_general<T, false>(block, count);
+      load_block(p, b, at, count, read_x, plain, block);
+      if (plain) {
+        sums = read_x ? reduce_plain<T, true>(block.x, block.tau, block.f, count)
+                      : reduce_plain<T, false>(block.tau, block.tau, block.f, count);
+      } else {
+        sums = read_x ? reduce_general<T, true>(block, count) : reduce_general<T, false>(block, count);
+      }
     }
-    total.add(trustworthy<T>(sums) ? sums : reduce_carefully(p, block, count, read_x));
+    if (!trustworthy<T>(sums)) {
+      if (bf16) load_block(p, b, at, count, read_x, plain, block);
+      sums = reduce_carefully(p, block, count, read_x);
+    }
+    total.add(sums);
   }
   return total;
 }
 
 template <class T>
 void apply(const Problem& p, int64_t b, int64_t begin, int64_t end, double coefficient) {
-  const bool plain = is_plain(p);
+  const bool plain = is_plain(p), direct = p.student.dtype == kNative<T>;
+  const int64_t start = b * p.elements;
   const T w = static_cast<T>(coefficient);
+  if (plain && is_bf16(p)) {
+    Bf16* out = static_cast<Bf16*>(p.gradient) + start;
+    apply_plain(bf16_at(p.teacher, b, begin), bf16_at(p.fake, b, begin), end - begin, w, out + begin);
+    return;
+  }
   Block<T> block;
   if (!plain) fill_neutral(p, block);
   T out_buffer[kBlock];
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = static_cast<int>(end - at < kBlock ? end - at : kBlock);
-    load_predictions(p, b, at, count, block);
-    const int64_t offset = b * p.elements + at;
-    const bool direct = p.student.dtype == kNative<T>;
-    T* out = direct ? static_cast<T*>(p.gradient) + offset : out_buffer;
-    const T *tau = block.tau, *f = block.f;
+    load_block(p, b, at, count, false, plain, block);
+    T* out = direct ? static_cast<T*>(p.gradient) + start + at : out_buffer;
     if (plain) {
-#pragma omp simd
-      for (int i = 0; i < count; ++i) out[i] = w * (f[i] - tau[i]);
+      apply_plain(block.tau, block.f, count, w, out);
     } else {
-      load_general(p, b, at, count, false, block);
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        const T g = w * (block.scale[i] * (static_cast<T>(block.c[i]) * (f[i] - tau[i])));
+        const T g = w * (block.scale[i] * (static_cast<T>(block.c[i]) * (block.f[i] - block.tau[i])));
         out[i] = block.keep[i] ? g : T(0);
       }
     }
-    if (!direct) narrow(out, count, p.gradient, p.student.dtype, offset);
+    if (!direct) narrow(out, count, p.gradient, p.student.dtype, start + at);
   }
 }
 
