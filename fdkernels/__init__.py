@@ -1,9 +1,20 @@
 """Fused kernels for distribution-matching distillation of diffusion models."""
 
-from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
-from fdkernels.fdiv import FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
-from fdkernels.normalizer import RatioNormalizer
-from fdkernels.prediction import Prediction
+try:
+    import torch as _torch  # noqa: F401
+except (ImportError, OSError) as _error:
+    # `python -m fdkernels` and `fdkernels._core` work where torch is missing or broken; the rest says what is wrong.
+    _why = f"{type(_error).__name__}: {_error}"
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            raise ImportError(f"fdkernels.{name} needs torch, which does not import here ({_why})")
+        raise AttributeError(f"module 'fdkernels' has no attribute {name!r}")
+else:
+    from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
+    from fdkernels.fdiv import FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
+    from fdkernels.normalizer import RatioNormalizer
+    from fdkernels.prediction import Prediction
 
 __version__ = "0.1.0"
 

@@ -43,7 +43,9 @@ def unavailable(backend: str, device_type: str) -> str | None:
     if backend == "reference":
         return None
     if backend == "native":
-        return load_native() if device_type == "cpu" else f"this build has native kernels for cpu, not for {device_type}"
+        return (
+            load_native() if device_type == "cpu" else f"this build has native kernels for cpu, not for {device_type}"
+        )
     if backend == "triton":
         return "this version has no Triton kernels"
     raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")

@@ -25,7 +25,9 @@ def check_tensor(name: str, value: Any) -> None:
 def check_student(student: Any) -> None:
     check_tensor("student", student)
     if student.dtype not in FLOATS:
-        raise ValueError(f"student: expected a floating dtype (float16, bfloat16, float32, float64), got {student.dtype}")
+        raise ValueError(
+            f"student: expected a floating dtype (float16, bfloat16, float32, float64), got {student.dtype}"
+        )
     if student.dim() == 0:
         raise ValueError("student: expected shape (B, ...), got ()")
     if any(size == 0 for size in student.shape[1:]):

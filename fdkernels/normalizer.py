@@ -95,4 +95,6 @@ class RatioNormalizer(nn.Module):
         return f"bins={self.bins}, {bins}, decay={self.decay}"
 
     def forward(self, *_: Any) -> Tensor:
-        raise TypeError("RatioNormalizer holds the state only: pass it as normalizer= to fused_fdiv_loss or fdiv_weight")
+        raise TypeError(
+            "RatioNormalizer holds the state only: pass it as normalizer= to fused_fdiv_loss or fdiv_weight"
+        )

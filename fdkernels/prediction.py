@@ -98,7 +98,7 @@ class Prediction:
             )
         if self.kind == "v_prediction" and alpha is not None and sigma is not None:
             # Schedules in half precision miss the circle by about 1e-3.
-            off = (alpha.reshape(-1)**2 + sigma.reshape(-1)**2 - 1).abs().max()
+            off = (alpha.reshape(-1) ** 2 + sigma.reshape(-1) ** 2 - 1).abs().max()
             if bool(off > 1e-2):
                 raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
         if self.kind == "flow_prediction" and sigma is not None and bool((sigma > 1).any()):

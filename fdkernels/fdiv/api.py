@@ -128,7 +128,9 @@ def fused_fdiv_loss(
     check_like_student("teacher", teacher, student)
     check_like_student("fake", fake, student)
     if student.shape[0] == 0 and group is None:
-        raise ValueError(f"student: expected at least one sample (an empty batch needs group=), got {tuple(student.shape)}")
+        raise ValueError(
+            f"student: expected at least one sample (an empty batch needs group=), got {tuple(student.shape)}"
+        )
     if weight is not None:
         check_weight_alone(weight, student, logits=logits, normalizer=normalizer, group=group)
     weighting = check_weighting(

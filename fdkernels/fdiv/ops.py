@@ -111,7 +111,9 @@ for _backend in _BACKENDS:
     torch.library.register_fake(f"fdkernels::fdiv_{_backend}", _fdiv_fake, lib=_library)
     torch.library.register_fake(f"fdkernels::fdiv_weight_{_backend}", _fdiv_weight_fake, lib=_library)
     torch.library.register_fake(
-        f"fdkernels::fdiv_backward_{_backend}", lambda gradient, upstream, unscale: torch.empty_like(gradient), lib=_library
+        f"fdkernels::fdiv_backward_{_backend}",
+        lambda gradient, upstream, unscale: torch.empty_like(gradient),
+        lib=_library,
     )
     torch.library.register_fake(
         f"fdkernels::fdiv_backward_{_backend}_", lambda gradient, upstream, unscale: None, lib=_library
@@ -143,8 +145,9 @@ def _graph_is_freed() -> bool:
 
 class _FusedFdivLoss(Function):
     @staticmethod
-    def forward(ctx: Any, backend: str, *args: Any) -> tuple[Tensor, Tensor]:
-        loss, gradient, unscale, stats = _FORWARD[backend](*args)
+    def forward(ctx: Any, student: Tensor, backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
+        # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
+        loss, gradient, unscale, stats = _FORWARD[backend](student, *call[1:])
         ctx.save_for_backward(gradient, unscale)
         ctx.backend = backend
         ctx.mark_non_differentiable(stats)
@@ -162,12 +165,12 @@ class _FusedFdivLoss(Function):
             increment_version(gradient)
         else:
             gradient = _BACKWARD[ctx.backend](gradient, upstream, unscale)
-        return (None, gradient, *(None,) * (len(FdivArguments._fields) - 1))
+        return gradient, None, None
 
 
 def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
     """(loss, stats), differentiable with respect to the student alone."""
-    loss, stats = _FusedFdivLoss.apply(backend, *call)
+    loss, stats = _FusedFdivLoss.apply(call.student, backend, call)
     if backend != "reference":
         mark_updated(call.ratio_mean, call.update)
     return loss, stats

@@ -151,10 +151,10 @@ def _check_normalizer(
     if t is None:
         raise ValueError("t: a normalizer needs the noise level of each sample, got None")
     if normalizer.mean.device != device:
-        raise ValueError(f"normalizer: expected device {device}, got {normalizer.mean.device}; call .to({str(device)!r})")
-    return RatioState(
-        normalizer.mean, normalizer.edges, *normalizer.t_range, normalizer.decay, normalizer.training
-    )
+        raise ValueError(
+            f"normalizer: expected device {device}, got {normalizer.mean.device}; call .to({str(device)!r})"
+        )
+    return RatioState(normalizer.mean, normalizer.edges, *normalizer.t_range, normalizer.decay, normalizer.training)
 
 
 def _check_group(group: Any) -> None:

@@ -1,0 +1,108 @@
+"""`python -m fdkernels`: versions, compiled parts, devices, and what backend="auto" picks for each device and why.
+
+What may be broken is looked at in a process of its own, so that a damaged library that kills the process it is loaded
+into still leaves a report.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import fdkernels
+
+
+def main() -> None:
+    # What a terminal prints in, in case its encoding lacks a character of some path or error text.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if len(sys.argv) == 3 and sys.argv[1] == "--probe":
+        PROBES[sys.argv[2]]()
+        return
+    print(f"fdkernels {fdkernels.__version__} at {os.path.dirname(fdkernels.__file__)}")
+    print(f"python    {platform.python_version()} at {sys.executable}, {platform.platform()}")
+    for package in ("torch", "numpy", "triton", "diffusers"):
+        print(f"{package:9} {version(package)}")
+    for title, probe in (("Compiled parts", "compiled"), ("Backends", "backends")):
+        print(f"\n{title}", flush=True)
+        run_probe(probe)
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def run_probe(name: str) -> None:
+    process = subprocess.run([sys.executable, "-m", "fdkernels", "--probe", name], stderr=subprocess.PIPE, text=True)
+    if process.returncode == 0:
+        return
+    if process.returncode < 0:
+        what = f"killed by {signal.Signals(-process.returncode).name}: a library is damaged; reinstall fdkernels"
+    else:
+        what = (process.stderr.strip().splitlines() or ["no message"])[-1]
+    print(f"  the check failed: {what}", flush=True)
+
+
+def probe_compiled() -> None:
+    try:
+        from fdkernels import _core
+    except ImportError as error:
+        say("_core", f"missing or broken: {error}")
+    else:
+        info = _core.build_info()
+        say("_core", f"version {info['version']}, {info['compiler']}, {info['flags']}")
+        say("", f"instruction sets {', '.join(info['isa'])}; CUDA {info['cuda']}")
+        if info["version"] != fdkernels.__version__:
+            say("", f"stale: built from version {info['version']}; rebuild with `pip install .` or `make build`")
+    if torch_works():
+        from fdkernels import backends
+
+        say("libfdkernels_cpu", backends.load_native() or "loads")
+
+
+def probe_backends() -> None:
+    if not torch_works():
+        return
+    import torch
+
+    from fdkernels import backends
+
+    threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    devices = [("cpu", f"{platform.machine()}, {threads}")]
+    try:
+        devices += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    except RuntimeError as error:
+        say("cuda", f"broken: {error}")
+    for device, description in devices:
+        kind = device.split(":")[0]
+        reasons = backends.available(kind)
+        print(f"  {device} ({description})")
+        print(f"    auto picks {backends.choose('auto', kind)}")
+        for backend, reason in reasons.items():
+            print(f"    {backend:10} {reason or 'usable'}")
+
+
+def torch_works() -> bool:
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        say("torch", f"missing or broken, so nothing can run: {error}")
+        return False
+    return True
+
+
+def say(what: str, text: str) -> None:
+    print(f"  {what:17} {text}", flush=True)
+
+
+PROBES: dict[str, Callable[[], None]] = {"compiled": probe_compiled, "backends": probe_backends}
+
+if __name__ == "__main__":
+    main()
