@@ -228,7 +228,8 @@ def score_difference(
         if t is not None:
             bad |= ~np.isfinite(float64(t))
         if isinstance(scale, str):
-            bad |= ~np.isfinite(np.where(keep, x, 0.0)).reshape(batch, -1).all(axis=1)
+            tau = anchor + c * raw_teacher
+            bad |= ~np.isfinite(np.where(keep, x + tau, 0.0)).reshape(batch, -1).all(axis=1)
         replaced = np.nan if nonfinite == "propagate" else 0.0
         g = np.where(bad.reshape(column) & keep, replaced, g)
 

@@ -57,22 +57,12 @@ def test_a_wrong_variant_is_refused() -> None:
 
 def test_command_line_prints_and_writes_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    command = [
-        "-m",
-        "benchmarks",
-        "--shapes",
-        "4x3x16x16",
-        "--dtypes",
-        "fp32",
-        "--rounds",
-        "3",
-        "--threads",
-        "1",
-        "--no-compile",
-        "--json",
-    ]
+    settings = "--shapes 4x3x16x16 --dtypes fp32 --rounds 3 --threads 1 --no-compile"
     run = subprocess.run(
-        [sys.executable, *command, str(file)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-m", "benchmarks", *settings.split(), "--json", str(file)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     assert run.returncode == 0, run.stderr
     written = json.loads(file.read_text())

@@ -73,8 +73,7 @@ def test_guidance_and_noisy(backend, value):
 
 
 def test_every_sample_bad(backend):
-    case = make((3, 3, 6, 5), logits=None)
-    case = case.but(logits=torch.full((3,), torch.nan))
+    case = make((3, 3, 6, 5)).but(logits=torch.full((3,), torch.nan))
     outcome = case.run(backend)
     assert outcome.grad.isnan().all() and outcome.loss.isnan()
     outcome = case.but(nonfinite="zero").run(backend, stats=True)
