@@ -49,7 +49,7 @@ def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
         raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
     if value.dim() == 1 and value.shape[0] == student.shape[0]:
         return value.view(-1, *(1,) * (student.dim() - 1))
-    fits = value.dim() == student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape))
+    fits = value.dim() == student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape, strict=True))
     if not fits:
         raise ValueError(
             f"{name}: expected shape ({student.shape[0]},) or one of rank {student.dim()} that broadcasts to "

@@ -93,7 +93,7 @@ class Prediction:
         alpha, sigma = _host_value(self.alpha), _host_value(self.sigma)
         if self.kind == "epsilon" and alpha is not None and bool((alpha < MIN_EPSILON_ALPHA).any()):
             raise ValueError(
-                f"alpha: epsilon predictions need alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha.min():g}; "
+                f"alpha: epsilon needs alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha.min():g}; "
                 "use a v- or flow-predicting network at terminal noise, or leave such timesteps out"
             )
         if self.kind == "v_prediction" and alpha is not None and sigma is not None:

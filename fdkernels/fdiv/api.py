@@ -14,6 +14,7 @@ from fdkernels.fdiv import ops
 from fdkernels.fdiv.validation import (
     check_guidance,
     check_mask,
+    check_noisy,
     check_options,
     check_ratio_range,
     check_scale,
@@ -146,19 +147,18 @@ def fused_fdiv_loss(
     order = memory_order(student)
     x = dense_samples(student if order is None else student.permute(order))
 
-    def image(v: Tensor | None) -> Tensor | None:
-        if v is None:
-            return None
+    def image(v: Tensor) -> Tensor:
         return dense_samples(v.detach() if order is None else v.detach().permute(order))
 
-    reads_student = scale == "dmd" if isinstance(scale, str) else False
+    dmd_scale = isinstance(scale, str)
     noisy = a = c = None
     coefficient_inner = 1
-    if prediction is not None and prediction.kind != "sample":
-        check_like_student("noisy", prediction.noisy, student)
+    if prediction is not None and getattr(prediction, "kind", None) != "sample":
+        noisy = check_noisy(prediction, student)
         a, c = prediction.coefficients(student)
         (a, coefficient_inner), (c, _) = as_table(a, order, x.shape), as_table(c, order, x.shape)
-        noisy = image(prediction.noisy) if reads_student or return_stats else None
+        # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
+        noisy = image(noisy) if dmd_scale or return_stats else None
     scale_table, scale_inner = (None, 1)
     if isinstance(scale, Tensor):
         scale_table, scale_inner = as_table(check_scale(scale, student), order, x.shape)
@@ -173,13 +173,14 @@ def fused_fdiv_loss(
     state = weighting.state if logits is not None else RatioState()
     low, high = weighting.log_ratio_range
     call = ops.FdivArguments(
-        x, image(teacher), image(fake), image(teacher_uncond), image(fake_uncond),
+        x, image(teacher), image(fake), None if teacher_uncond is None else image(teacher_uncond),
+        None if fake_uncond is None else image(fake_uncond),
         1.0 if guidance_scale is None else float(guidance_scale),
         1.0 if fake_guidance_scale is None else float(fake_guidance_scale),
         noisy, a, c, coefficient_inner,
         logits if logits is None else logits.detach().contiguous(), t, weight if weight is None else weight.detach(),
         *state, weighting.divergence.kernel or "rkl", weighting.divergence.alpha or 0.0, low, high,
-        weighting.normalize_weight, reads_student, float(eps), scale_table, scale_inner, mask_table, mask_inner,
+        weighting.normalize_weight, dmd_scale, float(eps), scale_table, scale_inner, mask_table, mask_inner,
         nonfinite == "zero", reduction, student.requires_grad and torch.is_grad_enabled(), return_stats,
     )  # fmt: skip
     loss, stats = ops.fdiv(chosen, call)

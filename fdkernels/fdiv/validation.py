@@ -17,6 +17,7 @@ from fdkernels.fdiv import weight as torch_weight
 from fdkernels.fdiv.weight import RatioState
 from fdkernels.layout import broadcastable
 from fdkernels.normalizer import RatioNormalizer
+from fdkernels.prediction import Prediction
 
 WIDEST_LOG_RATIO = 80.0  # ratio_range=None: e^±80 and its inverse are normal float32 numbers
 SMALLEST_BATCH = 8  # below it, dividing h by its batch mean leaves little of the divergence
@@ -125,6 +126,14 @@ def check_guidance(name: str, uncond: Tensor | None, scale_name: str, scale: flo
         check_like_student(name, uncond, student)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"{scale_name}: expected a finite number, got {scale!r}")
+
+
+def check_noisy(prediction: Prediction, student: Tensor) -> Tensor:
+    if not isinstance(prediction, Prediction):
+        raise TypeError(f"prediction: expected an fdkernels.Prediction or None, got {type(prediction).__name__}")
+    noisy: Any = prediction.noisy
+    check_like_student("noisy", noisy, student)
+    return noisy
 
 
 def check_scale(scale: Tensor, student: Tensor) -> Tensor:

@@ -43,27 +43,34 @@ def fdiv_weight(
 
     A sample whose combined logit or t is not finite gets NaN and takes part in nothing.
     """
-    L = logits.double()
-    if L.dim() == 2:
-        L = L.mean(1)
+    log_ratio = logits.double()
+    if log_ratio.dim() == 2:
+        log_ratio = log_ratio.mean(1)
     t = None if t is None else t.double()
-    finite = torch.isfinite(L) if t is None else torch.isfinite(L) & torch.isfinite(t)
-    L = torch.where(finite, L, 0.0)
+    finite = torch.isfinite(log_ratio) if t is None else torch.isfinite(log_ratio) & torch.isfinite(t)
+    log_ratio = torch.where(finite, log_ratio, 0.0)
     low, high = log_ratio_range
-    clipped = finite & ((L < low) | (L > high))
-    L = L.clamp(low, high)
-    ratio_sum = torch.where(finite, L.exp(), 0.0).sum()
+    clipped = finite & ((log_ratio < low) | (log_ratio > high))
+    log_ratio = log_ratio.clamp(low, high)
+    ratio_sum = torch.where(finite, log_ratio.exp(), 0.0).sum()
+    mean = None
     if state.mean is not None and t is not None:
-        L = _normalize_ratio(L, t, finite, state, group)
-    log_h = _log_weight(divergence, L)
+        log_ratio, mean = _normalize_ratio(log_ratio, t, finite, state, group)
+    log_h = _log_weight(divergence, log_ratio)
+    if state.update and state.mean is not None and mean is not None:
+        state.mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
     stats = _weight_stats(log_h, finite, ratio_sum, clipped, t, state)
     if normalize_weight:
         log_h = log_h - _log_batch_mean(log_h, finite, group)
     return torch.where(finite, log_h.exp(), torch.nan), stats
 
 
-def _normalize_ratio(L: Tensor, t: Tensor, finite: Tensor, state: RatioState, group: Any | None) -> Tensor:
+def _normalize_ratio(
+    log_ratio: Tensor, t: Tensor, finite: Tensor, state: RatioState, group: Any | None
+) -> tuple[Tensor, Tensor]:
+    """(log_ratio - log m of its bin, m after the update)."""
     assert state.mean is not None
+    mean = state.mean
     t = torch.where(finite, t, state.t_min)
     bins = state.mean.numel()
     if state.edges is not None:
@@ -72,24 +79,26 @@ def _normalize_ratio(L: Tensor, t: Tensor, finite: Tensor, state: RatioState, gr
         width = (state.t_max - state.t_min) / bins
         index = ((t - state.t_min) / width).floor().clamp(0, bins - 1).long()
     # A sum over a one-hot matrix: no atomics, so the same bits every time, and no host sync.
-    member = index[:, None] == torch.arange(bins, device=L.device)
+    member = index[:, None] == torch.arange(bins, device=log_ratio.device)
     if state.update:
         taken = member & finite[:, None]
-        totals = torch.stack((taken.double().sum(0), torch.where(taken, L.exp()[:, None], 0.0).sum(0)))
+        totals = torch.stack((taken.double().sum(0), torch.where(taken, log_ratio.exp()[:, None], 0.0).sum(0)))
         if group is not None:
             dist.all_reduce(totals, group=group)
         count, ratio_sum = totals
         old = state.mean.double()
         new = state.decay * old + (1 - state.decay) * ratio_sum / count.clamp(min=1)
-        state.mean.copy_(torch.where(count > 0, new, old))
-    return L - torch.where(member, state.mean.double(), 0.0).sum(1).log()
+        mean = torch.where(count > 0, new, old).to(mean.dtype)
+    return log_ratio - torch.where(member, mean.double(), 0.0).sum(1).log(), mean
 
 
-def _log_weight(divergence: Divergence, L: Tensor) -> Tensor:
-    log_h = divergence.log_weight(L)
-    if not isinstance(log_h, Tensor) or log_h.shape != L.shape:
+def _log_weight(divergence: Divergence, log_ratio: Tensor) -> Tensor:
+    log_h = divergence.log_weight(log_ratio)
+    if not isinstance(log_h, Tensor) or log_h.shape != log_ratio.shape:
         got = tuple(log_h.shape) if isinstance(log_h, Tensor) else type(log_h).__name__
-        raise ValueError(f"divergence {divergence.name!r}: log_weight must return shape {tuple(L.shape)}, got {got}")
+        raise ValueError(
+            f"divergence {divergence.name!r}: log_weight must return shape {tuple(log_ratio.shape)}, got {got}"
+        )
     return log_h.double()
 
 
