@@ -97,7 +97,9 @@ class Case:
             # Errors of g enter the loss times g: their sizes, weighed, bound it.
             torch.testing.assert_close(outcome.loss.double(), torch.as_tensor(expected.loss), rtol=1e-4, atol=0.0)
         if normalized:
-            torch.testing.assert_close(outcome.mean.double(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                outcome.mean.double(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0
+            )
 
 
 def assert_loss(actual: Tensor, expected: Any, normalized: bool = False) -> None:

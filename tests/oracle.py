@@ -246,7 +246,9 @@ def score_difference(
         grad = g / divisor
         bound = None
         if teacher_uncond is not None or fake_uncond is not None:
-            bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape).astype(np.float64)
+            bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape).astype(
+                np.float64
+            )
         stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
     return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, bad, stats)
 

@@ -56,16 +56,18 @@ def test_thread_counts(backend, shape, dtype):
     if backend == "reference":
         # PyTorch's own reductions may split by the number of threads: right, but not bit for bit.
         for outcome in outcomes:
-            torch.testing.assert_close(outcome.grad, outcomes[0].grad, rtol=1.6e-2 if dtype == torch.bfloat16 else 2e-3, atol=0)
+            torch.testing.assert_close(
+                outcome.grad, outcomes[0].grad, rtol=1.6e-2 if dtype == torch.bfloat16 else 2e-3, atol=0
+            )
     else:
         assert all(same(outcomes[0], outcome) for outcome in outcomes[1:])
 
 
-@pytest.mark.parametrize("level", ("default", "v3", "v4"))
+@pytest.mark.parametrize("level", ("baseline", "v3", "v4"))
 def test_instruction_sets(backend, level):
     """Every kernel that run-time dispatch could pick on this machine is held to the oracle."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
-    needs = {"default": set(), "v3": {"avx2", "fma"}, "v4": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}[level]
+    needs = {"baseline": set(), "v3": {"avx2", "fma"}, "v4": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}[level]
     if not needs <= flags:
         pytest.skip(f"this processor has no x86-64-{level}: {sorted(needs - flags)} missing")
     script = Path(__file__).with_name("check_instruction_set.py")

@@ -92,7 +92,9 @@ def test_ranks(backend, rank):
 def test_lengths(backend, n, dtype):
     case = make((3, n), dtype)
     case.check(backend)
-    case.but(student=misaligned(case.student), teacher=misaligned(case.teacher), fake=misaligned(case.fake)).check(backend)
+    case.but(student=misaligned(case.student), teacher=misaligned(case.teacher), fake=misaligned(case.fake)).check(
+        backend
+    )
 
 
 @pytest.mark.parametrize("n", (300_001, 2_100_003))

@@ -62,7 +62,9 @@ def test_fdiv_weight_updates_once_too(backend, case):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
 def test_stays_fp32(backend, case, dtype):
-    model = torch.nn.ModuleDict({"net": torch.nn.Linear(2, 2), "normalizer": normalizer(edges=torch.tensor([0.1, 0.2, 0.6]))})
+    model = torch.nn.ModuleDict(
+        {"net": torch.nn.Linear(2, 2), "normalizer": normalizer(edges=torch.tensor([0.1, 0.2, 0.6]))}
+    )
     before = copy.deepcopy(model["normalizer"])
     model.to(dtype)
     state = model["normalizer"]
@@ -78,9 +80,7 @@ def test_state_dict(backend, case):
     other = fdk.RatioNormalizer(5, edges=torch.tensor([0.1, 0.2, 0.3, 0.4]))
     other.load_state_dict(state.state_dict())
     assert same_bits(other.mean, state.mean) and same_bits(other.edges, state.edges)
-    assert same_bits(
-        case.but(normalizer=state).run(backend).grad, case.but(normalizer=other).run(backend).grad
-    )
+    assert same_bits(case.but(normalizer=state).run(backend).grad, case.but(normalizer=other).run(backend).grad)
 
 
 def test_version_counter(backend, case):
@@ -103,7 +103,9 @@ def test_eval_leaves_the_version_alone(backend, case):
 
 
 @pytest.mark.parametrize(
-    "dtype", (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8), ids=str
+    "dtype",
+    (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8),
+    ids=str,
 )
 def test_any_real_t(backend, case, dtype):
     t = (torch.arange(16) * 60).to(dtype)
@@ -112,7 +114,9 @@ def test_any_real_t(backend, case, dtype):
 
 def test_bin_edges(backend, case):
     """Uniform bins are right-open, decided in float64; outside goes to the end bins."""
-    t = torch.tensor([-5.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 7.0, 0.69999, 0.7000001, 0.3], dtype=torch.float64)
+    t = torch.tensor(
+        [-5.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 7.0, 0.69999, 0.7000001, 0.3], dtype=torch.float64
+    )
     case.but(t=t, normalizer=normalizer(10)).check(backend)
     for dtype in (torch.float32, torch.bfloat16):
         case.but(t=t.to(dtype), normalizer=normalizer(10)).check(backend)
@@ -143,12 +147,16 @@ def test_nothing_finite_leaves_the_state(backend, case):
 def test_zero_decay_is_the_batch_alone(backend, case):
     state = normalizer(1, decay=0.0)
     case.call(backend, normalizer=state)
-    ratio = case.logits.double().mean(1).clamp(torch.tensor(0.1).double().log(), torch.tensor(20.0).double().log()).exp()
+    ratio = (
+        case.logits.double().mean(1).clamp(torch.tensor(0.1).double().log(), torch.tensor(20.0).double().log()).exp()
+    )
     torch.testing.assert_close(state.mean.double(), ratio.mean().reshape(1), rtol=1e-6, atol=0)
 
 
 def test_from_samples_has_equal_population():
-    samples = torch.exp(torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.2 - 0.4)
+    samples = torch.exp(
+        torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.2 - 0.4
+    )
     state = fdk.RatioNormalizer.from_samples(samples, bins=10)
     counts = torch.bincount(torch.bucketize(samples, state.edges, right=True), minlength=10)
     assert counts.tolist() == [1000] * 10

@@ -1,0 +1,172 @@
+"""torch.compile without graph breaks or endless recompiles, and the raw ops' own consistency (opcheck)."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fdkernels as fdk
+from fdkernels.fdiv import ops
+from tests.cases import make, normalizer
+
+pytestmark = pytest.mark.contract("compile")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled_loss(backend, compiler, **options):
+    """A step such as trainers compile: something before, the loss, something after."""
+
+    def step(student, teacher, fake, logits, t):
+        loss = fdk.fused_fdiv_loss(student * 1.0, teacher, fake, logits, t, backend=backend, **options)
+        return loss * 2.0
+
+    return torch.compile(step, backend=compiler, fullgraph=True)
+
+
+def hold(case, step):
+    student = case.student.clone().requires_grad_()
+    loss = step(student, case.teacher, case.fake, case.logits, case.t)
+    loss.sum().backward()
+    expected = case.expected()
+    torch.testing.assert_close(loss.double(), torch.as_tensor(2 * expected.loss), rtol=3e-6, atol=0)
+    grad = torch.from_numpy(expected.grad)
+    tolerance = {torch.bfloat16: 1.6e-2, torch.float16: 2e-3}.get(student.dtype, 2e-6)
+    torch.testing.assert_close(
+        student.grad.double(), 2 * grad, rtol=tolerance, atol=tolerance * grad.abs().max().item()
+    )
+
+
+OPTIONS = {
+    "plain": {},
+    "normalizer": {"normalizer": lambda: normalizer(4)},
+    "none, zero": {"reduction": "none", "nonfinite": "zero"},
+    "kl, mask": {"divergence": "kl", "mask": torch.arange(64).reshape(1, 1, 8, 8) % 3 > 0},
+    "weight": {"weight": torch.tensor([0.5, 1.0, 2.0, 0.1])},
+    "edm": {"prediction": lambda: fdk.Prediction("edm", torch.ones(4, 3, 8, 8), sigma=torch.linspace(0.5, 2, 4))},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_fullgraph(backend, name, dtype):
+    options = {k: v() if callable(v) else v for k, v in OPTIONS[name].items()}
+    case = make((4, 3, 8, 8), dtype, **options)
+    if "weight" in options:
+        case = case.but(logits=None, t=None)
+    fresh = case.fresh_options()
+    hold(case, compiled_loss(backend, "aot_eager", **fresh))
+
+
+def test_inductor(backend):
+    case = make((4, 3, 8, 8), torch.float32, normalizer=normalizer(4))
+    hold(case, compiled_loss(backend, "inductor", **case.fresh_options()))
+
+
+def test_changing_batch_recompiles_once(backend):
+    counter = CompileCounterWithBackend("aot_eager")
+    step = compiled_loss(backend, counter)
+    for batch in (16, 12, 9, 31, 8, 64, 10):
+        hold(make((batch, 3, 8, 8), seed=batch), step)
+    assert counter.frame_count <= 2
+
+
+def test_changing_resolution_with_normalizer(backend):
+    counter = CompileCounterWithBackend("aot_eager")
+    state = normalizer(4).eval()
+    step = compiled_loss(backend, counter, normalizer=state)
+    for size in (8, 12, 10, 17):
+        hold(make((9, 3, size, size + 1), seed=size, normalizer=state), step)
+    assert counter.frame_count <= 2
+
+
+def test_state_changes_once_per_compiled_call(backend):
+    state = fdk.RatioNormalizer(4)
+    step = compiled_loss(backend, "aot_eager", normalizer=state)
+    for seed in range(3):
+        case = make((16, 3, 8, 8), seed=seed, normalizer=state)
+        expected = case.expected()
+        student = case.student.clone().requires_grad_()
+        step(student, case.teacher, case.fake, case.logits, case.t).backward()
+        torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0)
+
+
+def test_compiled_weight(backend):
+    def weight(logits, t):
+        return fdk.fdiv_weight(logits, t, divergence="kl", backend=backend)
+
+    case = make((12, 3))
+    compiled = torch.compile(weight, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(case.logits, case.t), weight(case.logits, case.t), rtol=1e-6, atol=0)
+
+
+def raw_arguments(dtype=torch.float32, **changes):
+    """The arguments of `fdiv_<backend>` for a batch with everything on."""
+    case = make((4, 3, 6, 5), dtype)
+    call = ops.FdivArguments(
+        student=case.student, teacher=case.teacher, fake=case.fake, teacher_uncond=case.teacher + 0.1,
+        fake_uncond=None, guidance_scale=2.0, fake_guidance_scale=1.0, noisy=case.student + 0.3,
+        a=torch.rand(4, 1, dtype=torch.float64), c=torch.rand(4, 1, dtype=torch.float64), coefficient_inner=90,
+        logits=case.logits, t=case.t, weight=None, ratio_mean=torch.ones(5), edges=None, t_min=0.0, t_max=1.0,
+        decay=0.9, update=True, divergence="js", alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0,
+        normalize_weight=True, dmd_scale=True, eps=1e-6, scale=None, scale_inner=1,
+        mask=torch.rand(4, 90) < 0.7, mask_inner=1, zero_nonfinite=False, reduction="mean", with_grad=True,
+        with_stats=True,
+    )  # fmt: skip
+    return call._replace(**changes)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {},
+        {"reduction": "none", "with_stats": False},
+        {"logits": None, "t": None, "ratio_mean": None, "update": False, "weight": torch.ones(4), "mask": None},
+        {"with_grad": False, "update": False},
+        {"noisy": None, "a": None, "c": None, "coefficient_inner": 1, "dmd_scale": False},
+    ),
+    ids=("all", "none", "weight", "no grad", "x0"),
+)
+def test_raw_op(backend, dtype, changes):
+    """Where a backend is a registered op: its schema, fake and mutations are what they say (reference is plain PyTorch)."""
+    call = raw_arguments(dtype, **changes)
+    forward = ops._FORWARD[backend]
+    if not isinstance(forward, torch._ops.OpOverload):
+        shapes = [v.shape for v in forward(*call)]
+        assert shapes == [v.shape for v in ops._fdiv_fake(*call)], "the fake describes the reference too"
+        return
+    torch.library.opcheck(forward, tuple(call))
+    _, gradient, unscale, _ = forward(*call)
+    upstream = torch.ones(
+        4 if call.reduction == "none" else (), dtype=torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    if call.with_grad:
+        torch.library.opcheck(ops._BACKWARD[backend], (gradient, upstream * 2, unscale))
+        torch.library.opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream * 2, unscale))
+
+
+@pytest.mark.parametrize("normalized", (True, False))
+def test_raw_weight_op(backend, normalized):
+    case = make((9, 3), heads=3)
+    call = (case.logits, case.t, torch.ones(4) if normalized else None, None, 0.0, 1.0, 0.9, normalized, "kl", 0.0, -2.0, 3.0, True)  # fmt: skip
+    op = ops.WEIGHT.get(backend)
+    if op is None:
+        from fdkernels.divergences import resolve
+        from fdkernels.fdiv.weight import RatioState, fdiv_weight
+
+        result = fdiv_weight(case.logits, case.t, RatioState(*call[2:8]), resolve("kl"), (-2.0, 3.0), True)
+        assert [v.shape for v in result] == [v.shape for v in ops._fdiv_weight_fake(*call)]
+        return
+    torch.library.opcheck(op, call)
+
+
+def test_every_registered_op_was_checked(backend):
+    """An op of this backend that no test here knows is a hole."""
+    names = {name for name in dir(torch.ops.fdkernels) if backend in name}
+    known = {f"fdiv_{backend}", f"fdiv_weight_{backend}", f"fdiv_backward_{backend}", f"fdiv_backward_{backend}_"}
+    assert names <= known

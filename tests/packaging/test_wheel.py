@@ -1,0 +1,113 @@
+"""The wheel, installed elsewhere, works without the checkout."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import ROOT, clean_variables, make_environment
+
+SMOKE = """
+import json, sys, torch
+import fdkernels as fdk, fdistill
+from fdkernels import _core, backends
+torch.manual_seed(0)
+x = torch.randn(8, 3, 4, 4, requires_grad=True)
+tau, fake, logits, t = torch.randn(8, 3, 4, 4), torch.randn(8, 3, 4, 4), torch.randn(8, 2), torch.rand(8)
+gradients = {}
+for backend in ("native", "reference"):
+    loss = fdk.fused_fdiv_loss(x, tau, fake, logits, t, normalizer=fdk.RatioNormalizer(), backend=backend)
+    gradients[backend] = torch.autograd.grad(loss, x)[0]
+print(json.dumps({
+    "files": [fdk.__file__, _core.__file__, fdistill.__file__],
+    "libraries": sorted(str(path) for path in torch.ops.loaded_libraries),
+    "auto": backends.choose("auto", "cpu"),
+    "version": [fdk.__version__, _core.build_info()["version"]],
+    "norm": gradients["native"].norm().item(),
+    "difference": (gradients["native"] - gradients["reference"]).norm().item(),
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and no checkout on its path; its Python."""
+    python = make_environment(tmp_path_factory.mktemp("environment") / "venv", reuse=True)
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())
+    assert run.returncode == 0, run.stdout + run.stderr
+    return python
+
+
+def test_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [str(installed), "-c", SMOKE], capture_output=True, text=True, cwd=tmp_path, env=clean_variables()
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    environment = installed.parents[1]
+    for file in [*result["files"], *result["libraries"]]:
+        assert Path(file).is_relative_to(environment), f"{file} is not from the wheel"
+        assert not Path(file).is_relative_to(ROOT)
+    assert [Path(library).name for library in result["libraries"]] == ["libfdkernels_cpu.so"]
+    assert result["auto"] == "native"
+    assert result["version"][0] == result["version"][1]
+    assert result["norm"] > 0
+    assert result["difference"] <= 1e-6 * result["norm"]
+
+
+def test_commands_work_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    def run(*command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean_variables())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "auto picks native" in run(str(installed), "-m", "fdkernels")
+    assert "train" in run(str(installed.parent / "fdistill"), "--help")
+
+
+def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    roots = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert roots == {"fdkernels", "fdistill"}
+    binaries = sorted(name for name in names if name.endswith(".so"))
+    assert len(binaries) == 2
+    assert (
+        re.fullmatch(r"fdkernels/_core\.cpython-\d+-.*\.so", binaries[0])
+        and binaries[1] == "fdkernels/libfdkernels_cpu.so"
+    )
+    modules = {
+        str(path.relative_to(base))
+        for base in (ROOT, ROOT / "python")
+        for package in ("fdkernels", "fdistill")
+        for path in (base / package).rglob("*")
+        if path.suffix in (".py", ".yaml", ".in") or path.name == "py.typed"
+    }
+    assert {"fdkernels/py.typed", "fdistill/py.typed", "fdistill/presets/digits.yaml"} <= modules
+    assert modules <= names
+
+
+def test_library_needs_of_torch_only_libtorch_cpu(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract("fdkernels/libfdkernels_cpu.so", tmp_path)
+    dynamic = subprocess.check_output(["readelf", "--dynamic", "--wide", library], text=True)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", dynamic))
+    assert needed & {"libtorch_cpu.so", "libtorch.so", "libc10.so", "libtorch_python.so"} == {"libtorch_cpu.so"}
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+
+
+def test_library_uses_only_the_stable_c_interface_of_torch(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract("fdkernels/libfdkernels_cpu.so", tmp_path)
+    undefined = subprocess.check_output(["nm", "--dynamic", "--undefined-only", library], text=True).split()
+    torch_symbols = {name for name in undefined if "torch" in name or "c10" in name or "_ZN2at" in name}
+    assert torch_symbols
+    assert all(re.match(r"(aoti_)?torch_", name) for name in torch_symbols), torch_symbols
+    assert "torch_exception_get_what_without_backtrace" not in torch_symbols  # absent from torch 2.10
