@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import fdkernels as fdk
+import torch
 import yaml
 
 
@@ -174,11 +176,21 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from None
         _insert(settings, key.split("."), value, TASKS[task])
-    cfg = _build(TASKS[task], settings, "")
+    cfg = from_dict(settings)
     if not cfg.name:
         seed = f"-seed{cfg.seed}" if cfg.seed else ""
         shuffled = "-shuffled" if cfg.loss.shuffle_weight else ""
         cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
+    return cfg
+
+
+def from_dict(settings: dict[str, Any]) -> Config:
+    """The config that plain values describe.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    cfg = _build(TASKS[settings["task"]], settings, "")
     _check(cfg)
     return cfg
 
@@ -287,6 +299,12 @@ def _check(cfg: Config) -> None:
         raise ConfigError(f"ema: expected a number in [0, 1), got {cfg.ema}")
     if "/" in cfg.name.strip("/") and ".." in cfg.name or cfg.name.startswith("/"):
         raise ConfigError(f"name: expected a folder below {cfg.out}, got {cfg.name!r}")
+    try:  # the library knows its divergences, ranges and backends
+        fdk.fdiv_weight(
+            torch.zeros(8), divergence=cfg.loss.divergence, ratio_range=cfg.loss.ratio_range, backend=cfg.loss.backend
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"loss: {error}") from None
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from fdistill.networks import (
 )
 from fdistill.roles import Average, Role
 from fdistill.task import EpochSampler, Task
-from fdistill.trainer import Distiller, Interrupted, stop_requests
+from fdistill.trainer import BAR_SECONDS, Distiller, Interrupted, stop_requests
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -93,7 +94,7 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
         role.load_state_dict(state["role"])
         generator.set_state(state["generator"])
         sampler.load_state_dict(state["data"])
-    bar = tqdm(total=settings.steps, initial=role.updates, desc="teacher", unit="it", dynamic_ncols=True)
+    bar = tqdm(total=settings.steps, initial=role.updates, desc="teacher", unit="it", mininterval=BAR_SECONDS)
     with stop_requests() as stop, bar:
         while role.updates < settings.steps:
             clean = images[sampler.take(settings.batch)]
@@ -116,6 +117,13 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
     partial.rename(folder / "unet")
 
 
+def discriminator_shape(cfg: DigitsConfig) -> tuple[list[int], list[int]]:
+    """Channels and sizes of the teacher's encoder and middle features; every block but the last halves."""
+    channels = [*cfg.teacher.channels, cfg.teacher.channels[-1]]
+    halvings = [min(i + 1, len(cfg.teacher.channels) - 1) for i in range(len(channels))]
+    return channels, [SIZE // 2**h for h in halvings]
+
+
 class DigitsTask(Task):
     """Student and fake score start from the teacher; the discriminator reads the teacher's encoder and middle."""
 
@@ -125,11 +133,9 @@ class DigitsTask(Task):
         self.teacher = load_or_train_teacher(cfg)
         self.student = OneStep(copy.deepcopy(self.teacher), cfg.sigma_max)
         self.fake = copy.deepcopy(self.teacher)
-        channels = (*cfg.teacher.channels, cfg.teacher.channels[-1])
-        halvings = [min(i + 1, len(cfg.teacher.channels) - 1) for i in range(len(channels))]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            heads = ConvHeads(channels, [SIZE // 2**h for h in halvings], cfg.head_width)
+            heads = ConvHeads(*discriminator_shape(cfg), cfg.head_width)
         self.discriminator = heads.to(cfg.device)
         self.sampler = EpochSampler(len(self.images), cfg.seed)
         self.undistilled = copy.deepcopy(self.student).requires_grad_(False)
@@ -195,3 +201,26 @@ class DigitsTask(Task):
         )
         unet: Any = student.denoiser.unet  # type: ignore[union-attr]
         ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
+
+    @staticmethod
+    def draw(cfg: DigitsConfig, student: Path, count: int, seed: int, output: Path) -> None:
+        from diffusers import ConsistencyModelPipeline
+
+        pipeline = ConsistencyModelPipeline.from_pretrained(student, low_cpu_mem_usage=False)
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(batch_size=count, generator=torch.Generator().manual_seed(seed), output_type="pt").images
+        columns = math.isqrt(count - 1) + 1
+        picture = plots.tiles(2 * images.numpy() - 1, columns)
+        output.write_bytes(plots.png(picture.repeat(6, axis=0).repeat(6, axis=1)))
+
+    @staticmethod
+    def card(cfg: DigitsConfig) -> str:
+        return f"""# {cfg.name}
+
+One-step generator of handwritten digits (8×8, grey), distilled with fdkernels ({cfg.loss.divergence} divergence).
+
+    from diffusers import ConsistencyModelPipeline
+
+    pipeline = ConsistencyModelPipeline.from_pretrained("this folder")
+    image = pipeline(num_inference_steps=1).images[0]
+"""

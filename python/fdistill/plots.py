@@ -168,9 +168,9 @@ def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
 def tiles(images: Array, columns: int) -> Array:
     """(n, 1, H, W) in [-1, 1] as one uint8 picture with a gap of one pixel."""
     count, _, height, width = images.shape
-    rows = count // columns
+    rows = math.ceil(count / columns)
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
-    for i in range(rows * columns):
+    for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
     return picture
@@ -204,6 +204,11 @@ def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float
         axes.imshow(np.sqrt(density).T, origin="lower", extent=box, cmap="magma", vmin=0, vmax=top)
         axes.set_title(title)
         axes.grid(False)
+
+
+def points(axes: Axes, x: Array, extent: float) -> None:
+    axes.scatter(x[:, 0], x[:, 1], s=4, alpha=0.5, color=COLOURS[0], linewidths=0)
+    axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
 
 
 def mode_weights(axes: Axes, sets: Sequence[tuple[str, Array]]) -> None:

@@ -21,6 +21,9 @@ class Task(ABC):
     discriminator: nn.Module
 
     @abstractmethod
+    def __init__(self, cfg: Any) -> None: ...
+
+    @abstractmethod
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """The student's input."""
 
@@ -42,6 +45,20 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, distiller: Any, folder: Path) -> dict[str, Any]:
         """Measure the averaged student; writes samples.png and returns metrics and what the report shows."""
+
+    def titles(self) -> dict[str, str]:
+        """Name to heading of each set of pictures that `evaluate` leaves in evaluation.npz."""
+        return {}
+
+    @staticmethod
+    @abstractmethod
+    def draw(cfg: Any, student: Path, count: int, seed: int, output: Path) -> None:
+        """A picture of samples from an exported student alone."""
+
+    @staticmethod
+    @abstractmethod
+    def card(cfg: Any) -> str:
+        """A README for an exported student."""
 
     @abstractmethod
     def export(self, student: nn.Module, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from fdistill.config import Config
 from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import Average, Meter, Role
 from fdistill.task import Task
+
+
+# A terminal is redrawn often; a log file or a CI's output gets a line now and then.
+BAR_SECONDS = 0.3 if sys.stderr.isatty() else 20.0
 
 
 class Interrupted(Exception):
@@ -138,7 +143,7 @@ class Distiller:
         normalizer = None if self.normalizer is None else copy.deepcopy(self.normalizer).eval()
         weight = fdk.fdiv_weight(
             logits, sigma, divergence=self.cfg.loss.divergence, normalizer=normalizer,
-            ratio_range=self.cfg.loss.ratio_range,
+            ratio_range=self.cfg.loss.ratio_range, backend=self.cfg.loss.backend,
         )  # fmt: skip
         return weight.cpu().numpy(), sigma.cpu().numpy()
 
@@ -200,7 +205,7 @@ class Distiller:
         if self.step == 0:
             self._snapshot()
         start = time.perf_counter() - self.seconds
-        bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", dynamic_ncols=True)
+        bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
         with log_path.open("a") as log, stop_requests() as stop, bar:
             while self.step < self.cfg.steps:
                 self.iteration()

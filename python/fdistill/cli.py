@@ -1,0 +1,156 @@
+"""The command line: fdistill train | compare | sample | export."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fdistill import config, run
+from fdistill.checkpoint import Checkpoints
+from fdistill.config import Config, ConfigError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    from fdistill.trainer import Interrupted
+
+    try:
+        return args.command(args)
+    except ConfigError as error:
+        print(f"fdistill: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except ModuleNotFoundError as error:
+        if error.name not in {"diffusers", "sklearn", "torchmetrics", "matplotlib", "PIL"}:
+            raise
+        print(f"fdistill: {error.name} is missing; install the trainer's extras: pip install 'fdkernels[train]'", file=sys.stderr)
+        return EXIT_USAGE
+    except Interrupted as stop:
+        print(f"\nfdistill: {stop}. Go on with: {_resume_command(arguments)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("\nfdistill: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fdistill", description="Distill a diffusion teacher into a one-step student.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    preset = f"{', '.join(config.presets())}, or a YAML file"
+
+    train = commands.add_parser("train", help="train a student and write runs/<name>/report.html")
+    train.add_argument("preset", help=preset)
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as loss.divergence=kl seed=1")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    train.add_argument("--fresh", action="store_true", help="replace what the run's folder holds")
+    train.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    train.set_defaults(command=_train)
+
+    compare = commands.add_parser("compare", help="train one student per divergence and seed; one table, one figure")
+    compare.add_argument("preset", help=preset)
+    compare.add_argument("overrides", nargs="*", metavar="key=value")
+    compare.add_argument("--divergences", default="rkl,js,kl", help="comma-separated (default: %(default)s)")
+    compare.add_argument("--seeds", type=int, default=3, help="how many, from `seed` on (default: %(default)s)")
+    compare.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    compare.set_defaults(command=_compare)
+
+    sample = commands.add_parser("sample", help="draw from a run's student in one step")
+    sample.add_argument("run", type=Path, help="runs/<name>")
+    sample.add_argument("-n", "--count", type=int, default=100)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("-o", "--output", type=Path, help="PNG; default: <run>/drawn.png")
+    sample.set_defaults(command=_sample)
+
+    export = commands.add_parser("export", help="copy a run's student, with a card that says how to use it")
+    export.add_argument("run", type=Path, help="runs/<name>")
+    export.add_argument("folder", type=Path)
+    export.set_defaults(command=_export)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    cfg = config.load(args.preset, args.overrides)
+    if args.resume and args.fresh:
+        raise ConfigError("--resume and --fresh exclude each other")
+    if args.dry_run:
+        from fdistill import plan
+
+        print(plan.describe(cfg))
+        return 0
+    folder = run.folder_of(cfg)
+    if run.prepare(cfg, args.resume, args.fresh):
+        print(f"{folder} is finished already; --fresh trains it anew.")
+    else:
+        last = Checkpoints(folder / "checkpoints", cfg.keep).latest()
+        print(f"{folder}: " + (f"going on from {last.name}" if last else "starting"))
+        run.train(cfg)
+    print(summary(folder))
+    return 0
+
+
+def summary(folder: Path) -> str:
+    """The figures of a finished run as a small table, and where its report is."""
+    from fdistill.report import FIGURES, SETS
+
+    result = run.result_of(folder)
+    if result is None:
+        raise ConfigError(f"{folder} is not finished")
+    keys = [key for key in FIGURES if key in result["student"]]
+    lines = [" " * 30 + "".join(f"{key:>11}" for key in keys)]
+    for name in (name for name in SETS if name in result):
+        lines.append(f"{SETS[name]:30}" + "".join(f"{result[name][key]:11{FIGURES[key][2]}}" for key in keys))
+    return "\n".join((*lines, f"report: {folder / 'report.html'}"))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fdistill import compare
+
+    divergences = [name.strip() for name in args.divergences.split(",") if name.strip()]
+    if not divergences or args.seeds < 1 or args.jobs < 1:
+        raise ConfigError("compare: expected at least one divergence, one seed and one job")
+    print(compare.run_all(args.preset, args.overrides, divergences, args.seeds, args.jobs))
+    return 0
+
+
+def _student_folder(folder: Path) -> tuple[Config, Path]:
+    settings = run.settings_of(folder)
+    if not (folder / "student").is_dir():
+        raise ConfigError(f"{folder} has no student yet; finish it with: fdistill train ... --resume")
+    return config.from_dict(settings), folder / "student"
+
+
+def _sample(args: argparse.Namespace) -> int:
+    cfg, student = _student_folder(args.run)
+    if args.count < 1:
+        raise ConfigError(f"--count: expected at least 1, got {args.count}")
+    output = args.output or args.run / "drawn.png"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    run.task_class(cfg).draw(cfg, student, args.count, args.seed, output)
+    print(output)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    cfg, student = _student_folder(args.run)
+    if args.folder.exists():
+        raise ConfigError(f"{args.folder} exists already")
+    shutil.copytree(student, args.folder)
+    (args.folder / "README.md").write_text(run.task_class(cfg).card(cfg))
+    print(args.folder)
+    return 0
+
+
+def _resume_command(arguments: Sequence[str] | None) -> str:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    dropped = [argument for argument in given if argument not in ("--resume", "--fresh")]
+    return " ".join(["fdistill", *dropped, *(["--resume"] if dropped[:1] == ["train"] else [])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
