@@ -74,13 +74,29 @@ fdkernels::Table table(const OptionalTensor& tensor, int64_t inner, int64_t batc
   return {tensor->data_ptr(), stored, rows == 1 ? 0 : tensor->stride(0), entries, inner};
 }
 
-// A real (B,) tensor in double.
-std::vector<double> to_double(const Tensor& tensor, int64_t batch, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 1 && tensor.size(0) == batch, name,
+// A new contiguous CPU tensor. The C shim costs a fraction of torch::stable::empty, which goes through the dispatcher.
+Tensor new_tensor(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d) strides[d] = strides[d + 1] * sizes[d + 1];
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         static_cast<int32_t>(dtype), aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+// A real (B,) or () tensor in double.
+std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
                   ": expected a CPU tensor with one value per sample");
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype == ScalarType::Float && tensor.is_contiguous()) {
+    const float* data = static_cast<const float*>(tensor.data_ptr());
+    return std::vector<double>(data, data + count);
+  }
   const Tensor wide = torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Double));
   const double* data = static_cast<const double*>(wide.data_ptr());
-  return std::vector<double>(data, data + batch);
+  return std::vector<double>(data, data + count);
 }
 
 template <class Logit>
@@ -160,8 +176,8 @@ std::tuple<Tensor, Tensor> fdiv_weight_native(Tensor logits, OptionalTensor t, O
   const auto state = ratio_state({ratio_mean, edges, t_min, t_max, decay, update}, t.has_value());
   std::vector<double> L = combine(logits, batch), levels;
   if (t) levels = to_double(*t, batch, "t");
-  Tensor weight = torch::stable::new_empty(logits, {batch}, ScalarType::Double);
-  Tensor stats = torch::stable::new_empty(logits, {fdkernels::kWeightStats}, ScalarType::Double);
+  Tensor weight = new_tensor({batch}, ScalarType::Double);
+  Tensor stats = new_tensor({fdkernels::kWeightStats}, ScalarType::Double);
   fdkernels::fdiv_weight(batch, L.data(), t ? levels.data() : nullptr, state, options,
                          static_cast<double*>(weight.data_ptr()), static_cast<double*>(stats.data_ptr()));
   return {weight, stats};
@@ -217,13 +233,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fdiv_native(
   const bool per_sample = reduction == "none";
   const bool is_double = student.scalar_type() == ScalarType::Double;
   const bool scaled = with_grad && student.scalar_type() == ScalarType::Half;
-  const std::vector<int64_t> loss_shape = per_sample ? std::vector<int64_t>{batch} : std::vector<int64_t>{};
-  const std::vector<int64_t> none{0};
-  Tensor loss = torch::stable::new_empty(student, loss_shape, is_double ? ScalarType::Double : ScalarType::Float);
-  Tensor gradient =
-      with_grad ? torch::stable::new_empty(student, student.sizes()) : torch::stable::new_empty(student, none);
-  Tensor unscale = torch::stable::new_empty(student, scaled ? loss_shape : none, ScalarType::Float);
-  Tensor stats = torch::stable::new_empty(student, {with_stats ? fdkernels::kStats : 0}, ScalarType::Double);
+  const torch::headeronly::IntHeaderOnlyArrayRef loss_shape(&batch, per_sample ? 1 : 0);
+  const int64_t zero = 0;
+  const torch::headeronly::IntHeaderOnlyArrayRef none(&zero, 1);
+  Tensor loss = new_tensor(loss_shape, is_double ? ScalarType::Double : ScalarType::Float);
+  Tensor gradient = new_tensor(with_grad ? student.sizes() : none, student.scalar_type());
+  Tensor unscale = new_tensor(scaled ? loss_shape : none, ScalarType::Float);
+  Tensor stats = new_tensor({with_stats ? fdkernels::kStats : 0}, ScalarType::Double);
 
   double given_stats[fdkernels::kStats];
   double* stats_data = with_stats ? static_cast<double*>(stats.data_ptr()) : given_stats;
@@ -258,9 +274,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   const int64_t batch = gradient.size(0), count = per_sample ? batch : 1;
   STD_TORCH_CHECK(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
   STD_TORCH_CHECK(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected as many values as upstream");
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(upstream, ScalarType::Double));
-  std::vector<double> factor(static_cast<const double*>(wide.data_ptr()),
-                             static_cast<const double*>(wide.data_ptr()) + count);
+  std::vector<double> factor = to_double(upstream, count, "upstream");
   for (int64_t b = 0; b < count && unscale.numel() > 0; ++b)
     factor[b] *= static_cast<const float*>(unscale.data_ptr())[b];
   fdkernels::cpu::scale_gradient(gradient.data_ptr(), dtype_of(gradient, "gradient"), batch,
@@ -268,7 +282,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
 }
 
 Tensor fdiv_backward_native(Tensor gradient, Tensor upstream, Tensor unscale) {
-  Tensor out = torch::stable::new_empty(gradient, gradient.sizes());
+  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type());
   scale_into(gradient, upstream, unscale, out);
   return out;
 }
