@@ -12,7 +12,6 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 
 import fdkernels
 
@@ -20,16 +19,16 @@ import fdkernels
 def main() -> None:
     # What a terminal prints in, in case its encoding lacks a character of some path or error text.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    if len(sys.argv) == 3 and sys.argv[1] == "--probe":
-        PROBES[sys.argv[2]]()
+    if sys.argv[1:] == ["--probe"]:
+        probe_compiled()
+        probe_backends()
         return
     print(f"fdkernels {fdkernels.__version__} at {os.path.dirname(fdkernels.__file__)}")
     print(f"python    {platform.python_version()} at {sys.executable}, {platform.platform()}")
     for package in ("torch", "numpy", "triton", "diffusers"):
         print(f"{package:9} {version(package)}")
-    for title, probe in (("Compiled parts", "compiled"), ("Backends", "backends")):
-        print(f"\n{title}", flush=True)
-        run_probe(probe)
+    sys.stdout.flush()
+    run_probe()
 
 
 def version(package: str) -> str:
@@ -39,8 +38,8 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def run_probe(name: str) -> None:
-    process = subprocess.run([sys.executable, "-m", "fdkernels", "--probe", name], stderr=subprocess.PIPE, text=True)
+def run_probe() -> None:
+    process = subprocess.run([sys.executable, "-m", "fdkernels", "--probe"], stderr=subprocess.PIPE, text=True)
     if process.returncode == 0:
         return
     if process.returncode < 0:
@@ -51,6 +50,7 @@ def run_probe(name: str) -> None:
 
 
 def probe_compiled() -> None:
+    print("\nCompiled parts", flush=True)
     try:
         from fdkernels import _core
     except ImportError as error:
@@ -68,6 +68,7 @@ def probe_compiled() -> None:
 
 
 def probe_backends() -> None:
+    print("\nBackends", flush=True)
     if not torch_works():
         return
     import torch
@@ -101,8 +102,6 @@ def torch_works() -> bool:
 def say(what: str, text: str) -> None:
     print(f"  {what:17} {text}", flush=True)
 
-
-PROBES: dict[str, Callable[[], None]] = {"compiled": probe_compiled, "backends": probe_backends}
 
 if __name__ == "__main__":
     main()

@@ -34,7 +34,7 @@ def load_native() -> str | None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"{library.name} does not load: {error}"
+        return f"{library.name} does not load: {error.__cause__ or error}"  # torch's own text leaves the reason out
     return None
 
 

@@ -35,10 +35,9 @@ def make_environment(target: Path, *, reuse: bool) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(target)], check=True)
     python = target / "bin" / "python"
     if reuse:
-        # A directory named in a .pth file goes on sys.path, but the .pth files in it (the editable install's) are not run.
-        site = subprocess.check_output(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-        )
+        # A directory named in a .pth file goes on sys.path; the .pth files in it (an editable install's) are not run.
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = subprocess.check_output([python, "-c", code], text=True)
         heavy = "\n".join(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
         (Path(site.strip()) / "heavy.pth").write_text(heavy + "\n")
     return python
@@ -48,6 +47,12 @@ def clean_variables(**extra: str) -> dict[str, str]:
     """The environment without what could lead back to this checkout."""
     dropped = ("PYTHONPATH", "FDKERNELS_TORCH_DIR", "VIRTUAL_ENV")
     return {k: v for k, v in os.environ.items() if k not in dropped} | extra
+
+
+@pytest.fixture(scope="session")
+def uninstalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment that has everything but this project."""
+    return make_environment(tmp_path_factory.mktemp("uninstalled") / "venv", reuse=True)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ from tests.packaging.conftest import clean_variables, copy_checkout, make_enviro
 
 def build(python: Path, source: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     # setuptools and pybind11 from this environment; nothing else of it, so no torch.
+    import _distutils_hack
     import pybind11
     import setuptools
 
     blocked = source / "path"
     blocked.mkdir()
-    for package in (setuptools, pybind11):
+    for package in (setuptools, _distutils_hack, pybind11):
         folder = Path(package.__path__[0])
         (blocked / folder.name).symlink_to(folder)
     return subprocess.run(
@@ -59,6 +60,8 @@ def test_old_torch(tmp_path: Path) -> None:
 
 
 def test_setup_never_imports_torch() -> None:
-    code = "import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py'); assert 'torch' not in sys.modules"
+    code = (
+        "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_path('setup.py'); assert 'torch' not in sys.modules"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
