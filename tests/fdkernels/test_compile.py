@@ -5,7 +5,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fdkernels as fdk
+from fdkernels.divergences import resolve
 from fdkernels.fdiv import ops
+from fdkernels.fdiv.weight import RatioState, fdiv_weight
 from tests.cases import make, normalizer
 
 pytestmark = pytest.mark.contract("compile")
@@ -120,49 +122,57 @@ def raw_arguments(dtype=torch.float32, **changes):
     return call._replace(**changes)
 
 
+def opcheck(op, arguments, outputs):
+    """torch.library.opcheck; its comparison of outputs takes NaN (a figure that a call lacks) for a difference."""
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not any(bool(v.isnan().any()) for v in outputs):
+        tests.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(op, arguments, test_utils=tests)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
 @pytest.mark.parametrize(
     "changes",
     (
         {},
         {"reduction": "none", "with_stats": False},
-        {"logits": None, "t": None, "ratio_mean": None, "update": False, "weight": torch.ones(4), "mask": None},
+        {"logits": None, "t": None, "ratio_mean": None, "update": False, "weight": torch.ones(4), "with_stats": False},
         {"with_grad": False, "update": False},
-        {"noisy": None, "a": None, "c": None, "coefficient_inner": 1, "dmd_scale": False},
+        {"noisy": None, "a": None, "c": None, "coefficient_inner": 1, "dmd_scale": False, "mask": None},
     ),
     ids=("all", "none", "weight", "no grad", "x0"),
 )
 def test_raw_op(backend, dtype, changes):
-    """Where a backend is a registered op: its schema, fake and mutations are what they say (reference is plain PyTorch)."""
+    """A registered op's schema, fake and mutations are what they say; the plain reference fits the fake too."""
     call = raw_arguments(dtype, **changes)
     forward = ops._FORWARD[backend]
+    loss, gradient, unscale, stats = forward(*call._replace(ratio_mean=None, update=False))
+    assert not loss.isnan().any() and not stats[: ops.STATS - 4].isnan().any()
+    fakes = ops._fdiv_fake(*call)
+    for real, fake in zip((loss, gradient, unscale, stats), fakes, strict=True):
+        assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
     if not isinstance(forward, torch._ops.OpOverload):
-        shapes = [v.shape for v in forward(*call)]
-        assert shapes == [v.shape for v in ops._fdiv_fake(*call)], "the fake describes the reference too"
         return
-    torch.library.opcheck(forward, tuple(call))
-    _, gradient, unscale, _ = forward(*call)
-    upstream = torch.ones(
-        4 if call.reduction == "none" else (), dtype=torch.float64 if dtype == torch.float64 else torch.float32
-    )
+    opcheck(forward, tuple(call), forward(*call))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    upstream = torch.full((4,) if call.reduction == "none" else (), 2.0, dtype=wide)
     if call.with_grad:
-        torch.library.opcheck(ops._BACKWARD[backend], (gradient, upstream * 2, unscale))
-        torch.library.opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream * 2, unscale))
+        opcheck(ops._BACKWARD[backend], (gradient, upstream, unscale), (gradient,))
+        opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream, unscale), (gradient,))
 
 
 @pytest.mark.parametrize("normalized", (True, False))
 def test_raw_weight_op(backend, normalized):
     case = make((9, 3), heads=3)
-    call = (case.logits, case.t, torch.ones(4) if normalized else None, None, 0.0, 1.0, 0.9, normalized, "kl", 0.0, -2.0, 3.0, True)  # fmt: skip
+    mean = torch.ones(4) if normalized else None
+    state = RatioState(mean, None, 0.0, 1.0, 0.9, normalized)
+    call = (case.logits, case.t, *state, "kl", 0.0, -2.0, 3.0, True)
     op = ops.WEIGHT.get(backend)
-    if op is None:
-        from fdkernels.divergences import resolve
-        from fdkernels.fdiv.weight import RatioState, fdiv_weight
-
-        result = fdiv_weight(case.logits, case.t, RatioState(*call[2:8]), resolve("kl"), (-2.0, 3.0), True)
-        assert [v.shape for v in result] == [v.shape for v in ops._fdiv_weight_fake(*call)]
-        return
-    torch.library.opcheck(op, call)
+    result = op(*call) if op else fdiv_weight(case.logits, case.t, state, resolve("kl"), (-2.0, 3.0), True)
+    for real, fake in zip(result, ops._fdiv_weight_fake(*call), strict=True):
+        assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
+    if op:
+        opcheck(op, call, result)
 
 
 def test_every_registered_op_was_checked(backend):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.contract("distributed")
 RANKS = 3
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """Everything the ranks found, each in a process of its own: one start of Python and torch for all tests."""
     folder = tmp_path_factory.mktemp("ranks")

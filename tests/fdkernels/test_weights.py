@@ -1,4 +1,4 @@
-"""fdiv_weight: relative 1e-6 wherever the true value is a normal fp32 number, up to logits of ±80, in half precision too."""
+"""fdiv_weight: relative 1e-6 wherever the true value is a normal fp32 number, from any dtype, up to logits of ±80."""
 
 import pytest
 import torch
