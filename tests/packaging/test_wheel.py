@@ -111,3 +111,22 @@ def test_library_uses_only_the_stable_c_interface_of_torch(wheel: Path, tmp_path
     assert torch_symbols
     assert all(re.match(r"(aoti_)?torch_", name) for name in torch_symbols), torch_symbols
     assert "torch_exception_get_what_without_backtrace" not in torch_symbols  # absent from torch 2.10
+
+
+def test_wide_instructions_stay_in_their_level(wheel: Path, tmp_path: Path) -> None:
+    """No function that the linker could share between levels uses registers beyond the baseline's."""
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract("fdkernels/libfdkernels_cpu.so", tmp_path)
+    code = subprocess.check_output(["objdump", "--disassemble", "--no-show-raw-insn", "--demangle", library], text=True)
+    if "elf64-x86-64" not in code:
+        return
+    function, wide = "", set()
+    for line in code.splitlines():
+        header = re.fullmatch(r"[0-9a-f]+ <(.*)>:", line)
+        if header:
+            function = header[1]
+        elif re.search(r"%[yz]mm", line):
+            wide.add(function)
+    assert any("::v4::" in name for name in wide) and any("::v3::" in name for name in wide)
+    shared = {name for name in wide if not re.search(r"\bfdkernels::v[34]::|\(anonymous namespace\)", name)}
+    assert not shared
