@@ -56,20 +56,20 @@ void parallel(const Threads& threads, int64_t count, int64_t grain, const Body& 
 }
 
 // Unmasked elements of each sample.
-std::vector<double> count_kept(const Problem& p) {
+std::vector<double> count_kept(const Problem& p, const Threads& threads) {
   std::vector<double> kept(p.batch, static_cast<double>(p.elements));
   if (p.mask.data == nullptr) return kept;
   const uint8_t* data = static_cast<const uint8_t*>(p.mask.data);
   const double per_entry = static_cast<double>(p.elements / p.mask.entries);
-  for (int64_t b = 0; b < p.batch; ++b) {
-    if (b > 0 && p.mask.batch_stride == 0) {
-      kept[b] = kept[0];
-      continue;
+  const int64_t rows = p.mask.batch_stride == 0 ? std::min<int64_t>(p.batch, 1) : p.batch;
+  parallel(threads, rows, std::max<int64_t>(1, 8 * kGrain / p.mask.entries), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      int64_t entries = 0;
+      for (int64_t i = 0; i < p.mask.entries; ++i) entries += data[b * p.mask.batch_stride + i] != 0;
+      kept[b] = static_cast<double>(entries) * per_entry;
     }
-    int64_t entries = 0;
-    for (int64_t i = 0; i < p.mask.entries; ++i) entries += data[b * p.mask.batch_stride + i] != 0;
-    kept[b] = static_cast<double>(entries) * per_entry;
-  }
+  });
+  if (rows < p.batch) std::fill(kept.begin(), kept.end(), kept[0]);
   return kept;
 }
 
@@ -89,7 +89,7 @@ class Run {
         sums_(problem.batch),
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
-    const std::vector<double> kept = count_kept(p_);
+    const std::vector<double> kept = count_kept(p_, threads_);
     double total = 0;
     for (const double count : kept) total += count;
     for (int64_t b = 0; b < p_.batch && p_.reduction != Reduction::sum; ++b) {
