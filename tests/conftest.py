@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "contract(name): the contract of DESIGN that a test shows")
-    config.addinivalue_line("markers", "slow: takes more than 20 s")
+    config.addinivalue_line("markers", "backends(*names): the backends that can show it, where not every one can")
     config.pluginmanager.register(ContractTable(), "contract-table")
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Workers share the cores.
@@ -31,8 +31,11 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
+        # What only some backends can show names them: @pytest.mark.backends("native").
+        mark = metafunc.definition.get_closest_marker("backends")
+        named = mark.args if mark else BACKENDS
         chosen = metafunc.config.getoption("backend") or BACKENDS
-        metafunc.parametrize("backend", chosen, scope="session")
+        metafunc.parametrize("backend", [name for name in named if name in chosen], scope="session")
 
 
 @pytest.fixture(autouse=True)

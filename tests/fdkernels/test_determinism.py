@@ -63,6 +63,7 @@ def test_thread_counts(backend, shape, dtype):
         assert all(same(outcomes[0], outcome) for outcome in outcomes[1:])
 
 
+@pytest.mark.backends("native")  # the reference has no instruction sets of its own
 @pytest.mark.parametrize("level", ("baseline", "v3", "v4"))
 def test_instruction_sets(backend, level):
     """Every kernel that run-time dispatch could pick on this machine is held to the oracle."""

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 BUDGET = 0.050  # seconds beyond `import torch`
 
@@ -36,28 +34,25 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def imports():
-    """Several fresh interpreters' (seconds, modules, whether kernels were loaded)."""
-    runs = [python(MEASURE) for _ in range(5)]
-    assert all(run.returncode == 0 for run in runs), runs[0].stderr
-    return [json.loads(run.stdout) for run in runs]
+def measure() -> tuple[float, list[str], bool]:
+    """Of a fresh interpreter: seconds, modules that came with the package, whether kernels were loaded."""
+    run = python(MEASURE)
+    assert run.returncode == 0, run.stderr
+    seconds, modules, kernels = json.loads(run.stdout)
+    return seconds, modules, kernels
 
 
-def test_import_adds_at_most_50_ms_to_torch(imports):
+def test_import_adds_at_most_50_ms_to_torch():
     """The median of several; of processor time, where the machine is busy with something else."""
-    times = [seconds for seconds, _, _ in imports]
+    times = [measure()[0] for _ in range(5)]
     assert statistics.median(times) <= BUDGET, times
 
 
-def test_import_brings_nothing_heavy(imports):
-    _, modules, _ = imports[0]
+def test_import_brings_nothing_heavy_and_probes_no_device():
+    _, modules, kernels = measure()
     assert "fdkernels.fdiv.api" in modules
     assert [name for name in modules if name in UNWANTED] == []
-
-
-def test_import_loads_no_kernels_and_probes_no_device(imports):
-    assert not any(kernels for _, _, kernels in imports)
+    assert not kernels
 
 
 USE = """
