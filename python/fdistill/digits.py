@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 SIZE = 8
-SIGMA_END = 1e-5  # what diffusers' scheduler takes as zero
+# What diffusers' scheduler takes as zero. A power of two: it squares this in float32 and in float64, and takes the root
+# of the difference, which must not come out negative.
+SIGMA_END = 2.0**-20
 
 
 def load_digits() -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ divided by their mean standard deviation over the data, which fixes the unit of 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,12 @@ class Yardstick:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 
-        frechet = FrechetInceptionDistance(feature=self.classifier, normalize=True)
-        kernel = KernelInceptionDistance(feature=self.classifier, normalize=True, subsets=20, subset_size=1000)
         features = self.classifier(images)
-        with torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # torchmetrics' that 1797 features are kept in memory
             torch.manual_seed(0)
+            frechet = FrechetInceptionDistance(feature=self.classifier, normalize=True)
+            kernel = KernelInceptionDistance(feature=self.classifier, normalize=True, subsets=20, subset_size=1000)
             for metric in (frechet, kernel):
                 metric.update(self.images, real=True)
                 metric.update(images, real=False)
