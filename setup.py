@@ -104,7 +104,6 @@ class CMakeBuild(build_ext):
         print(f"fdkernels: building against {torch}", flush=True)
         configure = [
             cmake,
-            "--fresh",  # the tools' paths change with every isolated build; object files are kept
             "-S",
             str(ROOT),
             "-B",
@@ -118,7 +117,11 @@ class CMakeBuild(build_ext):
             f"-DFDKERNELS_VERSION={self.distribution.get_version()}",
             f"-DFDKERNELS_CUDA_NOTE={note}",
         ]
-        subprocess.run(configure, check=True)
+        # Every isolated build brings tools at new paths, which a configured tree would not follow.
+        record = build_directory / "configured-by.txt"
+        fresh = ["--fresh"] if not record.exists() or record.read_text() != str(configure) else []
+        subprocess.run([*configure, *fresh], check=True)
+        record.write_text(str(configure))
         subprocess.run([cmake, "--build", str(build_directory)], check=True)
         subprocess.run([cmake, "--install", str(build_directory), "--prefix", str(self._destination())], check=True)
 
