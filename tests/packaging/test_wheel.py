@@ -88,7 +88,7 @@ def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
         for base in (ROOT, ROOT / "python")
         for package in ("fdkernels", "fdistill")
         for path in (base / package).rglob("*")
-        if path.suffix in (".py", ".yaml", ".in") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".yaml", ".in") or path.name == "py.typed"
     }
     assert {"fdkernels/py.typed", "fdistill/py.typed", "fdistill/presets/digits.yaml"} <= modules
     assert modules <= names
