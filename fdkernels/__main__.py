@@ -52,11 +52,11 @@ def run_probe() -> None:
 def probe_compiled() -> None:
     print("\nCompiled parts", flush=True)
     try:
-        from fdkernels import _core
+        import fdkernels._core as core
     except ImportError as error:
         say("_core", f"missing or broken: {error}")
     else:
-        info = _core.build_info()
+        info = core.build_info()
         say("_core", f"version {info['version']}, {info['compiler']}, {info['flags']}")
         say("", f"instruction sets {', '.join(info['isa'])}; CUDA {info['cuda']}")
         if info["version"] != fdkernels.__version__:
