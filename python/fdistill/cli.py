@@ -18,7 +18,12 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option: settings may stand anywhere.
+    if not hasattr(args, "overrides") or any(argument.startswith("-") for argument in rest):
+        parser.parse_args(arguments)
+    else:
+        args.overrides += rest
     from fdistill.trainer import Interrupted
 
     try:
@@ -29,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in {"diffusers", "sklearn", "torchmetrics", "matplotlib", "PIL"}:
             raise
-        print(f"fdistill: {error.name} is missing; install the trainer's extras: pip install 'fdkernels[train]'", file=sys.stderr)
+        print(f"fdistill: {error.name} is missing; try: pip install 'fdkernels[train]'", file=sys.stderr)
         return EXIT_USAGE
     except Interrupted as stop:
         print(f"\nfdistill: {stop}. Go on with: {_resume_command(arguments)}", file=sys.stderr)
@@ -57,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("overrides", nargs="*", metavar="key=value")
     compare.add_argument("--divergences", default="rkl,js,kl", help="comma-separated (default: %(default)s)")
     compare.add_argument("--seeds", type=int, default=3, help="how many, from `seed` on (default: %(default)s)")
-    compare.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: %(default)s)")
     compare.set_defaults(command=_compare)
 
     sample = commands.add_parser("sample", help="draw from a run's student in one step")
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-o", "--output", type=Path, help="PNG; default: <run>/drawn.png")
     sample.set_defaults(command=_sample)
 
-    export = commands.add_parser("export", help="copy a run's student, with a card that says how to use it")
+    export = commands.add_parser("export", help="copy a run's student out of it")
     export.add_argument("run", type=Path, help="runs/<name>")
     export.add_argument("folder", type=Path)
     export.set_defaults(command=_export)
@@ -79,9 +83,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume and args.fresh:
         raise ConfigError("--resume and --fresh exclude each other")
     if args.dry_run:
-        from fdistill import plan
-
-        print(plan.describe(cfg))
+        print(run.plan(cfg))
         return 0
     folder = run.folder_of(cfg)
     if run.prepare(cfg, args.resume, args.fresh):
@@ -112,9 +114,9 @@ def _compare(args: argparse.Namespace) -> int:
     from fdistill import compare
 
     divergences = [name.strip() for name in args.divergences.split(",") if name.strip()]
-    if not divergences or args.seeds < 1 or args.jobs < 1:
-        raise ConfigError("compare: expected at least one divergence, one seed and one job")
-    print(compare.run_all(args.preset, args.overrides, divergences, args.seeds, args.jobs))
+    if not divergences or args.seeds < 1:
+        raise ConfigError("compare: expected at least one divergence and one seed")
+    print(compare.run_all(args.preset, args.overrides, divergences, args.seeds))
     return 0
 
 
@@ -137,11 +139,10 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    cfg, student = _student_folder(args.run)
+    student = _student_folder(args.run)[1]
     if args.folder.exists():
         raise ConfigError(f"{args.folder} exists already")
     shutil.copytree(student, args.folder)
-    (args.folder / "README.md").write_text(run.task_class(cfg).card(cfg))
     print(args.folder)
     return 0
 

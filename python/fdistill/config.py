@@ -6,16 +6,16 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import fdkernels as fdk
 import torch
 import yaml
+
+import fdkernels as fdk
 
 
 class ConfigError(ValueError):
@@ -29,10 +29,8 @@ class OptimizerConfig:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.0, 0.99)
     weight_decay: float = 0.0
-    clip: float = 10.0
-    """Largest global gradient norm."""
-    schedule: str = "constant"
-    """constant, or cosine: down to zero at the last step."""
+    clip: float = 10.0  # largest global gradient norm
+    schedule: str = "constant"  # constant, or cosine: down to zero at the last step
     warmup: int = 0
 
 
@@ -40,12 +38,10 @@ class OptimizerConfig:
 class LossConfig:
     divergence: str = "js"
     ratio_range: tuple[float, float] = (0.1, 20.0)
-    normalize_ratio: bool = True
-    """Divide the ratio by its running mean per noise level (RatioNormalizer)."""
+    normalize_ratio: bool = True  # divide the ratio by its running mean per noise level (RatioNormalizer)
     bins: int = 10
     decay: float = 0.9
-    gan_weight: float = 0.0
-    """Of softplus(-logit) beside the score-difference loss."""
+    gan_weight: float = 0.0  # of softplus(-logit) beside the score-difference loss
     shuffle_weight: bool = False
     """A control: h permuted within the batch, so that its distribution stays and its meaning goes."""
     backend: str = "auto"
@@ -53,14 +49,11 @@ class LossConfig:
 
 @dataclass
 class EvalConfig:
-    snapshots: int = 20
-    """How many pictures of samples on fixed noise over the run."""
+    snapshots: int = 20  # how many pictures of samples on fixed noise over the run
     samples: int = 1797
     teacher_steps: int = 20
-    neighbours: int = 5
-    """k of precision and recall."""
-    bootstraps: int = 8
-    """Of the real data, for the floor."""
+    neighbours: int = 5  # k of precision and recall
+    bootstraps: int = 8  # of the real data, for the floor
 
 
 @dataclass
@@ -68,30 +61,24 @@ class Config:
     """What every task has. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
 
     task: str = ""
-    name: str = ""
-    """Of the folder under `out`; empty: the preset, the divergence and the seed."""
+    name: str = ""  # of the folder under `out`; empty: the preset, the divergence and the seed
     seed: int = 0
-    steps: int = 0
-    """Iterations; how many of them update the student is up to `phases`."""
+    steps: int = 0  # iterations; how many of them update the student is up to `phases`
     batch: int = 64
     phases: list[list[str]] = field(default_factory=lambda: [["student", "fake", "discriminator"]])
-    sigma_max: float = 2.5
-    """The one noise level from which the student starts."""
+    sigma_max: float = 2.5  # the one noise level from which the student starts
     sigma_log_mean: float = -0.4
-    sigma_log_std: float = 1.2
-    """ln σ ~ N(mean, std²) for the noised samples on which scores are compared."""
+    sigma_log_std: float = 1.2  # ln σ ~ N(mean, std²) for the noised samples on which scores are compared
     student: OptimizerConfig = field(default_factory=OptimizerConfig)
     fake: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: float = 0.99
-    """Of the student, per student update; what is evaluated and saved."""
+    ema: float = 0.99  # of the student, per student update; what is evaluated and saved
     loss: LossConfig = field(default_factory=LossConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     device: str = "cpu"
     log_every: int = 20
     checkpoint_every: int = 200
-    keep: int = 2
-    """Checkpoints kept, the newest."""
+    keep: int = 2  # checkpoints kept, the newest
     out: str = "runs"
     cache: str = ".cache/fdistill"
     """Trained teachers and metric classifiers, found again by the hash of their settings."""
@@ -115,11 +102,9 @@ class TeacherConfig:
 @dataclass
 class DigitsConfig(Config):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    head_width: int = 32
-    """Of each discriminator head."""
+    head_width: int = 32  # of each discriminator head
     teacher_sigma_min: float = 0.01
-    teacher_sigma_max: float = 80.0
-    """Between which the teacher's many-step sampler runs."""
+    teacher_sigma_max: float = 80.0  # between which the teacher's many-step sampler runs
 
 
 @dataclass
@@ -137,11 +122,9 @@ class GmmConfig(Config):
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     noise_dimension: int = 2
     width: int = 64
-    depth: int = 2
-    """Of the student's MLP."""
+    depth: int = 2  # of the student's MLP
     critic_width: int = 128
-    critic_depth: int = 3
-    """Of the fake score's and the discriminator's MLPs."""
+    critic_depth: int = 3  # of the fake score's and the discriminator's MLPs
 
 
 TASKS: dict[str, type[Config]] = {"digits": DigitsConfig, "gmm": GmmConfig}
@@ -156,17 +139,12 @@ def presets() -> list[str]:
 
 
 def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
-    """A preset's name or a YAML file's path, and key=value overrides.
-
-    A file may start from a preset: `preset: digits` and then what differs.
+    """A preset's name or a YAML file's path (which may start from a preset: `preset: digits`), and key=value overrides.
 
     Raises:
         ConfigError: naming the key and the nearest valid one, or the type that was expected.
     """
     settings = _read(source)
-    task = settings.get("task")
-    if task not in TASKS:
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {task!r} (in {source})")
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -175,22 +153,22 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from None
-        _insert(settings, key.split("."), value, TASKS[task])
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        settings = _merge(settings, value)
     cfg = from_dict(settings)
     if not cfg.name:
-        seed = f"-seed{cfg.seed}" if cfg.seed else ""
-        shuffled = "-shuffled" if cfg.loss.shuffle_weight else ""
+        seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
         cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
     return cfg
 
 
 def from_dict(settings: dict[str, Any]) -> Config:
-    """The config that plain values describe.
-
-    Raises:
-        ConfigError: as `load`.
-    """
-    cfg = _build(TASKS[settings["task"]], settings, "")
+    """The config that plain values describe; raises as `load`."""
+    if settings.get("task") not in TASKS:
+        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {settings.get('task')!r}")
+    cls = TASKS[settings["task"]]
+    cfg = _build(cls, settings, "", cls)
     _check(cfg)
     return cfg
 
@@ -198,12 +176,12 @@ def from_dict(settings: dict[str, Any]) -> Config:
 def _read(source: str) -> dict[str, Any]:
     if source in presets():
         text = (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text()
-    elif source.endswith((".yaml", ".yml")):
-        if not Path(source).is_file():
-            raise ConfigError(f"no such file: {source}")
-        text = Path(source).read_text()
-    else:
+    elif not source.endswith((".yaml", ".yml")):
         raise ConfigError(f"unknown preset {source!r}; expected {' or '.join(presets())}, or the path of a .yaml file")
+    elif not Path(source).is_file():
+        raise ConfigError(f"no such file: {source}")
+    else:
+        text = Path(source).read_text()
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -214,53 +192,32 @@ def _read(source: str) -> dict[str, Any]:
     return settings if base is None else _merge(_read(str(base)), settings)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+def _merge(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
 
 
-def _insert(settings: dict[str, Any], path: list[str], value: Any, cls: type[Config]) -> None:
-    node = settings
-    for part in path[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise _unknown(".".join(path), cls)
-    node[path[-1]] = value
-
-
-def _keys(cls: type, prefix: str = "") -> list[str]:
-    hints, found = typing.get_type_hints(cls), []
-    for f in dataclasses.fields(cls):
-        inner = hints[f.name]
-        found += _keys(inner, f"{prefix}{f.name}.") if dataclasses.is_dataclass(inner) else [prefix + f.name]
+def _keys(cls: Any, prefix: str = "") -> list[str]:
+    found = []
+    for name, kind in typing.get_type_hints(cls).items():
+        found += _keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
     return found
 
 
-def _unknown(key: str, cls: type) -> ConfigError:
-    known = _keys(cls)
-    by_leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return ConfigError(f"unknown setting {key!r}; did you mean {(by_leaf or nearest)[0]!r}?")
-
-
-def _build(cls: type[Any], settings: dict[str, Any], prefix: str, root: type | None = None) -> Any:
-    root = root or cls
+def _build(cls: Any, settings: Any, prefix: str, root: type[Config]) -> Any:
     hints = typing.get_type_hints(cls)
-    for key in settings:
-        if key not in hints:
-            raise _unknown(prefix + str(key), root)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{prefix.rstrip('.')}: expected settings ({', '.join(_keys(cls))}), got {settings!r}")
     values = {}
     for key, value in settings.items():
-        kind, path = hints[key], prefix + key
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{path}: expected settings ({', '.join(_keys(typing.cast(type, kind)))}), got {value!r}")
-            values[key] = _build(typing.cast(type, kind), value, path + ".", root)
-        else:
-            values[key] = _coerce(kind, value, path)
+        path = f"{prefix}{key}"
+        if key not in hints:
+            same_leaf = [known for known in _keys(root) if known.split(".")[-1] == str(key)]
+            nearest = same_leaf or difflib.get_close_matches(path, _keys(root), n=1, cutoff=0.0)
+            raise ConfigError(f"unknown setting {path!r}; did you mean {nearest[0]!r}?")
+        inner = dataclasses.is_dataclass(hints[key])
+        values[key] = _build(hints[key], value, path + ".", root) if inner else _coerce(hints[key], value, path)
     return cls(**values)
 
 
@@ -275,10 +232,11 @@ def _coerce(kind: Any, value: Any, path: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
         except ValueError:
             pass
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
+    if type(value) is kind:
         return value
-    expected = kind.__name__ if isinstance(kind, type) and origin is None else str(kind)
-    raise ConfigError(f"{path}: expected {expected}, got {value!r}")
+    if kind is str and type(value) is int:  # name=7
+        return str(value)
+    raise ConfigError(f"{path}: expected {kind.__name__ if origin is None else kind}, got {value!r}")
 
 
 def _check(cfg: Config) -> None:
@@ -311,7 +269,7 @@ def _check(cfg: Config) -> None:
 
 def as_dict(cfg: Any) -> dict[str, Any]:
     """Plain values, as they come back from JSON and YAML."""
-    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+    return json.loads(json.dumps(cfg if isinstance(cfg, dict) else dataclasses.asdict(cfg)))
 
 
 def digest(cfg: Any) -> str:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from fdistill import metrics, plots
 from fdistill.checkpoint import Checkpoints
-from fdistill.config import DigitsConfig, OptimizerConfig, TeacherConfig, digest
+from fdistill.config import DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, digest
 from fdistill.networks import (
     ConvHeads,
     Denoiser,
@@ -37,6 +37,16 @@ SIZE = 8
 # What diffusers' scheduler takes as zero. A power of two: it squares this in float32 and in float64, and takes the root
 # of the difference, which must not come out negative.
 SIGMA_END = 2.0**-20
+
+CARD = """# One-step digits
+
+Handwritten digits (8×8, grey) in one step, distilled with fdkernels ({divergence} divergence).
+
+    from diffusers import ConsistencyModelPipeline
+
+    pipeline = ConsistencyModelPipeline.from_pretrained("this folder")
+    image = pipeline(num_inference_steps=1).images[0]
+"""
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -64,7 +74,9 @@ def new_unet(cfg: TeacherConfig) -> UNet2DModel:
 
 
 def teacher_folder(cfg: DigitsConfig) -> Path:
-    return Path(cfg.cache) / f"digits-teacher-{digest(cfg.teacher)}"
+    """Named after all that decides the teacher."""
+    decides = {"teacher": as_dict(cfg.teacher), "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std]}
+    return Path(cfg.cache) / f"digits-teacher-{digest(decides)}"
 
 
 def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
@@ -74,7 +86,8 @@ def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
     folder = teacher_folder(cfg)
     if not (folder / "unet").is_dir():
         train_teacher(cfg, folder)
-    return UNetDenoiser(UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False), cfg.teacher.sigma_data).to(cfg.device)
+    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    return UNetDenoiser(unet, cfg.teacher.sigma_data).to(cfg.device)
 
 
 def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
@@ -141,6 +154,12 @@ class DigitsTask(Task):
         self.discriminator = heads.to(cfg.device)
         self.sampler = EpochSampler(len(self.images), cfg.seed)
         self.undistilled = copy.deepcopy(self.student).requires_grad_(False)
+        self.titles = {
+            "real": "Real digits",
+            "teacher": f"Teacher, {cfg.eval.teacher_steps} Heun steps",
+            "undistilled": "Teacher, 1 step, undistilled",
+            "student": "Student, 1 step",
+        }
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, 1, SIZE, SIZE, generator=generator, device=self.cfg.device)
@@ -174,8 +193,8 @@ class DigitsTask(Task):
         weight, sigma = distiller.sample_weights(2048)
         shown = {name: images[:100].cpu().numpy() for name, images in {"real": self.images, **sets}.items()}
         np.savez_compressed(folder / "evaluation.npz", weight=weight, sigma=sigma, **shown)
-        titles = self.titles()
-        plots.write_sample_sheet([(titles[name], shown[name]) for name in titles], folder / "samples.png")
+        sheet = [(title, shown[name]) for name, title in self.titles.items()]
+        plots.write_sample_sheet(sheet, folder / "samples.png")
         return {
             **{name: yardstick.measure(images) for name, images in sets.items()},
             "floor": yardstick.floor(cfg.eval.bootstraps),
@@ -183,15 +202,6 @@ class DigitsTask(Task):
             "samples": cfg.eval.samples,
             "classifier_accuracy": float(yardstick.classifier.get_buffer("held_out_accuracy")),
             "teacher_parameters": parameter_count(self.teacher),
-        }
-
-    def titles(self) -> dict[str, str]:
-        steps = self.cfg.eval.teacher_steps
-        return {
-            "real": "Real digits",
-            "teacher": f"Teacher, {steps} Heun steps",
-            "undistilled": "Teacher, 1 step, undistilled",
-            "student": "Student, 1 step",
         }
 
     def export(self, student: nn.Module, folder: Path) -> None:
@@ -203,26 +213,23 @@ class DigitsTask(Task):
         )
         unet: Any = student.denoiser.unet  # type: ignore[union-attr]
         ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
+        (folder / "README.md").write_text(CARD.format(divergence=self.cfg.loss.divergence))
 
     @staticmethod
     def draw(cfg: DigitsConfig, student: Path, count: int, seed: int, output: Path) -> None:
         from diffusers import ConsistencyModelPipeline
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()
         pipeline = ConsistencyModelPipeline.from_pretrained(student, low_cpu_mem_usage=False)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(batch_size=count, generator=torch.Generator().manual_seed(seed), output_type="pt").images
-        columns = math.isqrt(count - 1) + 1
-        picture = plots.tiles(2 * images.numpy() - 1, columns)
+        picture = plots.tiles(2 * images.numpy() - 1, columns=math.isqrt(count - 1) + 1)
         output.write_bytes(plots.png(picture.repeat(6, axis=0).repeat(6, axis=1)))
 
     @staticmethod
-    def card(cfg: DigitsConfig) -> str:
-        return f"""# {cfg.name}
-
-One-step generator of handwritten digits (8×8, grey), distilled with fdkernels ({cfg.loss.divergence} divergence).
-
-    from diffusers import ConsistencyModelPipeline
-
-    pipeline = ConsistencyModelPipeline.from_pretrained("this folder")
-    image = pipeline(num_inference_steps=1).images[0]
-"""
+    def plan(cfg: DigitsConfig) -> tuple[dict[str, nn.Module], str]:
+        unet, folder = new_unet(cfg.teacher), teacher_folder(cfg)
+        cached = f"cached in {folder}" if (folder / "unet").is_dir() else f"to be trained, {cfg.teacher.steps:,} steps"
+        heads = ConvHeads(*discriminator_shape(cfg), cfg.head_width)
+        return {"teacher": unet, "student": unet, "fake": unet, "discriminator": heads}, cached

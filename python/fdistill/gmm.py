@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fdistill import plots
@@ -100,8 +101,8 @@ def log_density_of_samples(x: Tensor, samples: Tensor, sigma: Tensor) -> Tensor:
     """log q_σ(x), where q_σ is the samples' law plus noise of level sigma: a mean over as many Gaussians."""
     parts = []
     for point, level in zip(x.split(250), sigma.split(250), strict=True):
-        variance = level[:, None] ** 2
-        parts.append((-torch.cdist(point, samples).square() / (2 * variance) - (2 * math.pi * variance).log()).logsumexp(1))
+        variance, squared = level[:, None] ** 2, torch.cdist(point, samples).square()
+        parts.append((-squared / (2 * variance) - (2 * math.pi * variance).log()).logsumexp(1))
     return torch.cat(parts) - math.log(len(samples))
 
 
@@ -152,7 +153,7 @@ class GmmTask(Task):
         )  # fmt: skip
         title = f"student q, {cfg.loss.divergence}"
         plots.render(
-            lambda figure: plots.densities(figure, [("teacher p", p), (title, q)], mixture.extent), (9, 4.6), "light",
+            lambda figure: plots.densities(figure, [("teacher p", p), (title, q)], mixture.extent), (9, 4.6),
             folder / "samples.png",
         )  # fmt: skip
         return {
@@ -195,24 +196,22 @@ class GmmTask(Task):
 
     def export(self, student: nn.Module, folder: Path) -> None:
         """Weights alone: no diffusers pipeline makes points."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         save_file(student.state_dict(), folder / "student.safetensors")
+        (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n")
 
     @staticmethod
     def draw(cfg: GmmConfig, student: Path, count: int, seed: int, output: Path) -> None:
         """The picture, and the points beside it as .npy."""
-        from safetensors.torch import load_file
-
         mixture = Mixture(cfg.mixture)
         net = PointStudent(cfg, mixture.sigma_data)
         net.load_state_dict(load_file(student / "student.safetensors"))
         with torch.no_grad():
             x = net(torch.randn(count, cfg.noise_dimension, generator=torch.Generator().manual_seed(seed))).numpy()
         np.save(output.with_suffix(".npy"), x)
-        plots.render(lambda figure: plots.points(figure.subplots(), x, mixture.extent), (5, 5), "light", output)
+        plots.render(lambda figure: plots.points(figure.subplots(), x, mixture.extent), (5, 5), output)
 
     @staticmethod
-    def card(cfg: GmmConfig) -> str:
-        return f"# {cfg.name}\n\nWeights of `fdistill.gmm.PointStudent`, distilled with {cfg.loss.divergence}.\n"
+    def plan(cfg: GmmConfig) -> tuple[dict[str, nn.Module], str]:
+        student, fake = PointStudent(cfg, 1.0), MLPDenoiser(2, cfg.critic_width, cfg.critic_depth, 1.0)
+        return {"student": student, "fake": fake, "discriminator": PointDiscriminator(cfg)}, "analytic"

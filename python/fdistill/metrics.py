@@ -120,7 +120,8 @@ class Yardstick:
             warnings.simplefilter("ignore")  # torchmetrics' that 1797 features are kept in memory
             torch.manual_seed(0)
             frechet = FrechetInceptionDistance(feature=self.classifier, normalize=True)
-            kernel = KernelInceptionDistance(feature=self.classifier, normalize=True, subsets=20, subset_size=1000)
+            size = min(1000, len(images))
+            kernel = KernelInceptionDistance(feature=self.classifier, normalize=True, subsets=20, subset_size=size)
             for metric in (frechet, kernel):
                 metric.update(self.images, real=True)
                 metric.update(images, real=False)

@@ -6,14 +6,14 @@ a = σd²/(σ²+σd²), c = σσd/√(σ²+σd²) (Karras et al. 2022, Table 1),
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import fdkernels as fdk
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+import fdkernels as fdk
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         return a * noisy + c * self(noisy, sigma)
 
     def target(self, clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """The raw prediction that is right for `clean`; its mean squared error is EDM's loss with weight λ(σ) = 1/c²."""
+        """The raw prediction that is right for `clean`; its squared error is EDM's loss with weight λ(σ) = 1/c²."""
         a, c = self.coefficients(sigma, noisy)
         return (clean - a * noisy) / c
 
@@ -191,6 +191,3 @@ def parameter_count(module: nn.Module) -> int:
 def log_normal_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """Noise levels with ln σ ~ N(mean, std²)."""
     return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()
-
-
-LOG_2PI = math.log(2 * math.pi)

@@ -19,10 +19,8 @@ Array = NDArray[Any]
 Rows = Sequence[dict[str, Any]]
 
 COLOURS = ("#3b7dd8", "#e0703a", "#3a9d6e", "#9a62c7", "#c9a227", "#d1495b", "#5f9ea0", "#8d6e63", "#7a8c2e")
-THEMES = {
-    "light": {"text": "#20242b", "grid": "#d9dde3", "face": "#ffffff"},
-    "dark": {"text": "#e3e6ea", "grid": "#3a414c", "face": "#1b1f26"},
-}
+# Of text, of lines: light, then dark.
+THEMES = (("#20242b", "#d9dde3"), ("#e3e6ea", "#3a414c"))
 
 
 class Panel(NamedTuple):
@@ -35,69 +33,50 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel(
-        "Relative gap",
-        "Distance of the two scores as a part of the student's error: falls, then settles above zero.",
-        {"health/relative_gap": "mean|f−τ| / mean|x−τ|"},
-    ),
-    Panel(
-        "Gradient norms",
-        "Before the clip. Steady is healthy; spikes are not.",
-        {"student/grad_norm": "student", "fake/grad_norm": "fake score", "discriminator/grad_norm": "discriminator"},
-        True,
-    ),
-    Panel(
-        "Discriminator accuracy",
-        "0.5 is chance: then h says nothing. Above 0.9 the ratio saturates.",
-        {"discriminator/accuracy_fake": "on student samples", "discriminator/accuracy_real": "on data"},
-    ),
-    Panel(
-        "Weight h",
-        "Over the batch. Reverse KL is flat at 1; the spread is what the divergence adds.",
-        {"health/weight_max": "max", "health/weight_mean": "mean", "health/weight_min": "min"},
-    ),
-    Panel(
-        "Effective sample size",
-        "(Σh)² / (B·Σh²): the part of the batch that carries the gradient.",
-        {"health/effective_sample_size": "of the batch"},
-    ),
-    Panel(
-        "Density ratio",
-        "Mean of r before the normalizer (1 would be perfect) and the part clamped to ratio_range.",
-        {"health/ratio_mean": "mean r", "health/clip_fraction": "clamped"},
-    ),
-    Panel(
-        "Losses",
-        "The score-difference loss says little by its value; the fake score's should not drift up.",
-        {"student/score_loss": "score difference", "fake/loss": "fake score", "discriminator/loss": "discriminator"},
-        True,
-    ),
-)
+    Panel("Relative gap", "Distance of the scores as a part of the student's error: falls, then settles above zero.",
+          {"health/relative_gap": "mean|f−τ| / mean|x−τ|"}),
+    Panel("Gradient norms", "Before the clip. Steady is healthy; spikes are not.",
+          {"student/grad_norm": "student", "fake/grad_norm": "fake score", "discriminator/grad_norm": "discriminator"},
+          True),
+    Panel("Discriminator accuracy", "0.5 is chance: then h says nothing. Above 0.9 the ratio saturates.",
+          {"discriminator/accuracy_fake": "on student samples", "discriminator/accuracy_real": "on data"}),
+    Panel("Weight h", "Over the batch, before its mean is divided out: the spread is what the divergence adds.",
+          {"health/weight_max": "max", "health/weight_mean": "mean", "health/weight_min": "min"}),
+    Panel("Effective sample size", "(Σh)² / (B·Σh²): the part of the batch that carries the gradient.",
+          {"health/effective_sample_size": "of the batch"}),
+    Panel("Density ratio", "Mean of r before the normalizer (1 would be perfect) and the part clamped to ratio_range.",
+          {"health/ratio_mean": "mean r", "health/clip_fraction": "clamped"}),
+    Panel("Losses", "The score-difference loss says little by its value; the fake score's should not drift up.",
+          {"student/score_loss": "score difference", "fake/loss": "fake score", "discriminator/loss": "discriminator"},
+          True),
+)  # fmt: skip
 
 
-def render(draw: Callable[[Figure], None], size: tuple[float, float], theme: str, path: Path | None = None) -> bytes:
-    """Draw on a new figure: PNG into path, or SVG as bytes."""
+def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path | None = None) -> tuple[bytes, bytes]:
+    """Draw on a new figure: a PNG into path, or without one an SVG for light and one for dark pages."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    colours = THEMES[theme]
-    style = {
-        "text.color": colours["text"], "axes.labelcolor": colours["text"], "axes.titlecolor": colours["text"],
-        "xtick.color": colours["text"], "ytick.color": colours["text"], "axes.edgecolor": colours["grid"],
-        "grid.color": colours["grid"], "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6,
-        "axes.facecolor": "none", "figure.facecolor": colours["face"] if path else "none", "font.size": 9,
+    text, line = THEMES[0]
+    style: dict[Any, Any] = {
+        "text.color": text, "axes.labelcolor": text, "axes.titlecolor": text, "xtick.color": text, "ytick.color": text,
+        "axes.edgecolor": line, "grid.color": line, "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.6,
+        "axes.facecolor": "none", "figure.facecolor": "white" if path else "none", "font.size": 9,
         "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 10, "axes.titleweight": "bold", "svg.fonttype": "path", "svg.hashsalt": "fdistill",
+        "axes.titlesize": 10, "axes.titleweight": "bold", "svg.hashsalt": "fdistill",
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         if path:
             figure.savefig(path, dpi=150)
-            return b""
+            return b"", b""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
+    light = dark = buffer.getvalue()
+    for ours, theirs in zip(*THEMES, strict=True):
+        dark = dark.replace(ours.encode(), theirs.encode())
+    return light, dark
 
 
 def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
@@ -137,7 +116,7 @@ def write_curves(rows: Rows, path: Path) -> None:
         for axes in list(grid)[len(panels) :]:
             axes.set_axis_off()
 
-    render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), "light", path)
+    render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), path)
 
 
 def weights(axes: Axes, weight: Array, divergence: str) -> None:
@@ -193,7 +172,7 @@ def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns:
             axes.set_title(title)
             axes.set_axis_off()
 
-    render(draw, (3.4 * len(panels), 3.7), "light", path)
+    render(draw, (3.4 * len(panels), 3.7), path)
 
 
 def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:

@@ -70,7 +70,7 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def _figure(title: str, reading: str, draw: Any, size: tuple[float, float] = (4.6, 2.9)) -> str:
-    light, dark = (_uri(plots.render(draw, size, theme), "svg+xml") for theme in ("light", "dark"))
+    light, dark = (_uri(picture, "svg+xml") for picture in plots.render(draw, size))
     return (
         f'<figure class="card"><figcaption><h3>{html.escape(title)}</h3><p>{html.escape(reading)}</p></figcaption>'
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -92,7 +92,8 @@ def _headline(result: dict[str, Any]) -> str:
     for key, (name, reading, form) in FIGURES.items():
         if key not in result["student"] or key == "kid":
             continue
-        beside = [f"{label} {result[of][key]:{form}}" for of, label in (("teacher", "teacher"), ("floor", "data")) if of in result]
+        others = [(of, label) for of, label in (("teacher", "teacher"), ("floor", "data")) if of in result]
+        beside = [f"{label} {result[of][key]:{form}}" for of, label in others]
         cards.append(
             f'<div class="card number"><h3>{name}</h3><strong>{result["student"][key]:{form}}</strong>'
             f"<p>{' · '.join(beside)}</p><small>{reading}</small></div>"
@@ -113,7 +114,7 @@ def _samples(data: dict[str, Any], titles: dict[str, str], settings: dict[str, A
         return "".join(pictures)
     return "".join(
         f'<figure class="card"><figcaption><h3>{html.escape(titles[name])}</h3></figcaption>'
-        f'<img class="pixels" src="{_uri(plots.png(plots.tiles(data[name], 10)), "png")}" alt="{titles[name]}"></figure>'
+        f'<img class="pixels" src="{_uri(plots.png(plots.tiles(data[name], 10)), "png")}" alt="{name}"></figure>'
         for name in titles
     )
 
@@ -128,10 +129,8 @@ def _table(result: dict[str, Any]) -> str:
     sets = [name for name in SETS if name in result]
     keys = [key for key in FIGURES if key in result["student"]]
     head = "".join(f"<th>{FIGURES[key][0]}</th>" for key in keys)
-    body = "".join(
-        f"<tr><th>{SETS[name]}</th>" + "".join(f"<td>{result[name][key]:{FIGURES[key][2]}}</td>" for key in keys) + "</tr>"
-        for name in sets
-    )
+    cells = {name: "".join(f"<td>{result[name][key]:{FIGURES[key][2]}}</td>" for key in keys) for name in sets}
+    body = "".join(f"<tr><th>{SETS[name]}</th>{cells[name]}</tr>" for name in sets)
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -159,13 +158,13 @@ def _facts(result: dict[str, Any]) -> str:
     facts = [f"n = {result['samples']:,} samples for every figure"]
     if "classifier_accuracy" in result:
         facts.append(
-            f"features of a small classifier ({100 * result['classifier_accuracy']:.1f} % on held-out digits), divided by "
-            "their mean standard deviation; real against real is a bootstrap, whose precision and recall say nothing"
+            f"features of a small classifier ({100 * result['classifier_accuracy']:.1f} % on held-out digits), divided "
+            "by their mean standard deviation; real against real is a bootstrap, whose precision and recall say nothing"
         )
     if "log_ratio_error" in result:
         facts.append(
-            f"the discriminator's clamped logits are off the true log ratio by {result['log_ratio_error']:.2f} on average "
-            f"(correlation {result['log_ratio_correlation']:.2f})"
+            f"the discriminator's clamped logits are off the true log ratio by {result['log_ratio_error']:.2f} on "
+            f"average (correlation {result['log_ratio_correlation']:.2f})"
         )
     facts.append(f"{result['skipped_updates']:.0f} updates skipped for a gradient that was not finite")
     facts.append(f"fdkernels {result['versions']['fdkernels']}, torch {result['versions']['torch']}")

@@ -13,8 +13,10 @@ import yaml
 
 from fdistill.checkpoint import Checkpoints, write_atomically
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
+from fdistill.networks import parameter_count
 from fdistill.task import Task
 from fdistill.trainer import Distiller, read_log
+from fdkernels import backends
 
 
 def task_class(cfg: Config) -> type[Task]:
@@ -74,13 +76,13 @@ def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
     if started is not None and not resume:
         step = int(started.name.removeprefix("step-"))
         raise ConfigError(
-            f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, or --fresh to "
-            "start over"
+            f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, or --fresh to start "
+            "over"
         )
     return False
 
 
-def train(cfg: Config) -> dict[str, Any]:
+def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
     """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything."""
     from fdistill import report
 
@@ -111,8 +113,30 @@ def train(cfg: Config) -> dict[str, Any]:
         "versions": {"fdkernels": _version("fdkernels"), "torch": torch.__version__},
     }
     write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
-    report.build(folder, as_dict(cfg), task.titles())
+    if with_report:
+        report.build(folder, as_dict(cfg), task.titles)
     return result
+
+
+def plan(cfg: Config) -> str:
+    """What `train` would do: settings, networks, updates, memory, the kernel's backend. Trains and writes nothing."""
+    with torch.device("meta"):
+        networks, teacher = task_class(cfg).plan(cfg)
+    updates = {name: sum(name in cfg.phases[i % len(cfg.phases)] for i in range(cfg.steps)) for name in networks}
+    sizes = {name: parameter_count(network) for name, network in networks.items()}
+    # Weights of all and the average of the student; gradient and two moments of what is trained.
+    floats = sum(sizes.values()) + sizes["student"] + 3 * sum(sizes[name] for name in networks if updates[name])
+    backend = backends.choose(cfg.loss.backend, torch.device(cfg.device).type)
+    lines = [
+        yaml.safe_dump(as_dict(cfg), sort_keys=False, default_flow_style=None, width=110),
+        f"folder         {folder_of(cfg)}",
+        f"teacher        {teacher}",
+        *(f"{name:14} {sizes[name]:,} parameters, {updates[name]:,} updates" for name in networks),
+        f"memory         {4 * floats / 2**20:.1f} MiB of weights, averages, gradients, moments; without activations",
+        f"phases         {' | '.join('+'.join(phase) for phase in cfg.phases)}; {cfg.steps:,} × batch {cfg.batch}",
+        f"score loss     fused_fdiv_loss, {cfg.loss.divergence}, backend {backend} on {cfg.device}",
+    ]
+    return "\n".join(lines)
 
 
 def _version(distribution: str) -> str:

@@ -19,6 +19,7 @@ class Task(ABC):
     student: nn.Module
     fake: Denoiser
     discriminator: nn.Module
+    titles: dict[str, str] = {}  # headings of the sets of pictures that `evaluate` leaves in evaluation.npz
 
     @abstractmethod
     def __init__(self, cfg: Any) -> None: ...
@@ -35,7 +36,7 @@ class Task(ABC):
         """Where the data stands."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (data drawn anew has no position)
         """Go on where `state_dict` stood."""
 
     @abstractmethod
@@ -44,11 +45,11 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, distiller: Any, folder: Path) -> dict[str, Any]:
-        """Measure the averaged student; writes samples.png and returns metrics and what the report shows."""
+        """Measure the averaged student; writes samples.png, and evaluation.npz for the report; returns the metrics."""
 
-    def titles(self) -> dict[str, str]:
-        """Name to heading of each set of pictures that `evaluate` leaves in evaluation.npz."""
-        return {}
+    @abstractmethod
+    def export(self, student: nn.Module, folder: Path) -> None:
+        """Save the student in a form that stands alone, with a README."""
 
     @staticmethod
     @abstractmethod
@@ -57,12 +58,8 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def card(cfg: Any) -> str:
-        """A README for an exported student."""
-
-    @abstractmethod
-    def export(self, student: nn.Module, folder: Path) -> None:
-        """Save the student in a form that stands alone."""
+    def plan(cfg: Any) -> tuple[dict[str, nn.Module], str]:
+        """Untrained networks of each role, for their sizes, and where the teacher comes from."""
 
 
 class EpochSampler:

@@ -13,18 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import fdkernels as fdk
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 from tqdm.auto import tqdm
 
+import fdkernels as fdk
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config
 from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import Average, Meter, Role
 from fdistill.task import Task
-
 
 # A terminal is redrawn often; a log file or a CI's output gets a line now and then.
 BAR_SECONDS = 0.3 if sys.stderr.isatty() else 20.0
@@ -125,7 +124,11 @@ class Distiller:
     def weighting(self, logits: Tensor, sigma: Tensor) -> dict[str, Any]:
         """How `fused_fdiv_loss` gets h: from the logits, or for the control as a permuted h."""
         cfg = self.cfg.loss
-        how = {"divergence": cfg.divergence, "normalizer": self.normalizer, "ratio_range": cfg.ratio_range}
+        how: dict[str, Any] = {
+            "divergence": cfg.divergence,
+            "normalizer": self.normalizer,
+            "ratio_range": cfg.ratio_range,
+        }
         if not cfg.shuffle_weight:
             return {"logits": logits, "t": sigma, **how}
         weight = fdk.fdiv_weight(logits, sigma, backend=cfg.backend, **how)
@@ -244,7 +247,7 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 def stop_requests() -> Iterator[list[int]]:
     """A list that the first Ctrl-C or SIGTERM makes non-empty; a second one stops at once."""
     requests: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def request(number: int, frame: FrameType | None) -> None:
         requests.append(number)
