@@ -76,8 +76,8 @@ def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
     if started is not None and not resume:
         step = int(started.name.removeprefix("step-"))
         raise ConfigError(
-            f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, or --fresh to start "
-            "over"
+            f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, "
+            "or --fresh to start over"
         )
     return False
 

@@ -251,16 +251,17 @@ def stop_requests() -> Iterator[list[int]]:
 
     def request(number: int, frame: FrameType | None) -> None:
         requests.append(number)
-        for known, handler in previous.items():
-            signal.signal(known, handler)
+        restore()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, request)
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous.update({number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)})
     try:
         yield requests
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
