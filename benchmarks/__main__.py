@@ -66,6 +66,8 @@ def main() -> None:
         "compile": None if options.no_compile else "torch.compile default mode, dynamic=False, forward and backward",
     }
     print(", ".join(f"{key}: {value}" for key, value in setting.items()))
+    if os.getloadavg()[0] > 0.5:
+        print("other work is running on this machine: take these figures for a test run, not for a measurement")
     print("fused_fdiv_loss, js with normalizer, dmd scale, forward + backward; peer: FastGen's chain (weight + loss)")
     print("× stream: time over the streaming limit's (addcmul, 3 reads + 1 write), lower is better")
     print("× eager, × compile: how many times faster than these; below 1 is slower")
