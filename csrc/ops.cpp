@@ -65,8 +65,9 @@ fdkernels::Table table(const OptionalTensor& tensor, int64_t inner, int64_t batc
   const int64_t rows = tensor->size(0), entries = tensor->size(1);
   STD_TORCH_CHECK(rows == batch || rows == 1, name, ": expected one row, or one per sample");
   STD_TORCH_CHECK(entries == 1 || tensor->stride(1) == 1, name, ": expected dense rows");
-  STD_TORCH_CHECK(inner > 0 && entries > 0 && elements % (entries * inner) == 0, name,
-                  ": entries and their runs do not tile a sample");
+  STD_TORCH_CHECK(
+      inner > 0 && inner <= elements && entries > 0 && entries <= elements / inner && elements % (entries * inner) == 0,
+      name, ": entries and their runs do not tile a sample");
   const ScalarType dtype = tensor->scalar_type();
   STD_TORCH_CHECK(is_mask ? dtype == ScalarType::Bool : (dtype == ScalarType::Float || dtype == ScalarType::Double),
                   name, is_mask ? ": expected bool" : ": expected float32 or float64");
@@ -273,10 +274,11 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   const bool per_sample = upstream.dim() == 1;
   const int64_t batch = gradient.size(0), count = per_sample ? batch : 1;
   STD_TORCH_CHECK(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
-  STD_TORCH_CHECK(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected as many values as upstream");
   std::vector<double> factor = to_double(upstream, count, "upstream");
-  for (int64_t b = 0; b < count && unscale.numel() > 0; ++b)
-    factor[b] *= static_cast<const float*>(unscale.data_ptr())[b];
+  if (unscale.numel() > 0) {
+    const std::vector<double> power = to_double(unscale, count, "unscale");
+    for (int64_t b = 0; b < count; ++b) factor[b] *= power[b];
+  }
   fdkernels::cpu::scale_gradient(gradient.data_ptr(), dtype_of(gradient, "gradient"), batch,
                                  elements_per_sample(gradient), factor.data(), per_sample, out.data_ptr(), threads());
 }

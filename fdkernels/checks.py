@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,14 +16,21 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_tensor(name: str, value: Any) -> None:
     """A plain tensor: a DTensor's shard would be taken for the whole."""
-    if type(value) is Tensor:
-        return
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if type(value).__name__ == "DTensor":
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() if it is sharded along the batch"
         )
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite real number, NumPy's scalars included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
 
 
 def check_student(student: Any) -> None:
@@ -55,6 +66,15 @@ def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *,
         raise ValueError(f"{name}: expected a real dtype, got {value.dtype}")
     if value.device != device:
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of an unknown-name error: the nearest name, where one is near, and all of them."""
+    known = list(known)
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else "."
+    return f"{hint} Known: {', '.join(known)}"
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -7,15 +7,17 @@ same table for the kernels; a test compares the two.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from fdkernels.checks import did_you_mean
 
 LOG_2 = math.log(2.0)
 
@@ -33,8 +35,12 @@ class Divergence:
         name: what `divergence=` calls it.
         log_weight: maps L = log r, a float64 tensor of any shape, to log h(e^L), elementwise and differentiable or not.
         aliases: other names for it.
-        kernel: its row in the kernels' own tables; None (every divergence of yours) runs `log_weight` in PyTorch.
-        alpha: the parameter of that row, for Amari's family.
+
+    Built-in ones also carry `kernel`, their row in the kernels' own tables, and `alpha`, the parameter of Amari's; a
+    divergence of yours has neither, and runs `log_weight` in PyTorch.
+
+    Raises:
+        TypeError: a name or alias that is not a string, or a log_weight that can't be called.
 
     Example:
         >>> import fdkernels as fdk
@@ -45,12 +51,31 @@ class Divergence:
     name: str
     log_weight: Callable[[Tensor], Tensor] = field(repr=False)
     aliases: tuple[str, ...] = ()
-    kernel: str | None = None
-    alpha: float | None = None
+    kernel: str | None = field(default=None, init=False)
+    alpha: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.aliases, tuple) or not all(isinstance(name, str) for name in (self.name, *self.aliases)):
+            raise TypeError(
+                f"Divergence: expected a str name and a tuple of str aliases, got {self.name!r}, {self.aliases!r}"
+            )
+        if not callable(self.log_weight):
+            raise TypeError(f"log_weight: expected a function of log r, got {type(self.log_weight).__name__}")
+
+    def __reduce__(self) -> Any:
+        # Built-in ones are found by name, so that modules that hold one can be pickled although theirs are lambdas.
+        if self.kernel is not None:
+            return resolve, (self.name,)
+        return Divergence, (self.name, self.log_weight, self.aliases)
 
 
-def _builtin(name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str) -> Divergence:
-    return Divergence(name, log_weight, aliases, kernel=name)
+def _builtin(
+    name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str, row: str | None = None, alpha: float | None = None
+) -> Divergence:
+    divergence = Divergence(name, log_weight, aliases)
+    object.__setattr__(divergence, "kernel", row or name)
+    object.__setattr__(divergence, "alpha", alpha)
+    return divergence
 
 
 _BUILTINS = (
@@ -84,7 +109,7 @@ def alpha(a: float) -> Divergence:
     a = float(a)
     if not math.isfinite(a):
         raise ValueError(f"alpha: expected a finite number, got {a}")
-    return Divergence(f"alpha({a!r})", lambda L: a * L, kernel="alpha", alpha=a)
+    return _builtin(f"alpha({a!r})", lambda L: a * L, row="alpha", alpha=a)
 
 
 def divergences() -> dict[str, Divergence]:
@@ -99,12 +124,10 @@ def register_divergence(divergence: Divergence) -> Divergence:
 
     Raises:
         TypeError: not a `Divergence`.
-        ValueError: a name or alias is taken, or `kernel` claims a row of the kernels' tables.
+        ValueError: a name or alias is taken.
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"register_divergence: expected a Divergence, got {type(divergence).__name__}")
-    if divergence.kernel is not None:
-        raise ValueError(f"register_divergence: kernel must be None, got {divergence.kernel!r}; it names built-in rows")
     names = (divergence.name, *divergence.aliases)
     for name in names:
         if name in _by_alias or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
@@ -140,7 +163,4 @@ def _resolve_unlisted(name: str) -> Divergence:
         raise ValueError(
             "divergence: total variation has f''(r) = 0 almost everywhere, so its weight is zero and gives no gradient"
         )
-    nearest = difflib.get_close_matches(name, _by_alias, n=1, cutoff=0.0)
-    raise ValueError(
-        f"divergence: unknown name {name!r}; did you mean {nearest[0]!r}? Known: {', '.join(_registry)}, alpha(a)"
-    )
+    raise ValueError(f"divergence: unknown name {name!r}{did_you_mean(name, [*_by_alias, 'alpha(a)'])}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fdkernels.checks import check_number
 
 
 class RatioNormalizer(nn.Module):
@@ -26,7 +28,8 @@ class RatioNormalizer(nn.Module):
         bins: how many; `mean` has shape (bins,), ones at first.
         t_range: (t0, t1); bin i covers t0 + [i, i+1)·(t1-t0)/bins, and values outside go to the end bins.
         decay: in [0, 1); 0 takes the current batch alone, which at small batches drives every ratio towards 1.
-        edges: the bins-1 interior edges of unequal bins, increasing and right-open, in place of uniform ones.
+        edges: the bins-1 interior edges of unequal bins within t_range, increasing and right-open, in place of uniform
+            ones. Saved in state_dict, unlike t_range: build the module with the same arguments before loading.
 
     Raises:
         ValueError: bins < 1, decay outside [0, 1), t0 >= t1 or not finite, edges of a wrong number or order.
@@ -34,6 +37,9 @@ class RatioNormalizer(nn.Module):
 
     mean: Tensor
     edges: Tensor | None
+    bins: int
+    t_range: tuple[float, float]
+    decay: float
 
     def __init__(
         self,
@@ -43,19 +49,23 @@ class RatioNormalizer(nn.Module):
         edges: Tensor | None = None,
     ) -> None:
         super().__init__()
-        t0, t1 = (float(end) for end in t_range)
-        if bins < 1:
-            raise ValueError(f"bins: expected at least 1, got {bins}")
-        if not 0.0 <= decay < 1.0:
+        if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or bins < 1:
+            raise ValueError(f"bins: expected a whole number of at least 1, got {bins!r}")
+        if not 0.0 <= check_number("decay", decay) < 1.0:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
-        if not (math.isfinite(t0) and math.isfinite(t1) and t0 < t1):
-            raise ValueError(f"t_range: expected finite t0 < t1, got ({t0}, {t1})")
+        if not isinstance(t_range, Sequence) or len(t_range) != 2:
+            raise ValueError(f"t_range: expected two numbers (t0, t1), got {t_range!r}")
+        t0, t1 = (check_number("t_range", end) for end in t_range)
+        if t0 >= t1:
+            raise ValueError(f"t_range: expected t0 < t1, got ({t0}, {t1})")
         if edges is not None:
             edges = torch.as_tensor(edges).detach().to(torch.float64, copy=True)
             if edges.shape != (bins - 1,):
                 raise ValueError(f"edges: expected shape ({bins - 1},) for {bins} bins, got {tuple(edges.shape)}")
             if not bool(torch.isfinite(edges).all()) or bool((edges.diff() <= 0).any()):
                 raise ValueError(f"edges: expected finite, strictly increasing values, got {edges.tolist()}")
+            if edges.numel() and not t0 <= float(edges[0]) <= float(edges[-1]) <= t1:
+                raise ValueError(f"edges: expected within t_range ({t0}, {t1}), got {edges.tolist()}; pass t_range too")
         self.bins = int(bins)
         self.t_range = (t0, t1)
         self.decay = float(decay)
@@ -72,8 +82,10 @@ class RatioNormalizer(nn.Module):
             ValueError: non-finite values, or too few distinct ones for that many bins.
         """
         t = torch.as_tensor(t).detach().double().cpu().reshape(-1)
-        if t.numel() < bins or not bool(torch.isfinite(t).all()):
-            raise ValueError(f"t: expected at least {bins} finite samples, got {t.numel()}")
+        if t.numel() < max(2, bins):
+            raise ValueError(f"t: expected at least {max(2, bins)} samples, got {t.numel()}")
+        if not bool(torch.isfinite(t).all()):
+            raise ValueError(f"t: expected finite samples, got {int((~torch.isfinite(t)).sum())} others")
         ordered = t.sort().values
         # Picked, not interpolated, and without torch.quantile's limit of 16 million elements.
         edges = ordered[[i * t.numel() // bins for i in range(1, bins)]] if bins > 1 else ordered[:0]

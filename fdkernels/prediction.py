@@ -5,15 +5,15 @@ Sources: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Lipman et al. 2023 (f
 
 from __future__ import annotations
 
-import difflib
-import math
+import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fdkernels.layout import as_broadcast
+from fdkernels.checks import check_number, did_you_mean
+from fdkernels.layout import as_broadcast, broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
 MIN_EPSILON_ALPHA = 1e-4
@@ -38,7 +38,7 @@ KINDS: dict[str, _Kind] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The raw predictions' kind and noise level, for `fused_fdiv_loss(prediction=...)`.
 
@@ -53,7 +53,8 @@ class Prediction:
     Args:
         kind: one of the above.
         noisy: x_t, what both networks were given, shaped like the student sample (None for `sample`).
-        alpha, sigma: the noise level; a float, (B,), or broadcastable to student with its rank (per frame, say).
+        alpha, sigma: the noise level; a float, (B,), or broadcastable to student with its rank (per frame, say). A
+            kind that does not name alpha above does without it, so a schedule's pair can be passed as it is.
         sigma_data: EDM's σd, the data's standard deviation.
 
     Raises:
@@ -68,24 +69,21 @@ class Prediction:
     """
 
     kind: str
-    noisy: Tensor | None
+    noisy: Tensor | None = field(repr=False)
     alpha: float | Tensor | None = None
     sigma: float | Tensor | None = None
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            nearest = difflib.get_close_matches(str(self.kind), KINDS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"prediction: unknown kind {self.kind!r}; did you mean {nearest!r}? Known: {', '.join(KINDS)}"
-            )
+            raise ValueError(f"prediction: unknown kind {self.kind!r}{did_you_mean(self.kind, KINDS)}")
         if self.kind == "sample":
             return
         if not isinstance(self.noisy, Tensor):
             raise TypeError(f"noisy: {self.kind} needs the tensor x_t, got {type(self.noisy).__name__}")
         for name in KINDS[self.kind].needs:
             _check_level(name, getattr(self, name), self.kind)
-        if not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
+        if check_number("sigma_data", self.sigma_data) <= 0:
             raise ValueError(f"sigma_data: expected a positive number, got {self.sigma_data}")
         self._check_values()
 
@@ -98,7 +96,8 @@ class Prediction:
             )
         if self.kind == "v_prediction" and alpha is not None and sigma is not None:
             # Schedules in half precision miss the circle by about 1e-3.
-            off = (alpha.reshape(-1) ** 2 + sigma.reshape(-1) ** 2 - 1).abs().max()
+            alpha, sigma = _aligned("alpha", alpha, self.noisy), _aligned("sigma", sigma, self.noisy)
+            off = (alpha**2 + sigma**2 - 1).abs().max()
             if bool(off > 1e-2):
                 raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
         if self.kind == "flow_prediction" and sigma is not None and bool((sigma > 1).any()):
@@ -112,13 +111,17 @@ class Prediction:
         return a.contiguous(), c.contiguous()
 
 
+def _aligned(name: str, value: Tensor, noisy: Tensor | None) -> Tensor:
+    return value if value.dim() == 0 or noisy is None else broadcastable(name, value.to(noisy.device), noisy)
+
+
 def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
     if value is None:
         raise ValueError(f"{name}: {kind} needs it, got None")
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: expected a real number or tensor, got {value.dtype}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
     known = _host_value(value)
     if known is not None and not bool((torch.isfinite(known) & (known >= 0)).all()):

@@ -11,7 +11,8 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <string_view>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "fdiv_kernel.h"
@@ -21,12 +22,15 @@ namespace fdkernels {
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
     const char* forced = std::getenv("FDKERNELS_CPU_ISA");
-    const std::string_view isa = forced == nullptr ? "" : forced;
+    const std::string isa = forced == nullptr ? "" : forced;
 #if defined(__x86_64__)
-    if ((isa.empty() || isa == "v4") && __builtin_cpu_supports("x86-64-v4")) return v4::kernels;
-    if ((isa.empty() || isa == "v3" || isa == "v4") && __builtin_cpu_supports("x86-64-v3")) return v3::kernels;
+    const bool has_v4 = __builtin_cpu_supports("x86-64-v4"), has_v3 = __builtin_cpu_supports("x86-64-v3");
+    if (has_v4 && (isa.empty() || isa == "v4")) return v4::kernels;
+    if (has_v3 && (isa.empty() || isa == "v3")) return v3::kernels;
 #endif
-    return baseline::kernels;
+    if (isa.empty() || isa == "baseline") return baseline::kernels;
+    throw std::runtime_error("FDKERNELS_CPU_ISA: expected baseline, v3 or v4, as far as this processor goes, got " +
+                             isa);
   }();
   return chosen;
 }
@@ -79,6 +83,13 @@ double table_value(const Table& table, int64_t b) {
                                    : static_cast<const float*>(table.data)[at];
 }
 
+void add(Sums& total, const Sums& part) {
+  total.distance += part.distance;
+  total.energy += part.energy;
+  total.gap += part.gap;
+  total.nonfinite |= part.nonfinite;
+}
+
 class Run {
  public:
   Run(const Problem& problem, const Threads& threads)
@@ -89,10 +100,11 @@ class Run {
         sums_(problem.batch),
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
+    if (p_.reduction == Reduction::sum) return;
     const std::vector<double> kept = count_kept(p_, threads_);
     double total = 0;
     for (const double count : kept) total += count;
-    for (int64_t b = 0; b < p_.batch && p_.reduction != Reduction::sum; ++b) {
+    for (int64_t b = 0; b < p_.batch; ++b) {
       divisor_[b] = std::max(1.0, p_.reduction == Reduction::none ? kept[b] : total);
     }
   }
@@ -138,7 +150,7 @@ class Run {
  private:
   void whole_sample(int64_t b) {
     for (int64_t at = 0; at < p_.elements; at += kChunk) {
-      sums_[b].add(reduce_(p_, b, at, std::min(p_.elements, at + kChunk)));
+      add(sums_[b], reduce_(p_, b, at, std::min(p_.elements, at + kChunk)));
     }
     weigh(b);
     if (p_.gradient != nullptr) store(b, 0, p_.elements);
@@ -152,7 +164,7 @@ class Run {
         partial[i] = reduce_(p_, b, i * kChunk, std::min(p_.elements, (i + 1) * kChunk));
       }
     });
-    for (const Sums& sums : partial) sums_[b].add(sums);
+    for (const Sums& sums : partial) add(sums_[b], sums);
     weigh(b);
     if (p_.gradient == nullptr) return;
     parallel(threads_, chunks, 1,

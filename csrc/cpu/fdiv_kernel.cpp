@@ -235,11 +235,14 @@ Sums reduce_carefully(const Problem& p, const Block<T>& block, int count, bool r
   return sums;
 }
 
-// Sums of squares that float32 can hold without overflow, and large enough that what underflowed in them is nothing.
+// Sums of squares that T can hold without overflow, and either large enough that what underflowed in them is nothing,
+// or of a block where the energy is nothing: f = tau (a fake score that starts as the teacher), or every element
+// masked.
 template <class T>
-bool trustworthy(const Sums& sums) {
-  const bool finite = is_finite(sums.distance) && is_finite(sums.gap) && is_finite(sums.energy);
-  return finite && (sizeof(T) == sizeof(double) || sums.energy > 1e-28);
+bool trustworthy(const Sums& sums, const Block<T>& block, int count, bool plain) {
+  if (!(is_finite(sums.distance) && is_finite(sums.gap) && is_finite(sums.energy))) return false;
+  if (sizeof(T) == sizeof(double) || sums.energy > 1e-28 || sums.gap == 0) return true;
+  return !plain && std::memchr(block.keep, 1, count) == nullptr;
 }
 
 template <class T>
@@ -269,11 +272,14 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
         sums = read_x ? reduce_general<T, true>(block, count) : reduce_general<T, false>(block, count);
       }
     }
-    if (!trustworthy<T>(sums)) {
+    if (!trustworthy(sums, block, count, plain)) {
       if (bf16) load_block(p, b, at, count, read_x, plain, block);
       sums = reduce_carefully(p, block, count, read_x);
     }
-    total.add(sums);
+    total.distance += sums.distance;
+    total.energy += sums.energy;
+    total.gap += sums.gap;
+    total.nonfinite |= sums.nonfinite;
   }
   return total;
 }

@@ -56,13 +56,6 @@ struct Sums {
   double energy = 0;    // (scale c (f - tau))^2
   double gap = 0;       // |c (f - tau)|
   bool nonfinite = false;
-
-  void add(const Sums& other) {
-    distance += other.distance;
-    energy += other.energy;
-    gap += other.gap;
-    nonfinite |= other.nonfinite;
-  }
 };
 
 struct RatioState {

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fdkernels import backends
-from fdkernels.checks import check_like_student, check_student, check_tensor
+from fdkernels.checks import check_choice, check_like_student, check_student, check_tensor
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.validation import (
     check_guidance,
     check_mask,
-    check_noisy,
     check_options,
+    check_prediction,
     check_ratio_range,
     check_scale,
     check_weight_alone,
@@ -38,7 +38,7 @@ class FDivStats(NamedTuple):
     weight_mean: Tensor
     weight_max: Tensor
     effective_sample_size: Tensor
-    """(Σh)² / (B·Σh²), in (0, 1]: 1 where all samples weigh the same."""
+    """(Σh)² / (B·Σh²), in (0, 1]: 1 where all samples weigh the same. NaN where every weight is 0."""
     ratio_mean: Tensor
     """mean of r, clamped to ratio_range, before the normalizer; 1 for a perfect discriminator."""
     clip_fraction: Tensor
@@ -117,7 +117,7 @@ def fused_fdiv_loss(
 
     Raises:
         ValueError, TypeError: a bad argument, before anything ran; names it, what was expected and what came.
-        RuntimeError: the backend is not available (says why); double backward.
+        RuntimeError: the backend is not available (says why); double backward, torch.func, forward-mode AD.
 
     Source: f-distill (arXiv 2502.15681), Algorithm 1; DMD (arXiv 2311.18828), equations 7 and 8, for the scale.
 
@@ -128,9 +128,10 @@ def fused_fdiv_loss(
     check_student(student)
     check_like_student("teacher", teacher, student)
     check_like_student("fake", fake, student)
-    if student.shape[0] == 0 and group is None:
+    if student.shape[0] == 0 and group is None and weight is None:
         raise ValueError(
-            f"student: expected at least one sample (an empty batch needs group=), got {tuple(student.shape)}"
+            "student: expected at least one sample (an empty batch needs group= or weight=), "
+            f"got {tuple(student.shape)}"
         )
     if weight is not None:
         check_weight_alone(weight, student, logits=logits, normalizer=normalizer, group=group)
@@ -153,12 +154,12 @@ def fused_fdiv_loss(
     dmd_scale = isinstance(scale, str)
     noisy = a = c = None
     coefficient_inner = 1
-    if prediction is not None and getattr(prediction, "kind", None) != "sample":
-        noisy = check_noisy(prediction, student)
+    if prediction is not None and check_prediction(prediction, student):
+        noisy = prediction.noisy
         a, c = prediction.coefficients(student)
         (a, coefficient_inner), (c, _) = as_table(a, order, x.shape), as_table(c, order, x.shape)
         # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
-        noisy = image(noisy) if dmd_scale or return_stats else None
+        noisy = image(noisy) if noisy is not None and (dmd_scale or return_stats) else None
     scale_table, scale_inner = (None, 1)
     if isinstance(scale, Tensor):
         scale_table, scale_inner = as_table(check_scale(scale, student), order, x.shape)
@@ -271,6 +272,9 @@ class FDivLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.divergence = resolve(divergence)
+        check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        if isinstance(scale, Tensor):
+            raise TypeError("scale: expected 'dmd' or None here, got a tensor; pass it with each call")
         if normalizer is None and bins is not None:
             normalizer = RatioNormalizer(bins, t_range, decay)
         self.normalizer = normalizer
@@ -291,13 +295,10 @@ class FDivLoss(nn.Module):
         **per_call: Any,
     ) -> Any:
         """The loss; `per_call` takes any keyword of `fused_fdiv_loss` (mask, prediction, return_stats, ...)."""
-        without_logits = logits is None and (self.divergence.kernel == "rkl" or per_call.get("weight") is not None)
-        options = {
-            "divergence": self.divergence,
-            "normalizer": None if without_logits else self.normalizer,
-            **self.options,
-            **per_call,
-        }
+        options = {"divergence": self.divergence, "normalizer": self.normalizer, **self.options, **per_call}
+        # Without logits there is no ratio, hence nothing to normalize or to reduce.
+        if logits is None and (options.get("weight") is not None or resolve(options["divergence"]).kernel == "rkl"):
+            options |= {"normalizer": None, "group": None}
         return fused_fdiv_loss(student, teacher, fake, logits, t, **options)
 
     def extra_repr(self) -> str:

@@ -149,6 +149,9 @@ class _FusedFdivLoss(Function):
         # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
         loss, gradient, unscale, stats = _FORWARD[backend](student, *call[1:])
         ctx.save_for_backward(gradient, unscale)
+        # A saved-tensor hook may hand its own tensor back, which is not ours to write to.
+        hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+        ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
         ctx.backend = backend
         ctx.mark_non_differentiable(stats)
         return loss, stats
@@ -160,7 +163,7 @@ class _FusedFdivLoss(Function):
         gradient, unscale = ctx.saved_tensors
         upstream = upstreams[0]
         in_place = _BACKWARD_IN_PLACE.get(ctx.backend)
-        if in_place is not None and _graph_is_freed():
+        if in_place is not None and ctx.may_write_in_place and _graph_is_freed():
             in_place(gradient, upstream, unscale)
             increment_version(gradient)
         else:

@@ -82,7 +82,7 @@ def fdiv(
     raw_fake = _guided(fake, fake_uncond, fake_guidance_scale, dtype).reshape(shape)
     gap = raw_fake - raw_teacher
     finite = torch.isfinite(h)
-    for v in (teacher, fake, teacher_uncond, fake_uncond, *((student, noisy) if dmd_scale else ())):
+    for v in (raw_teacher, raw_fake, *((student, noisy) if dmd_scale else ())):
         if v is not None:
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
@@ -99,8 +99,9 @@ def fdiv(
         finite = finite & torch.isfinite(scale[:, 0])
     per_element = torch.ones((), dtype=dtype, device=device)
     if c is not None:
-        finite = finite & torch.isfinite(c).all(1)
-        per_element = per_element * _elements(c, coefficient_inner, shape).to(dtype)
+        coefficient = _elements(c, coefficient_inner, shape)
+        finite = finite & (torch.isfinite(coefficient) | ~keep).all(1)
+        per_element = per_element * coefficient.to(dtype)
     if scale is not None and scale.shape[1] > 1:
         s = _elements(scale, scale_inner, shape)
         finite = finite & (torch.isfinite(s) | ~keep).all(1)

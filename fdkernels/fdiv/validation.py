@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdkernels.checks import FLOATS, check_choice, check_like_student, check_per_sample, check_tensor
+from fdkernels.checks import FLOATS, check_choice, check_like_student, check_number, check_per_sample, check_tensor
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv import weight as torch_weight
@@ -20,6 +20,7 @@ from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
 
 WIDEST_LOG_RATIO = 80.0  # ratio_range=None: e^±80 and its inverse are normal float32 numbers
+WIDEST_RATIO = (math.exp(-WIDEST_LOG_RATIO) * (1 - 1e-12), math.exp(WIDEST_LOG_RATIO) * (1 + 1e-12))
 SMALLEST_BATCH = 8  # below it, dividing h by its batch mean leaves little of the divergence
 
 _warned: set[str] = set()
@@ -67,6 +68,8 @@ def check_weighting(
     needs_logits: bool = True,
 ) -> Weighting:
     resolved = resolve(divergence)
+    if not isinstance(normalize_weight, bool):
+        raise TypeError(f"normalize_weight: expected a bool, got {normalize_weight!r}")
     log_ratio_range = check_ratio_range(ratio_range)
     if t is not None:
         check_per_sample("t", t, batch, device)
@@ -83,7 +86,7 @@ def check_weighting(
         _check_group(group)
     elif logits is not None and not torch.compiler.is_compiling():
         _warn_about_statistics(resolved, batch, normalizer is not None, normalize_weight)
-    return Weighting(resolved, state, log_ratio_range, bool(normalize_weight), group)
+    return Weighting(resolved, state, log_ratio_range, normalize_weight, group)
 
 
 def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float, float]:
@@ -95,7 +98,10 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float, f
     except (TypeError, ValueError):
         raise ValueError(f"ratio_range: expected two numbers (lo, hi) or None, got {ratio_range!r}") from None
     if not 0.0 < low < high < math.inf:
-        raise ValueError(f"ratio_range: expected 0 < lo < hi < inf (None: no clamp but e^±80), got ({low}, {high})")
+        raise ValueError(f"ratio_range: expected 0 < lo < hi < inf (None: the widest, e^±80), got ({low}, {high})")
+    if low < WIDEST_RATIO[0] or high > WIDEST_RATIO[1]:
+        # Beyond, the normalizer's float32 mean overflows, and stays so.
+        raise ValueError(f"ratio_range: expected within e^±80, {WIDEST_RATIO}, got ({low}, {high}); None is the widest")
     return math.log(low), math.log(high)
 
 
@@ -112,7 +118,7 @@ def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduct
             raise ValueError(f"scale: expected 'dmd', a tensor or None, got {scale!r}")
     elif scale is not None:
         check_tensor("scale", scale)
-    if not (isinstance(eps, (int, float)) and 0.0 <= eps < math.inf):
+    if check_number("eps", eps) < 0.0:
         raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
     check_choice("nonfinite", nonfinite, ("propagate", "zero"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -124,23 +130,24 @@ def check_guidance(name: str, uncond: Tensor | None, scale_name: str, scale: flo
         raise ValueError(f"{missing}: expected beside {given}, got None")
     if uncond is not None:
         check_like_student(name, uncond, student)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-            raise ValueError(f"{scale_name}: expected a finite number, got {scale!r}")
+        check_number(scale_name, scale)
 
 
-def check_noisy(prediction: Prediction, student: Tensor) -> Tensor:
+def check_prediction(prediction: Prediction, student: Tensor) -> bool:
+    """Whether the predictions are other than x0 itself."""
     if not isinstance(prediction, Prediction):
         raise TypeError(f"prediction: expected an fdkernels.Prediction or None, got {type(prediction).__name__}")
-    noisy: Any = prediction.noisy
-    check_like_student("noisy", noisy, student)
-    return noisy
+    if prediction.kind == "sample":
+        return False
+    check_like_student("noisy", prediction.noisy, student)
+    return True
 
 
 def check_scale(scale: Tensor, student: Tensor) -> Tensor:
     if scale.dtype not in FLOATS:
         raise ValueError(f"scale: expected a floating dtype, got {scale.dtype}")
     scale = broadcastable("scale", scale.detach(), student)
-    return scale if scale.dtype == torch.float64 else scale.float()
+    return scale.double() if student.dtype == torch.float64 else scale.float()
 
 
 def check_mask(mask: Tensor, student: Tensor) -> Tensor:
@@ -159,6 +166,9 @@ def _check_normalizer(
         raise ValueError("logits: a normalizer needs them, got None")
     if t is None:
         raise ValueError("t: a normalizer needs the noise level of each sample, got None")
+    compiling = torch.compiler.is_compiling()
+    if not compiling and normalizer.mean.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError("normalizer: made under torch.inference_mode, so its state can't change outside; make it anew")
     if normalizer.mean.device != device:
         raise ValueError(
             f"normalizer: expected device {device}, got {normalizer.mean.device}; call .to({str(device)!r})"

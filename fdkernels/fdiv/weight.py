@@ -55,8 +55,9 @@ def fdiv_weight(
     ratio_sum = torch.where(finite, log_ratio.exp(), 0.0).sum()
     mean = None
     if state.mean is not None and t is not None:
-        log_ratio, mean = _normalize_ratio(log_ratio, t, finite, state, group)
+        log_ratio, mean = _normalize_ratio(log_ratio, t, finite, state.mean, state, group)
     log_h = _log_weight(divergence, log_ratio)
+    finite = finite & (log_h < torch.inf)  # a registered divergence may fail at some ratio; log 0 = -inf is h = 0
     if state.update and state.mean is not None and mean is not None:
         state.mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
     stats = _weight_stats(log_h, finite, ratio_sum, clipped, t, state)
@@ -66,13 +67,11 @@ def fdiv_weight(
 
 
 def _normalize_ratio(
-    log_ratio: Tensor, t: Tensor, finite: Tensor, state: RatioState, group: Any | None
+    log_ratio: Tensor, t: Tensor, finite: Tensor, mean: Tensor, state: RatioState, group: Any | None
 ) -> tuple[Tensor, Tensor]:
     """(log_ratio - log m of its bin, m after the update)."""
-    assert state.mean is not None
-    mean = state.mean
     t = torch.where(finite, t, state.t_min)
-    bins = state.mean.numel()
+    bins = mean.numel()
     if state.edges is not None:
         index = torch.bucketize(t, state.edges, right=True)
     else:
@@ -86,7 +85,7 @@ def _normalize_ratio(
         if group is not None:
             dist.all_reduce(totals, group=group)
         count, ratio_sum = totals
-        old = state.mean.double()
+        old = mean.double()
         new = state.decay * old + (1 - state.decay) * ratio_sum / count.clamp(min=1)
         mean = torch.where(count > 0, new, old).to(mean.dtype)
     return log_ratio - torch.where(member, mean.double(), 0.0).sum(1).log(), mean
@@ -94,10 +93,11 @@ def _normalize_ratio(
 
 def _log_weight(divergence: Divergence, log_ratio: Tensor) -> Tensor:
     log_h = divergence.log_weight(log_ratio)
-    if not isinstance(log_h, Tensor) or log_h.shape != log_ratio.shape:
-        got = tuple(log_h.shape) if isinstance(log_h, Tensor) else type(log_h).__name__
+    if not isinstance(log_h, Tensor) or log_h.shape != log_ratio.shape or not log_h.is_floating_point():
+        got = f"{tuple(log_h.shape)}, {log_h.dtype}" if isinstance(log_h, Tensor) else type(log_h).__name__
         raise ValueError(
-            f"divergence {divergence.name!r}: log_weight must return shape {tuple(log_ratio.shape)}, got {got}"
+            f"divergence {divergence.name!r}: log_weight must return shape {tuple(log_ratio.shape)} in a floating "
+            f"dtype, got {got}"
         )
     return log_h.double()
 
