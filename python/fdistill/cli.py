@@ -29,19 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return args.command(args)
     except ConfigError as error:
-        print(f"fdistill: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        message, status = str(error), EXIT_USAGE
     except ModuleNotFoundError as error:
-        if error.name not in {"diffusers", "sklearn", "torchmetrics", "matplotlib", "PIL"}:
+        if error.name not in {"diffusers", "sklearn", "torchmetrics", "matplotlib", "PIL", "jinja2"}:
             raise
-        print(f"fdistill: {error.name} is missing; try: pip install 'fdkernels[train]'", file=sys.stderr)
-        return EXIT_USAGE
+        message, status = f"{error.name} is missing; try: pip install 'fdkernels[train]'", EXIT_USAGE
     except Interrupted as stop:
-        print(f"\nfdistill: {stop}. Go on with: {_resume_command(arguments)}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        message, status = f"{stop}. Go on with: {_resume_command(arguments)}", EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("\nfdistill: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        message, status = "stopped at once; --resume goes on from the last checkpoint", EXIT_INTERRUPTED
+    print(f"fdistill: {message}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,26 +86,15 @@ def _train(args: argparse.Namespace) -> int:
     folder = run.folder_of(cfg)
     if run.prepare(cfg, args.resume, args.fresh):
         print(f"{folder} is finished already; --fresh trains it anew.")
+        result = run.result_of(folder) or {}
     else:
         last = Checkpoints(folder / "checkpoints", cfg.keep).latest()
         print(f"{folder}: " + (f"going on from {last.name}" if last else "starting"))
-        run.train(cfg)
-    print(summary(folder))
+        result = run.train(cfg)
+    from fdistill import report
+
+    print(report.summary(folder, result))
     return 0
-
-
-def summary(folder: Path) -> str:
-    """The figures of a finished run as a small table, and where its report is."""
-    from fdistill.report import FIGURES, SETS
-
-    result = run.result_of(folder)
-    if result is None:
-        raise ConfigError(f"{folder} is not finished")
-    keys = [key for key in FIGURES if key in result["student"]]
-    lines = [" " * 30 + "".join(f"{key:>11}" for key in keys)]
-    for name in (name for name in SETS if name in result):
-        lines.append(f"{SETS[name]:30}" + "".join(f"{result[name][key]:11{FIGURES[key][2]}}" for key in keys))
-    return "\n".join((*lines, f"report: {folder / 'report.html'}"))
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -255,13 +255,18 @@ def _check(cfg: Config) -> None:
             raise ConfigError(f"{role}.schedule: expected constant or cosine, got {schedule!r}")
     if not 0 <= cfg.ema < 1:
         raise ConfigError(f"ema: expected a number in [0, 1), got {cfg.ema}")
-    if "/" in cfg.name.strip("/") and ".." in cfg.name or cfg.name.startswith("/"):
+    if ".." in Path(cfg.name).parts or Path(cfg.name).is_absolute():
         raise ConfigError(f"name: expected a folder below {cfg.out}, got {cfg.name!r}")
     try:  # the library knows its divergences, ranges and backends
+        loss, device = cfg.loss, torch.device(cfg.device)
+        fdk.RatioNormalizer(loss.bins, decay=loss.decay)
         fdk.fdiv_weight(
-            torch.zeros(8), divergence=cfg.loss.divergence, ratio_range=cfg.loss.ratio_range, backend=cfg.loss.backend
+            torch.zeros(8, device=device),
+            divergence=loss.divergence,
+            ratio_range=loss.ratio_range,
+            backend=loss.backend,
         )
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ConfigError(f"loss: {error}") from None
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")

@@ -112,9 +112,10 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"fdkernels": _version("fdkernels"), "torch": torch.__version__},
     }
-    write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     if with_report:
-        report.build(folder, as_dict(cfg), task.titles)
+        report.build(folder, as_dict(cfg), task.titles, result)
+    # Last: a folder with metrics is a finished run.
+    write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
