@@ -26,6 +26,10 @@ from fdistill.config import ConfigError, load
         (["loss.ratio_range=[2,1]"], "ratio_range"),
         (["loss.backend=cuda"], "backend"),
         (["ema=1"], "ema: expected a number in"),
+        (["name=.."], "name: expected a folder below runs"),
+        (["loss.bins=0"], "loss: bins: expected"),
+        (["loss.decay=1"], "decay: expected a number in"),
+        (["device=tpu"], "loss: "),
         (["name=../elsewhere"], "name: expected a folder below runs"),
         (["name=/elsewhere"], "name: expected a folder below runs"),
         (["loss.bins"], "expected key=value, got 'loss.bins'"),
@@ -57,8 +61,16 @@ def test_overrides_are_typed():
 def test_a_file_starts_from_a_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text("preset: digits\nloss: {divergence: kl}\nseed: 4\n")
     cfg, base = load("mine.yaml"), load("digits")
-    assert (cfg.loss.divergence, cfg.seed, cfg.name) == ("kl", 4, "mine-kl-seed4")
+    assert (cfg.loss.divergence, cfg.seed, cfg.name) == ("kl", 4, "mine")
     assert (cfg.loss.gan_weight, cfg.phases) == (base.loss.gan_weight, base.phases)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [([], "gmm"), (["loss.divergence=kl"], "gmm-kl"), (["seed=2", "loss.shuffle_weight=true"], "gmm-shuffled-seed2")],
+)
+def test_a_run_is_named_after_what_differs(overrides, name):
+    assert load("gmm", overrides).name == name
 
 
 def test_files_are_data_not_code(tmp_path):
