@@ -61,7 +61,7 @@ class Config:
     """What every task has. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
 
     task: str = ""
-    name: str = ""  # of the folder under `out`; empty: the preset, with divergence and seed where they differ from it
+    name: str = ""  # of the folder under `out`; empty: the preset, the divergence and the seed
     seed: int = 0
     steps: int = 0  # iterations; how many of them update the student is up to `phases`
     batch: int = 64
@@ -158,11 +158,8 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
         settings = _merge(settings, value)
     cfg = from_dict(settings)
     if not cfg.name:
-        plain = from_dict(_read(source))
-        divergence = f"-{cfg.loss.divergence}" if cfg.loss.divergence != plain.loss.divergence else ""
-        shuffled = "-shuffled" if cfg.loss.shuffle_weight else ""
-        seed = f"-seed{cfg.seed}" if cfg.seed != plain.seed else ""
-        cfg.name = f"{Path(source).stem}{divergence}{shuffled}{seed}"
+        seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
+        cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
     return cfg
 
 

@@ -83,7 +83,7 @@ def test_dry_run_trains_and_writes_nothing(workplace, capsys):
 
 def test_settings_may_stand_after_options(capsys):
     assert cli.main(["train", "gmm", "--dry-run", "seed=5"]) == 0
-    assert "runs/gmm-seed5" in capsys.readouterr().out
+    assert "runs/gmm-js-seed5" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["train", "gmm", "--no-such-option"])
 

@@ -61,15 +61,19 @@ def test_overrides_are_typed():
 def test_a_file_starts_from_a_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text("preset: digits\nloss: {divergence: kl}\nseed: 4\n")
     cfg, base = load("mine.yaml"), load("digits")
-    assert (cfg.loss.divergence, cfg.seed, cfg.name) == ("kl", 4, "mine")
+    assert (cfg.loss.divergence, cfg.seed, cfg.name) == ("kl", 4, "mine-kl-seed4")
     assert (cfg.loss.gan_weight, cfg.phases) == (base.loss.gan_weight, base.phases)
 
 
 @pytest.mark.parametrize(
     ("overrides", "name"),
-    [([], "gmm"), (["loss.divergence=kl"], "gmm-kl"), (["seed=2", "loss.shuffle_weight=true"], "gmm-shuffled-seed2")],
+    [
+        ([], "gmm-js"),
+        (["loss.divergence=kl"], "gmm-kl"),
+        (["seed=2", "loss.shuffle_weight=true"], "gmm-js-shuffled-seed2"),
+    ],
 )
-def test_a_run_is_named_after_what_differs(overrides, name):
+def test_a_run_is_named_after_divergence_and_seed(overrides, name):
     assert load("gmm", overrides).name == name
 
 
