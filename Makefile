@@ -25,7 +25,7 @@ PY_ROOTS := fdkernels python benchmarks tests setup.py
 
 demo: $(VENV)/.stamp-build
 	$(BIN)/fdistill train digits
-	@echo "The report: $(CURDIR)/runs/digits/report.html"
+	@echo "The report: $(CURDIR)/runs/digits-js/report.html"
 
 test: $(VENV)/.stamp-build
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
