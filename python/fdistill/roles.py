@@ -26,6 +26,7 @@ class Role:
         self.cfg = cfg
         self.total_updates = max(total_updates, 1)
         self.updates = 0
+        self.skipped = torch.zeros((), device=next(network.parameters()).device)
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
         )
@@ -35,11 +36,11 @@ class Role:
         decay = 0.5 + 0.5 * math.cos(math.pi * self.updates / self.total_updates)
         return self.cfg.lr * warm * (decay if self.cfg.schedule == "cosine" else 1.0)
 
-    def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Backward, clip and step. Returns the gradient norm before the clip and whether the step was skipped.
+    def update(self, loss: Tensor) -> Tensor:
+        """Backward, clip and step. Returns the gradient norm before the clip.
 
-        A step whose gradient is not finite changes nothing; the fused optimizer decides that from a tensor, as it does
-        for GradScaler, so the host never waits for the answer.
+        A step whose gradient is not finite changes nothing and is counted in `skipped`; the fused optimizer decides
+        that from a tensor, as it does for GradScaler, so the host never waits for the answer.
         """
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         loss.backward()
@@ -52,14 +53,15 @@ class Role:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
-        return norm.detach(), skipped
+        self.skipped += skipped
+        return norm.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
+        self.updates, self.skipped = state["updates"], state["skipped"].to(self.skipped.device)
 
 
 class Average:
@@ -92,6 +94,8 @@ class Meter:
             return {}
         values = torch.stack(list(self.sums.values())).tolist()
         means = {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
+        # JSON has no NaN: a figure that a call does not have is left out.
+        means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         self.sums, self.counts = {}, {}
         return means
 

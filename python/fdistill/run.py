@@ -15,7 +15,7 @@ from fdistill.checkpoint import Checkpoints, write_atomically
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
 from fdistill.networks import parameter_count
 from fdistill.task import Task
-from fdistill.trainer import Distiller, read_log
+from fdistill.trainer import Distiller
 from fdkernels import backends
 
 
@@ -98,7 +98,6 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
     task.export(student, partial)
     shutil.rmtree(folder / "student", ignore_errors=True)
     partial.rename(folder / "student")
-    skipped = sum(v for row in read_log(folder / "log.jsonl") for k, v in row.items() if k.endswith("/skipped"))
     result = {
         "name": cfg.name,
         "task": cfg.task,
@@ -108,7 +107,7 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
         "config": digest(cfg),
         **measured,
         "distillation_seconds": round(distiller.seconds, 1),
-        "skipped_updates": skipped,
+        "skipped_updates": sum(int(role.skipped) for role in distiller.roles.values()),
         "threads": torch.get_num_threads(),
         "versions": {"fdkernels": _version("fdkernels"), "torch": torch.__version__},
     }

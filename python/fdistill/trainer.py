@@ -118,8 +118,7 @@ class Distiller:
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
         for name, value in stats._asdict().items():
-            if not name.startswith("weight_") or not cfg.shuffle_weight:
-                self.meter.add(f"health/{name}", value)
+            self.meter.add(f"health/{name}", value)
 
     def weighting(self, logits: Tensor, sigma: Tensor) -> dict[str, Any]:
         """How `fused_fdiv_loss` gets h: from the logits, or for the control as a permuted h."""
@@ -158,10 +157,8 @@ class Distiller:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
 
     def _apply(self, name: str, loss: Tensor) -> None:
-        norm, skipped = self.roles[name].update(loss)
+        self.meter.add(f"{name}/grad_norm", self.roles[name].update(loss))
         self.meter.add(f"{name}/loss", loss)
-        self.meter.add(f"{name}/grad_norm", norm)
-        self.meter.add(f"{name}/skipped", skipped)
 
     def _updates(self, name: str) -> int:
         """How often a role is updated over the run."""
