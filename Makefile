@@ -24,7 +24,7 @@ PY_ROOTS := fdkernels python benchmarks tests setup.py
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
-	$(BIN)/fdistill train digits
+	$(BIN)/fdistill train digits --resume
 	@echo "The report: $(CURDIR)/runs/digits-js/report.html"
 
 test: $(VENV)/.stamp-build
