@@ -338,3 +338,18 @@ def test_a_cast_of_the_loss(backend):
         (case.call(backend, student).to(cast) * 2).backward()
         case.hold(_outcome(case.run(backend).loss, student.grad), case.expected(), torch.tensor(2.0))
         assert student.grad.dtype == student.dtype
+
+
+def test_saved_tensor_hooks_keep_their_tensors(backend):
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return len(kept) - 1
+
+    case = make((8, 3, 4, 4))
+    with torch.autograd.graph.saved_tensors_hooks(pack, kept.__getitem__):
+        loss = case.call(backend, case.student.requires_grad_())
+    before = [tensor.clone() for tensor in kept]
+    (3 * loss).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))

@@ -84,3 +84,15 @@ def test_mask_with_predictions_and_scale(backend):
     sigma = torch.tensor([[0.1, 0.5, 0.75]]).reshape(1, 3, 1, 1, 1)
     case.but(prediction=fdk.Prediction("edm", noisy, sigma=sigma)).check(backend)
     case.but(scale=torch.rand(4, generator=torch.Generator().manual_seed(1))).check(backend)
+
+
+def test_zero_gap_and_masked_runs_are_exact_zeros(backend):
+    x, tau = torch.randn(2, 4, 700), torch.randn(2, 4, 700)
+    x.requires_grad_()
+    loss = fdk.fused_fdiv_loss(x, tau, tau, divergence="rkl", backend=backend)
+    assert loss.item() == 0.0
+    fake = tau + 1
+    fake[:, 2:] = torch.inf
+    keep = torch.tensor([True, True, False, False])[None, :, None]
+    masked = fdk.fused_fdiv_loss(x, tau, fake, divergence="rkl", scale=None, mask=keep, backend=backend)
+    torch.testing.assert_close(masked, torch.tensor(0.5), rtol=1e-6, atol=0)

@@ -179,3 +179,25 @@ def test_from_samples_has_equal_population():
 def test_bad_normalizers(arguments, message):
     with pytest.raises(ValueError, match=message):
         fdk.RatioNormalizer(**arguments)
+
+
+@pytest.mark.parametrize("ratio_range", [(1e-300, 1e300), (1e-40, 2.0), (0.5, 1e36)])
+def test_ratios_that_would_poison_the_state_are_refused(backend, ratio_range):
+    state = fdk.RatioNormalizer(4)
+    with pytest.raises(ValueError, match="ratio_range"):
+        fdk.fdiv_weight(
+            torch.full((8,), 700.0), torch.rand(8), normalizer=state, ratio_range=ratio_range, backend=backend
+        )
+    assert torch.equal(state.mean, torch.ones(4))
+
+
+def test_widest_range_keeps_the_state_finite(backend):
+    state = fdk.RatioNormalizer(1, decay=0.0)
+    for logit in (700.0, -700.0):
+        fdk.fdiv_weight(torch.full((8,), logit), torch.rand(8), normalizer=state, ratio_range=None, backend=backend)
+        assert torch.isfinite(state.mean).all() and (state.mean > 0).all()
+
+
+def test_edges_lie_within_the_range():
+    with pytest.raises(ValueError, match="t_range"):
+        fdk.RatioNormalizer(4, edges=torch.tensor([1.0, 5.0, 20.0]))
