@@ -21,8 +21,11 @@ BACKENDS = ("reference", "native", "triton")
 # Fastest first.
 PREFERENCE = {"cpu": ("native", "reference")}
 
+LOGGING = os.environ.get("FDKERNELS_LOG", "") not in ("", "0")
+
 _log = logging.getLogger("fdkernels")
 _logged: set[tuple[str, str]] = set()
+_chosen: dict[tuple[str, str], str] = {}
 
 
 @functools.cache
@@ -56,9 +59,6 @@ def available(device_type: str) -> dict[str, str | None]:
     return {backend: unavailable(backend, device_type) for backend in BACKENDS}
 
 
-_chosen: dict[tuple[str, str], str] = {}
-
-
 def choose(requested: str, device_type: str) -> str:
     """The backend that serves a call.
 
@@ -90,6 +90,3 @@ def log_choice(op: str, backend: str, device_type: str) -> None:
     _logged.add((op, device_type))
     skipped = [f"{b}: {why}" for b in PREFERENCE.get(device_type, ()) if (why := unavailable(b, device_type))]
     _log.warning("%s on %s: %s%s", op, device_type, backend, f" ({'; '.join(skipped)})" if skipped else "")
-
-
-LOGGING = os.environ.get("FDKERNELS_LOG", "") not in ("", "0")

@@ -155,11 +155,11 @@ def fused_fdiv_loss(
     noisy = a = c = None
     coefficient_inner = 1
     if prediction is not None and check_prediction(prediction, student):
-        noisy = prediction.noisy
         a, c = prediction.coefficients(student)
         (a, coefficient_inner), (c, _) = as_table(a, order, x.shape), as_table(c, order, x.shape)
         # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
-        noisy = image(noisy) if noisy is not None and (dmd_scale or return_stats) else None
+        if prediction.noisy is not None and (dmd_scale or return_stats):
+            noisy = image(prediction.noisy)
     scale_table, scale_inner = (None, 1)
     if isinstance(scale, Tensor):
         scale_table, scale_inner = as_table(check_scale(scale, student), order, x.shape)

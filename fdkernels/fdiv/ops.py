@@ -21,7 +21,7 @@ from fdkernels.fdiv.weight import WEIGHT_STATS
 # The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
 STATS = WEIGHT_STATS + 3
 
-_library = torch.library.Library("fdkernels", "DEF")  # noqa: TOR901 (one process-wide definition)
+_library = torch.library.Library("fdkernels", "DEF")
 
 _FDIV = """(
     Tensor student, Tensor teacher, Tensor fake, Tensor? teacher_uncond, Tensor? fake_uncond,

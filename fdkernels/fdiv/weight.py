@@ -118,7 +118,7 @@ def _weight_stats(
     nan = log_h.new_full((), torch.nan)
     if not log_h.numel():
         return nan.expand(WEIGHT_STATS).clone()
-    low, mean, high, ess = summarize(log_h, finite)
+    low, mean, high, ess = _summarize(log_h, finite)
     count = finite.sum()
     outside = nan
     if state.mean is not None and t is not None:
@@ -126,7 +126,7 @@ def _weight_stats(
     return torch.stack((low, mean, high, ess, ratio_sum / count, clipped.sum() / count, outside))
 
 
-def summarize(log_h: Tensor, finite: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _summarize(log_h: Tensor, finite: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """min, mean and max of h over the finite samples, and (Σh)²/(B·Σh²); NaN where there are none."""
     low = torch.where(finite, log_h, torch.inf).amin()
     high = torch.where(finite, log_h, -torch.inf).amax()

@@ -10,7 +10,10 @@ import torch
 from fdkernels import backends
 from tests.fdkernels.test_compile import raw_arguments
 
-pytestmark = pytest.mark.skipif(backends.unavailable("native", "cpu") is not None, reason="native ops not built")
+
+@pytest.fixture(autouse=True)
+def _native():
+    assert backends.choose("native", "cpu") == "native"
 
 
 @pytest.mark.parametrize(
