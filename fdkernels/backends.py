@@ -1,6 +1,7 @@
 """Which backends can serve a device, and what "auto" picks.
 
     cpu    native, else reference
+    cuda   triton, else reference             (NVIDIA from compute capability 8.0, and ROCm)
     other  reference
 
 `reference` is eager PyTorch and runs anywhere. A backend asked for by name is used or refused, never replaced. With
@@ -9,9 +10,13 @@ FDKERNELS_LOG=1 the first use of each (op, device) names its backend and, where 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
+import importlib.util
 import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -19,7 +24,10 @@ import torch
 BACKENDS = ("reference", "native", "triton")
 
 # Fastest first.
-PREFERENCE = {"cpu": ("native", "reference")}
+PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+
+OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (8, 0)
 
 LOGGING = os.environ.get("FDKERNELS_LOG", "") not in ("", "0")
 
@@ -50,8 +58,36 @@ def unavailable(backend: str, device_type: str) -> str | None:
             load_native() if device_type == "cpu" else f"this build has native kernels for cpu, not for {device_type}"
         )
     if backend == "triton":
-        return "this version has no Triton kernels"
+        return _why_not_triton(device_type)
     raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+
+
+@functools.cache
+def _installed_triton() -> str | None:
+    """Triton's version, without importing it; ROCm's builds of torch bring it under a name of their own."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "0"
+
+
+def _why_not_triton(device_type: str) -> str | None:
+    version = _installed_triton()
+    if version is None:
+        return "triton is not installed (torch's CUDA and ROCm builds bring it; else `pip install triton`, on Linux)"
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if found < OLDEST_TRITON:
+        return f"triton {version} is installed; {'.'.join(map(str, OLDEST_TRITON))} or later is needed"
+    if device_type == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET", "") not in ("", "0")
+        return None if interpreted else "Triton compiles for GPUs (TRITON_INTERPRET=1 interprets on CPU, for tests)"
+    if device_type != "cuda":
+        return f"this version has no Triton kernels for {device_type}"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+        return f"compute capability {torch.cuda.get_device_capability()}; {OLDEST_CAPABILITY} or later is needed"
+    return None
 
 
 def available(device_type: str) -> dict[str, str | None]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Before Triton is imported by anything: it decides then whether kernels are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import hypothesis
 import pytest
 import torch

@@ -26,7 +26,7 @@ CONTRACTS = (
     "properties",
 )
 # Backends that a CPU can run.
-BACKENDS = ("reference", "native")
+BACKENDS = ("reference", "native", "triton")
 
 
 class ContractTable:

@@ -8,7 +8,7 @@ its gradient in one pass, so that the backward only scales.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from fdkernels.fdiv import reference
+from fdkernels.fdiv.arguments import FdivArguments
 from fdkernels.fdiv.weight import WEIGHT_STATS
 
 # The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
@@ -39,53 +40,13 @@ _FDIV_WEIGHT = """(
     str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight
 ) -> (Tensor weight, Tensor stats)"""
 
-_BACKENDS = ("native",)
+_BACKENDS = ("native", "triton")
 for _backend in _BACKENDS:
     _library.define(f"fdiv_{_backend}{_FDIV}")
     _library.define(f"fdiv_weight_{_backend}{_FDIV_WEIGHT}")
     _library.define(f"fdiv_backward_{_backend}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
     # In place, for a graph that is not kept: where the factor is 1 it moves nothing.
     _library.define(f"fdiv_backward_{_backend}_(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
-
-
-class FdivArguments(NamedTuple):
-    """The arguments of `fdiv_<backend>`, in the schema's order."""
-
-    student: Tensor
-    teacher: Tensor
-    fake: Tensor
-    teacher_uncond: Tensor | None
-    fake_uncond: Tensor | None
-    guidance_scale: float
-    fake_guidance_scale: float
-    noisy: Tensor | None
-    a: Tensor | None
-    c: Tensor | None
-    coefficient_inner: int
-    logits: Tensor | None
-    t: Tensor | None
-    weight: Tensor | None
-    ratio_mean: Tensor | None
-    edges: Tensor | None
-    t_min: float
-    t_max: float
-    decay: float
-    update: bool
-    divergence: str
-    alpha: float
-    log_ratio_min: float
-    log_ratio_max: float
-    normalize_weight: bool
-    dmd_scale: bool
-    eps: float
-    scale: Tensor | None
-    scale_inner: int
-    mask: Tensor | None
-    mask_inner: int
-    zero_nonfinite: bool
-    reduction: str
-    with_grad: bool
-    with_stats: bool
 
 
 def _fdiv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -119,19 +80,42 @@ for _backend in _BACKENDS:
         f"fdkernels::fdiv_backward_{_backend}_", lambda gradient, upstream, unscale: None, lib=_library
     )
 
+
+
+def _implement_in_triton(op: str, function: str) -> None:
+    """Register a function of `triton_launch`, which is imported, and Triton with it, by the first call."""
+
+    def implementation(*arguments: Any) -> Any:
+        from fdkernels.fdiv import triton_launch
+
+        return getattr(triton_launch, function)(*arguments)
+
+    for key in ("CUDA", "CPU"):  # ROCm's devices are CUDA's to PyTorch; on CPU, Triton's interpreter
+        _library.impl(op, implementation, key)
+
+
+_implement_in_triton("fdiv_triton", "fdiv")
+_implement_in_triton("fdiv_weight_triton", "fdiv_weight")
+_implement_in_triton("fdiv_backward_triton", "fdiv_backward")
+_implement_in_triton("fdiv_backward_triton_", "fdiv_backward_")
+
 _FORWARD: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
-    "reference": reference.fdiv,
+    "reference": lambda *arguments: reference.fdiv(FdivArguments(*arguments)),
     "native": torch.ops.fdkernels.fdiv_native.default,
+    "triton": torch.ops.fdkernels.fdiv_triton.default,
 }
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "reference": reference.fdiv_backward,
     "native": torch.ops.fdkernels.fdiv_backward_native.default,
+    "triton": torch.ops.fdkernels.fdiv_backward_triton.default,
 }
 _BACKWARD_IN_PLACE: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {
     "native": torch.ops.fdkernels.fdiv_backward_native_.default,
+    "triton": torch.ops.fdkernels.fdiv_backward_triton_.default,
 }
 WEIGHT: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "native": torch.ops.fdkernels.fdiv_weight_native.default,
+    "triton": torch.ops.fdkernels.fdiv_weight_triton.default,
 }
 
 

@@ -15,119 +15,94 @@ import torch
 from torch import Tensor
 
 from fdkernels.divergences import from_kernel
+from fdkernels.fdiv.arguments import FdivArguments
 from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState, fdiv_weight
 
 
 @torch.no_grad()
-def fdiv(
-    student: Tensor,
-    teacher: Tensor,
-    fake: Tensor,
-    teacher_uncond: Tensor | None,
-    fake_uncond: Tensor | None,
-    guidance_scale: float,
-    fake_guidance_scale: float,
-    noisy: Tensor | None,
-    a: Tensor | None,
-    c: Tensor | None,
-    coefficient_inner: int,
-    logits: Tensor | None,
-    t: Tensor | None,
-    weight: Tensor | None,
-    ratio_mean: Tensor | None,
-    edges: Tensor | None,
-    t_min: float,
-    t_max: float,
-    decay: float,
-    update: bool,
-    divergence: str,
-    alpha: float,
-    log_ratio_min: float,
-    log_ratio_max: float,
-    normalize_weight: bool,
-    dmd_scale: bool,
-    eps: float,
-    scale: Tensor | None,
-    scale_inner: int,
-    mask: Tensor | None,
-    mask_inner: int,
-    zero_nonfinite: bool,
-    reduction: str,
-    with_grad: bool,
-    with_stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The raw op; arguments as in the schema (`ops.py`). Returns (loss, gradient, unscale, stats)."""
-    batch = student.shape[0]
-    n = math.prod(student.shape[1:])
+def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The raw op. Returns (loss, gradient, unscale, stats)."""
+    batch = call.student.shape[0]
+    n = math.prod(call.student.shape[1:])
     shape = (batch, n)
-    images = [v for v in (student, teacher, fake, teacher_uncond, fake_uncond, noisy) if v is not None]
-    dtype = torch.float64 if any(v.dtype == torch.float64 for v in images) else torch.float32
-    device = student.device
+    dtype = call.dtype()
+    device = call.student.device
 
     # Step 1: the weight h_b, and which samples are finite so far.
-    if logits is not None:
-        state = RatioState(ratio_mean, edges, t_min, t_max, decay, update)
+    if call.logits is not None:
+        state = RatioState(call.ratio_mean, call.edges, call.t_min, call.t_max, call.decay, call.update)
         h, weight_stats = fdiv_weight(
-            logits, t, state, from_kernel(divergence, alpha), (log_ratio_min, log_ratio_max), normalize_weight
+            call.logits,
+            call.t,
+            state,
+            from_kernel(call.divergence, call.alpha),
+            (call.log_ratio_min, call.log_ratio_max),
+            call.normalize_weight,
         )
     else:
-        h = torch.ones(batch, dtype=torch.float64, device=device) if weight is None else weight.double()
-        if t is not None:
-            h = torch.where(torch.isfinite(t.double()), h, torch.nan)
+        h = torch.ones(batch, dtype=torch.float64, device=device) if call.weight is None else call.weight.double()
+        if call.t is not None:
+            h = torch.where(torch.isfinite(call.t.double()), h, torch.nan)
         weight_stats = _given_weight_stats(h)
 
     # Step 2: the elements; masked ones are selected away.
-    keep = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else _elements(mask, mask_inner, shape)
-    raw_teacher = _guided(teacher, teacher_uncond, guidance_scale, dtype).reshape(shape)
-    raw_fake = _guided(fake, fake_uncond, fake_guidance_scale, dtype).reshape(shape)
+    keep = (
+        torch.ones(shape, dtype=torch.bool, device=device)
+        if call.mask is None
+        else _elements(call.mask, call.mask_inner, shape)
+    )
+    raw_teacher = _guided(call.teacher, call.teacher_uncond, call.guidance_scale, dtype).reshape(shape)
+    raw_fake = _guided(call.fake, call.fake_uncond, call.fake_guidance_scale, dtype).reshape(shape)
     gap = raw_fake - raw_teacher
     finite = torch.isfinite(h)
-    for v in (raw_teacher, raw_fake, *((student, noisy) if dmd_scale else ())):
+    for v in (raw_teacher, raw_fake, *((call.student, call.noisy) if call.dmd_scale else ())):
         if v is not None:
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
-    if dmd_scale or with_stats:
-        error = student.reshape(shape).to(dtype) - _x0(raw_teacher, noisy, a, c, coefficient_inner)
+    if call.dmd_scale or call.with_stats:
+        error = call.student.reshape(shape).to(dtype) - _x0(
+            raw_teacher, call.noisy, call.a, call.c, call.coefficient_inner
+        )
         distance = torch.where(keep | torch.isfinite(error), error, 0.0).abs().sum(1, dtype=torch.float64)
 
     # Step 3: everything that multiplies the gap.
     w = h
-    if dmd_scale:
-        w = w / (distance / max(n, 1) + eps)
-    if scale is not None and scale.shape[1] == 1:
-        w = w * scale.double()[:, 0]
-        finite = finite & torch.isfinite(scale[:, 0])
+    if call.dmd_scale:
+        w = w / (distance / max(n, 1) + call.eps)
+    if call.scale is not None and call.scale.shape[1] == 1:
+        w = w * call.scale.double()[:, 0]
+        finite = finite & torch.isfinite(call.scale[:, 0])
     per_element = torch.ones((), dtype=dtype, device=device)
-    if c is not None:
-        coefficient = _elements(c, coefficient_inner, shape)
+    if call.c is not None:
+        coefficient = _elements(call.c, call.coefficient_inner, shape)
         finite = finite & (torch.isfinite(coefficient) | ~keep).all(1)
         per_element = per_element * coefficient.to(dtype)
-    if scale is not None and scale.shape[1] > 1:
-        s = _elements(scale, scale_inner, shape)
+    if call.scale is not None and call.scale.shape[1] > 1:
+        s = _elements(call.scale, call.scale_inner, shape)
         finite = finite & (torch.isfinite(s) | ~keep).all(1)
         per_element = per_element * s.to(dtype)
     finite = finite & torch.isfinite(w)
-    w = torch.where(finite, w, 0.0 if zero_nonfinite else torch.nan)
-    used = keep & (finite[:, None] | (not zero_nonfinite))
+    w = torch.where(finite, w, 0.0 if call.zero_nonfinite else torch.nan)
+    used = keep & (finite[:, None] | (not call.zero_nonfinite))
     direction = torch.where(used, per_element * gap, 0.0)
 
     # Step 4: the loss over the N unmasked elements (each sample's own n for "none").
     count = keep.sum(1).double()
-    if reduction != "none":
+    if call.reduction != "none":
         count = count.sum()
-    divisor = count.clamp(min=1) if reduction != "sum" else torch.ones_like(count)
+    divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
-    loss = 0.5 * (energy if reduction == "none" else energy.sum()) / divisor
+    loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor
 
-    gradient, unscale = _gradient(student, w, direction, keep, divisor, with_grad)
+    gradient, unscale = _gradient(call.student, w, direction, keep, divisor, call.with_grad)
     stats = torch.empty(0, dtype=torch.float64, device=device)
-    if with_stats:
+    if call.with_stats:
         norm = (energy / divisor.square()).sum().sqrt()
-        x0_gap = gap if c is None else gap * _elements(c, coefficient_inner, shape).to(dtype)
+        x0_gap = gap if call.c is None else gap * _elements(call.c, call.coefficient_inner, shape).to(dtype)
         x0_gap = torch.where(keep | torch.isfinite(x0_gap), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
         stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double()))))
-    return loss.to(dtype if student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
+    return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
 
 
 @torch.no_grad()

@@ -1,0 +1,53 @@
+"""The f-divergence weights as device functions: log h of the log ratio L = log r, in float64.
+
+The table of `fdkernels/divergences.py` for Triton, affine in L and softplus(L) throughout; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG_2: tl.constexpr = tl.constexpr(0.693147180559945309417232121458176568)
+
+
+@triton.jit
+def log1p(u):
+    """log(1 + u) for u >= 0, to rounding: the error of w = 1 + u cancels in log(w)·u / (w - 1)."""
+    w = 1.0 + u
+    lost = w == 1.0
+    return tl.where(lost, u, tl.log(w) * (u / tl.where(lost, 1.0, w - 1.0)))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) without overflow, exact to rounding in both tails."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def log_weight(L, alpha, DIVERGENCE: tl.constexpr):
+    """log h(e^L); `alpha` is the parameter of Amari's family and of nothing else."""
+    if DIVERGENCE == "rkl":
+        log_h = 0.0 * L
+    elif DIVERGENCE == "kl":
+        log_h = L
+    elif DIVERGENCE == "js":
+        log_h = -softplus(-L)
+    elif DIVERGENCE == "softened_rkl":
+        log_h = -softplus(L)
+    elif DIVERGENCE == "squared_hellinger":
+        log_h = 0.5 * L - 2 * LOG_2
+    elif DIVERGENCE == "jeffreys":
+        log_h = softplus(L)
+    elif DIVERGENCE == "neyman":
+        log_h = LOG_2 - L
+    elif DIVERGENCE == "pearson":
+        log_h = LOG_2 + 2 * L
+    elif DIVERGENCE == "le_cam":
+        log_h = 3 * LOG_2 + 2 * L - 3 * softplus(L)
+    elif DIVERGENCE == "alpha":
+        log_h = alpha * L
+    else:
+        tl.static_assert(False, "log_weight: no such row")
+    return log_h

@@ -1,0 +1,225 @@
+"""What the flagship's Triton kernels do with a sample's elements: loads, the direction of the gradient, sums."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fdkernels.fdiv.triton_weight import is_finite
+
+
+class Images(NamedTuple):
+    """An N-sized input: each sample is one dense run of n elements."""
+
+    data: Any
+    batch_stride: int
+
+
+class Table(NamedTuple):
+    """A small operand: element i of sample b reads entry (i // inner) % entries of row b."""
+
+    data: Any
+    row_stride: int
+    entries: int
+    inner: Any
+    """None: one entry for the whole sample."""
+
+
+class Operands(NamedTuple):
+    """What the elements of a call are made of; None for what it has not."""
+
+    student: Any
+    teacher: Any
+    fake: Any
+    teacher_uncond: Any
+    fake_uncond: Any
+    noisy: Any
+    a: Any
+    c: Any
+    scale: Any
+    """More than one entry a sample; a scale per sample is `sample_scale`."""
+    sample_scale: Any
+    mask: Any
+
+
+@triton.jit
+def _image(images, b, i, inside, WIDE: tl.constexpr):
+    row = images.data + b.to(tl.int64) * images.batch_stride
+    return tl.load(row + i, mask=inside, other=0.0).to(WIDE)
+
+
+@triton.jit
+def _entry(table, b, i, inside):
+    """A table's values at elements i, or the one value of its row."""
+    row = table.data + b.to(tl.int64) * table.row_stride
+    if table.inner is None:
+        value = tl.load(row)
+    else:
+        value = tl.load(row + (i // table.inner) % table.entries, mask=inside, other=0)
+    return value
+
+
+@triton.jit
+def _guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
+    v = _image(cond, b, i, inside, WIDE)
+    if uncond is not None:
+        u = _image(uncond, b, i, inside, WIDE)
+        v = u + tl.full((), guidance_scale, WIDE) * (v - u)
+    return v
+
+
+@triton.jit
+def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
+    """|x - τ|, τ raw.
+
+    The float32 rests of a and c are added in their turn: rounded away, they would shift a whole sample the same way,
+    which no mean averages out.
+    """
+    x = _image(operands.student, b, i, inside, WIDE)
+    if operands.noisy is None:
+        error = x - tau
+    else:
+        noisy = _image(operands.noisy, b, i, inside, WIDE)
+        a = _entry(operands.a, b, i, inside)
+        c = _entry(operands.c, b, i, inside)
+        error = x - a.to(WIDE) * noisy - c.to(WIDE) * tau
+        error -= (a - a.to(WIDE).to(tl.float64)).to(WIDE) * noisy + (c - c.to(WIDE).to(tl.float64)).to(WIDE) * tau
+    return tl.abs(error)
+
+
+@triton.jit
+def kept_elements(operands, b, i, inside):
+    keep = inside
+    if operands.mask is not None:
+        keep = inside & (_entry(operands.mask, b, i, inside) != 0)
+    return keep
+
+
+@triton.jit
+def tile(
+    operands, guidance_scale, fake_guidance_scale, b, i, inside, WITH_ERROR: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """(scale·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked; there, what is not finite
+    counts as 0 in the others too."""
+    tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE)
+    f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE)
+    gap = f - tau
+    if operands.c is not None:
+        gap = _entry(operands.c, b, i, inside).to(WIDE) * gap
+    direction = gap
+    if operands.scale is not None:
+        direction = _entry(operands.scale, b, i, inside).to(WIDE) * gap
+    gap = tl.abs(gap)
+    error = tl.zeros_like(gap)
+    if WITH_ERROR:
+        error = _error(operands, tau, b, i, inside, WIDE)
+    keep = kept_elements(operands, b, i, inside)
+    if operands.mask is not None:
+        direction = tl.where(keep, direction, 0.0)
+        gap = tl.where(keep | is_finite(gap), gap, 0.0)
+        error = tl.where(keep | is_finite(error), error, 0.0)
+    return direction, gap, error, keep
+
+
+@triton.jit
+def _careful_sums(
+    operands, guidance_scale, fake_guidance_scale, b, begin, end,
+    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """(energy, gap, distance, bad) of elements [begin, end), one by one in float64: where a float32 sum overflowed,
+    underflowed or met a NaN, this finds out which."""
+    zero = tl.sum(tl.zeros((TILE,), tl.float64))
+    energy, gaps, distance, bad = zero, zero, zero, zero
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        inside = i < end
+        keep = kept_elements(operands, b, i, inside)
+        tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE).to(tl.float64)
+        f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE).to(tl.float64)
+        finite = is_finite(tau) & is_finite(f)
+        gap = f - tau
+        if operands.c is not None:
+            c = _entry(operands.c, b, i, inside).to(tl.float64)
+            finite = finite & is_finite(c)
+            gap = c * gap
+        direction = gap
+        if operands.scale is not None:
+            scale = _entry(operands.scale, b, i, inside).to(tl.float64)
+            finite = finite & is_finite(scale)
+            direction = scale * gap
+        energy += tl.sum(tl.where(keep, direction * direction, 0.0))
+        gaps += tl.sum(tl.where(inside & (keep | is_finite(gap)), tl.abs(gap), 0.0))
+        if WITH_ERROR:
+            error = _error(operands, tau, b, i, inside, tl.float64)
+            distance += tl.sum(tl.where(inside & (keep | is_finite(error)), error, 0.0))
+        if DMD:
+            finite = finite & is_finite(_image(operands.student, b, i, inside, tl.float64))
+            if operands.noisy is not None:
+                finite = finite & is_finite(_image(operands.noisy, b, i, inside, tl.float64))
+                finite = finite & is_finite(_entry(operands.a, b, i, inside).to(tl.float64))
+        bad += tl.sum(tl.where(keep & (finite == 0), 1.0, 0.0).to(tl.float64))
+    return energy, gaps, distance, bad
+
+
+@triton.jit
+def checked_sums(
+    operands, guidance_scale, fake_guidance_scale, b, begin, end, energy, gap, distance, any_kept,
+    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The sums of a program in float64, and how many elements were not finite. Healthy data takes the first branch."""
+    energy, gap, distance = energy.to(tl.float64), gap.to(tl.float64), distance.to(tl.float64)
+    bad = tl.zeros_like(energy)
+    # Squares that float32 can hold, and either large enough that what underflowed in them is nothing, or of elements
+    # without energy: f = τ (a fake score that starts as the teacher), or all masked.
+    held = is_finite(energy) & is_finite(gap) & is_finite(distance)
+    if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
+        energy, gap, distance, bad = _careful_sums(
+            operands, guidance_scale, fake_guidance_scale, b, begin, end, WITH_ERROR, DMD, TILE, WIDE
+        )
+    return energy, gap, distance, bad
+
+
+@triton.jit
+def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.constexpr, ZERO: tl.constexpr):
+    """(w_b, whether the sample is non-finite): everything that multiplies a sample's direction. `b` one or a block."""
+    w = h
+    if DMD:
+        w = w / (distance / elements + eps)
+    nonfinite = bad > 0
+    if operands.sample_scale is not None:
+        row = operands.sample_scale.data + b * operands.sample_scale.row_stride
+        scale = tl.load(row, mask=inside, other=1.0).to(tl.float64)
+        nonfinite = nonfinite | (is_finite(scale) == 0)
+        w = w * scale
+    nonfinite = nonfinite | (is_finite(w) == 0)
+    if ZERO:
+        w = tl.where(nonfinite, 0.0, w)
+    else:
+        w = tl.where(nonfinite, float("nan"), w)
+    return w, nonfinite
+
+
+@triton.jit
+def float16_power(divisor):
+    """2^k with k = floor(log2 N): the divisor without its mantissa."""
+    return (divisor.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def scaled_direction(direction, coefficient, keep, WIDE: tl.constexpr):
+    """coefficient · direction; 0 where masked, and of a dropped sample, whatever its direction is."""
+    g = tl.where(coefficient == 0.0, 0.0, coefficient.to(WIDE) * direction)
+    return tl.where(keep, g, 0.0)
+
+
+@triton.jit
+def counted(mask, b, rows, elements, TILE: tl.constexpr):
+    """Kept elements of `rows` samples from b on, counted in the mask's own entries."""
+    kept = tl.sum(tl.zeros((TILE,), tl.int32)).to(tl.float64)
+    for start in range(0, rows * mask.entries, TILE):
+        j = start + tl.arange(0, TILE)
+        at = (b + j // mask.entries).to(tl.int64) * mask.row_stride + j % mask.entries
+        kept += tl.sum((tl.load(mask.data + at, mask=j < rows * mask.entries, other=0) != 0).to(tl.int32))
+    return kept * (elements // mask.entries)

@@ -1,0 +1,350 @@
+"""The flagship op in Triton: from logits to the student's gradient.
+
+    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; or `scale`; or 1
+    g_bi = h_b · s_b · c_bi · (f_bi - τ_bi)            f, τ the raw predictions
+    loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
+
+One launch where a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
+`triton_launch.py` picks. Programs add their sums in a fixed order: each stores its own and draws a ticket, and the one
+that draws the last adds them all, by index, and writes loss, figures and the normalizer's state, which no other program
+will read again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fdkernels.fdiv.triton_elements import (
+    checked_sums,
+    counted,
+    float16_power,
+    sample_weight,
+    scaled_direction,
+    tile,
+)
+from fdkernels.fdiv.triton_weight import (
+    Constants,
+    bin_means,
+    given_weights,
+    store_bin_means,
+    store_given_weight_stats,
+    store_weight_stats,
+    summarize,
+    weights,
+)
+
+
+class Results(NamedTuple):
+    """What a forward writes; None for what a call does not ask for."""
+
+    loss: Any
+    gradient: Any
+    unscale: Any
+    stats: Any
+    partials: Any
+    """(5, B, programs) float64: what each program leaves for the last one."""
+    coefficients: Any
+    """(B,) float64, of the split schedule: what multiplies a sample's direction."""
+    ticket: Any
+
+
+STATS_OF_ELEMENTS: tl.constexpr = tl.constexpr(7)  # gradient norm, relative gap, non-finite samples follow
+
+
+@triton.jit
+def _is_last(ticket):
+    """Whether all other programs have drawn their ticket: what they stored before is visible then."""
+    tl.debug_barrier()
+    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
+    if last:
+        tl.store(ticket, 0)
+    return last
+
+
+@triton.jit
+def _divisor(mask, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
+    """N of the loss, where it can be known before the elements: the mask's own entries are counted."""
+    one = tl.zeros_like(b).to(tl.float64) + 1.0
+    if REDUCTION == "sum":
+        divisor = one
+    elif REDUCTION == "none":
+        divisor = one * elements
+        if mask is not None:
+            divisor = tl.maximum(counted(mask, b, 1, elements, 1024), 1.0)
+    else:
+        divisor = one * elements * batch
+        if mask is not None:
+            if SHARED_MASK:
+                divisor = tl.maximum(counted(mask, 0 * b, 1, elements, 1024) * batch, 1.0)
+            else:
+                divisor = tl.maximum(counted(mask, 0 * b, batch, elements, 1024), 1.0)
+    return divisor
+
+
+@triton.jit
+def _store_figures(results, norm, gap, distance, nonfinite):
+    tl.store(results.stats + STATS_OF_ELEMENTS, tl.sqrt(norm))
+    tl.store(results.stats + STATS_OF_ELEMENTS + 1, gap / distance)
+    tl.store(results.stats + STATS_OF_ELEMENTS + 2, nonfinite)
+
+
+# One program holds sample b: [TILE] elements in registers between their reduction and their store.
+# Reads x, τ, f (x_t, unconditional predictions, mask) once, writes g / N once: 8 bytes an element in bfloat16, 16 in
+# float32. The weights of the whole batch are computed in every program, in float64.
+@triton.jit
+def fdiv_fwd_kernel(
+    operands, weighting, results, batch, elements,
+    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, eps: tl.float64,
+    log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
+    decay: tl.float64, alpha: tl.float64,
+    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
+    REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr,
+    SAMPLES: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0)
+    i = tl.arange(0, TILE)
+    direction, gaps, errors, keep = tile(
+        operands, guidance_scale, fake_guidance_scale, b, i, i < elements, WITH_ERROR, WIDE
+    )
+
+    constants = Constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    if weighting.logits is None:
+        h = given_weights(weighting, b, b < batch)
+    else:
+        mean = bin_means(weighting, constants, batch, 1, UPDATE, SAMPLES, BINS)
+        summary = summarize(weighting, constants, mean, batch, 1, DIVERGENCE, SAMPLES, BINS)
+        samples = tl.arange(0, SAMPLES)
+        all_h = weights(weighting, constants, mean, summary, samples, samples < batch, NORMALIZE, DIVERGENCE, BINS)
+        h = tl.sum(tl.where(samples == b, all_h, 0.0))
+
+    energy, gap, distance, bad = checked_sums(
+        operands, guidance_scale, fake_guidance_scale, b, 0, elements,
+        tl.sum(direction * direction), tl.sum(gaps), tl.sum(errors), tl.max(keep.to(tl.int32)),
+        WITH_ERROR, DMD, TILE, WIDE,
+    )  # fmt: skip
+    w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
+    divisor = _divisor(operands.mask, b, batch, elements, REDUCTION, SHARED_MASK)
+    coefficient = w / divisor
+    if results.unscale is not None:
+        power = float16_power(divisor)
+        coefficient = coefficient * power
+        if REDUCTION == "none":
+            tl.store(results.unscale + b, (1.0 / power).to(tl.float32))
+        else:
+            tl.store(results.unscale, (1.0 / power).to(tl.float32), mask=b == 0)
+    if results.gradient is not None:
+        g = scaled_direction(direction, coefficient, keep, WIDE)
+        tl.store(results.gradient + b.to(tl.int64) * elements + i, g, mask=i < elements)
+
+    energy = tl.where(w == 0.0, 0.0, w * w * energy)
+    if REDUCTION == "none":
+        tl.store(results.loss + b, 0.5 * energy / divisor)
+    tl.store(results.partials + b, energy)
+    if results.stats is not None:
+        tl.store(results.partials + batch + b, energy / (divisor * divisor))
+        tl.store(results.partials + 2 * batch + b, tl.where(nonfinite, 0.0, gap))
+        tl.store(results.partials + 3 * batch + b, tl.where(nonfinite, 0.0, distance))
+        tl.store(results.partials + 4 * batch + b, nonfinite.to(tl.float64))
+    if _is_last(results.ticket):
+        total, norm, gap, distance, count = _added(results, batch, SAMPLES)
+        if REDUCTION != "none":
+            tl.store(results.loss, 0.5 * total / divisor)
+        if results.stats is not None:
+            _store_figures(results, norm, gap, distance, count)
+            if WEIGHT_STATS:
+                if weighting.logits is None:
+                    store_given_weight_stats(results.stats, weighting, batch, SAMPLES)
+                else:
+                    store_weight_stats(results.stats, weighting, summary, batch)
+        if UPDATE:
+            store_bin_means(weighting, mean, BINS)
+
+
+@triton.jit
+def _added(results, batch, SAMPLES: tl.constexpr):
+    """Sums over all samples of what each left in `partials`; the figures' where they are wanted."""
+    total = tl.sum(tl.zeros((SAMPLES,), tl.float64))
+    norm, gap, distance, count = total, total, total, total
+    for start in range(0, batch, SAMPLES):
+        b = start + tl.arange(0, SAMPLES)
+        at = results.partials + b
+        total += tl.sum(tl.load(at, mask=b < batch, other=0.0, cache_modifier=".cv"))
+        if results.stats is not None:
+            norm += tl.sum(tl.load(at + batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            gap += tl.sum(tl.load(at + 2 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            distance += tl.sum(tl.load(at + 3 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            count += tl.sum(tl.load(at + 4 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
+    return total, norm, gap, distance, count
+
+
+# Program `piece` of sample b reduces up to `tiles` tiles of it; the last program of all weighs the batch and leaves
+# each sample's coefficient. Reads every input once and writes nothing of size N.
+@triton.jit
+def fdiv_reduce_kernel(
+    operands, weighting, results, batch, elements, programs, tiles, chunks,
+    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, eps: tl.float64,
+    log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
+    decay: tl.float64, alpha: tl.float64,
+    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
+    REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
+    PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0) // programs
+    piece = tl.program_id(0) % programs
+    begin = piece.to(OFFSET) * tiles * TILE
+    end = tl.minimum(begin + tiles * TILE, elements)
+    energies = tl.zeros((TILE,), WIDE)
+    gaps = tl.zeros((TILE,), WIDE)
+    errors = tl.zeros((TILE,), WIDE)
+    kept = tl.zeros((TILE,), tl.int32)
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        direction, gap, error, keep = tile(
+            operands, guidance_scale, fake_guidance_scale, b, i, i < end, WITH_ERROR, WIDE
+        )
+        energies += direction * direction
+        gaps += gap
+        errors += error
+        kept += keep.to(tl.int32)
+    count = tl.sum(kept)
+    energy, gap, distance, bad = checked_sums(
+        operands, guidance_scale, fake_guidance_scale, b, begin, end,
+        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, WITH_ERROR, DMD, TILE, WIDE,
+    )  # fmt: skip
+    at = results.partials + tl.program_id(0)
+    stride = batch * programs
+    tl.store(at, energy)
+    tl.store(at + stride, gap)
+    tl.store(at + 2 * stride, distance)
+    tl.store(at + 3 * stride, bad)
+    tl.store(at + 4 * stride, count.to(tl.float64))
+    if _is_last(results.ticket):
+        constants = Constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+        _weigh_all(
+            operands, weighting, constants, results, batch, elements, programs, chunks, eps,
+            DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, PIECES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
+    """A field of `partials` [SAMPLES], added over each sample's pieces in their order."""
+    total = tl.zeros((SAMPLES,), tl.float64)
+    row = results.partials + field * (batch * programs) + b * programs
+    for start in range(0, programs, PIECES):
+        piece = start + tl.arange(0, PIECES)
+        inside = (b < batch)[:, None] & (piece < programs)[None, :]
+        total += tl.sum(
+            tl.load(row[:, None] + piece[None, :], mask=inside, other=0.0, cache_modifier=".cv"), 1
+        )  # fmt: skip
+    return total
+
+
+@triton.jit
+def _weigh_all(
+    operands, weighting, constants, results, batch, elements, programs, chunks, eps,
+    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
+    REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """From every program's sums to each sample's coefficient, the loss, the figures and the normalizer's state."""
+    zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
+    total, norm, gap, distance, count, kept = zero, zero, zero, zero, zero, zero
+    if weighting.logits is not None:
+        mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS)
+        summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS)
+    if REDUCTION == "mean":
+        for chunk in range(chunks):
+            b = chunk * SAMPLES + tl.arange(0, SAMPLES)
+            kept += tl.sum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES))
+    for chunk in range(chunks):
+        b = chunk * SAMPLES + tl.arange(0, SAMPLES)
+        inside = b < batch
+        if weighting.logits is None:
+            h = given_weights(weighting, b, inside)
+        else:
+            h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, BINS)
+        sample_distance = _pieces(results, 2, b, batch, programs, SAMPLES, PIECES)
+        bad = _pieces(results, 3, b, batch, programs, SAMPLES, PIECES)
+        w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, DMD, ZERO)
+        divisor = tl.full((SAMPLES,), 1.0, tl.float64)
+        if REDUCTION == "none":
+            divisor = tl.maximum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
+        elif REDUCTION == "mean":
+            divisor = divisor * tl.maximum(kept, 1.0)
+        coefficient = w / divisor
+        if results.unscale is not None:
+            power = float16_power(divisor)
+            coefficient = coefficient * power
+            if REDUCTION == "none":
+                tl.store(results.unscale + b, (1.0 / power).to(tl.float32), mask=inside)
+            else:
+                tl.store(results.unscale + b, (1.0 / power).to(tl.float32), mask=b == 0)
+        tl.store(results.coefficients + b, coefficient, mask=inside)
+        energy = w * w * _pieces(results, 0, b, batch, programs, SAMPLES, PIECES)
+        energy = tl.where(inside & (w != 0.0), energy, 0.0)
+        if REDUCTION == "none":
+            tl.store(results.loss + b, 0.5 * energy / divisor, mask=inside)
+        else:
+            total += tl.sum(energy / divisor)
+        if results.stats is not None:
+            used = inside & (nonfinite == 0)
+            norm += tl.sum(energy / (divisor * divisor))
+            gap += tl.sum(tl.where(used, _pieces(results, 1, b, batch, programs, SAMPLES, PIECES), 0.0))
+            distance += tl.sum(tl.where(used, sample_distance, 0.0))
+            count += tl.sum(tl.where(inside & nonfinite, 1.0, 0.0).to(tl.float64))
+    if REDUCTION != "none":
+        tl.store(results.loss, 0.5 * total)
+    if results.stats is not None:
+        _store_figures(results, norm, gap, distance, count)
+        if weighting.logits is None:
+            store_given_weight_stats(results.stats, weighting, batch, SAMPLES)
+        else:
+            store_weight_stats(results.stats, weighting, summary, batch)
+    if UPDATE:
+        tl.debug_barrier()  # every thread has read the old state
+        store_bin_means(weighting, mean, BINS)
+
+
+# Program `piece` of sample b stores the gradient of its tiles. From the last sample to the first: what the reduction
+# read last is still in the cache. Reads τ, f (unconditional predictions, mask) again, writes g / N.
+@triton.jit
+def fdiv_apply_kernel(
+    operands, results, batch, elements, programs, tiles, guidance_scale: tl.float64, fake_guidance_scale: tl.float64,
+    TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    b = program // programs
+    begin = (program % programs).to(OFFSET) * tiles * TILE
+    end = tl.minimum(begin + tiles * TILE, elements)
+    coefficient = tl.load(results.coefficients + b)
+    row = results.gradient + b.to(tl.int64) * elements
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        direction, _, _, keep = tile(operands, guidance_scale, fake_guidance_scale, b, i, i < end, False, WIDE)
+        tl.store(row + i, scaled_direction(direction, coefficient, keep, WIDE), mask=i < end)
+
+
+# out = upstream · unscale · gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves nothing:
+# each program reads it on the device and returns. Otherwise reads and writes the gradient once.
+@triton.jit
+def fdiv_bwd_kernel(
+    gradient, out, upstream, upstream_stride, unscale, elements, programs, tiles,
+    IN_PLACE: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0) // programs
+    factor = tl.load(upstream + b.to(tl.int64) * upstream_stride).to(WIDE)
+    if unscale is not None:
+        factor = factor * tl.load(unscale + b).to(WIDE)
+    end = tl.full((), elements, OFFSET)
+    if IN_PLACE:
+        end = tl.where(factor == 1.0, 0, end)
+    begin = (tl.program_id(0) % programs).to(OFFSET) * tiles * TILE
+    end = tl.minimum(begin + tiles * TILE, end)
+    row = b.to(tl.int64) * elements
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        g = tl.load(gradient + row + i, mask=i < end, other=0.0).to(WIDE)
+        tl.store(out + row + i, factor * g, mask=i < end)

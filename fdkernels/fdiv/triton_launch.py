@@ -1,0 +1,294 @@
+"""The raw ops `fdiv_triton`, `fdiv_weight_triton` and their backwards: from tensors to launches.
+
+Each op has a function that allocates and lists its launches without starting them, so that what is compiled ahead of
+time and what the tests count is what runs. Nothing here reads a tensor's values.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fdkernels._triton.launch import Launch, run, ticket
+from fdkernels.fdiv.arguments import FdivArguments
+from fdkernels.fdiv.triton_elements import Images, Operands, Table
+from fdkernels.fdiv.triton_kernels import (
+    Results,
+    fdiv_apply_kernel,
+    fdiv_bwd_kernel,
+    fdiv_fwd_kernel,
+    fdiv_reduce_kernel,
+)
+from fdkernels.fdiv.triton_plan import Plan, backward_plan, next_power_of_2, plan
+from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
+from fdkernels.fdiv.weight import WEIGHT_STATS
+
+STATS = WEIGHT_STATS + 3
+PARTIALS = 5
+WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
+_READABLE = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+)  # fmt: skip
+
+
+def fdiv(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results, launches = forward_launches(FdivArguments(*arguments))
+    run(launches, results[0].device)
+    return results
+
+
+def fdiv_weight(
+    logits: Tensor, t: Tensor | None, ratio_mean: Tensor | None, edges: Tensor | None, t_min: float, t_max: float,
+    decay: float, update: bool, divergence: str, alpha: float, log_ratio_min: float, log_ratio_max: float,
+    normalize_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    stats = logits.new_full((WEIGHT_STATS,), torch.nan, dtype=torch.float64)
+    weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
+    if logits.shape[0] > 0:
+        weighting = _weighting(logits, t, None, ratio_mean, edges)
+        bins = weighting.bins
+        constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, bins, decay, alpha)
+        run([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)], logits.device)
+    return weight, stats
+
+
+def fdiv_backward(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
+    out = torch.empty_like(gradient)
+    run(backward_launches(gradient, upstream, unscale, out), gradient.device)
+    return out
+
+
+def fdiv_backward_(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> None:
+    run(backward_launches(gradient, upstream, unscale, gradient), gradient.device)
+
+
+def forward_plan(call: FdivArguments) -> Plan:
+    """The plan that a call's launches obey."""
+    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
+    images = call.images() if call.dmd_scale or call.with_stats else call.images()[1:]
+    words = sum(v.element_size() for v in images) / 4
+    heads = 0 if call.logits is None else _heads(call.logits)
+    bins = 0 if call.ratio_mean is None else call.ratio_mean.numel()
+    entries = 0
+    if call.mask is not None and call.reduction != "sum":
+        shared = call.reduction == "none" or call.mask.shape[0] == 1
+        entries = call.mask.shape[1] * (1 if shared else batch)
+    return plan(batch, elements, words, heads=heads, bins=bins, mask_entries=entries)
+
+
+def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
+    """((loss, gradient, unscale, stats), the launches that write them)."""
+    student = call.student
+    _check(call)
+    batch, elements = student.shape[0], math.prod(student.shape[1:])
+    per_loss = (batch,) if call.reduction == "none" else ()
+    loss = student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
+    gradient = student.new_empty(student.shape if call.with_grad else (0,))
+    scaled = call.with_grad and student.dtype == torch.float16
+    unscale = student.new_empty(per_loss if scaled else (0,), dtype=torch.float32)
+    stats = student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64)
+    results = (loss, gradient, unscale, stats)
+    if batch == 0:  # an empty rank: nothing to launch over
+        loss.zero_()
+        unscale.fill_(1.0)
+        stats.fill_(torch.nan)
+        if call.with_stats:
+            stats[WEIGHT_STATS:] = student.new_tensor((0.0, torch.nan, 0.0), dtype=torch.float64)
+        return results, []
+
+    spread = forward_plan(call)
+    split = spread.schedule == "split"
+    workspace = student.new_empty((PARTIALS * batch * spread.programs + batch,), dtype=torch.float64)
+    written = Results(
+        loss, gradient if call.with_grad else None, unscale if scaled else None, stats if call.with_stats else None,
+        workspace[batch:], workspace[:batch] if split else None, ticket(student.device),
+    )  # fmt: skip
+    weighting = _weighting(call.logits, call.t, call.weight, call.ratio_mean, call.edges)
+    constants = _constants(
+        call.log_ratio_min, call.log_ratio_max, call.t_min, call.t_max, weighting.bins, call.decay, call.alpha
+    )
+    launches = []
+    update = call.update and call.ratio_mean is not None and call.logits is not None
+    if spread.weigh_first:
+        h = student.new_empty((batch,), dtype=torch.float64)
+        figures = stats if call.with_stats else student.new_empty((WEIGHT_STATS,), dtype=torch.float64)
+        launches.append(_weigh(weighting, h, figures, constants, call.divergence, call.normalize_weight, update))
+        weighting = Weighting(None, 1, None, h, None, 1, None)
+        update = False
+    wide = tl.float64 if call.dtype() == torch.float64 else tl.float32
+    shared = {
+        "DIVERGENCE": call.divergence if weighting.logits is not None else "rkl",
+        "NORMALIZE": call.normalize_weight, "UPDATE": update, "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite,
+        "REDUCTION": call.reduction, "WITH_ERROR": call.dmd_scale or call.with_stats,
+        "SAMPLES": spread.samples, "BINS": next_power_of_2(weighting.bins), "TILE": spread.tile, "WIDE": wide,
+        "num_warps": spread.num_warps,
+    }  # fmt: skip
+    guidance = (float(call.guidance_scale), float(call.fake_guidance_scale))
+    operands = _operands(call)
+    if not split:
+        launches.append(
+            Launch(
+                fdiv_fwd_kernel,
+                batch,
+                (operands, weighting, written, batch, elements, *guidance, float(call.eps), *constants),
+                {
+                    **shared,
+                    "WEIGHT_STATS": not spread.weigh_first,
+                    "SHARED_MASK": call.mask is not None and call.mask.shape[0] == 1,
+                },
+            )
+        )
+        return results, launches
+    programs, tiles = spread.programs, spread.tiles
+    offset = {"OFFSET": tl.int64 if spread.wide_offsets else tl.int32}
+    chunks = -(-batch // spread.samples)
+    launches.append(
+        Launch(
+            fdiv_reduce_kernel,
+            batch * programs,
+            (
+                operands, weighting, written, batch, elements, programs, tiles, chunks, *guidance, float(call.eps),
+                *constants,
+            ),
+            {**shared, **offset, "PIECES": spread.pieces},
+        )
+    )  # fmt: skip
+    if call.with_grad:
+        launches.append(
+            Launch(
+                fdiv_apply_kernel,
+                batch * programs,
+                (operands, written, batch, elements, programs, tiles, *guidance),
+                {"TILE": spread.tile, **offset, "WIDE": wide, "num_warps": spread.num_warps},
+            )
+        )
+    return results, launches
+
+
+def backward_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: Tensor) -> list[Launch]:
+    """At most one launch; none for an empty gradient."""
+    per_sample = upstream.dim() == 1
+    batch = gradient.shape[0] if per_sample else 1
+    if upstream.dim() > 1 or (per_sample and upstream.shape[0] != gradient.shape[0]):
+        raise ValueError(f"upstream: expected () or ({gradient.shape[0]},), got {tuple(upstream.shape)}")
+    if unscale.numel() not in (0, batch):
+        raise ValueError(f"unscale: expected {batch} values or none, got {unscale.numel()}")
+    if not (gradient.is_contiguous() and out.is_contiguous()):
+        raise ValueError("gradient: expected a contiguous tensor")
+    if gradient.numel() == 0:
+        return []
+    elements = gradient.numel() // batch
+    spread = backward_plan(batch, elements)
+    wide = gradient.dtype == torch.float64
+    return [
+        Launch(
+            fdiv_bwd_kernel,
+            batch * spread.programs,
+            (
+                gradient, out, upstream, upstream.stride(0) if per_sample else 0,
+                unscale.contiguous() if unscale.numel() else None, elements, spread.programs, spread.tiles,
+            ),
+            {
+                "IN_PLACE": out is gradient, "TILE": spread.tile,
+                "OFFSET": tl.int64 if spread.wide_offsets else tl.int32, "WIDE": tl.float64 if wide else tl.float32,
+                "num_warps": spread.num_warps,
+            },
+        )
+    ]  # fmt: skip
+
+
+def _weigh(
+    weighting: Weighting, weight: Tensor, stats: Tensor, constants: tuple[float, ...], divergence: str,
+    normalize: bool, update: bool,
+) -> Launch:  # fmt: skip
+    batch = weight.shape[0]
+    bins = next_power_of_2(weighting.bins)
+    samples = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // bins))
+    return Launch(
+        fdiv_weight_kernel,
+        1,
+        (weighting, weight, stats, batch, -(-batch // samples), *constants),
+        {
+            "DIVERGENCE": divergence, "NORMALIZE": normalize, "UPDATE": update and weighting.ratio_mean is not None,
+            "SAMPLES": samples, "BINS": bins, "num_warps": 8,
+        },
+    )  # fmt: skip
+
+
+def _constants(
+    log_ratio_min: float, log_ratio_max: float, t_min: float, t_max: float, bins: int, decay: float, alpha: float
+) -> tuple[float, ...]:
+    """What `Constants` is made of, in its order."""
+    return log_ratio_min, log_ratio_max, t_min, t_max, (t_max - t_min) / bins, decay, alpha
+
+
+def _weighting(
+    logits: Tensor | None, t: Tensor | None, weight: Tensor | None, ratio_mean: Tensor | None, edges: Tensor | None
+) -> Weighting:
+    normalized = logits is not None and ratio_mean is not None
+    return Weighting(
+        None if logits is None else logits.contiguous(),
+        1 if logits is None else _heads(logits),
+        None if t is None else _readable(t),
+        None if weight is None else _readable(weight),
+        ratio_mean if normalized else None,
+        ratio_mean.numel() if normalized and ratio_mean is not None else 1,
+        edges if normalized else None,
+    )
+
+
+def _operands(call: FdivArguments) -> Operands:
+    per_sample = call.scale is not None and call.scale.shape[1] == 1
+    return Operands(
+        _images(call.student), _images(call.teacher), _images(call.fake), _images(call.teacher_uncond),
+        _images(call.fake_uncond), _images(call.noisy), _table(call.a, call.coefficient_inner),
+        _table(call.c, call.coefficient_inner), None if per_sample else _table(call.scale, call.scale_inner),
+        _table(call.scale, call.scale_inner) if per_sample else None,
+        _table(None if call.mask is None else call.mask.view(torch.uint8), call.mask_inner),
+    )  # fmt: skip
+
+
+def _images(tensor: Tensor | None) -> Images | None:
+    return None if tensor is None else Images(tensor, tensor.stride(0))
+
+
+def _table(tensor: Tensor | None, inner: int) -> Table | None:
+    if tensor is None:
+        return None
+    entries = tensor.shape[1]
+    return Table(tensor, 0 if tensor.shape[0] == 1 else tensor.stride(0), entries, inner if entries > 1 else None)
+
+
+def _heads(logits: Tensor) -> int:
+    return logits.shape[1] if logits.dim() == 2 else 1
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """(B,) in a dtype that kernels load, dense."""
+    return (tensor if tensor.dtype in _READABLE else tensor.double()).contiguous()
+
+
+def _check(call: FdivArguments) -> None:
+    """What keeps a direct call of the raw op from reading past a tensor."""
+    student = call.student
+    for name in ("teacher", "fake", "teacher_uncond", "fake_uncond", "noisy"):
+        image = getattr(call, name)
+        if image is not None and image.shape != student.shape:
+            raise RuntimeError(f"{name}: expected shape {tuple(student.shape)} like student, got {tuple(image.shape)}")
+    elements = math.prod(student.shape[1:])
+    for name, inner in (("a", call.coefficient_inner), ("c", call.coefficient_inner), ("scale", call.scale_inner),
+                        ("mask", call.mask_inner)):  # fmt: skip
+        table = getattr(call, name)
+        if table is None:
+            continue
+        rows, entries = table.shape
+        if rows not in (1, student.shape[0]) or inner < 1 or elements % (entries * inner):
+            raise RuntimeError(
+                f"{name}: expected (B or 1, R) entries whose runs of {inner} tile {elements} elements, "
+                f"got {tuple(table.shape)}"
+            )

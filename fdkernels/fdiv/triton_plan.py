@@ -1,0 +1,152 @@
+"""How the Triton backend spreads a call over programs: a pure function of its shape, free of Triton and of any device.
+
+    whole   a program holds one sample in registers between reduction and store: one launch, every input read once
+    split   a sample is too large for that: a launch reduces it in pieces, a second one reads τ and f again and stores
+
+The figures below were chosen from compiled register counts and from what keeps 132 multiprocessors busy; a change of
+one wants a measurement (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+INT32_MAX = 2**31 - 1
+
+
+class Limits(NamedTuple):
+    """What decides between the schedules and how finely a sample is cut."""
+
+    whole_words: int = 49_152
+    """32-bit words of inputs that a program may hold: 96 registers a thread at 16 warps."""
+    whole_elements: int = 16_384
+    counted_entries: int = 4_096
+    """Mask entries that every program may count for itself; a larger mask is counted by the split schedule."""
+    weighed: int = 4_096
+    """Samples × bins, and samples × heads, whose weights every program may compute for itself."""
+    tiles: tuple[int, ...] = (4_096, 2_048, 1_024)
+    """Elements that a program of the split schedule holds at a time, by preference."""
+    busy_programs: int = 264
+    """Two for each of 132 multiprocessors: fewer, and a smaller tile is taken."""
+    most_programs: int = 1_024
+    most_tiles: int = 16
+    """Tiles whose float32 sums one program adds before they become float64."""
+
+
+LIMITS = Limits()
+
+
+class Plan(NamedTuple):
+    """One call's launches. All sizes but `programs` and `tiles` are powers of two."""
+
+    schedule: str
+    tile: int
+    """Elements of a sample that a program holds at a time."""
+    tiles: int
+    """Tiles that a program passes over."""
+    programs: int
+    """Programs a sample."""
+    num_warps: int
+    wide_offsets: bool
+    """Whether an element's offset within its sample needs 64 bits."""
+    weigh_first: bool
+    """Whether a launch of its own computes the weights h."""
+    samples: int
+    """Samples that the program which weighs and reports treats at a time."""
+    pieces: int
+    """Partial sums of each of them that it adds at a time."""
+
+    @property
+    def launches(self) -> int:
+        return (1 if self.schedule == "whole" else 2) + self.weigh_first
+
+
+def plan(
+    batch: int,
+    elements: int,
+    words: float,
+    *,
+    heads: int = 0,
+    bins: int = 0,
+    mask_entries: int = 0,
+    limits: Limits | None = None,
+) -> Plan:
+    """The plan of a forward call.
+
+    Args:
+        batch, elements: B and n.
+        words: 32-bit words of N-sized inputs that one element reads: 1.5 for x, τ and f in bfloat16.
+        heads: of the logits; 0 where a call has none.
+        bins: of the normalizer; 0 where a call has none.
+        mask_entries: entries that have to be counted before the first gradient can be stored.
+        limits: in place of `LIMITS`.
+    """
+    limits = limits or LIMITS
+    block = next_power_of_2(elements)
+    whole = (
+        block <= limits.whole_elements
+        and block * words <= limits.whole_words
+        and mask_entries <= limits.counted_entries
+    )
+    samples = next_power_of_2(batch)
+    weigh_first = whole and heads > 0 and max(samples * next_power_of_2(max(bins, 1)), batch * heads) > limits.weighed
+    if whole:
+        # Records of all samples are added in blocks; weights, where computed here, want the whole batch at once.
+        samples = samples if heads and not weigh_first else min(samples, 1024)
+        warps = min(16, max(4, block // 1024))
+        return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, 1)
+    tile, tiles, programs = _split(batch, elements, limits)
+    pieces = min(next_power_of_2(programs), 1024)
+    per_sample = max(pieces, next_power_of_2(max(bins, 1)))
+    samples = max(1, min(samples, 4096 // per_sample))
+    return Plan(
+        "split", tile, tiles, programs, max(1, min(8, tile // 512)), needs_int64(elements + tile), False, samples,
+        pieces,
+    )  # fmt: skip
+
+
+def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Plan:
+    """The plan of a backward: programs that stride over a gradient of `batch` runs of `elements`.
+
+    As few as keep the device busy, since with an upstream of 1 each of them only reads that.
+    """
+    limits = limits or LIMITS
+    tile = limits.tiles[-1]
+    pieces = -(-elements // tile)
+    programs = min(pieces, max(1, limits.most_programs // batch))
+    tiles = -(-pieces // programs)
+    return Plan("scale", tile, tiles, -(-pieces // tiles), 4, needs_int64(elements + tile), False, 1, 1)
+
+
+def next_power_of_2(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()
+
+
+def needs_int64(offset: int) -> bool:
+    """Whether an offset up to this one overflows 32 bits: the one place that decides it."""
+    return offset > INT32_MAX
+
+
+def bytes_moved(
+    plan: Plan, batch: int, elements: int, read: float, reread: float, written: float, cache: int = 0
+) -> float:
+    """Predicted bytes between the device's memory and its chip.
+
+    Args:
+        read: bytes of inputs an element; every one is read once.
+        reread: those of them that the split schedule reads again, except what its first launch left in the cache.
+        written: bytes of gradient an element.
+        cache: bytes of cache, of which half is counted on.
+    """
+    total = float(batch * elements)
+    again = 0.0 if plan.schedule == "whole" else max(0.0, total * reread - cache / 2 * reread / read)
+    return total * (read + written) + again
+
+
+def _split(batch: int, elements: int, limits: Limits) -> tuple[int, int, int]:
+    """(tile, tiles a program, programs a sample)."""
+    tile = next((t for t in limits.tiles if batch * -(-elements // t) >= limits.busy_programs), limits.tiles[-1])
+    pieces = -(-elements // tile)
+    programs = min(pieces, max(1, -(-limits.most_programs // batch)))
+    tiles = min(-(-pieces // programs), limits.most_tiles)
+    return tile, tiles, -(-pieces // tiles)
