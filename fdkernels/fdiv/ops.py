@@ -81,7 +81,6 @@ for _backend in _BACKENDS:
     )
 
 
-
 def _implement_in_triton(op: str, function: str) -> None:
     """Register a function of `triton_launch`, which is imported, and Triton with it, by the first call."""
 

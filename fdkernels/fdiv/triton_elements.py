@@ -123,17 +123,21 @@ def tile(
     return direction, gap, error, keep
 
 
+CAREFUL: tl.constexpr = tl.constexpr(1024)  # elements at a time where speed is no concern: few registers
+
+
 @triton.jit
 def _careful_sums(
     operands, guidance_scale, fake_guidance_scale, b, begin, end,
-    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """(energy, gap, distance, bad) of elements [begin, end), one by one in float64: where a float32 sum overflowed,
     underflowed or met a NaN, this finds out which."""
-    zero = tl.sum(tl.zeros((TILE,), tl.float64))
+    zeros = tl.zeros((CAREFUL,), tl.float64)  # makes a block of a table's single entry
+    zero = tl.sum(zeros)
     energy, gaps, distance, bad = zero, zero, zero, zero
-    for start in range(begin, end, TILE):
-        i = start + tl.arange(0, TILE)
+    for start in range(begin, end, CAREFUL):
+        i = start + tl.arange(0, CAREFUL)
         inside = i < end
         keep = kept_elements(operands, b, i, inside)
         tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE).to(tl.float64)
@@ -141,12 +145,12 @@ def _careful_sums(
         finite = is_finite(tau) & is_finite(f)
         gap = f - tau
         if operands.c is not None:
-            c = _entry(operands.c, b, i, inside).to(tl.float64)
+            c = _entry(operands.c, b, i, inside).to(tl.float64) + zeros
             finite = finite & is_finite(c)
             gap = c * gap
         direction = gap
         if operands.scale is not None:
-            scale = _entry(operands.scale, b, i, inside).to(tl.float64)
+            scale = _entry(operands.scale, b, i, inside).to(tl.float64) + zeros
             finite = finite & is_finite(scale)
             direction = scale * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))
@@ -158,7 +162,7 @@ def _careful_sums(
             finite = finite & is_finite(_image(operands.student, b, i, inside, tl.float64))
             if operands.noisy is not None:
                 finite = finite & is_finite(_image(operands.noisy, b, i, inside, tl.float64))
-                finite = finite & is_finite(_entry(operands.a, b, i, inside).to(tl.float64))
+                finite = finite & is_finite(_entry(operands.a, b, i, inside).to(tl.float64) + zeros)
         bad += tl.sum(tl.where(keep & (finite == 0), 1.0, 0.0).to(tl.float64))
     return energy, gaps, distance, bad
 
@@ -166,7 +170,7 @@ def _careful_sums(
 @triton.jit
 def checked_sums(
     operands, guidance_scale, fake_guidance_scale, b, begin, end, energy, gap, distance, any_kept,
-    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The sums of a program in float64, and how many elements were not finite. Healthy data takes the first branch."""
     energy, gap, distance = energy.to(tl.float64), gap.to(tl.float64), distance.to(tl.float64)
@@ -176,7 +180,7 @@ def checked_sums(
     held = is_finite(energy) & is_finite(gap) & is_finite(distance)
     if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
         energy, gap, distance, bad = _careful_sums(
-            operands, guidance_scale, fake_guidance_scale, b, begin, end, WITH_ERROR, DMD, TILE, WIDE
+            operands, guidance_scale, fake_guidance_scale, b, begin, end, WITH_ERROR, DMD, WIDE
         )
     return energy, gap, distance, bad
 

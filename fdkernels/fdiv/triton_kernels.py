@@ -26,8 +26,8 @@ from fdkernels.fdiv.triton_elements import (
     tile,
 )
 from fdkernels.fdiv.triton_weight import (
-    Constants,
     bin_means,
+    float64_constants,
     given_weights,
     store_bin_means,
     store_given_weight_stats,
@@ -110,7 +110,13 @@ def fdiv_fwd_kernel(
         operands, guidance_scale, fake_guidance_scale, b, i, i < elements, WITH_ERROR, WIDE
     )
 
-    constants = Constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    energy, gap, distance, bad = checked_sums(
+        operands, guidance_scale, fake_guidance_scale, b, 0, elements,
+        tl.sum(direction * direction), tl.sum(gaps), tl.sum(errors), tl.max(keep.to(tl.int32)),
+        WITH_ERROR, DMD, WIDE,
+    )  # fmt: skip
+
+    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
     if weighting.logits is None:
         h = given_weights(weighting, b, b < batch)
     else:
@@ -120,11 +126,6 @@ def fdiv_fwd_kernel(
         all_h = weights(weighting, constants, mean, summary, samples, samples < batch, NORMALIZE, DIVERGENCE, BINS)
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
-    energy, gap, distance, bad = checked_sums(
-        operands, guidance_scale, fake_guidance_scale, b, 0, elements,
-        tl.sum(direction * direction), tl.sum(gaps), tl.sum(errors), tl.max(keep.to(tl.int32)),
-        WITH_ERROR, DMD, TILE, WIDE,
-    )  # fmt: skip
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
     divisor = _divisor(operands.mask, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = w / divisor
@@ -212,7 +213,7 @@ def fdiv_reduce_kernel(
     count = tl.sum(kept)
     energy, gap, distance, bad = checked_sums(
         operands, guidance_scale, fake_guidance_scale, b, begin, end,
-        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, WITH_ERROR, DMD, TILE, WIDE,
+        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, WITH_ERROR, DMD, WIDE,
     )  # fmt: skip
     at = results.partials + tl.program_id(0)
     stride = batch * programs
@@ -222,7 +223,7 @@ def fdiv_reduce_kernel(
     tl.store(at + 3 * stride, bad)
     tl.store(at + 4 * stride, count.to(tl.float64))
     if _is_last(results.ticket):
-        constants = Constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+        constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
         _weigh_all(
             operands, weighting, constants, results, batch, elements, programs, chunks, eps,
             DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, PIECES,

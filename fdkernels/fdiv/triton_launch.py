@@ -70,15 +70,16 @@ def fdiv_backward_(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> None:
 def forward_plan(call: FdivArguments) -> Plan:
     """The plan that a call's launches obey."""
     batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
-    images = call.images() if call.dmd_scale or call.with_stats else call.images()[1:]
-    words = sum(v.element_size() for v in images) / 4
     heads = 0 if call.logits is None else _heads(call.logits)
     bins = 0 if call.ratio_mean is None else call.ratio_mean.numel()
     entries = 0
     if call.mask is not None and call.reduction != "sum":
         shared = call.reduction == "none" or call.mask.shape[0] == 1
         entries = call.mask.shape[1] * (1 if shared else batch)
-    return plan(batch, elements, words, heads=heads, bins=bins, mask_entries=entries)
+    return plan(
+        batch, elements, images=len(call.images()), float64=call.dtype() == torch.float64, heads=heads, bins=bins,
+        mask_entries=entries,
+    )  # fmt: skip
 
 
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:

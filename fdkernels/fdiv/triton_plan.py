@@ -17,9 +17,10 @@ INT32_MAX = 2**31 - 1
 class Limits(NamedTuple):
     """What decides between the schedules and how finely a sample is cut."""
 
-    whole_words: int = 49_152
-    """32-bit words of inputs that a program may hold: 96 registers a thread at 16 warps."""
     whole_elements: int = 16_384
+    """Of a sample that one program holds: 32 a thread at 16 warps, of 128 registers."""
+    whole_elements_general: int = 8_192
+    """The same where it reads more than x, τ and f, or float64."""
     counted_entries: int = 4_096
     """Mask entries that every program may count for itself; a larger mask is counted by the split schedule."""
     weighed: int = 4_096
@@ -64,8 +65,9 @@ class Plan(NamedTuple):
 def plan(
     batch: int,
     elements: int,
-    words: float,
     *,
+    images: int = 3,
+    float64: bool = False,
     heads: int = 0,
     bins: int = 0,
     mask_entries: int = 0,
@@ -75,7 +77,8 @@ def plan(
 
     Args:
         batch, elements: B and n.
-        words: 32-bit words of N-sized inputs that one element reads: 1.5 for x, τ and f in bfloat16.
+        images: N-sized inputs that a call has.
+        float64: whether the elements' arithmetic is.
         heads: of the logits; 0 where a call has none.
         bins: of the normalizer; 0 where a call has none.
         mask_entries: entries that have to be counted before the first gradient can be stored.
@@ -83,24 +86,21 @@ def plan(
     """
     limits = limits or LIMITS
     block = next_power_of_2(elements)
-    whole = (
-        block <= limits.whole_elements
-        and block * words <= limits.whole_words
-        and mask_entries <= limits.counted_entries
-    )
+    most = limits.whole_elements_general if images > 3 or float64 else limits.whole_elements
+    whole = block <= most and mask_entries <= limits.counted_entries
     samples = next_power_of_2(batch)
     weigh_first = whole and heads > 0 and max(samples * next_power_of_2(max(bins, 1)), batch * heads) > limits.weighed
     if whole:
         # Records of all samples are added in blocks; weights, where computed here, want the whole batch at once.
         samples = samples if heads and not weigh_first else min(samples, 1024)
-        warps = min(16, max(4, block // 1024))
+        warps = min(16, max(4, block // 512))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, 1)
     tile, tiles, programs = _split(batch, elements, limits)
     pieces = min(next_power_of_2(programs), 1024)
     per_sample = max(pieces, next_power_of_2(max(bins, 1)))
     samples = max(1, min(samples, 4096 // per_sample))
     return Plan(
-        "split", tile, tiles, programs, max(1, min(8, tile // 512)), needs_int64(elements + tile), False, samples,
+        "split", tile, tiles, programs, max(4, min(8, tile // 512)), needs_int64(elements + tile), False, samples,
         pieces,
     )  # fmt: skip
 

@@ -66,6 +66,16 @@ def is_finite(v):
 
 
 @triton.jit
+def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha):
+    """`Constants` of float64 scalars; interpreted, arguments are Python numbers, which some functions take as float32."""
+    return Constants(
+        tl.full((), log_ratio_min, tl.float64), tl.full((), log_ratio_max, tl.float64), tl.full((), t_min, tl.float64),
+        tl.full((), t_max, tl.float64), tl.full((), bin_width, tl.float64), tl.full((), decay, tl.float64),
+        tl.full((), alpha, tl.float64),
+    )  # fmt: skip
+
+
+@triton.jit
 def _ratio_bin(weighting, constants, t):
     """The bin of each finite noise level, of shape t's."""
     if weighting.edges is None:
@@ -242,7 +252,7 @@ def fdiv_weight_kernel(
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """One program: logits (B, H) -> weight (B,), stats (7,), and the normalizer's new state."""
-    constants = Constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
     mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS)
     summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS)
     for chunk in range(chunks):

@@ -1,0 +1,135 @@
+"""Kernels compiled for a target without a device of it, and what their machine code says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from fdkernels._triton.launch import Launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+class _AbsentDevice:
+    """What Triton asks its driver for while it compiles, answered for a device that is not there."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> Any:
+        return (self.target.backend, self.target.arch)
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@dataclass
+class Compiled:
+    """Figures of one kernel for one target; `code` is its machine code as text."""
+
+    kernel: str
+    registers: int
+    shared: int
+    spilled: int
+    """Bytes of stack or scratch memory."""
+    wide_loads: int
+    """128-bit ones from global memory, as they stand in the code (a loop's body counts once)."""
+    wide_stores: int
+    narrow_stores: int
+    """Below 32 bits: what a gradient of unaligned half precision needs."""
+    integer_atomics: int
+    float_atomics: int
+    code: str
+
+
+def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
+    """The kernel of a launch over meta tensors, compiled exactly as the launch would have it."""
+    driver.set_active(_AbsentDevice(target))
+    kernel = launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
+    inspect = _inspect_amd if target.backend == "hip" else _inspect_nvidia
+    return inspect(kernel)
+
+
+def _inspect_nvidia(kernel: Any) -> Compiled:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
+        code = _run(_tool("nvdisasm"), "-c", str(cubin))
+
+    def used(name: str) -> int:
+        return int(re.search(rf"\b{name}:(\d+)", usage)[1])  # type: ignore[index]
+
+    # ATOMG.E.ADD.F32..., RED.E.ADD.F16x2...: a float type among the suffixes; integers name none, or U32, S32.
+    atomics = re.findall(r"\b(?:ATOMG?|REDG?)\.[\w.]*", code)
+    floats = [name for name in atomics if re.search(r"\.(?:B?F\d+\w*)", name)]
+    local = 0 if not re.search(r"\b(?:LDL|STL)\b", code) else 1
+    return Compiled(
+        kernel=kernel.metadata.name,
+        registers=used("REG"),
+        shared=kernel.metadata.shared,
+        spilled=max(used("STACK"), used("LOCAL"), local),
+        wide_loads=len(re.findall(r"\bLDG\.[\w.]*\b128\b", code)),
+        wide_stores=len(re.findall(r"\bSTG\.[\w.]*\b128\b", code)),
+        narrow_stores=len(re.findall(r"\bSTG\.[\w.]*\b[US](?:8|16)\b", code)),
+        integer_atomics=len(atomics) - len(floats),
+        float_atomics=len(floats),
+        code=code,
+    )
+
+
+def _inspect_amd(kernel: Any) -> Compiled:
+    code = kernel.asm["amdgcn"]
+
+    def noted(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])  # type: ignore[index]
+
+    atomics = re.findall(r"\b(?:global|flat|buffer)_atomic_\w+", code)
+    floats = [name for name in atomics if re.search(r"_(?:pk_)?b?f(?:16|32|64)", name)]
+    return Compiled(
+        kernel=kernel.metadata.name,
+        registers=noted("vgpr_count"),
+        shared=kernel.metadata.shared,
+        spilled=noted("private_segment_fixed_size"),
+        wide_loads=len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", code)),
+        wide_stores=len(re.findall(r"\b(?:global|buffer)_store_dwordx4\b", code)),
+        narrow_stores=len(re.findall(r"\b(?:global|buffer)_store_(?:short|byte)\w*\b", code)),
+        integer_atomics=len(atomics) - len(floats),
+        float_atomics=len(floats),
+        code=code,
+    )
+
+
+def _tool(name: str) -> str:
+    """The tool that Triton brings, else the machine's."""
+    bundled = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    found = str(bundled) if bundled.exists() else shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"{name}: neither triton {triton.__version__} nor PATH has it")
+    return found
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
