@@ -198,11 +198,7 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
         nonfinite = nonfinite | (is_finite(scale) == 0)
         w = w * scale
     nonfinite = nonfinite | (is_finite(w) == 0)
-    if ZERO:
-        w = tl.where(nonfinite, 0.0, w)
-    else:
-        w = tl.where(nonfinite, float("nan"), w)
-    return w, nonfinite
+    return tl.where(nonfinite, 0.0 if ZERO else float("nan"), w), nonfinite
 
 
 @triton.jit

@@ -233,15 +233,15 @@ def fdiv_reduce_kernel(
 @triton.jit
 def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
     """A field of `partials` [SAMPLES], added over each sample's pieces in their order."""
-    total = tl.zeros((SAMPLES,), tl.float64)
+    # Blocks are added before they are reduced: `total += tl.sum(block, 1)` in a loop trips an assertion in Triton 3.8's
+    # OptimizeThreadLocality where the total is used twice.
+    total = tl.zeros((SAMPLES, PIECES), tl.float64)
     row = results.partials + field * (batch * programs) + b * programs
     for start in range(0, programs, PIECES):
         piece = start + tl.arange(0, PIECES)
         inside = (b < batch)[:, None] & (piece < programs)[None, :]
-        total += tl.sum(
-            tl.load(row[:, None] + piece[None, :], mask=inside, other=0.0, cache_modifier=".cv"), 1
-        )  # fmt: skip
-    return total
+        total += tl.load(row[:, None] + piece[None, :], mask=inside, other=0.0, cache_modifier=".cv")
+    return tl.sum(total, 1)
 
 
 @triton.jit
@@ -328,8 +328,8 @@ def fdiv_apply_kernel(
         tl.store(row + i, scaled_direction(direction, coefficient, keep, WIDE), mask=i < end)
 
 
-# out = upstream · unscale · gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves nothing:
-# each program reads it on the device and returns. Otherwise reads and writes the gradient once.
+# out = upstream · unscale · gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves
+# nothing: each program reads it on the device and returns. Otherwise reads and writes the gradient once.
 @triton.jit
 def fdiv_bwd_kernel(
     gradient, out, upstream, upstream_stride, unscale, elements, programs, tiles,

@@ -26,7 +26,7 @@ class Limits(NamedTuple):
     weighed: int = 4_096
     """Samples × bins, and samples × heads, whose weights every program may compute for itself."""
     tiles: tuple[int, ...] = (4_096, 2_048, 1_024)
-    """Elements that a program of the split schedule holds at a time, by preference."""
+    """Elements that a program of the split schedule holds at a time, by preference; the first only of x, τ and f."""
     busy_programs: int = 264
     """Two for each of 132 multiprocessors: fewer, and a smaller tile is taken."""
     most_programs: int = 1_024
@@ -86,7 +86,8 @@ def plan(
     """
     limits = limits or LIMITS
     block = next_power_of_2(elements)
-    most = limits.whole_elements_general if images > 3 or float64 else limits.whole_elements
+    general = images > 3 or float64
+    most = limits.whole_elements_general if general else limits.whole_elements
     whole = block <= most and mask_entries <= limits.counted_entries
     samples = next_power_of_2(batch)
     weigh_first = whole and heads > 0 and max(samples * next_power_of_2(max(bins, 1)), batch * heads) > limits.weighed
@@ -95,12 +96,12 @@ def plan(
         samples = samples if heads and not weigh_first else min(samples, 1024)
         warps = min(16, max(4, block // 512))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, 1)
-    tile, tiles, programs = _split(batch, elements, limits)
+    tile, tiles, programs = _split(batch, elements, limits.tiles[1:] if general else limits.tiles, limits)
     pieces = min(next_power_of_2(programs), 1024)
     per_sample = max(pieces, next_power_of_2(max(bins, 1)))
     samples = max(1, min(samples, 4096 // per_sample))
     return Plan(
-        "split", tile, tiles, programs, max(4, min(8, tile // 512)), needs_int64(elements + tile), False, samples,
+        "split", tile, tiles, programs, max(4, min(8, tile // (256 if general else 512))), needs_int64(elements + tile), False, samples,
         pieces,
     )  # fmt: skip
 
@@ -143,9 +144,9 @@ def bytes_moved(
     return total * (read + written) + again
 
 
-def _split(batch: int, elements: int, limits: Limits) -> tuple[int, int, int]:
+def _split(batch: int, elements: int, sizes: tuple[int, ...], limits: Limits) -> tuple[int, int, int]:
     """(tile, tiles a program, programs a sample)."""
-    tile = next((t for t in limits.tiles if batch * -(-elements // t) >= limits.busy_programs), limits.tiles[-1])
+    tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
     pieces = -(-elements // tile)
     programs = min(pieces, max(1, -(-limits.most_programs // batch)))
     tiles = min(-(-pieces // programs), limits.most_tiles)

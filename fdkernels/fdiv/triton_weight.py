@@ -67,7 +67,7 @@ def is_finite(v):
 
 @triton.jit
 def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha):
-    """`Constants` of float64 scalars; interpreted, arguments are Python numbers, which some functions take as float32."""
+    """`Constants` of float64 scalars: interpreted, they come as Python numbers, which some functions make float32."""
     return Constants(
         tl.full((), log_ratio_min, tl.float64), tl.full((), log_ratio_max, tl.float64), tl.full((), t_min, tl.float64),
         tl.full((), t_max, tl.float64), tl.full((), bin_width, tl.float64), tl.full((), decay, tl.float64),
@@ -103,14 +103,13 @@ def _log_ratios(weighting, constants, b, inside):
         finite = finite & is_finite(t)
         t = tl.where(finite, t, 0.0)
     L = tl.where(finite, L, 0.0)
-    clipped = finite & ((L < constants.log_ratio_min) | (L > constants.log_ratio_max))
-    L = tl.minimum(tl.maximum(L, constants.log_ratio_min), constants.log_ratio_max)
-    return L, t, finite, clipped
+    clamped = tl.minimum(tl.maximum(L, constants.log_ratio_min), constants.log_ratio_max)
+    return clamped, t, finite, finite & (clamped != L)
 
 
 @triton.jit
 def bin_means(weighting, constants, batch, chunks, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr):
-    """m [BINS] of step 3, after this batch's update and as rounded into the float32 state; ones without a normalizer."""
+    """m [BINS] of step 3, after this batch's update, rounded as the float32 state is; ones without a normalizer."""
     i = tl.arange(0, BINS)
     if weighting.ratio_mean is None:
         mean = tl.full((BINS,), 1.0, tl.float64)

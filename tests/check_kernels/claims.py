@@ -1,0 +1,63 @@
+"""What every compiled kernel must be, as claims that can fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fdkernels._triton.launch import Launch
+from tests.check_kernels.compiled import Compiled
+
+# 16 bytes are four registers, which ptxas parks on some targets to fit a third program on a multiprocessor; they are
+# read back where the last program reports.
+MOST_SPILLED = 16
+MOST_REGISTERS = {"fdiv_fwd_kernel": 128, "fdiv_reduce_kernel": 128, "fdiv_apply_kernel": 64, "fdiv_bwd_kernel": 64}
+MOST_SHARED = 8192  # bytes; nothing but reductions between warps lives there
+DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
+BYTES_WIDE = 16
+
+
+@dataclass
+class Expected:
+    """128-bit accesses that aligned tensors of one dtype make possible; 0 where a thread's share is smaller."""
+
+    loads: int
+    stores: int
+
+
+def expected_accesses(launch: Launch, read: list[Tensor], written: torch.dtype | None, warp: int) -> Expected:
+    threads = warp * launch.options["num_warps"]
+    each = launch.options.get("TILE", 0) // threads
+
+    def accesses(bytes_an_element: int) -> int:
+        return each * bytes_an_element // BYTES_WIDE
+
+    loads = sum(accesses(image.element_size()) for image in read)
+    same = len({image.dtype for image in read} | ({written} if written else set())) == 1
+    stores = accesses(torch.empty((), dtype=written).element_size()) if written and same else 0
+    return Expected(loads, stores)
+
+
+def failures(compiled: Compiled, expected: Expected) -> list[str]:
+    """The claims that a kernel breaks, in words."""
+    name, found = compiled.kernel, []
+    if compiled.spilled > MOST_SPILLED:
+        found.append(f"spills {compiled.spilled} bytes")
+    if compiled.registers > MOST_REGISTERS.get(name, 255):
+        found.append(f"{compiled.registers} registers, at most {MOST_REGISTERS[name]} wanted")
+    if compiled.shared > MOST_SHARED:
+        found.append(f"{compiled.shared} bytes of shared memory, at most {MOST_SHARED} wanted")
+    if compiled.wide_loads < expected.loads:
+        found.append(f"{compiled.wide_loads} loads of 128 bits, {expected.loads} wanted")
+    if compiled.wide_stores < expected.stores:
+        found.append(f"{compiled.wide_stores} stores of 128 bits, {expected.stores} wanted")
+    if expected.stores and compiled.narrow_stores:
+        found.append(f"{compiled.narrow_stores} stores below 32 bits")
+    if compiled.float_atomics:
+        found.append(f"{compiled.float_atomics} float atomics")
+    tickets = 1 if name in DRAWS_A_TICKET else 0
+    if compiled.integer_atomics != tickets:
+        found.append(f"{compiled.integer_atomics} integer atomics, {tickets} wanted")
+    return found
