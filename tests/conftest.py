@@ -15,8 +15,8 @@ from fdkernels.fdiv.triton_plan import Limits
 from tests.contracts import BACKENDS, ContractTable
 
 INTERPRETED = Limits(
-    whole_elements=128, whole_elements_general=128, weighed=512, tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), busy_programs=12,
-    most_programs=16, most_tiles=2,
+    whole_elements=128, whole_elements_general=128, weighed=512, busy_programs=12,
+    tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)

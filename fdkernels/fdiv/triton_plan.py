@@ -23,7 +23,7 @@ class Limits(NamedTuple):
     """The same where it reads more than x, τ and f, or float64."""
     counted_entries: int = 4_096
     """Mask entries that every program may count for itself; a larger mask is counted by the split schedule."""
-    weighed: int = 4_096
+    weighed: int = 2_048
     """Samples × bins, and samples × heads, whose weights every program may compute for itself."""
     tiles: tuple[int, ...] = (4_096, 2_048, 1_024)
     """Elements that a program of the split schedule holds at a time, by preference; the first only of x, τ and f."""

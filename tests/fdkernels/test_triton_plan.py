@@ -1,0 +1,138 @@
+"""The launch heuristics: a pure function that covers every element once, fits its limits, and is obeyed."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdkernels.fdiv import triton_launch, triton_plan
+from fdkernels.fdiv.triton_plan import Limits, backward_plan, bytes_moved, needs_int64, next_power_of_2, plan
+from tests.check_kernels.cases import call
+
+GPU = Limits()
+ELEMENTS = (1, 2, 3, 5, 31, 1000, 3072, 12_288, 16_384, 16_385, 65_536, 786_432, 2_096_640, 2**31 - 1, 2**31, 2**33 + 5)
+BATCHES = (1, 2, 3, 8, 64, 1000, 4096)
+
+
+def pieces_of_a_sample(spread, elements):
+    """[begin, end) of each program of a sample, as the kernels compute them."""
+    length = spread.tiles * spread.tile
+    return [(p * length, min((p + 1) * length, elements)) for p in range(spread.programs)]
+
+
+def check(spread, batch, elements):
+    assert all(v == next_power_of_2(v) for v in (spread.tile, spread.samples, spread.pieces, spread.num_warps))
+    if elements < 2**31 + 2**20:
+        pieces = pieces_of_a_sample(spread, elements)
+        assert pieces[0][0] == 0 and pieces[-1][1] == elements
+        assert all(begin < end for begin, end in pieces)
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
+    assert batch * spread.programs < 2**31
+    assert spread.wide_offsets or elements + spread.tile <= 2**31 - 1
+    if spread.schedule == "whole":
+        assert spread.programs == spread.tiles == 1 and spread.tile >= elements
+    else:
+        assert spread.tiles <= GPU.most_tiles or spread.schedule == "scale"
+        # The program that reports holds a block of samples × pieces in registers.
+        assert spread.samples * spread.pieces <= 4096 or spread.samples == 1
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("elements", ELEMENTS)
+@pytest.mark.parametrize("images", (3, 6))
+def test_every_element_belongs_to_one_program(batch, elements, images):
+    check(plan(batch, elements, images=images, heads=2, bins=10, limits=GPU), batch, elements)
+    check(backward_plan(batch, elements, GPU), batch, elements)
+
+
+@given(
+    batch=st.integers(1, 5000),
+    elements=st.integers(1, 10**7),
+    images=st.integers(3, 6),
+    heads=st.integers(0, 40),
+    bins=st.integers(0, 200),
+    mask=st.integers(0, 10**7),
+    float64=st.booleans(),
+)
+def test_any_call(batch, elements, images, heads, bins, mask, float64):
+    spread = plan(
+        batch, elements, images=images, float64=float64, heads=heads, bins=bins, mask_entries=mask, limits=GPU
+    )
+    check(spread, batch, elements)
+    check(backward_plan(batch, elements, GPU), batch, elements)
+    if spread.schedule == "whole" and heads and not spread.weigh_first:
+        assert spread.samples >= batch and spread.samples * max(bins, 1) <= GPU.weighed
+    assert 1 <= spread.launches <= 2
+
+
+def test_a_larger_sample_is_never_held_where_a_smaller_is_not():
+    schedules = [plan(8, n, limits=GPU).schedule for n in range(1, 40_000, 97)]
+    assert schedules == sorted(schedules, reverse=True) and set(schedules) == {"whole", "split"}
+
+
+def test_large_batches_have_fewer_programs_a_sample():
+    programs = [plan(batch, 786_432, limits=GPU).programs for batch in (1, 2, 4, 8, 16, 64, 256)]
+    assert programs == sorted(programs, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "elements", "options", "launches"),
+    [
+        (64, 3 * 32 * 32, {"heads": 3, "bins": 10}, 1),  # CIFAR
+        (32, 3 * 64 * 64, {"heads": 3, "bins": 10}, 1),  # ImageNet-64
+        (8, 4 * 64 * 64, {"heads": 1, "bins": 10}, 1),  # SD1.5
+        (8, 4 * 128 * 128, {"heads": 1, "bins": 10}, 2),  # SDXL
+        (2, 16 * 21 * 60 * 104, {}, 2),  # Wan
+        (2048, 3 * 32 * 32, {"heads": 3, "bins": 10}, 2),  # weights in a launch of their own
+        (2048, 3 * 32 * 32, {}, 1),
+        (64, 3 * 32 * 32, {"mask_entries": 64 * 3 * 32 * 32}, 2),  # an N-sized mask is counted while reducing
+    ],
+)
+def test_launches(batch, elements, options, launches):
+    assert plan(batch, elements, limits=GPU, **options).launches == launches
+
+
+def test_offsets_need_64_bits_from_2_to_the_31_on():
+    assert not needs_int64(2**31 - 1) and needs_int64(2**31)
+    assert not plan(1, 2**31 - 4097, limits=GPU).wide_offsets
+    assert plan(1, 2**31 - 4096, limits=GPU).wide_offsets
+    # Many samples need none: where a sample starts is always in 64 bits.
+    assert not plan(4096, 2**24, limits=GPU).wide_offsets
+
+
+def test_bytes():
+    whole, split = plan(64, 3072, limits=GPU), plan(8, 65_536, limits=GPU)
+    assert bytes_moved(whole, 64, 3072, read=6, reread=4, written=2) == 64 * 3072 * 8
+    assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2) == 8 * 65_536 * 12
+    assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2, cache=50 << 20) == 8 * 65_536 * 8
+    large = plan(64, 786_432, limits=GPU)
+    moved = bytes_moved(large, 64, 786_432, read=6, reread=4, written=2, cache=50 << 20)
+    assert 64 * 786_432 * 11 < moved < 64 * 786_432 * 12
+
+
+def test_the_launcher_obeys_the_plan(monkeypatch):
+    """Another plan, another launch: nothing in between decides for itself."""
+    monkeypatch.setattr(triton_plan, "LIMITS", GPU)
+    arguments = call((8, 4, 128, 128))
+    spread = triton_launch.forward_plan(arguments)
+    changed = spread._replace(tile=512, tiles=4, programs=32, num_warps=2, wide_offsets=True, samples=4, pieces=16)
+    monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: changed)
+    reduce, apply = triton_launch.forward_launches(arguments)[1]
+    for launch in (reduce, apply):
+        assert launch.programs == 8 * 32
+        assert (launch.options["TILE"], launch.options["num_warps"]) == (512, 2)
+        assert str(launch.options["OFFSET"]) == "int64"
+        assert {32, 4} <= {v for v in launch.arguments if isinstance(v, int)}
+    assert (reduce.options["SAMPLES"], reduce.options["PIECES"]) == (4, 16)
+    monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: spread._replace(schedule="whole", tile=65_536))
+    (only,) = triton_launch.forward_launches(arguments)[1]
+    assert only.programs == 8 and only.options["TILE"] == 65_536
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_one_launch_from_logits_to_gradient(monkeypatch, dtype):
+    monkeypatch.setattr(triton_plan, "LIMITS", GPU)
+    _, launches = triton_launch.forward_launches(call((64, 3, 32, 32), dtype))
+    assert [launch.kernel.__name__ for launch in launches] == ["fdiv_fwd_kernel"]
