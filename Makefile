@@ -1,7 +1,8 @@
 # make demo   set everything up, train a one-step student of handwritten digits, say where the report is
-# make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them)
+# make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them; WORKERS=0 for one process)
 # make lint   ruff, mypy, clang-format
 # make bench  the CPU rows of the benchmark (BENCH_ARGS="--json rows.json")
+# make check-kernels  compile the Triton kernels for GPUs that need not be here and inspect them (ALL=1: every target)
 # make build  recompile the binaries in place after a change in csrc/
 # make format rewrite Python and C++ sources in the project's style
 #
@@ -13,6 +14,8 @@ VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
+WORKERS ?= auto
+ALL ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -20,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 PY_ROOTS := fdkernels python benchmarks tests setup.py
 
-.PHONY: demo test lint bench build format
+.PHONY: demo test lint bench build check-kernels format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -28,7 +31,7 @@ demo: $(VENV)/.stamp-build
 	@echo "The report: $(CURDIR)/runs/digits-js/report.html"
 
 test: $(VENV)/.stamp-build
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-build
 	$(BIN)/ruff check $(PY_ROOTS)
@@ -40,6 +43,9 @@ bench: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 build: $(VENV)/.stamp-build
+
+check-kernels: $(VENV)/.stamp-deps
+	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
 
 format: $(VENV)/.stamp-deps
 	$(BIN)/ruff check --fix $(PY_ROOTS)

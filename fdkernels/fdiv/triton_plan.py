@@ -100,10 +100,8 @@ def plan(
     pieces = min(next_power_of_2(programs), 1024)
     per_sample = max(pieces, next_power_of_2(max(bins, 1)))
     samples = max(1, min(samples, 4096 // per_sample))
-    return Plan(
-        "split", tile, tiles, programs, max(4, min(8, tile // (256 if general else 512))), needs_int64(elements + tile), False, samples,
-        pieces,
-    )  # fmt: skip
+    warps = max(4, min(8, tile // (256 if general else 512)))
+    return Plan("split", tile, tiles, programs, warps, needs_int64(elements + tile), False, samples, pieces)
 
 
 def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Plan:

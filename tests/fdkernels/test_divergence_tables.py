@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import fdkernels as fdk
 from fdkernels import _core
+from fdkernels._triton.divergences import log_weight
 from tests import oracle
 
 ROOT = Path(__file__).parents[2]
@@ -31,11 +34,17 @@ def header_table() -> set[str]:
     return set(re.findall(r"X\((\w+),", table[1]))
 
 
+def triton_table() -> set[str]:
+    source = (ROOT / "fdkernels/_triton/divergences.py").read_text()
+    return set(re.findall(r'DIVERGENCE == "(\w+)"', source))
+
+
 def oracle_table() -> set[str]:
     return {*oracle.F, "alpha"}
 
 
-TABLES = {"Python": python_table, "binary": binary_table, "header": header_table, "generators f": oracle_table}
+TABLES = {"Python": python_table, "binary": binary_table, "header": header_table, "Triton": triton_table,
+          "generators f": oracle_table}  # fmt: skip
 
 
 def differences(tables: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -53,6 +62,21 @@ def test_a_row_in_one_table_only_is_seen(only):
     assert differences(tables) == {name: {"new"} for name in TABLES if name != only}
 
 
+@triton.jit
+def evaluate(log_ratio, out, alpha: tl.float64, DIVERGENCE: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, log_weight(tl.load(log_ratio + i), alpha, DIVERGENCE))
+
+
+def triton_log_weight(name: str, alpha: float) -> torch.Tensor:
+    """Triton's row, interpreted."""
+    log_ratio = torch.zeros(64, dtype=torch.float64)
+    log_ratio[: len(LOG_RATIOS)] = torch.from_numpy(LOG_RATIOS)
+    out = torch.empty_like(log_ratio)
+    evaluate[(1,)](log_ratio, out, alpha, DIVERGENCE=name, BLOCK=64)
+    return out[: len(LOG_RATIOS)]
+
+
 def rows():
     return [*((name, None) for name in oracle.F), *((f"alpha({a})", a) for a in ALPHAS)]
 
@@ -63,9 +87,11 @@ def test_h_is_the_second_derivative_of_f_in_each(name, alpha):
     expected = oracle.weight_function(name, LOG_RATIOS)
     divergence = fdk.alpha(alpha) if alpha is not None else fdk.divergences()[name]
     in_python = divergence.log_weight(torch.from_numpy(LOG_RATIOS)).exp().numpy()
+    in_triton = triton_log_weight("alpha" if alpha is not None else name, alpha or 0.0).exp().numpy()
     in_cpp = _core.weight("alpha" if alpha is not None else name, LOG_RATIOS, alpha)
     np.testing.assert_allclose(in_python, expected, rtol=2e-13)
     np.testing.assert_allclose(in_cpp, expected, rtol=2e-13)
+    np.testing.assert_allclose(in_triton, expected, rtol=2e-13)
 
 
 def test_aliases_are_those_of_the_table():

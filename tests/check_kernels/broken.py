@@ -1,0 +1,85 @@
+"""python -m tests.check_kernels.broken: kernels broken on purpose, and which claims catch them, as JSON.
+
+A process of its own, since it replaces parts of the kernels before they are first compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from fdkernels._triton.launch import Launch
+from fdkernels.fdiv import triton_kernels
+from fdkernels.fdiv.triton_launch import forward_launches
+from tests.check_kernels.cases import CIFAR, SD15, call
+from tests.check_kernels.claims import expected_accesses, failures
+from tests.check_kernels.compiled import TARGETS, compile_for
+
+
+@triton.jit
+def float_atomic(ticket):
+    """A loss that is added up without order."""
+    tl.atomic_add(ticket.to(tl.pointer_type(tl.float32)), 1.0)
+    return tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
+
+
+@triton.jit
+def second_ticket(ticket):
+    tl.atomic_add(ticket, 1)
+    return tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
+
+
+@triton.jit
+def no_ticket(ticket):
+    return tl.program_id(0) == tl.num_programs(0) - 1
+
+
+@triton.jit
+def crowded_store(results, norm, gap, distance, nonfinite):
+    """Figures through a table in shared memory: a transposed block."""
+    i = tl.arange(0, 64)
+    block = tl.load(results.partials + i[:, None] * 64 + i[None, :])
+    tl.store(results.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite)
+
+
+def misaligned() -> Launch:
+    """Samples of 3,075 elements: every other one starts at an odd address."""
+    return forward_launches(call((64, 3, 41, 25)))[1][0]
+
+
+def crowded() -> Launch:
+    """One warp for 16,384 elements."""
+    launch = forward_launches(call(SD15))[1][0]
+    return launch._replace(options={**launch.options, "num_warps": 1})
+
+
+def with_part(name: str, part: object, **changes: object) -> Launch:
+    setattr(triton_kernels, name, part)
+    return forward_launches(call(CIFAR, **changes))[1][0]
+
+
+BROKEN = {
+    "misaligned": misaligned,
+    "one warp": crowded,
+    "float atomic": lambda: with_part("_is_last", float_atomic),
+    "two tickets": lambda: with_part("_is_last", second_ticket),
+    "no ticket": lambda: with_part("_is_last", no_ticket),
+    "shared memory": lambda: with_part("_store_figures", crowded_store, with_stats=True),
+}
+
+
+def main() -> None:
+    name, target = sys.argv[1:]
+    launch = BROKEN[name]()
+    compiled = compile_for(launch, TARGETS[target])
+    read = [launch.arguments[0].student.data] * 3
+    expected = expected_accesses(launch, read, torch.bfloat16, TARGETS[target].warp_size)
+    print(json.dumps(failures(compiled, expected)))
+
+
+if __name__ == "__main__":
+    main()

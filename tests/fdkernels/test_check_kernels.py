@@ -1,0 +1,98 @@
+"""`make check-kernels` on this machine: what it claims of the kernels, and that a broken kernel breaks its claim."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.check_kernels.claims import Expected, failures
+from tests.check_kernels.compiled import Compiled
+
+ROOT = Path(__file__).parents[2]
+CAUGHT_BY = {
+    "misaligned": ["loads of 128 bits", "stores of 128 bits", "stores below 32 bits"],
+    "one warp": ["spills"],
+    "float atomic": ["float atomics"],
+    "two tickets": ["2 integer atomics"],
+    "no ticket": ["0 integer atomics"],
+    "shared memory": ["bytes of shared memory"],
+}
+
+
+def compiled_in_a_process_of_its_own(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Where Triton compiles, as it does not in the tests' own process."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("target", ("sm_90", "gfx942"))
+def test_every_kernel_is_as_claimed(target):
+    run = compiled_in_a_process_of_its_own("tests.check_kernels", target)
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    for kernel in ("fdiv_fwd_kernel", "fdiv_reduce_kernel", "fdiv_apply_kernel", "fdiv_bwd_kernel",
+                   "fdiv_weight_kernel"):  # fmt: skip
+        assert kernel in run.stdout
+    assert run.stdout.rstrip().endswith("as claimed, 0 not")
+
+
+@pytest.mark.parametrize("target", ("sm_90", "gfx942"))
+@pytest.mark.parametrize("broken", CAUGHT_BY)
+def test_a_broken_kernel_is_caught(broken, target):
+    run = compiled_in_a_process_of_its_own("tests.check_kernels.broken", broken, target)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert all(any(claim in failure for failure in found) for claim in CAUGHT_BY[broken]), found
+
+
+def test_an_unknown_target_is_an_error():
+    run = compiled_in_a_process_of_its_own("tests.check_kernels", "sm_70")
+    assert run.returncode == 2 and "sm_70" in run.stderr and "sm_90" in run.stderr
+
+
+GOOD = Compiled("fdiv_fwd_kernel", 80, 1024, 0, 6, 2, 0, 1, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"registers": 129}, "129 registers"),
+        ({"spilled": 24}, "spills 24 bytes"),
+        ({"shared": 10_000}, "10000 bytes of shared memory"),
+        ({"wide_loads": 5}, "5 loads of 128 bits, 6 wanted"),
+        ({"wide_stores": 1}, "1 stores of 128 bits, 2 wanted"),
+        ({"narrow_stores": 1}, "1 stores below 32 bits"),
+        ({"integer_atomics": 0}, "0 integer atomics, 1 wanted"),
+        ({"float_atomics": 1}, "1 float atomics"),
+    ],
+)
+def test_each_claim_can_fail(change, words):
+    assert failures(GOOD, Expected(6, 2)) == []
+    (failure,) = failures(replace(GOOD, **change), Expected(6, 2))
+    assert words in failure
+
+
+def test_exit_code_of_a_failing_claim(monkeypatch, capsys):
+    """The table names the claim, and the command fails."""
+    from tests.check_kernels import __main__ as command
+
+    monkeypatch.setattr(command, "compile_for", lambda launch, target: replace(GOOD, float_atomics=1))
+    monkeypatch.setattr(command, "launches", lambda: command_cases())
+    monkeypatch.setattr(sys, "argv", ["check_kernels", "sm_90"])
+    assert command.main() == 1
+    assert "float atomics" in capsys.readouterr().out
+
+
+def command_cases():
+    from tests.check_kernels.cases import launches
+
+    return launches()[:1]
