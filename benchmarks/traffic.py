@@ -45,7 +45,9 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
-            touched = [v for v in tree_leaves((args, kwargs, result)) if isinstance(v, Tensor)]
+            # These write their first operand, which is also their result, without reading it.
+            read = args[1:] if func.name().split("::")[1].split(".")[0] in ("copy_", "fill_", "zero_") else args
+            touched = [v for v in tree_leaves((read, kwargs, result)) if isinstance(v, Tensor)]
             self.ops += 1
             self.bytes += sum(_own_elements(v) * v.element_size() for v in touched)
         return result
