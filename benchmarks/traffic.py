@@ -142,7 +142,7 @@ def tables() -> dict[str, str]:
 
 def filled(page: str) -> str:
     for name, table in tables().items():
-        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", page, flags=re.DOTALL)
+        page = re.sub(rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)", rf"\g<1>{table}\n\g<2>", page, flags=re.DOTALL)
     return page
 
 

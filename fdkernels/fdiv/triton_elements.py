@@ -17,14 +17,20 @@ class Images(NamedTuple):
     batch_stride: int
 
 
+class Column(NamedTuple):
+    """An operand with one value a sample."""
+
+    data: Any
+    row_stride: int
+
+
 class Table(NamedTuple):
-    """A small operand: element i of sample b reads entry (i // inner) % entries of row b."""
+    """An operand with several: element i of sample b reads entry (i // inner) % entries of row b."""
 
     data: Any
     row_stride: int
     entries: int
-    inner: Any
-    """None: one entry for the whole sample."""
+    inner: int
 
 
 class Operands(NamedTuple):
@@ -37,11 +43,14 @@ class Operands(NamedTuple):
     fake_uncond: Any
     noisy: Any
     a: Any
+    """A Column or, in its place, `a_table`; so are c and scale."""
     c: Any
     scale: Any
-    """More than one entry a sample; a scale per sample is `sample_scale`."""
-    sample_scale: Any
+    a_table: Any
+    c_table: Any
+    scale_table: Any
     mask: Any
+    """Always a Table."""
 
 
 @triton.jit
@@ -51,13 +60,19 @@ def _image(images, b, i, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _entry(table, b, i, inside):
-    """A table's values at elements i, or the one value of its row."""
+def _entries(table, b, i, inside):
+    """A table's values at elements i."""
     row = table.data + b.to(tl.int64) * table.row_stride
-    if table.inner is None:
-        value = tl.load(row)
+    return tl.load(row + (i // table.inner) % table.entries, mask=inside, other=0)
+
+
+@triton.jit
+def _coefficient(column, table, b, i, inside):
+    """The one value of sample b, or a table's values at elements i."""
+    if column is None:
+        value = _entries(table, b, i, inside)
     else:
-        value = tl.load(row + (i // table.inner) % table.entries, mask=inside, other=0)
+        value = tl.load(column.data + b.to(tl.int64) * column.row_stride)
     return value
 
 
@@ -82,8 +97,8 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
         error = x - tau
     else:
         noisy = _image(operands.noisy, b, i, inside, WIDE)
-        a = _entry(operands.a, b, i, inside)
-        c = _entry(operands.c, b, i, inside)
+        a = _coefficient(operands.a, operands.a_table, b, i, inside)
+        c = _coefficient(operands.c, operands.c_table, b, i, inside)
         error = x - a.to(WIDE) * noisy - c.to(WIDE) * tau
         error -= (a - a.to(WIDE).to(tl.float64)).to(WIDE) * noisy + (c - c.to(WIDE).to(tl.float64)).to(WIDE) * tau
     return tl.abs(error)
@@ -93,7 +108,7 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
 def kept_elements(operands, b, i, inside):
     keep = inside
     if operands.mask is not None:
-        keep = inside & (_entry(operands.mask, b, i, inside) != 0)
+        keep = inside & (_entries(operands.mask, b, i, inside) != 0)
     return keep
 
 
@@ -106,11 +121,11 @@ def tile(
     tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE)
     f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE)
     gap = f - tau
-    if operands.c is not None:
-        gap = _entry(operands.c, b, i, inside).to(WIDE) * gap
+    if operands.c is not None or operands.c_table is not None:
+        gap = _coefficient(operands.c, operands.c_table, b, i, inside).to(WIDE) * gap
     direction = gap
-    if operands.scale is not None:
-        direction = _entry(operands.scale, b, i, inside).to(WIDE) * gap
+    if operands.scale_table is not None:
+        direction = _entries(operands.scale_table, b, i, inside).to(WIDE) * gap
     gap = tl.abs(gap)
     error = tl.zeros_like(gap)
     if WITH_ERROR:
@@ -144,13 +159,13 @@ def _careful_sums(
         f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE).to(tl.float64)
         finite = is_finite(tau) & is_finite(f)
         gap = f - tau
-        if operands.c is not None:
-            c = _entry(operands.c, b, i, inside).to(tl.float64) + zeros
+        if operands.c is not None or operands.c_table is not None:
+            c = _coefficient(operands.c, operands.c_table, b, i, inside).to(tl.float64) + zeros
             finite = finite & is_finite(c)
             gap = c * gap
         direction = gap
-        if operands.scale is not None:
-            scale = _entry(operands.scale, b, i, inside).to(tl.float64) + zeros
+        if operands.scale_table is not None:
+            scale = _entries(operands.scale_table, b, i, inside).to(tl.float64) + zeros
             finite = finite & is_finite(scale)
             direction = scale * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))
@@ -162,7 +177,9 @@ def _careful_sums(
             finite = finite & is_finite(_image(operands.student, b, i, inside, tl.float64))
             if operands.noisy is not None:
                 finite = finite & is_finite(_image(operands.noisy, b, i, inside, tl.float64))
-                finite = finite & is_finite(_entry(operands.a, b, i, inside).to(tl.float64) + zeros)
+                finite = finite & is_finite(
+                    _coefficient(operands.a, operands.a_table, b, i, inside).to(tl.float64) + zeros
+                )
         bad += tl.sum(tl.where(keep & (finite == 0), 1.0, 0.0).to(tl.float64))
     return energy, gaps, distance, bad
 
@@ -192,8 +209,8 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
     if DMD:
         w = w / (distance / elements + eps)
     nonfinite = bad > 0
-    if operands.sample_scale is not None:
-        row = operands.sample_scale.data + b * operands.sample_scale.row_stride
+    if operands.scale is not None:
+        row = operands.scale.data + b * operands.scale.row_stride
         scale = tl.load(row, mask=inside, other=1.0).to(tl.float64)
         nonfinite = nonfinite | (is_finite(scale) == 0)
         w = w * scale

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fdkernels._triton.launch import Launch, run, ticket
 from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.fdiv.triton_elements import Images, Operands, Table
+from fdkernels.fdiv.triton_elements import Column, Images, Operands, Table
 from fdkernels.fdiv.triton_kernels import (
     Results,
     fdiv_apply_kernel,
@@ -244,13 +244,12 @@ def _weighting(
 
 
 def _operands(call: FdivArguments) -> Operands:
-    per_sample = call.scale is not None and call.scale.shape[1] == 1
     return Operands(
         _images(call.student), _images(call.teacher), _images(call.fake), _images(call.teacher_uncond),
-        _images(call.fake_uncond), _images(call.noisy), _table(call.a, call.coefficient_inner),
-        _table(call.c, call.coefficient_inner), None if per_sample else _table(call.scale, call.scale_inner),
-        _table(call.scale, call.scale_inner) if per_sample else None,
-        _table(None if call.mask is None else call.mask.view(torch.uint8), call.mask_inner),
+        _images(call.fake_uncond), _images(call.noisy), _column(call.a), _column(call.c), _column(call.scale),
+        _table(call.a, call.coefficient_inner), _table(call.c, call.coefficient_inner),
+        _table(call.scale, call.scale_inner),
+        _table(None if call.mask is None else call.mask.view(torch.uint8), call.mask_inner, fewest=1),
     )  # fmt: skip
 
 
@@ -258,11 +257,19 @@ def _images(tensor: Tensor | None) -> Images | None:
     return None if tensor is None else Images(tensor, tensor.stride(0))
 
 
-def _table(tensor: Tensor | None, inner: int) -> Table | None:
-    if tensor is None:
+def _row_stride(tensor: Tensor) -> int:
+    return 0 if tensor.shape[0] == 1 else tensor.stride(0)
+
+
+def _column(tensor: Tensor | None) -> Column | None:
+    return None if tensor is None or tensor.shape[1] > 1 else Column(tensor, _row_stride(tensor))
+
+
+def _table(tensor: Tensor | None, inner: int, fewest: int = 2) -> Table | None:
+    """None where a table has fewer entries a row, so is a column."""
+    if tensor is None or tensor.shape[1] < fewest:
         return None
-    entries = tensor.shape[1]
-    return Table(tensor, 0 if tensor.shape[0] == 1 else tensor.stride(0), entries, inner if entries > 1 else None)
+    return Table(tensor, _row_stride(tensor), tensor.shape[1], inner)
 
 
 def _heads(logits: Tensor) -> int:

@@ -51,10 +51,10 @@ def misaligned() -> Launch:
     return forward_launches(call((64, 3, 41, 25)))[1][0]
 
 
-def crowded() -> Launch:
-    """One warp for 16,384 elements."""
+def crowded(warps: int) -> Launch:
+    """Too few warps for 16,384 elements."""
     launch = forward_launches(call(SD15))[1][0]
-    return launch._replace(options={**launch.options, "num_warps": 1})
+    return launch._replace(options={**launch.options, "num_warps": warps})
 
 
 def with_part(name: str, part: object, **changes: object) -> Launch:
@@ -64,7 +64,8 @@ def with_part(name: str, part: object, **changes: object) -> Launch:
 
 BROKEN = {
     "misaligned": misaligned,
-    "one warp": crowded,
+    "one warp": lambda: crowded(1),
+    "four warps": lambda: crowded(4),
     "float atomic": lambda: with_part("_is_last", float_atomic),
     "two tickets": lambda: with_part("_is_last", second_ticket),
     "no ticket": lambda: with_part("_is_last", no_ticket),

@@ -51,6 +51,8 @@ class Compiled:
 
     kernel: str
     registers: int
+    resident: int
+    """Warps (wavefronts) that the registers of a multiprocessor (compute unit) hold."""
     shared: int
     spilled: int
     """Bytes of stack or scratch memory."""
@@ -82,13 +84,15 @@ def _inspect_nvidia(kernel: Any) -> Compiled:
     def used(name: str) -> int:
         return int(re.search(rf"\b{name}:(\d+)", usage)[1])  # type: ignore[index]
 
+    registers, warps = used("REG"), kernel.metadata.num_warps
     # ATOMG.E.ADD.F32..., RED.E.ADD.F16x2...: a float type among the suffixes; integers name none, or U32, S32.
     atomics = re.findall(r"\b(?:ATOMG?|REDG?)\.[\w.]*", code)
     floats = [name for name in atomics if re.search(r"\.(?:B?F\d+\w*)", name)]
     local = 0 if not re.search(r"\b(?:LDL|STL)\b", code) else 1
     return Compiled(
         kernel=kernel.metadata.name,
-        registers=used("REG"),
+        registers=registers,
+        resident=65_536 // (-(-registers // 8) * 8 * 32 * warps) * warps,
         shared=kernel.metadata.shared,
         spilled=max(used("STACK"), used("LOCAL"), local),
         wide_loads=len(re.findall(r"\bLDG\.[\w.]*\b128\b", code)),
@@ -111,6 +115,7 @@ def _inspect_amd(kernel: Any) -> Compiled:
     return Compiled(
         kernel=kernel.metadata.name,
         registers=noted("vgpr_count"),
+        resident=4 * (512 // max(1, noted("vgpr_count"))),
         shared=kernel.metadata.shared,
         spilled=noted("private_segment_fixed_size"),
         wide_loads=len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", code)),
