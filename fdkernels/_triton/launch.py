@@ -22,12 +22,17 @@ class Launch(NamedTuple):
     """Compile-time arguments, and num_warps."""
 
 
-def run(launches: Iterable[Launch], device: torch.device) -> None:
-    """Start kernels on the current stream of `device`, which need not be the current device."""
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        for launch in launches:
-            launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make `device` the current one, as Triton's launches and capturing want it; costs nothing where it is."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()
+
+
+def start(launches: Iterable[Launch]) -> None:
+    """Start kernels, one after the other, on the current stream of the current device."""
+    for launch in launches:
+        launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
 
 
 _eager: dict[tuple[torch.device, int], Tensor] = {}
@@ -39,7 +44,7 @@ def ticket(device: torch.device) -> Tensor:
 
     Launches that may overlap never share one: each stream has its own, and so has each call that a CUDA graph captures,
     since a graph replays on any stream. Those come from a pool that the first eager call on the device zeroes; a
-    capture before it, or beyond the pool's size, zeroes its ticket as part of the graph.
+    capture before it, or beyond the pool's size, zeroes its ticket as part of the graph. `device` is the current one.
     """
     if device.type == "meta":
         return torch.empty(1, dtype=torch.int32, device=device)
@@ -51,6 +56,7 @@ def ticket(device: torch.device) -> Tensor:
     if found is None:
         found = _eager[key] = torch.zeros(1, dtype=torch.int32, device=device)
         if device not in _captured:
-            pool = torch.zeros(CAPTURED_TICKETS, dtype=torch.int32, device=device)
+            # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
+            pool = torch.zeros((CAPTURED_TICKETS, 4), dtype=torch.int32, device=device)
             _captured[device] = list(pool.unbind(0)) if device.type == "cuda" else []
     return found

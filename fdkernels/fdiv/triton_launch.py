@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fdkernels._triton.launch import Launch, run, ticket
+from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels.fdiv.arguments import FdivArguments
 from fdkernels.fdiv.triton_elements import Column, Images, Operands, Table
 from fdkernels.fdiv.triton_kernels import (
@@ -37,8 +37,10 @@ _READABLE = (
 
 
 def fdiv(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results, launches = forward_launches(FdivArguments(*arguments))
-    run(launches, results[0].device)
+    call = FdivArguments(*arguments)
+    with on(call.student.device):
+        results, launches = forward_launches(call)
+        start(launches)
     return results
 
 
@@ -51,20 +53,22 @@ def fdiv_weight(
     weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
     if logits.shape[0] > 0:
         weighting = _weighting(logits, t, None, ratio_mean, edges)
-        bins = weighting.bins
-        constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, bins, decay, alpha)
-        run([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)], logits.device)
+        constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
+        with on(logits.device):
+            start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)])
     return weight, stats
 
 
 def fdiv_backward(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
     out = torch.empty_like(gradient)
-    run(backward_launches(gradient, upstream, unscale, out), gradient.device)
+    with on(gradient.device):
+        start(backward_launches(gradient, upstream, unscale, out))
     return out
 
 
 def fdiv_backward_(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> None:
-    run(backward_launches(gradient, upstream, unscale, gradient), gradient.device)
+    with on(gradient.device):
+        start(backward_launches(gradient, upstream, unscale, gradient))
 
 
 def forward_plan(call: FdivArguments) -> Plan:
@@ -84,91 +88,111 @@ def forward_plan(call: FdivArguments) -> Plan:
 
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """((loss, gradient, unscale, stats), the launches that write them)."""
-    student = call.student
     _check(call)
+    student = call.student
     batch, elements = student.shape[0], math.prod(student.shape[1:])
-    per_loss = (batch,) if call.reduction == "none" else ()
-    loss = student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
-    gradient = student.new_empty(student.shape if call.with_grad else (0,))
-    scaled = call.with_grad and student.dtype == torch.float16
-    unscale = student.new_empty(per_loss if scaled else (0,), dtype=torch.float32)
-    stats = student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64)
-    results = (loss, gradient, unscale, stats)
+    outputs = _outputs(call)
+    loss, gradient, unscale, stats = outputs
     if batch == 0:  # an empty rank: nothing to launch over
         loss.zero_()
         unscale.fill_(1.0)
-        stats.fill_(torch.nan)
         if call.with_stats:
-            stats[WEIGHT_STATS:] = student.new_tensor((0.0, torch.nan, 0.0), dtype=torch.float64)
-        return results, []
+            stats.copy_(stats.new_tensor((*[torch.nan] * WEIGHT_STATS, 0.0, torch.nan, 0.0)))
+        return outputs, []
 
     spread = forward_plan(call)
     split = spread.schedule == "split"
-    workspace = student.new_empty((PARTIALS * batch * spread.programs + batch,), dtype=torch.float64)
-    written = Results(
-        loss, gradient if call.with_grad else None, unscale if scaled else None, stats if call.with_stats else None,
-        workspace[batch:], workspace[:batch] if split else None, ticket(student.device),
+    leading = batch + batch % 2 if split else 0  # even, so that what follows is aligned to 16 bytes
+    workspace = student.new_empty((leading + PARTIALS * batch * spread.programs,), dtype=torch.float64)
+    results = Results(
+        loss, gradient if call.with_grad else None, unscale if unscale.numel() else None,
+        stats if call.with_stats else None, workspace[leading:], workspace if split else None, ticket(student.device),
     )  # fmt: skip
     weighting = _weighting(call.logits, call.t, call.weight, call.ratio_mean, call.edges)
     constants = _constants(
         call.log_ratio_min, call.log_ratio_max, call.t_min, call.t_max, weighting.bins, call.decay, call.alpha
     )
-    launches = []
-    update = call.update and call.ratio_mean is not None and call.logits is not None
+    first = []
     if spread.weigh_first:
         h = student.new_empty((batch,), dtype=torch.float64)
         figures = stats if call.with_stats else student.new_empty((WEIGHT_STATS,), dtype=torch.float64)
-        launches.append(_weigh(weighting, h, figures, constants, call.divergence, call.normalize_weight, update))
+        first = [_weigh(weighting, h, figures, constants, call.divergence, call.normalize_weight, call.update)]
         weighting = Weighting(None, 1, None, h, None, 1, None)
-        update = False
-    wide = tl.float64 if call.dtype() == torch.float64 else tl.float32
-    shared = {
-        "DIVERGENCE": call.divergence if weighting.logits is not None else "rkl",
-        "NORMALIZE": call.normalize_weight, "UPDATE": update, "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite,
-        "REDUCTION": call.reduction, "WITH_ERROR": call.dmd_scale or call.with_stats,
-        "SAMPLES": spread.samples, "BINS": next_power_of_2(weighting.bins), "TILE": spread.tile, "WIDE": wide,
+    operands = _operands(call)
+    launches = _split if split else _whole
+    return outputs, first + launches(call, spread, batch, elements, operands, weighting, results, constants)
+
+
+def _outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    student = call.student
+    per_loss = (student.shape[0],) if call.reduction == "none" else ()
+    scaled = call.with_grad and student.dtype == torch.float16
+    return (
+        student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
+        student.new_empty(student.shape if call.with_grad else (0,)),
+        student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
+        student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64),
+    )
+
+
+def _whole(
+    call: FdivArguments, spread: Plan, batch: int, elements: int, operands: Operands, weighting: Weighting,
+    results: Results, constants: tuple[float, ...],
+) -> list[Launch]:  # fmt: skip
+    options = {
+        **_options(call, spread, weighting),
+        "WEIGHT_STATS": not spread.weigh_first,
+        "SHARED_MASK": call.mask is not None and call.mask.shape[0] == 1,
+    }
+    arguments = (operands, weighting, results, batch, elements, *_guidance(call), float(call.eps), *constants)
+    return [Launch(fdiv_fwd_kernel, batch, arguments, options)]
+
+
+def _split(
+    call: FdivArguments, spread: Plan, batch: int, elements: int, operands: Operands, weighting: Weighting,
+    results: Results, constants: tuple[float, ...],
+) -> list[Launch]:  # fmt: skip
+    programs, tiles = spread.programs, spread.tiles
+    chunks = -(-batch // spread.samples)
+    offset = tl.int64 if spread.wide_offsets else tl.int32
+    reduce = Launch(
+        fdiv_reduce_kernel,
+        batch * programs,
+        (
+            operands, weighting, results, batch, elements, programs, tiles, chunks, *_guidance(call), float(call.eps),
+            *constants,
+        ),
+        {**_options(call, spread, weighting), "PIECES": spread.pieces, "OFFSET": offset},
+    )  # fmt: skip
+    if not call.with_grad:
+        return [reduce]
+    apply = Launch(
+        fdiv_apply_kernel,
+        batch * programs,
+        (operands, results, batch, elements, programs, tiles, *_guidance(call)),
+        {"TILE": spread.tile, "OFFSET": offset, "WIDE": _arithmetic(call), "num_warps": spread.num_warps},
+    )
+    return [reduce, apply]
+
+
+def _options(call: FdivArguments, spread: Plan, weighting: Weighting) -> dict[str, Any]:
+    """What both kernels that weigh are compiled for."""
+    return {
+        "DIVERGENCE": "rkl" if weighting.logits is None else call.divergence,
+        "NORMALIZE": call.normalize_weight, "UPDATE": call.update and weighting.ratio_mean is not None,
+        "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
+        "WITH_ERROR": call.dmd_scale or call.with_stats, "SAMPLES": spread.samples,
+        "BINS": next_power_of_2(weighting.bins), "TILE": spread.tile, "WIDE": _arithmetic(call),
         "num_warps": spread.num_warps,
     }  # fmt: skip
-    guidance = (float(call.guidance_scale), float(call.fake_guidance_scale))
-    operands = _operands(call)
-    if not split:
-        launches.append(
-            Launch(
-                fdiv_fwd_kernel,
-                batch,
-                (operands, weighting, written, batch, elements, *guidance, float(call.eps), *constants),
-                {
-                    **shared,
-                    "WEIGHT_STATS": not spread.weigh_first,
-                    "SHARED_MASK": call.mask is not None and call.mask.shape[0] == 1,
-                },
-            )
-        )
-        return results, launches
-    programs, tiles = spread.programs, spread.tiles
-    offset = {"OFFSET": tl.int64 if spread.wide_offsets else tl.int32}
-    chunks = -(-batch // spread.samples)
-    launches.append(
-        Launch(
-            fdiv_reduce_kernel,
-            batch * programs,
-            (
-                operands, weighting, written, batch, elements, programs, tiles, chunks, *guidance, float(call.eps),
-                *constants,
-            ),
-            {**shared, **offset, "PIECES": spread.pieces},
-        )
-    )  # fmt: skip
-    if call.with_grad:
-        launches.append(
-            Launch(
-                fdiv_apply_kernel,
-                batch * programs,
-                (operands, written, batch, elements, programs, tiles, *guidance),
-                {"TILE": spread.tile, **offset, "WIDE": wide, "num_warps": spread.num_warps},
-            )
-        )
-    return results, launches
+
+
+def _arithmetic(call: FdivArguments) -> Any:
+    return tl.float64 if call.dtype() == torch.float64 else tl.float32
+
+
+def _guidance(call: FdivArguments) -> tuple[float, float]:
+    return float(call.guidance_scale), float(call.fake_guidance_scale)
 
 
 def backward_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: Tensor) -> list[Launch]:

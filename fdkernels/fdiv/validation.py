@@ -34,11 +34,9 @@ class Weighting(NamedTuple):
     log_ratio_range: tuple[float, float]
     normalize_weight: bool
     group: Any | None
-
-    @property
-    def in_torch(self) -> bool:
-        """Whether steps 1 to 5 run in PyTorch, ahead of the kernel."""
-        return self.group is not None or self.divergence.kernel is None
+    in_torch: bool
+    """Whether steps 1 to 5 run in PyTorch, ahead of the kernel. A field: torch 2.10's Dynamo traces no property of a
+    named tuple."""
 
     def compute(self, backend: str, logits: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """(h in float64, its statistics)."""
@@ -86,7 +84,8 @@ def check_weighting(
         _check_group(group)
     elif logits is not None and not torch.compiler.is_compiling():
         _warn_about_statistics(resolved, batch, normalizer is not None, normalize_weight)
-    return Weighting(resolved, state, log_ratio_range, normalize_weight, group)
+    in_torch = group is not None or resolved.kernel is None
+    return Weighting(resolved, state, log_ratio_range, normalize_weight, group, in_torch)
 
 
 def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float, float]:
