@@ -85,6 +85,8 @@ def _why_not_triton(device_type: str) -> str | None:
         return None if interpreted else "Triton compiles for GPUs (TRITON_INTERPRET=1 interprets on CPU, for tests)"
     if device_type != "cuda":
         return f"this version has no Triton kernels for {device_type}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device"
     if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
         return f"compute capability {torch.cuda.get_device_capability()}; {OLDEST_CAPABILITY} or later is needed"
     return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
-from tests import oracle
+from tests import device, oracle
 
 ORDER = ("student", "teacher", "fake", "logits", "t")
 
@@ -42,6 +42,11 @@ class Case:
         tensors = {name: changes.pop(name) for name in ORDER if name in changes}
         return replace(self, **tensors, options={**self.options, **changes})
 
+    def on(self, where: str | torch.device | None = None) -> Case:
+        """A copy with every tensor on another device, the run's own if none is named."""
+        tensors = {name: device.place(getattr(self, name), where) for name in ORDER}
+        return replace(self, **tensors, options=device.place(self.options, where))
+
     def fresh_options(self) -> dict[str, Any]:
         """The options, with a normalizer of its own, so that calls do not see each other's state."""
         options = dict(self.options)
@@ -50,21 +55,25 @@ class Case:
         return options
 
     def call(self, backend: str, student: Tensor | None = None, **changes: Any) -> Any:
-        """The loss alone, with this case's own normalizer."""
+        """The loss alone, with this case's own normalizer; computed on the run's device."""
         student = self.student if student is None else student
         tensors = (student, self.teacher, self.fake, self.logits, self.t)
-        return fdk.fused_fdiv_loss(*tensors, backend=backend, **{**self.options, **changes})
+        loss = device.on_device(fdk.fused_fdiv_loss)
+        return loss(*tensors, backend=backend, **{**self.options, **changes})
 
     def run(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
         """Forward and backward on a copy of the normalizer; the student's strides are kept."""
-        options = self.fresh_options()
+        return replace(self, options=self.fresh_options()).step(backend, upstream, stats)
+
+    def step(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
+        """Forward and backward with this case's own normalizer, as a trainer's step."""
         student = self.student.detach().requires_grad_()
-        loss = self.call(backend, student, return_stats=stats, **options)
+        loss = self.call(backend, student, return_stats=stats)
         loss, figures = loss if stats else (loss, None)
         if upstream is None and loss.dim():
             upstream = torch.ones_like(loss)
         (grad,) = torch.autograd.grad(loss, student, upstream)
-        normalizer = options.get("normalizer")
+        normalizer = self.options.get("normalizer")
         return Outcome(loss.detach(), grad, figures, None if normalizer is None else normalizer.mean.clone())
 
     def expected(self) -> oracle.Expected:
@@ -154,11 +163,11 @@ def normalizer(bins: int = 4, **options: Any) -> fdk.RatioNormalizer:
     return state
 
 
+def bits(tensor: Tensor) -> Tensor:
+    """The elements as integers, contiguous."""
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Equality that tells -0 from 0 and one NaN from another."""
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
-    return (
-        first.dtype == second.dtype
-        and first.shape == second.shape
-        and torch.equal(first.contiguous().view(integer), second.contiguous().view(integer))
-    )
+    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(bits(first), bits(second))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
-# Before Triton is imported by anything: it decides then whether kernels are interpreted.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
-import hypothesis
 import pytest
 import torch
 
 from fdkernels.fdiv.triton_plan import Limits
-from tests.contracts import BACKENDS, ContractTable
+from tests import contracts, device
+from tests.contracts import ContractTable
 
 INTERPRETED = Limits(
     whole_elements=128, whole_elements_general=128, weighed=512, busy_programs=12,
     tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
 
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
-hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+# On a GPU: what has nothing to do with it, and may need packages that its machine has not.
+collect_ignore: list[str] = []
+ELSEWHERE = ("packaging", "fdistill", "benchmarks")
+NEED_HYPOTHESIS = ("fdkernels/test_properties.py", "fdkernels/test_triton_plan.py")
 
 
 def _round_like_a_gpu():
@@ -43,13 +42,24 @@ def _round_like_a_gpu():
 
 def pytest_addoption(parser):
     parser.addoption("--backend", action="append", help="only these backends (then no cell is demanded of the table)")
+    parser.addoption("--device", choices=("cpu", "cuda"), help="where the contract tests run; -m gpu implies cuda")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "contract(name): the contract of DESIGN that a test shows")
     config.addinivalue_line("markers", "backends(*names): the backends that can show it, where not every one can")
-    config.pluginmanager.register(ContractTable(), "contract-table")
-    if os.environ["TRITON_INTERPRET"] == "1":
+    config.addinivalue_line("markers", "cpu_only(reason): says nothing about another device: skipped there")
+    config.addinivalue_line("markers", "gpu: needs a GPU and compiled kernels: -m gpu, or --device cuda")
+    _choose_device(config)
+    has_hypothesis = importlib.util.find_spec("hypothesis") is not None
+    table = ContractTable()
+    if device.name() == "cuda":
+        collect_ignore.extend((*ELSEWHERE, *(() if has_hypothesis else NEED_HYPOTHESIS)))
+        table.excused = {"distributed"} if has_hypothesis else {"distributed", "properties"}
+    config.pluginmanager.register(table, "contract-table")
+    if has_hypothesis:
+        _register_profiles()
+    if _is_interpreted():
         _round_like_a_gpu()
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Workers share the cores.
@@ -57,13 +67,55 @@ def pytest_configure(config):
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
+def _choose_device(config):
+    """Before Triton is imported by anything: it decides then whether kernels are interpreted."""
+    asked = config.getoption("device")
+    chosen = asked or ("cuda" if config.getoption("markexpr") == "gpu" else "cpu")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no such device")
+    os.environ[device.VARIABLE] = chosen
+    if chosen == "cuda":
+        os.environ["TRITON_INTERPRET"] = "0"
+    else:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _is_interpreted():
+    return os.environ["TRITON_INTERPRET"] == "1"
+
+
+def _register_profiles():
+    import hypothesis
+
+    hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+    hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_report_header():
+    if device.name() == "cpu":
+        return None
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here"
+    return [f"device: {card}", f"not collected on it: {', '.join(collect_ignore)}"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        only_cpu = item.get_closest_marker("cpu_only")
+        if only_cpu and device.name() != "cpu":
+            item.add_marker(pytest.mark.skip(reason=f"shown on the CPU: {only_cpu.args[0]}"))
+        if item.get_closest_marker("gpu") and not (device.name() == "cuda" and torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and -m gpu or --device cuda"))
+
+
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         # What only some backends can show names them: @pytest.mark.backends("native").
         mark = metafunc.definition.get_closest_marker("backends")
-        named = mark.args if mark else BACKENDS
-        chosen = metafunc.config.getoption("backend") or BACKENDS
-        names = [name for name in named if name in chosen]
+        available = contracts.backends()
+        named = mark.args if mark else available
+        chosen = metafunc.config.getoption("backend") or available
+        names = [name for name in named if name in chosen and name in available]
         none = pytest.param("none", marks=pytest.mark.skip(f"asked for {chosen}, shown on {named}"))
         metafunc.parametrize("backend", names or [none], scope="session")
 
@@ -77,7 +129,7 @@ def _usable(request):
         backend = request.getfixturevalue("backend")
         if backend == "none":
             return
-        reason = available("cpu")[backend]
+        reason = available(device.name())[backend]
         if reason is not None:
             pytest.fail(f"backend {backend} is unavailable: {reason}")
 
@@ -85,7 +137,7 @@ def _usable(request):
 @pytest.fixture(autouse=True)
 def _small_programs(monkeypatch):
     """Interpreted, a program costs milliseconds: few of them, but several a sample, with tails and loops over tiles."""
-    if os.environ["TRITON_INTERPRET"] == "1":
+    if _is_interpreted():
         from fdkernels.fdiv import triton_plan
 
         monkeypatch.setattr(triton_plan, "LIMITS", INTERPRETED)

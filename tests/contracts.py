@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from tests import device
+
 # DESIGN's contracts. A test says which one it shows with `pytestmark = pytest.mark.contract("...")`.
 CONTRACTS = (
     "exactness",
@@ -27,6 +29,13 @@ CONTRACTS = (
 )
 # Backends that a CPU can run.
 BACKENDS = ("reference", "native", "triton")
+# What serves each device.
+BACKENDS_ON = {"cpu": BACKENDS, "cuda": ("reference", "triton")}
+
+
+def backends() -> tuple[str, ...]:
+    """The backends of this run's device."""
+    return BACKENDS_ON[device.name()]
 
 
 class ContractTable:
@@ -35,6 +44,7 @@ class ContractTable:
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self.whole = True
+        self.excused: set[str] = set()  # contracts that this run cannot show
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item):
@@ -65,7 +75,8 @@ class ContractTable:
         return [
             f"{contract} × {backend}"
             for contract in CONTRACTS
-            for backend in BACKENDS
+            if contract not in self.excused
+            for backend in backends()
             if not (self.cells[contract, backend]["passed"] or self.cells[contract, backend]["failed"])
         ]
 
@@ -87,10 +98,10 @@ class ContractTable:
         if not self.cells:
             return
         write = terminalreporter.write_line
-        terminalreporter.section("contract × backend: passed / failed / skipped")
-        write(f"{'':14}" + "".join(f"{backend:>18}" for backend in BACKENDS))
+        terminalreporter.section(f"contract × backend on {device.name()}: passed / failed / skipped")
+        write(f"{'':14}" + "".join(f"{backend:>18}" for backend in backends()))
         for contract in CONTRACTS:
-            row = (self.cells[contract, backend] for backend in BACKENDS)
+            row = (self.cells[contract, backend] for backend in backends())
             text = [" / ".join(str(cell[k]) for k in ("passed", "failed", "skipped")) if cell else "-" for cell in row]
             write(f"{contract:14}" + "".join(f"{cell:>18}" for cell in text))
         if self.is_whole(config) and self.empty():

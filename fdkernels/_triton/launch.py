@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-CAPTURED_TICKETS = 4096
+TICKETS = 4096  # of a device: one for each stream, and one for each call that is captured
 
 
 class Launch(NamedTuple):
@@ -35,28 +36,52 @@ def start(launches: Iterable[Launch]) -> None:
         launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
 
 
-_eager: dict[tuple[torch.device, int], Tensor] = {}
-_captured: dict[torch.device, list[Tensor]] = {}
+class _Tickets:
+    """A device's tickets: zeros that outlive every stream and graph that counts in them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.by_stream: dict[int, Tensor] = {}
+        # In a thread of its own: what the calling thread allocates may belong to graphs that Inductor is about to record.
+        maker = threading.Thread(target=self._make, args=(device,))
+        maker.start()
+        maker.join()
+
+    def _make(self, device: torch.device) -> None:
+        with torch.cuda.device(device):
+            # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
+            self.memory = torch.zeros((TICKETS, 4), dtype=torch.int32, device=device)
+            self.zeroed = torch.cuda.Event()
+            self.zeroed.record()
+        self.free = list(self.memory.unbind(0))
+
+    def take(self, device: torch.device) -> Tensor:
+        return self.free.pop() if self.free else torch.zeros(4, dtype=torch.int32, device=device)
+
+
+_on_cpu = torch.zeros(4, dtype=torch.int32)
+_devices: dict[torch.device, _Tickets] = {}
 
 
 def ticket(device: torch.device) -> Tensor:
     """An int32 zero that the programs of one launch count up, and whose last one sets back to zero.
 
     Launches that may overlap never share one: each stream has its own, and so has each call that a CUDA graph captures,
-    since a graph replays on any stream. Those come from a pool that the first eager call on the device zeroes; a
-    capture before it, or beyond the pool's size, zeroes its ticket as part of the graph. `device` is the current one.
+    since a graph replays on any stream. All come from memory that the first eager call on the device zeroes; a capture
+    before it, or beyond `TICKETS`, zeroes its own as part of the graph. `device` is the current one.
     """
-    if device.type == "meta":
-        return torch.empty(1, dtype=torch.int32, device=device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        free = _captured.get(device)
-        return free.pop() if free else torch.zeros(1, dtype=torch.int32, device=device)
-    key = (device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
-    found = _eager.get(key)
+    if device.type != "cuda":
+        return torch.empty(4, dtype=torch.int32, device=device) if device.type == "meta" else _on_cpu
+    capturing = torch.cuda.is_current_stream_capturing()
+    tickets = _devices.get(device)
+    if tickets is None:
+        if capturing:
+            return torch.zeros(4, dtype=torch.int32, device=device)
+        tickets = _devices[device] = _Tickets(device)
+    if capturing:
+        return tickets.take(device)
+    stream = torch.cuda.current_stream(device)
+    found = tickets.by_stream.get(stream.cuda_stream)
     if found is None:
-        found = _eager[key] = torch.zeros(1, dtype=torch.int32, device=device)
-        if device not in _captured:
-            # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
-            pool = torch.zeros((CAPTURED_TICKETS, 4), dtype=torch.int32, device=device)
-            _captured[device] = list(pool.unbind(0)) if device.type == "cuda" else []
+        stream.wait_event(tickets.zeroed)
+        found = tickets.by_stream[stream.cuda_stream] = tickets.take(device)
     return found

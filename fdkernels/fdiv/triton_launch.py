@@ -49,13 +49,14 @@ def fdiv_weight(
     decay: float, update: bool, divergence: str, alpha: float, log_ratio_min: float, log_ratio_max: float,
     normalize_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    stats = logits.new_full((WEIGHT_STATS,), torch.nan, dtype=torch.float64)
+    stats = logits.new_empty((WEIGHT_STATS,), dtype=torch.float64)
     weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
-    if logits.shape[0] > 0:
-        weighting = _weighting(logits, t, None, ratio_mean, edges)
-        constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
-        with on(logits.device):
-            start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)])
+    if logits.shape[0] == 0:
+        return weight, stats.fill_(torch.nan)
+    weighting = _weighting(logits, t, None, ratio_mean, edges)
+    constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
+    with on(logits.device):
+        start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)])
     return weight, stats
 
 

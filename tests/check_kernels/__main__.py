@@ -12,7 +12,8 @@ from tests.check_kernels.compiled import TARGETS, compile_for
 IN_CI = ("sm_90", "gfx942")
 COLUMNS = "{:40} {:19} {:7} {:>9} {:>5} {:>6} {:>7} {:>9} {:>9} {:>7}  {}"
 HEADER = (
-    "case", "kernel", "target", "registers", "warps", "shared", "spilled", "128 loads", "128 stores", "atomics", "verdict"
+    "case", "kernel", "target", "registers", "warps", "shared", "spilled", "128 loads", "128 stores", "atomics",
+    "verdict",
 )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import torch
 
 from fdkernels import backends
 
+pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
+
 
 @pytest.fixture
 def fresh():
@@ -58,10 +60,16 @@ def test_rocms_own_package(monkeypatch, fresh):
 
 @pytest.mark.parametrize(("capability", "usable"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
 def test_compute_capability(monkeypatch, fresh, capability, usable):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     reason = backends.unavailable("triton", "cuda")
     assert reason is None if usable else "(7, 5)" in reason and "(8, 0) or later" in reason
     assert backends.choose("auto", "cuda") == ("triton" if usable else "reference")
+
+
+def test_no_device(monkeypatch, fresh):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA or ROCm device" in backends.available("cuda")["triton"]
 
 
 def test_other_devices(fresh):

@@ -12,6 +12,8 @@ import pytest
 from tests.check_kernels.claims import Expected, failures
 from tests.check_kernels.compiled import Compiled
 
+pytestmark = pytest.mark.cpu_only("compiles for devices that are not there")
+
 ROOT = Path(__file__).parents[2]
 CAUGHT_BY = {
     "misaligned": ["loads of 128 bits", "stores of 128 bits", "stores below 32 bits"],

@@ -9,6 +9,7 @@ from fdkernels.divergences import resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.weight import RatioState, fdiv_weight
 from tests.cases import make, normalizer
+from tests.device import place
 
 pytestmark = pytest.mark.contract("compile")
 
@@ -22,6 +23,7 @@ def _fresh_compiler():
 
 def compiled_loss(backend, compiler, **options):
     """A step such as trainers compile: something before, the loss, something after."""
+    options = place(options)
 
     def step(student, teacher, fake, logits, t):
         loss = fdk.fused_fdiv_loss(student * 1.0, teacher, fake, logits, t, backend=backend, **options)
@@ -31,15 +33,16 @@ def compiled_loss(backend, compiler, **options):
 
 
 def hold(case, step):
-    student = case.student.clone().requires_grad_()
-    loss = step(student, case.teacher, case.fake, case.logits, case.t)
+    placed = case.on()
+    student = placed.student.clone().requires_grad_()
+    loss = step(student, placed.teacher, placed.fake, placed.logits, placed.t)
     loss.sum().backward()
     expected = case.expected()
-    torch.testing.assert_close(loss.double(), torch.as_tensor(2 * expected.loss), rtol=3e-6, atol=0)
+    torch.testing.assert_close(loss.double().cpu(), torch.as_tensor(2 * expected.loss), rtol=3e-6, atol=0)
     grad = torch.from_numpy(expected.grad)
     tolerance = {torch.bfloat16: 1.6e-2, torch.float16: 2e-3}.get(student.dtype, 2e-6)
     torch.testing.assert_close(
-        student.grad.double(), 2 * grad, rtol=tolerance, atol=tolerance * grad.abs().max().item()
+        student.grad.double().cpu(), 2 * grad, rtol=tolerance, atol=tolerance * grad.abs().max().item()
     )
 
 
@@ -87,21 +90,23 @@ def test_changing_resolution_with_normalizer(backend):
 
 
 def test_state_changes_once_per_compiled_call(backend):
-    state = fdk.RatioNormalizer(4)
+    state = place(fdk.RatioNormalizer(4))
     step = compiled_loss(backend, "aot_eager", normalizer=state)
     for seed in range(3):
         case = make((16, 3, 8, 8), seed=seed, normalizer=state)
         expected = case.expected()
-        student = case.student.clone().requires_grad_()
-        step(student, case.teacher, case.fake, case.logits, case.t).backward()
-        torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0)
+        placed = case.on()
+        step(placed.student.clone().requires_grad_(), placed.teacher, placed.fake, placed.logits, placed.t).backward()
+        torch.testing.assert_close(
+            state.mean.double().cpu(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0
+        )
 
 
 def test_compiled_weight(backend):
     def weight(logits, t):
         return fdk.fdiv_weight(logits, t, divergence="kl", backend=backend)
 
-    case = make((12, 3))
+    case = make((12, 3)).on()
     compiled = torch.compile(weight, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(case.logits, case.t), weight(case.logits, case.t), rtol=1e-6, atol=0)
 
@@ -119,7 +124,7 @@ def raw_arguments(dtype=torch.float32, **changes):
         mask=torch.rand(4, 90) < 0.7, mask_inner=1, zero_nonfinite=False, reduction="mean", with_grad=True,
         with_stats=True,
     )  # fmt: skip
-    return call._replace(**changes)
+    return ops.FdivArguments(*map(place, call._replace(**changes)))
 
 
 def opcheck(op, arguments, outputs):
@@ -155,7 +160,7 @@ def test_raw_op(backend, dtype, changes):
         return
     opcheck(forward, tuple(call), forward(*call))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    upstream = torch.full((4,) if call.reduction == "none" else (), 2.0, dtype=wide)
+    upstream = torch.full((4,) if call.reduction == "none" else (), 2.0, dtype=wide, device=loss.device)
     if call.with_grad:
         opcheck(ops._BACKWARD[backend], (gradient, upstream, unscale), (gradient,))
         opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream, unscale), (gradient,))
@@ -163,8 +168,8 @@ def test_raw_op(backend, dtype, changes):
 
 @pytest.mark.parametrize("normalized", (True, False))
 def test_raw_weight_op(backend, normalized):
-    case = make((9, 3), heads=3)
-    mean = torch.ones(4) if normalized else None
+    case = make((9, 3), heads=3).on()
+    mean = place(torch.ones(4)) if normalized else None
     state = RatioState(mean, None, 0.0, 1.0, 0.9, normalized)
     call = (case.logits, case.t, *state, "kl", 0.0, -2.0, 3.0, True)
     op = ops.WEIGHT.get(backend)

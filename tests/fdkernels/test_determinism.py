@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import device
 from tests.cases import make, normalizer, same_bits
 
 pytestmark = pytest.mark.contract("determinism")
@@ -30,11 +31,12 @@ def case(shape, dtype):
 def test_repeats(backend, shape, dtype):
     call = case(shape, dtype)
     first = call.run(backend, stats=True)
-    for _ in range(1 if backend == "triton" else 20):
+    for _ in range(1 if backend == "triton" and device.name() == "cpu" else 20):
         assert same(first, call.run(backend, stats=True))
 
 
-@pytest.mark.backends("reference", "native")  # the interpreter runs one program after the other; on a GPU: tests/gpu
+@pytest.mark.backends("reference", "native")  # the interpreter runs one program after the other
+@pytest.mark.cpu_only("on a GPU: tests/gpu")
 def test_a_thousand_repeats(backend):
     call = case((64, 3, 8, 8), torch.float32)
     first = call.run(backend)
@@ -44,6 +46,7 @@ def test_a_thousand_repeats(backend):
 
 
 @pytest.mark.backends("reference", "native")
+@pytest.mark.cpu_only("threads")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
 def test_thread_counts(backend, shape, dtype):
@@ -65,6 +68,7 @@ def test_thread_counts(backend, shape, dtype):
         assert all(same(outcomes[0], outcome) for outcome in outcomes[1:])
 
 
+@pytest.mark.cpu_only("instruction sets")
 @pytest.mark.backends("native")  # the reference has no instruction sets of its own
 @pytest.mark.parametrize("level", ("baseline", "v3", "v4"))
 def test_instruction_sets(backend, level):

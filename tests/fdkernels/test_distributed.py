@@ -12,7 +12,7 @@ from tests import oracle
 from tests.cases import make
 from tests.fdkernels import distributed_rank
 
-pytestmark = pytest.mark.contract("distributed")
+pytestmark = [pytest.mark.contract("distributed"), pytest.mark.cpu_only("gloo")]
 
 RANKS = 3
 

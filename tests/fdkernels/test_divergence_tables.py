@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 
 import fdkernels as fdk
-from fdkernels import _core
 from fdkernels._triton.divergences import log_weight
 from tests import oracle
+
+pytestmark = pytest.mark.cpu_only("tables of the sources and of the binary")
 
 ROOT = Path(__file__).parents[2]
 LOG_RATIOS = np.linspace(-80, 80, 33)
@@ -24,6 +25,8 @@ def python_table() -> set[str]:
 
 
 def binary_table() -> set[str]:
+    from fdkernels import _core
+
     return set(_core.divergences())
 
 
@@ -84,6 +87,8 @@ def rows():
 @pytest.mark.parametrize(("name", "alpha"), rows())
 def test_h_is_the_second_derivative_of_f_in_each(name, alpha):
     """Exact r²f''(r), constants included, in float64 over e^±80."""
+    from fdkernels import _core
+
     expected = oracle.weight_function(name, LOG_RATIOS)
     divergence = fdk.alpha(alpha) if alpha is not None else fdk.divergences()[name]
     in_python = divergence.log_weight(torch.from_numpy(LOG_RATIOS)).exp().numpy()

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.cpu_only("importing probes no device")
+
 ROOT = Path(__file__).parents[2]
 BUDGET = 0.050  # seconds beyond `import torch`
 

@@ -24,6 +24,7 @@ def zeros(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.zeros(shape, dtype=np.int16)).view(torch.bfloat16)
 
 
+@pytest.mark.cpu_only("on a GPU: tests/gpu")
 @pytest.mark.backends("native")  # eager PyTorch would need about 40 GiB of fp32 temporaries
 def test_beyond_two_to_the_31(backend):
     """Inputs of zeros that take no memory, but for a few elements beyond 2³¹ and around it."""

@@ -10,6 +10,7 @@ import fdkernels as fdk
 from fdkernels import testing
 from tests import oracle
 from tests.cases import Case
+from tests.device import on_device
 
 pytestmark = pytest.mark.contract("peers")
 
@@ -94,7 +95,7 @@ def test_fastgen_weights(backend, name, batch):
     r = record(f"fastgen_weight_{name}_b{batch}")
     state = fastgen_normalizer(r)
     ratio_range = tuple(float(f"{v:.6g}") for v in r["ratio_range"].tolist())
-    weight = fdk.fdiv_weight(
+    weight = on_device(fdk.fdiv_weight)(
         r["logits"], r["t"], divergence=name, normalizer=state, ratio_range=ratio_range, backend=backend
     )
     torch.testing.assert_close(weight, r["weight"], rtol=TOLERANCE, atol=0)

@@ -10,6 +10,7 @@ import fdkernels as fdk
 from fdkernels import testing
 from tests import oracle
 from tests.cases import make, normalizer
+from tests.device import on_device
 
 pytestmark = pytest.mark.contract("properties")
 
@@ -87,7 +88,7 @@ def test_any_logits_match_the_oracle(backend, logits, name, normalize, ratio_ran
     logits = torch.tensor(logits, dtype=torch.float32)
     options = {"divergence": name, "normalize_weight": normalize, "ratio_range": ratio_range}
     expected = oracle.weights(logits, **options)
-    weight = fdk.fdiv_weight(logits, backend=backend, **options)
+    weight = on_device(fdk.fdiv_weight)(logits, backend=backend, **options)
     testing.assert_weight(weight, torch.from_numpy(expected.weight))
 
 
@@ -96,17 +97,17 @@ def test_any_float_as_logit(backend, logits, name):
     """Infinities, NaN, subnormals: NaN exactly at the non-finite ones, and the others unmoved by them."""
     logits = torch.tensor(logits)
     finite = logits.isfinite()
-    weight = fdk.fdiv_weight(logits, divergence=name, backend=backend)
+    weight = on_device(fdk.fdiv_weight)(logits, divergence=name, backend=backend)
     assert torch.equal(weight.isfinite(), finite)
     if finite.any():
-        alone = fdk.fdiv_weight(logits[finite], divergence=name, backend=backend)
+        alone = on_device(fdk.fdiv_weight)(logits[finite], divergence=name, backend=backend)
         torch.testing.assert_close(weight[finite], alone, rtol=1e-6, atol=0)
 
 
 @given(seed=SEEDS, name=NAMES)
 def test_normalized_weights_have_mean_one(backend, seed, name):
     case = make((11, 2), seed=seed)
-    weight = fdk.fdiv_weight(case.logits, divergence=name, backend=backend)
+    weight = on_device(fdk.fdiv_weight)(case.logits, divergence=name, backend=backend)
     assert abs(weight.double().mean().item() - 1) < 1e-6 and (weight > 0).all()
 
 
@@ -125,8 +126,10 @@ def test_a_constant_bias_of_the_discriminator_is_removed(backend, seed, shift):
     """What the normalizer is for: with the batch's own mean (decay 0), a bias of the logits changes nothing."""
     case = make((16, 2), seed=seed)
     options = {"divergence": "js", "ratio_range": None, "backend": backend}
-    plain = fdk.fdiv_weight(case.logits, case.t, normalizer=fdk.RatioNormalizer(3, decay=0.0), **options)
-    biased = fdk.fdiv_weight(case.logits + shift, case.t, normalizer=fdk.RatioNormalizer(3, decay=0.0), **options)
+    plain = on_device(fdk.fdiv_weight)(case.logits, case.t, normalizer=fdk.RatioNormalizer(3, decay=0.0), **options)
+    biased = on_device(fdk.fdiv_weight)(
+        case.logits + shift, case.t, normalizer=fdk.RatioNormalizer(3, decay=0.0), **options
+    )
     torch.testing.assert_close(plain, biased, rtol=1e-5, atol=0)
 
 

@@ -10,6 +10,8 @@ import torch
 from fdkernels import backends
 from tests.fdkernels.test_compile import raw_arguments
 
+pytestmark = pytest.mark.cpu_only("raw ops of the native backend")
+
 
 @pytest.fixture(autouse=True)
 def _native():

@@ -8,6 +8,7 @@ import torch
 import fdkernels as fdk
 from tests import oracle
 from tests.cases import make, normalizer, same_bits
+from tests.device import on_device
 
 pytestmark = pytest.mark.contract("state")
 
@@ -55,7 +56,7 @@ def test_eval_uses_what_was_learned(backend, case):
 
 def test_fdiv_weight_updates_once_too(backend, case):
     state, other = normalizer(), normalizer()
-    fdk.fdiv_weight(case.logits, case.t, normalizer=state, backend=backend)
+    on_device(fdk.fdiv_weight)(case.logits, case.t, normalizer=state, backend=backend)
     case.call(backend, normalizer=other)
     torch.testing.assert_close(state.mean, other.mean, rtol=1e-7, atol=0)
 
@@ -185,7 +186,7 @@ def test_bad_normalizers(arguments, message):
 def test_ratios_that_would_poison_the_state_are_refused(backend, ratio_range):
     state = fdk.RatioNormalizer(4)
     with pytest.raises(ValueError, match="ratio_range"):
-        fdk.fdiv_weight(
+        on_device(fdk.fdiv_weight)(
             torch.full((8,), 700.0), torch.rand(8), normalizer=state, ratio_range=ratio_range, backend=backend
         )
     assert torch.equal(state.mean, torch.ones(4))
@@ -194,7 +195,8 @@ def test_ratios_that_would_poison_the_state_are_refused(backend, ratio_range):
 def test_widest_range_keeps_the_state_finite(backend):
     state = fdk.RatioNormalizer(1, decay=0.0)
     for logit in (700.0, -700.0):
-        fdk.fdiv_weight(torch.full((8,), logit), torch.rand(8), normalizer=state, ratio_range=None, backend=backend)
+        weight = on_device(fdk.fdiv_weight)
+        weight(torch.full((8,), logit), torch.rand(8), normalizer=state, ratio_range=None, backend=backend)
         assert torch.isfinite(state.mean).all() and (state.mean > 0).all()
 
 

@@ -11,6 +11,8 @@ from fdkernels.fdiv import triton_launch, triton_plan
 from fdkernels.fdiv.triton_plan import Limits, backward_plan, bytes_moved, needs_int64, next_power_of_2, plan
 from tests.check_kernels.cases import call
 
+pytestmark = pytest.mark.cpu_only("a pure function")
+
 GPU = Limits()
 ELEMENTS = (1, 2, 3, 5, 31, 1000, 3072, 12_288, 16_384, 16_385, 65_536, 786_432, 2_096_640, 2**31 - 1, 2**31, 2**33 + 5)
 BATCHES = (1, 2, 3, 8, 64, 1000, 4096)

@@ -150,11 +150,13 @@ def test_more_samples_than_a_block_of_them(backend, monkeypatch):
         monkeypatch.undo()
 
 
+@pytest.mark.cpu_only("the ticket of the interpreter")
 def test_tickets_are_left_at_zero(backend, schedule):
     held_out(OPTIONS["normalizer"]).run(backend)
-    assert launching.ticket(torch.device("cpu")).item() == 0
+    assert not launching.ticket(torch.device("cpu")).any()
 
 
+@pytest.mark.cpu_only("a GPU has an order of its own")
 @pytest.mark.parametrize("option", ("plain", "normalizer", "mask full"))
 def test_any_order_of_programs(backend, schedule, option, monkeypatch):
     """Whichever program draws the last ticket, same bits; and none reads what another has written."""

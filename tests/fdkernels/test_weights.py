@@ -7,6 +7,7 @@ import fdkernels as fdk
 from fdkernels import testing
 from tests import oracle
 from tests.cases import make, normalizer
+from tests.device import on_device
 
 pytestmark = pytest.mark.contract("weights")
 
@@ -15,7 +16,7 @@ NAMES = (*oracle.F, "alpha(0.5)", "alpha(-0.75)", "alpha(1)")
 
 def check(backend, logits, t=None, **options):
     expected = oracle.weights(logits, t, **options)
-    weight = fdk.fdiv_weight(logits, t, backend=backend, **options)
+    weight = on_device(fdk.fdiv_weight)(logits, t, backend=backend, **options)
     assert weight.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
     assert weight.shape == (len(logits),) and not weight.requires_grad
     exact = logits.dtype == torch.float64 and options.get("normalizer") is None
@@ -100,6 +101,6 @@ def test_ranges_are_symmetric_and_exact(backend):
 def test_the_weights_of_the_loss_are_these(backend):
     """The fused op's h, read back from its gradient, is fdiv_weight's."""
     case = make((8, 3, 8, 8), divergence="kl", scale=None)
-    weight = fdk.fdiv_weight(case.logits, case.t, divergence="kl", backend=backend)
+    weight = on_device(fdk.fdiv_weight)(case.logits, case.t, divergence="kl", backend=backend)
     given = case.but(logits=None, t=None, weight=weight)
     torch.testing.assert_close(case.run(backend).grad, given.run(backend).grad, rtol=3e-7, atol=0)

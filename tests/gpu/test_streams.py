@@ -1,0 +1,241 @@
+"""No host sync; CUDA graphs, streams and GPUs other than the current one. Results are held to eager calls' bits."""
+
+import contextlib
+
+import pytest
+import torch
+import triton
+
+import fdkernels as fdk
+from fdkernels._triton import launch
+from tests.cases import ORDER
+from tests.gpu.calls import KERNELS, OPTIONS, SCHEDULES, batch, hold, in_float64, same
+
+pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LATE = 50_000_000  # cycles, some 30 ms: enough for the host to run far ahead
+
+
+@pytest.fixture(autouse=True)
+def _finished():
+    """What a test left running, or an error of it, must not reach the next one."""
+    yield
+    torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def no_host_sync():
+    """A host sync inside the block raises."""
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def test_a_sync_would_be_noticed(backend):
+    value = torch.ones(1, device="cuda")
+    with no_host_sync(), pytest.raises(RuntimeError, match="synchronizing"):
+        value.item()
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_host_sync(backend, schedule, option, dtype):
+    case = batch(SCHEDULES[schedule], dtype, option)
+    for stats in (False, True):
+        case.step(backend, stats=stats)  # compiles
+        with no_host_sync():
+            outcome = case.step(backend, stats=stats)
+        assert outcome.loss.isfinite().all() and outcome.grad.any()
+
+
+def test_no_host_sync_in_fdiv_weight(backend):
+    case = batch(SCHEDULES["whole"])
+    options = {"normalizer": case.options["normalizer"], "backend": backend}
+    fdk.fdiv_weight(case.logits, case.t, **options)
+    with no_host_sync():
+        weight = fdk.fdiv_weight(case.logits, case.t, **options)
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("value", (1.0, 65536.0))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_host_sync_under_an_upstream(backend, dtype, value):
+    """Neither where a factor of 1 is found out, nor where another scales; graph kept or not."""
+    case = batch(SCHEDULES["split"], dtype)
+    upstream = torch.full((), value, device="cuda")
+
+    def step():
+        student = case.student.detach().requires_grad_()
+        loss = case.call(backend, student)
+        (kept,) = torch.autograd.grad(loss, student, upstream, retain_graph=True)
+        return kept, *torch.autograd.grad(loss, student, upstream)
+
+    step()  # compiles
+    with no_host_sync():
+        kept, last = step()
+    assert torch.equal(kept, last)
+
+
+class Captured:
+    """A step, forward and backward, in a CUDA graph over inputs of its own."""
+
+    def __init__(self, case, backend):
+        own = {name: getattr(case, name).clone() for name in ORDER}
+        self.case = case.but(**own, **case.fresh_options())
+        state = self.case.options["normalizer"].mean
+        start = state.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.case.step(backend, stats=True)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outcome = self.case.step(backend, stats=True)
+        state.copy_(start)
+
+    def replay(self, case):
+        """On the tensors of another batch of this shape."""
+        for name in ORDER:
+            getattr(self.case, name).copy_(getattr(case, name))
+        self.graph.replay()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_capture_needs_no_other_kernel(backend, schedule, monkeypatch):
+    """What the warm-up compiled is what the capture launches: compiling or loading there can break it."""
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda *, fn, **_: compiled.append(fn.name))
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def forget_the_warm_up(*args, **kwargs):
+        compiled.clear()
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", forget_the_warm_up)
+    # A shape of its own: kernels of other tests' captures do not count.
+    rows = SCHEDULES[schedule][2] - 1
+    Captured(batch((*SCHEDULES[schedule][:2], rows, rows)), backend)
+    assert not compiled
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_replays_on_new_data(backend, schedule, dtype):
+    """Loss, gradient, figures and the normalizer's running state, over three replays."""
+    captured = Captured(batch(SCHEDULES[schedule], dtype), backend)
+    state = batch(SCHEDULES[schedule], dtype).options["normalizer"]
+    for seed in (1, 2, 3):
+        case = batch(SCHEDULES[schedule], dtype, seed=seed).but(normalizer=state)
+        captured.replay(case)
+        assert same(captured.outcome, case.step(backend, stats=True))
+
+
+@pytest.mark.parametrize("pair", (("whole", "whole"), ("split", "split"), ("whole", "split")), ids="-".join)
+def test_two_graphs_interleaved(backend, pair):
+    """Captured one after the other, replayed in turn: neither disturbs what the other left or will find."""
+    captured = [Captured(batch(SCHEDULES[schedule]), backend) for schedule in pair]
+    states = [batch(SCHEDULES[schedule]).options["normalizer"] for schedule in pair]
+    for seed in range(1, 5):
+        cases = [
+            batch(SCHEDULES[schedule], seed=10 * seed + which).but(normalizer=states[which])
+            for which, schedule in enumerate(pair)
+        ]
+        for graph, case in zip(captured, cases, strict=True):
+            graph.replay(case)
+        for graph, case in zip(captured, cases, strict=True):
+            assert same(graph.outcome, case.step(backend, stats=True))
+
+
+@pytest.mark.backends("triton")
+def test_more_captures_than_the_pool_has_tickets(backend, monkeypatch):
+    """The pool outlives its last ticket, which a graph goes on using; a capture beyond it makes its own."""
+    monkeypatch.setattr(launch, "TICKETS", 4)
+    monkeypatch.setattr(launch, "_devices", {})
+    captured = [Captured(batch(SCHEDULES["whole"], seed=seed), backend) for seed in range(4)]
+    reused = [torch.full((128,), 7, dtype=torch.int32, device="cuda") for _ in range(1000)]
+    for seed, graph in enumerate(captured):
+        case = batch(SCHEDULES["whole"], seed=seed)
+        graph.replay(case)
+        assert same(graph.outcome, case.step(backend, stats=True))
+    assert all((block == 7).all() for block in reused)
+
+
+@pytest.mark.parametrize("other", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_replay_beside_eager_calls(backend, schedule, other):
+    """A graph on another stream while eager calls run on this one: launches that overlap share no ticket."""
+    rounds = 30
+    captured = Captured(batch(SCHEDULES[schedule]), backend)
+    case = batch(SCHEDULES[other], option="plain", seed=2)
+    alone = case.step(backend, stats=True)
+    repeated = batch(SCHEDULES[schedule])
+    for _ in range(rounds):
+        last = repeated.step(backend, stats=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(LATE)  # so that both streams have a queue to work off at the same time
+    torch.cuda._sleep(LATE)
+    beside = []
+    for _ in range(rounds):
+        with torch.cuda.stream(side):
+            captured.graph.replay()
+        beside.append(case.step(backend, stats=True))
+    torch.cuda.synchronize()
+    assert same(captured.outcome, last)
+    assert all(same(alone, outcome) for outcome in beside)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_two_streams_at_once(backend, schedule):
+    cases = [batch(SCHEDULES[schedule], option="plain", seed=seed) for seed in (1, 2)]
+    alone = [case.step(backend, stats=True) for case in cases]
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream() for _ in cases], [[], []]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(LATE)
+    for _ in range(30):
+        for which, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                found[which].append(cases[which].step(backend, stats=True))
+    torch.cuda.synchronize()
+    for which in (0, 1):
+        assert all(same(alone[which], outcome) for outcome in found[which])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_inputs_that_a_side_stream_makes(backend, schedule):
+    """They arrive late; kernels on any other stream would read what was there before."""
+    case = batch(SCHEDULES[schedule], option="plain")
+    alone = case.step(backend, stats=True)
+    late = case.but(**{name: torch.full_like(getattr(case, name), torch.nan) for name in ORDER})
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(LATE)
+        for name in ORDER:
+            getattr(late, name).copy_(getattr(case, name))
+        outcome = late.step(backend, stats=True)
+    torch.cuda.synchronize()
+    assert same(outcome, alone)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_gpu_that_is_not_current(backend, schedule):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    case = batch(SCHEDULES[schedule]).on("cuda:1")
+    expected = in_float64(case)
+    assert torch.cuda.current_device() == 0
+    outcome = case.step(backend, stats=True)
+    assert torch.cuda.current_device() == 0 and outcome.grad.device == torch.device("cuda:1")
+    hold(case, outcome, expected)
