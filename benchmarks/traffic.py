@@ -1,4 +1,4 @@
-"""python -m benchmarks.traffic: bytes and launches of the Triton backend, as planned, beside what the peers' chains move.
+"""python -m benchmarks.traffic: bytes and launches of the Triton backend, as planned, beside what the peers move.
 
 The peers' are counted from what they really run: every dispatched op of forward and backward that is not a view, with
 the storage it reads and writes. Prints the tables of docs/kernels.md; `--write` puts them there.

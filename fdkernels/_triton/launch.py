@@ -41,7 +41,7 @@ class _Tickets:
 
     def __init__(self, device: torch.device) -> None:
         self.by_stream: dict[int, Tensor] = {}
-        # In a thread of its own: what the calling thread allocates may belong to graphs that Inductor is about to record.
+        # In a thread of its own: what the calling one allocates may belong to graphs that Inductor is about to record.
         maker = threading.Thread(target=self._make, args=(device,))
         maker.start()
         maker.join()
