@@ -51,6 +51,8 @@ class Operands(NamedTuple):
     scale_table: Any
     mask: Any
     """Always a Table."""
+    end: None = None
+    """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""
 
 
 @triton.jit
@@ -100,7 +102,9 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
         a = _coefficient(operands.a, operands.a_table, b, i, inside)
         c = _coefficient(operands.c, operands.c_table, b, i, inside)
         error = x - a.to(WIDE) * noisy - c.to(WIDE) * tau
-        error -= (a - a.to(WIDE).to(tl.float64)).to(WIDE) * noisy + (c - c.to(WIDE).to(tl.float64)).to(WIDE) * tau
+        if tl.float32 == WIDE:
+            a_rest, c_rest = (a - a.to(WIDE).to(tl.float64)).to(WIDE), (c - c.to(WIDE).to(tl.float64)).to(WIDE)
+            error -= a_rest * noisy + c_rest * tau
     return tl.abs(error)
 
 
@@ -210,7 +214,7 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
         w = w / (distance / elements + eps)
     nonfinite = bad > 0
     if operands.scale is not None:
-        row = operands.scale.data + b * operands.scale.row_stride
+        row = operands.scale.data + b.to(tl.int64) * operands.scale.row_stride
         scale = tl.load(row, mask=inside, other=1.0).to(tl.float64)
         nonfinite = nonfinite | (is_finite(scale) == 0)
         w = w * scale

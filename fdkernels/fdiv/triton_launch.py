@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels.fdiv.arguments import FdivArguments
+from fdkernels.fdiv.raw_checks import check_raw, check_raw_weighting
 from fdkernels.fdiv.triton_elements import Column, Images, Operands, Table
 from fdkernels.fdiv.triton_kernels import (
     Results,
@@ -49,6 +50,7 @@ def fdiv_weight(
     decay: float, update: bool, divergence: str, alpha: float, log_ratio_min: float, log_ratio_max: float,
     normalize_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    check_raw_weighting(logits.shape[0], logits, t, None, ratio_mean, edges, divergence)
     stats = logits.new_empty((WEIGHT_STATS,), dtype=torch.float64)
     weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
     if logits.shape[0] == 0:
@@ -89,7 +91,7 @@ def forward_plan(call: FdivArguments) -> Plan:
 
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """((loss, gradient, unscale, stats), the launches that write them)."""
-    _check(call)
+    check_raw(call)
     student = call.student
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     outputs = _outputs(call)
@@ -201,11 +203,11 @@ def backward_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: 
     per_sample = upstream.dim() == 1
     batch = gradient.shape[0] if per_sample else 1
     if upstream.dim() > 1 or (per_sample and upstream.shape[0] != gradient.shape[0]):
-        raise ValueError(f"upstream: expected () or ({gradient.shape[0]},), got {tuple(upstream.shape)}")
+        raise RuntimeError(f"upstream: expected () or ({gradient.shape[0]},), got {tuple(upstream.shape)}")
     if unscale.numel() not in (0, batch):
-        raise ValueError(f"unscale: expected {batch} values or none, got {unscale.numel()}")
+        raise RuntimeError(f"unscale: expected {batch} values or none, got {unscale.numel()}")
     if not (gradient.is_contiguous() and out.is_contiguous()):
-        raise ValueError("gradient: expected a contiguous tensor")
+        raise RuntimeError("gradient: expected a contiguous tensor")
     if gradient.numel() == 0:
         return []
     elements = gradient.numel() // batch
@@ -304,24 +306,3 @@ def _heads(logits: Tensor) -> int:
 def _readable(tensor: Tensor) -> Tensor:
     """(B,) in a dtype that kernels load, dense."""
     return (tensor if tensor.dtype in _READABLE else tensor.double()).contiguous()
-
-
-def _check(call: FdivArguments) -> None:
-    """What keeps a direct call of the raw op from reading past a tensor."""
-    student = call.student
-    for name in ("teacher", "fake", "teacher_uncond", "fake_uncond", "noisy"):
-        image = getattr(call, name)
-        if image is not None and image.shape != student.shape:
-            raise RuntimeError(f"{name}: expected shape {tuple(student.shape)} like student, got {tuple(image.shape)}")
-    elements = math.prod(student.shape[1:])
-    for name, inner in (("a", call.coefficient_inner), ("c", call.coefficient_inner), ("scale", call.scale_inner),
-                        ("mask", call.mask_inner)):  # fmt: skip
-        table = getattr(call, name)
-        if table is None:
-            continue
-        rows, entries = table.shape
-        if rows not in (1, student.shape[0]) or inner < 1 or elements % (entries * inner):
-            raise RuntimeError(
-                f"{name}: expected (B or 1, R) entries whose runs of {inner} tile {elements} elements, "
-                f"got {tuple(table.shape)}"
-            )

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """Programs a sample."""
     num_warps: int
     wide_offsets: bool
-    """Whether an element's offset within its sample needs 64 bits."""
+    """Whether an offset within a sample, to the end of its last program's share, needs 64 bits."""
     weigh_first: bool
     """Whether a launch of its own computes the weights h."""
     samples: int
@@ -101,7 +101,8 @@ def plan(
     per_sample = max(pieces, next_power_of_2(max(bins, 1)))
     samples = max(1, min(samples, 4096 // per_sample))
     warps = max(4, min(8, tile // (256 if general else 512)))
-    return Plan("split", tile, tiles, programs, warps, needs_int64(elements + tile), False, samples, pieces)
+    wide_offsets = needs_int64(programs * tiles * tile)
+    return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, pieces)
 
 
 def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Plan:
@@ -114,7 +115,8 @@ def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Pl
     pieces = -(-elements // tile)
     programs = min(pieces, max(1, limits.most_programs // batch))
     tiles = -(-pieces // programs)
-    return Plan("scale", tile, tiles, -(-pieces // tiles), 4, needs_int64(elements + tile), False, 1, 1)
+    programs = -(-pieces // tiles)
+    return Plan("scale", tile, tiles, programs, 4, needs_int64(programs * tiles * tile), False, 1, 1)
 
 
 def next_power_of_2(value: int) -> int:

@@ -93,8 +93,9 @@ def _ratio_bin(weighting, constants, t):
 def _log_ratios(weighting, constants, b, inside):
     """Steps 1 and 2: (L clamped, t, whether the sample is finite, whether L was clipped)."""
     L = tl.zeros_like(b).to(tl.float64)
+    row = weighting.logits + b.to(tl.int64) * weighting.heads
     for k in range(weighting.heads):
-        L += tl.load(weighting.logits + b * weighting.heads + k, mask=inside, other=0.0).to(tl.float64)
+        L += tl.load(row + k, mask=inside, other=0.0).to(tl.float64)
     L = L / weighting.heads
     finite = inside & is_finite(L)
     t = tl.zeros_like(L)

@@ -70,6 +70,8 @@ FORWARDS = {
     "cifar fp32": call(CIFAR, FP32),
     "cifar bf16, edm": call(CIFAR, prediction=True),
     "cifar bf16, scale a row, mask": call(CIFAR, mask=(1, 1024), scale=meta(64, 96), scale_inner=32),
+    "cifar bf16, mask of every element": call(CIFAR, mask=(64, 3072)),
+    "cifar bf16, mask a sample": call(CIFAR, mask=(64, 1)),
     "cifar bf16, 4096 samples": call((4096, 3, 32, 32)),
     "sd15 bf16": call(SD15),
     "sd15 fp32": call(SD15, FP32),

@@ -10,12 +10,18 @@ import torch
 from fdkernels import backends
 from tests.fdkernels.test_compile import raw_arguments
 
-pytestmark = pytest.mark.cpu_only("raw ops of the native backend")
+pytestmark = [pytest.mark.cpu_only("raw ops on CPU tensors"), pytest.mark.backends("native", "triton")]
 
 
-@pytest.fixture(autouse=True)
-def _native():
-    assert backends.choose("native", "cpu") == "native"
+@pytest.fixture
+def op(backend):
+    assert backends.choose(backend, "cpu") == backend
+    return getattr(torch.ops.fdkernels, f"fdiv_{backend}")
+
+
+@pytest.fixture
+def backward_op(op, backend):
+    return getattr(torch.ops.fdkernels, f"fdiv_backward_{backend}")
 
 
 @pytest.mark.parametrize(
@@ -28,33 +34,64 @@ def _native():
     ],
     ids=["expanded", "bfloat16", "float64", "strided"],
 )
-def test_backward_reads_unscale_as_it_is(unscale):
-    gradient = torch.ops.fdkernels.fdiv_backward_native(torch.ones(4, 3), torch.ones(4), unscale)
+def test_backward_reads_unscale_as_it_is(backward_op, unscale):
+    gradient = backward_op(torch.ones(4, 3), torch.ones(4), unscale)
     assert torch.equal(gradient, torch.full((4, 3), 2.0))
 
 
-def test_backward_refuses_other_counts():
+def test_backward_refuses_other_counts(backward_op):
     with pytest.raises(RuntimeError, match="unscale"):
-        torch.ops.fdkernels.fdiv_backward_native(torch.ones(4, 3), torch.ones(4), torch.ones(3))
+        backward_op(torch.ones(4, 3), torch.ones(4), torch.ones(3))
     with pytest.raises(RuntimeError, match="upstream"):
-        torch.ops.fdkernels.fdiv_backward_native(torch.ones(4, 3), torch.ones(5), torch.ones(0))
+        backward_op(torch.ones(4, 3), torch.ones(5), torch.ones(0))
 
 
 @pytest.mark.parametrize("inner", [0, -1, 3, 1 << 62, (1 << 63) - 1])
-def test_tables_that_do_not_tile_a_sample(inner):
+def test_tables_that_do_not_tile_a_sample(op, inner):
     call = raw_arguments()
     batch = call.student.shape[0]
     with pytest.raises(RuntimeError, match="scale"):
-        torch.ops.fdkernels.fdiv_native(*call._replace(scale=torch.ones(batch, 4), scale_inner=inner))
+        op(*call._replace(scale=torch.ones(batch, 4), scale_inner=inner))
 
 
-def test_images_of_another_shape():
-    call = raw_arguments()
-    with pytest.raises(RuntimeError, match="teacher"):
-        torch.ops.fdkernels.fdiv_native(*call._replace(teacher=call.teacher[:, :-1]))
+def wide(*shape):
+    """Every other column of something wider."""
+    return torch.ones(*shape[:-1], 2 * shape[-1])[..., ::2]
 
 
-def test_unknown_instruction_set_is_refused():
+REFUSED = {
+    "student": {"student": torch.ones(4, 3, 6, 5, dtype=torch.int32)},
+    "teacher": {"teacher": torch.ones(4, 3, 6, 4)},
+    "fake": {"fake": wide(4, 3, 6, 5)},
+    "teacher_uncond": {"teacher_uncond": torch.ones(4, 3, 6, 1).expand(4, 3, 6, 5)},
+    "a, c": {"a": None},
+    "scale": {"scale": wide(4, 90), "scale_inner": 1},
+    "mask": {"mask": torch.ones(4, 90)},
+    "logits": {"logits": torch.ones(4, 2, 2)},
+    "t": {"t": torch.ones(1)},
+    "weight": {"weight": torch.ones(4)},
+    "ratio_mean": {"ratio_mean": torch.ones(5, dtype=torch.float64)},
+    "edges": {"edges": torch.ones(2, dtype=torch.float64)},
+    "reduction": {"reduction": "avg"},
+    "divergence": {"divergence": "xyz"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operands_that_do_not_fit(op, name):
+    with pytest.raises(RuntimeError, match=rf"\b{name}: "):
+        op(*raw_arguments()._replace(**REFUSED[name]))
+
+
+def test_samples_without_elements(op):
+    call = raw_arguments(noisy=None, a=None, c=None, mask=None, teacher_uncond=None)
+    none = torch.ones(4, 0)
+    with pytest.raises(RuntimeError, match="student: expected at least one element"):
+        op(*call._replace(student=none, teacher=none, fake=none))
+
+
+@pytest.mark.backends("native")
+def test_unknown_instruction_set_is_refused(backend):
     code = (
         "import torch, fdkernels as fdk; x = torch.zeros(8, 4);"
         "fdk.fused_fdiv_loss(x, x, x, divergence='rkl', backend='native')"

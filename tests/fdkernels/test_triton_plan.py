@@ -14,7 +14,26 @@ from tests.check_kernels.cases import call
 pytestmark = pytest.mark.cpu_only("a pure function")
 
 GPU = Limits()
-ELEMENTS = (1, 2, 3, 5, 31, 1000, 3072, 12_288, 16_384, 16_385, 65_536, 786_432, 2_096_640, 2**31 - 1, 2**31, 2**33 + 5)
+ELEMENTS = (
+    1,
+    2,
+    3,
+    5,
+    31,
+    1000,
+    3072,
+    12_288,
+    16_384,
+    16_385,
+    65_536,
+    786_432,
+    2_096_640,
+    2**31 - 1_000_000,
+    2**31 - 5000,
+    2**31 - 1,
+    2**31,
+    2**33 + 5,
+)
 BATCHES = (1, 2, 3, 8, 64, 1000, 4096)
 
 
@@ -32,7 +51,8 @@ def check(spread, batch, elements):
         assert all(begin < end for begin, end in pieces)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
     assert batch * spread.programs < 2**31
-    assert spread.wide_offsets or elements + spread.tile <= 2**31 - 1
+    # The end of the last program's share is computed before it is cut to the sample's.
+    assert spread.wide_offsets or spread.programs * spread.tiles * spread.tile <= 2**31 - 1
     if spread.schedule == "whole":
         assert spread.programs == spread.tiles == 1 and spread.tile >= elements
     else:
@@ -98,8 +118,8 @@ def test_launches(batch, elements, options, launches):
 
 def test_offsets_need_64_bits_from_2_to_the_31_on():
     assert not needs_int64(2**31 - 1) and needs_int64(2**31)
-    assert not plan(1, 2**31 - 4097, limits=GPU).wide_offsets
-    assert plan(1, 2**31 - 4096, limits=GPU).wide_offsets
+    assert not plan(1, 2**31 - 2**16, limits=GPU).wide_offsets
+    assert plan(1, 2**31 - 2**16 + 1, limits=GPU).wide_offsets  # 32,768 programs of 16 tiles of 4,096 end at 2³¹
     # Many samples need none: where a sample starts is always in 64 bits.
     assert not plan(4096, 2**24, limits=GPU).wide_offsets
 
