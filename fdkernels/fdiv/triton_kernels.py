@@ -102,7 +102,7 @@ def fdiv_fwd_kernel(
     decay: tl.float64, alpha: tl.float64,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr,
-    SAMPLES: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0)
     i = tl.arange(0, TILE)
@@ -120,10 +120,12 @@ def fdiv_fwd_kernel(
     if weighting.logits is None:
         h = given_weights(weighting, b, b < batch)
     else:
-        mean = bin_means(weighting, constants, batch, 1, UPDATE, SAMPLES, BINS)
-        summary = summarize(weighting, constants, mean, batch, 1, DIVERGENCE, SAMPLES, BINS)
+        mean = bin_means(weighting, constants, batch, 1, UPDATE, SAMPLES, BINS, HEADS)
+        summary = summarize(weighting, constants, mean, batch, 1, DIVERGENCE, SAMPLES, BINS, HEADS)
         samples = tl.arange(0, SAMPLES)
-        all_h = weights(weighting, constants, mean, summary, samples, samples < batch, NORMALIZE, DIVERGENCE, BINS)
+        all_h = weights(
+            weighting, constants, mean, summary, samples, samples < batch, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS
+        )
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
@@ -145,10 +147,11 @@ def fdiv_fwd_kernel(
         tl.store(results.loss + b, 0.5 * energy / divisor)
     tl.store(results.partials + b, energy)
     if results.stats is not None:
-        tl.store(results.partials + batch + b, energy / (divisor * divisor))
-        tl.store(results.partials + 2 * batch + b, tl.where(nonfinite, 0.0, gap))
-        tl.store(results.partials + 3 * batch + b, tl.where(nonfinite, 0.0, distance))
-        tl.store(results.partials + 4 * batch + b, nonfinite.to(tl.float64))
+        field = tl.full((), batch, tl.int64)
+        tl.store(results.partials + field + b, energy / (divisor * divisor))
+        tl.store(results.partials + 2 * field + b, tl.where(nonfinite, 0.0, gap))
+        tl.store(results.partials + 3 * field + b, tl.where(nonfinite, 0.0, distance))
+        tl.store(results.partials + 4 * field + b, nonfinite.to(tl.float64))
     if _is_last(results.ticket):
         total, norm, gap, distance, count = _added(results, batch, SAMPLES)
         if REDUCTION != "none":
@@ -169,15 +172,16 @@ def _added(results, batch, SAMPLES: tl.constexpr):
     """Sums over all samples of what each left in `partials`; the figures' where they are wanted."""
     total = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     norm, gap, distance, count = total, total, total, total
+    field = tl.full((), batch, tl.int64)
     for start in range(0, batch, SAMPLES):
         b = start + tl.arange(0, SAMPLES)
         at = results.partials + b
         total += tl.sum(tl.load(at, mask=b < batch, other=0.0, cache_modifier=".cv"))
         if results.stats is not None:
-            norm += tl.sum(tl.load(at + batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            gap += tl.sum(tl.load(at + 2 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            distance += tl.sum(tl.load(at + 3 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            count += tl.sum(tl.load(at + 4 * batch, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            norm += tl.sum(tl.load(at + field, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            gap += tl.sum(tl.load(at + 2 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            distance += tl.sum(tl.load(at + 3 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            count += tl.sum(tl.load(at + 4 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
     return total, norm, gap, distance, count
 
 
@@ -191,7 +195,7 @@ def fdiv_reduce_kernel(
     decay: tl.float64, alpha: tl.float64,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
-    PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+    HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
     piece = tl.program_id(0) % programs
@@ -216,17 +220,17 @@ def fdiv_reduce_kernel(
         tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, WITH_ERROR, DMD, WIDE,
     )  # fmt: skip
     at = results.partials + tl.program_id(0)
-    stride = batch * programs
+    field = tl.full((), batch, tl.int64) * programs
     tl.store(at, energy)
-    tl.store(at + stride, gap)
-    tl.store(at + 2 * stride, distance)
-    tl.store(at + 3 * stride, bad)
-    tl.store(at + 4 * stride, count.to(tl.float64))
+    tl.store(at + field, gap)
+    tl.store(at + 2 * field, distance)
+    tl.store(at + 3 * field, bad)
+    tl.store(at + 4 * field, count.to(tl.float64))
     if _is_last(results.ticket):
         constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
         _weigh_all(
             operands, weighting, constants, results, batch, elements, programs, chunks, eps,
-            DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, PIECES,
+            DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
         )  # fmt: skip
 
 
@@ -236,7 +240,7 @@ def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
     # Blocks are added before they are reduced: `total += tl.sum(block, 1)` in a loop trips an assertion in Triton 3.8's
     # OptimizeThreadLocality where the total is used twice.
     total = tl.zeros((SAMPLES, PIECES), tl.float64)
-    row = results.partials + field * (batch * programs) + b * programs
+    row = results.partials + tl.full((), batch, tl.int64) * field * programs + b.to(tl.int64) * programs
     for start in range(0, programs, PIECES):
         piece = start + tl.arange(0, PIECES)
         inside = (b < batch)[:, None] & (piece < programs)[None, :]
@@ -248,14 +252,14 @@ def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
 def _weigh_all(
     operands, weighting, constants, results, batch, elements, programs, chunks, eps,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
-    REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, PIECES: tl.constexpr,
+    REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """From every program's sums to each sample's coefficient, the loss, the figures and the normalizer's state."""
     zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     total, norm, gap, distance, count, kept = zero, zero, zero, zero, zero, zero
     if weighting.logits is not None:
-        mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS)
-        summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS)
+        mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
+        summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
     if REDUCTION == "mean":
         for chunk in range(chunks):
             b = chunk * SAMPLES + tl.arange(0, SAMPLES)
@@ -266,7 +270,7 @@ def _weigh_all(
         if weighting.logits is None:
             h = given_weights(weighting, b, inside)
         else:
-            h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, BINS)
+            h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS)
         sample_distance = _pieces(results, 2, b, batch, programs, SAMPLES, PIECES)
         bad = _pieces(results, 3, b, batch, programs, SAMPLES, PIECES)
         w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, DMD, ZERO)

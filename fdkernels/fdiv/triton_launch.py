@@ -24,7 +24,7 @@ from fdkernels.fdiv.triton_kernels import (
     fdiv_fwd_kernel,
     fdiv_reduce_kernel,
 )
-from fdkernels.fdiv.triton_plan import Plan, backward_plan, next_power_of_2, plan
+from fdkernels.fdiv.triton_plan import Plan, backward_plan, heads_at_a_time, next_power_of_2, plan
 from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
 from fdkernels.fdiv.weight import WEIGHT_STATS
 
@@ -120,7 +120,7 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         h = student.new_empty((batch,), dtype=torch.float64)
         figures = stats if call.with_stats else student.new_empty((WEIGHT_STATS,), dtype=torch.float64)
         first = [_weigh(weighting, h, figures, constants, call.divergence, call.normalize_weight, call.update)]
-        weighting = Weighting(None, 1, None, h, None, 1, None)
+        weighting = Weighting(None, 1, 1, None, h, None, 1, None)
     operands = _operands(call)
     launches = _split if split else _whole
     return outputs, first + launches(call, spread, batch, elements, operands, weighting, results, constants)
@@ -185,7 +185,7 @@ def _options(call: FdivArguments, spread: Plan, weighting: Weighting) -> dict[st
         "NORMALIZE": call.normalize_weight, "UPDATE": call.update and weighting.ratio_mean is not None,
         "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
         "WITH_ERROR": call.dmd_scale or call.with_stats, "SAMPLES": spread.samples,
-        "BINS": next_power_of_2(weighting.bins), "TILE": spread.tile, "WIDE": _arithmetic(call),
+        "BINS": next_power_of_2(weighting.bins), "HEADS": spread.heads, "TILE": spread.tile, "WIDE": _arithmetic(call),
         "num_warps": spread.num_warps,
     }  # fmt: skip
 
@@ -236,14 +236,15 @@ def _weigh(
 ) -> Launch:  # fmt: skip
     batch = weight.shape[0]
     bins = next_power_of_2(weighting.bins)
-    samples = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // bins))
+    heads = heads_at_a_time(weighting.heads)
+    samples = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // max(bins, heads)))
     return Launch(
         fdiv_weight_kernel,
         1,
         (weighting, weight, stats, batch, -(-batch // samples), *constants),
         {
             "DIVERGENCE": divergence, "NORMALIZE": normalize, "UPDATE": update and weighting.ratio_mean is not None,
-            "SAMPLES": samples, "BINS": bins, "num_warps": 8,
+            "SAMPLES": samples, "BINS": bins, "HEADS": heads, "num_warps": 8,
         },
     )  # fmt: skip
 
@@ -258,10 +259,12 @@ def _constants(
 def _weighting(
     logits: Tensor | None, t: Tensor | None, weight: Tensor | None, ratio_mean: Tensor | None, edges: Tensor | None
 ) -> Weighting:
+    heads = 1 if logits is None else _heads(logits)
     normalized = logits is not None and ratio_mean is not None
     return Weighting(
         None if logits is None else logits.contiguous(),
-        1 if logits is None else _heads(logits),
+        heads,
+        -(-heads // heads_at_a_time(heads)),
         None if t is None else _readable(t),
         None if weight is None else _readable(weight),
         ratio_mean if normalized else None,

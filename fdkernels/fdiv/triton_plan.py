@@ -54,6 +54,8 @@ class Plan(NamedTuple):
     """Whether a launch of its own computes the weights h."""
     samples: int
     """Samples that the program which weighs and reports treats at a time."""
+    heads: int
+    """Heads of them that it loads at a time."""
     pieces: int
     """Partial sums of each of them that it adds at a time."""
 
@@ -90,19 +92,20 @@ def plan(
     most = limits.whole_elements_general if general else limits.whole_elements
     whole = block <= most and mask_entries <= limits.counted_entries
     samples = next_power_of_2(batch)
-    weigh_first = whole and heads > 0 and max(samples * next_power_of_2(max(bins, 1)), batch * heads) > limits.weighed
+    block_of_heads = heads_at_a_time(heads)
+    wider = max(next_power_of_2(max(bins, 1)), block_of_heads)
+    weigh_first = whole and heads > 0 and max(samples * wider, batch * heads) > limits.weighed
     if whole:
         # Records of all samples are added in blocks; weights, where computed here, want the whole batch at once.
         samples = samples if heads and not weigh_first else min(samples, 1024)
         warps = min(16, max(4, block // 512))
-        return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, 1)
+        return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
     tile, tiles, programs = _split(batch, elements, limits.tiles[1:] if general else limits.tiles, limits)
     pieces = min(next_power_of_2(programs), 1024)
-    per_sample = max(pieces, next_power_of_2(max(bins, 1)))
-    samples = max(1, min(samples, 4096 // per_sample))
+    samples = max(1, min(samples, 4096 // max(pieces, wider)))
     warps = max(4, min(8, tile // (256 if general else 512)))
     wide_offsets = needs_int64(programs * tiles * tile)
-    return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, pieces)
+    return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, block_of_heads, pieces)
 
 
 def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Plan:
@@ -116,7 +119,12 @@ def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Pl
     programs = min(pieces, max(1, limits.most_programs // batch))
     tiles = -(-pieces // programs)
     programs = -(-pieces // tiles)
-    return Plan("scale", tile, tiles, programs, 4, needs_int64(programs * tiles * tile), False, 1, 1)
+    return Plan("scale", tile, tiles, programs, 4, needs_int64(programs * tiles * tile), False, 1, 1, 1)
+
+
+def heads_at_a_time(heads: int) -> int:
+    """How many heads of a sample's logits a program loads at a time: all of them up to 64."""
+    return next_power_of_2(max(1, min(heads, 64)))
 
 
 def next_power_of_2(value: int) -> int:

@@ -20,6 +20,8 @@ class Weighting(NamedTuple):
     logits: Any
     """(B, heads), contiguous."""
     heads: int
+    head_chunks: int
+    """How many blocks of `HEADS` they are; 1 is known when a kernel is compiled, which then has no loop."""
     t: Any
     weight: Any
     """(B,), h itself, in place of logits."""
@@ -90,13 +92,16 @@ def _ratio_bin(weighting, constants, t):
 
 
 @triton.jit
-def _log_ratios(weighting, constants, b, inside):
+def _log_ratios(weighting, constants, b, inside, SAMPLES: tl.constexpr, HEADS: tl.constexpr):
     """Steps 1 and 2: (L clamped, t, whether the sample is finite, whether L was clipped)."""
-    L = tl.zeros_like(b).to(tl.float64)
+    k = tl.arange(0, HEADS)
     row = weighting.logits + b.to(tl.int64) * weighting.heads
-    for k in range(weighting.heads):
-        L += tl.load(row + k, mask=inside, other=0.0).to(tl.float64)
-    L = L / weighting.heads
+    logits = tl.zeros((SAMPLES, HEADS), tl.float64)
+    for chunk in range(weighting.head_chunks):
+        head = chunk * HEADS + k
+        there = inside[:, None] & (head < weighting.heads)[None, :]
+        logits += tl.load(row[:, None] + head[None, :], mask=there, other=0.0).to(tl.float64)
+    L = tl.sum(logits, 1) / weighting.heads
     finite = inside & is_finite(L)
     t = tl.zeros_like(L)
     if weighting.t is not None:
@@ -109,7 +114,10 @@ def _log_ratios(weighting, constants, b, inside):
 
 
 @triton.jit
-def bin_means(weighting, constants, batch, chunks, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr):
+def bin_means(
+    weighting, constants, batch, chunks,
+    UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
     """m [BINS] of step 3, after this batch's update, rounded as the float32 state is; ones without a normalizer."""
     i = tl.arange(0, BINS)
     if weighting.ratio_mean is None:
@@ -121,7 +129,7 @@ def bin_means(weighting, constants, batch, chunks, UPDATE: tl.constexpr, SAMPLES
             total = tl.zeros((BINS,), tl.float64)
             for chunk in range(chunks):
                 b = chunk * SAMPLES + tl.arange(0, SAMPLES)
-                L, t, finite, _ = _log_ratios(weighting, constants, b, b < batch)
+                L, t, finite, _ = _log_ratios(weighting, constants, b, b < batch, SAMPLES, HEADS)
                 member = (_ratio_bin(weighting, constants, t)[:, None] == i[None, :]) & finite[:, None]
                 count += tl.sum(tl.where(member, 1.0, 0.0).to(tl.float64), 0)
                 total += tl.sum(tl.where(member, tl.exp(L)[:, None], 0.0), 0)
@@ -131,9 +139,12 @@ def bin_means(weighting, constants, batch, chunks, UPDATE: tl.constexpr, SAMPLES
 
 
 @triton.jit
-def _log_weights(weighting, constants, mean, b, inside, DIVERGENCE: tl.constexpr, BINS: tl.constexpr):
+def _log_weights(
+    weighting, constants, mean, b, inside,
+    DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
     """Steps 1 to 4 of a block of samples: (log h, finite, ratio, clipped, out of range), each [SAMPLES]."""
-    L, t, finite, clipped = _log_ratios(weighting, constants, b, inside)
+    L, t, finite, clipped = _log_ratios(weighting, constants, b, inside, SAMPLES, HEADS)
     ratio = tl.exp(L)
     outside = finite & ((t < constants.t_min) | (t > constants.t_max))
     if weighting.ratio_mean is not None:
@@ -144,8 +155,9 @@ def _log_weights(weighting, constants, mean, b, inside, DIVERGENCE: tl.constexpr
 
 @triton.jit
 def summarize(
-    weighting, constants, mean, batch, chunks, DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr
-):
+    weighting, constants, mean, batch, chunks,
+    DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
     """The `Summary` of a batch's weights, block by block."""
     zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     count, total, squares, ratios, clips, outsides = zero, zero, zero, zero, zero, zero
@@ -154,7 +166,7 @@ def summarize(
     for chunk in range(chunks):
         b = chunk * SAMPLES + tl.arange(0, SAMPLES)
         log_h, finite, ratio, clipped, outside = _log_weights(
-            weighting, constants, mean, b, b < batch, DIVERGENCE, BINS
+            weighting, constants, mean, b, b < batch, DIVERGENCE, SAMPLES, BINS, HEADS
         )
         higher = tl.maximum(highest, tl.max(tl.where(finite, log_h, -float("inf"))))
         shrink = tl.where(count > 0, tl.exp(tl.minimum(highest - higher, 0.0)), 0.0)
@@ -190,10 +202,11 @@ def store_weight_stats(stats, weighting, summary, batch):
 @triton.jit
 def weights(
     weighting, constants, mean, summary, b, inside,
-    NORMALIZE: tl.constexpr, DIVERGENCE: tl.constexpr, BINS: tl.constexpr,
+    NORMALIZE: tl.constexpr, DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
     """h [SAMPLES] of step 5; NaN where a sample's combined logit or t is not finite."""
-    log_h, finite, _, _, _ = _log_weights(weighting, constants, mean, b, inside, DIVERGENCE, BINS)
+    log_h, finite, _, _, _ = _log_weights(weighting, constants, mean, b, inside, DIVERGENCE, SAMPLES, BINS, HEADS)
     if NORMALIZE:
         log_h = log_h - (summary.highest + tl.log(summary.total / summary.count))
     return tl.where(finite, tl.exp(log_h), float("nan"))
@@ -250,14 +263,15 @@ def fdiv_weight_kernel(
     log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
     decay: tl.float64, alpha: tl.float64,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
     """One program: logits (B, H) -> weight (B,), stats (7,), and the normalizer's new state."""
     constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
-    mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS)
-    summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS)
+    mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
+    summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
     for chunk in range(chunks):
         b = chunk * SAMPLES + tl.arange(0, SAMPLES)
-        h = weights(weighting, constants, mean, summary, b, b < batch, NORMALIZE, DIVERGENCE, BINS)
+        h = weights(weighting, constants, mean, summary, b, b < batch, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS)
         tl.store(weight + b, h, mask=b < batch)
     store_weight_stats(stats, weighting, summary, batch)
     if UPDATE:
