@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -36,22 +37,24 @@ def start(launches: Iterable[Launch]) -> None:
         launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
 
 
+def _zeros(device: torch.device) -> tuple[Tensor, torch.cuda.Event]:
+    """The tickets, and when they are zero."""
+    with torch.cuda.device(device):
+        # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
+        memory = torch.zeros((TICKETS, 4), dtype=torch.int32, device=device)
+        zeroed = torch.cuda.Event()
+        zeroed.record()
+    return memory, zeroed
+
+
 class _Tickets:
     """A device's tickets: zeros that outlive every stream and graph that counts in them."""
 
     def __init__(self, device: torch.device) -> None:
         self.by_stream: dict[int, Tensor] = {}
         # In a thread of its own: what the calling one allocates may belong to graphs that Inductor is about to record.
-        maker = threading.Thread(target=self._make, args=(device,))
-        maker.start()
-        maker.join()
-
-    def _make(self, device: torch.device) -> None:
-        with torch.cuda.device(device):
-            # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
-            self.memory = torch.zeros((TICKETS, 4), dtype=torch.int32, device=device)
-            self.zeroed = torch.cuda.Event()
-            self.zeroed.record()
+        with ThreadPoolExecutor(1) as maker:
+            self.memory, self.zeroed = maker.submit(_zeros, device).result()
         self.free = list(self.memory.unbind(0))
 
     def take(self, device: torch.device) -> Tensor:
@@ -60,6 +63,7 @@ class _Tickets:
 
 _on_cpu = torch.zeros(4, dtype=torch.int32)
 _devices: dict[torch.device, _Tickets] = {}
+_first_call = threading.Lock()
 
 
 def ticket(device: torch.device) -> Tensor:
@@ -76,7 +80,8 @@ def ticket(device: torch.device) -> Tensor:
     if tickets is None:
         if capturing:
             return torch.zeros(4, dtype=torch.int32, device=device)
-        tickets = _devices[device] = _Tickets(device)
+        with _first_call:
+            tickets = _devices[device] = _devices.get(device) or _Tickets(device)
     if capturing:
         return tickets.take(device)
     stream = torch.cuda.current_stream(device)

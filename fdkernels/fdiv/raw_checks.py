@@ -45,11 +45,14 @@ def check_raw(call: FdivArguments) -> None:
             _refuse(name, f"dense rows of {'bool' if name == 'mask' else 'floats'} on {device}", table)
     if call.reduction not in ("mean", "sum", "none"):
         _refuse("reduction", f"mean, sum or none, got {call.reduction!r}")
-    check_raw_weighting(shape[0], call.logits, call.t, call.weight, call.ratio_mean, call.edges, call.divergence)
+    check_raw_weighting(
+        shape[0], device, call.logits, call.t, call.weight, call.ratio_mean, call.edges, call.divergence
+    )
 
 
 def check_raw_weighting(
     batch: int,
+    device: torch.device,
     logits: Tensor | None,
     t: Tensor | None,
     weight: Tensor | None,
@@ -78,6 +81,11 @@ def check_raw_weighting(
         or not edges.is_contiguous()
     ):
         _refuse("edges", "contiguous float64 (bins - 1,) beside ratio_mean", edges)
+    for name, value in (
+        ("logits", logits), ("t", t), ("weight", weight), ("ratio_mean", ratio_mean), ("edges", edges)
+    ):  # fmt: skip
+        if value is not None and value.device != device:
+            _refuse(name, f"values on {device}", value)
     if divergence not in KERNEL_ROWS:
         _refuse("divergence", f"a row of the kernels' table, got {divergence!r}")
 

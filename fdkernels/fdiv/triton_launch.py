@@ -50,7 +50,7 @@ def fdiv_weight(
     decay: float, update: bool, divergence: str, alpha: float, log_ratio_min: float, log_ratio_max: float,
     normalize_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    check_raw_weighting(logits.shape[0], logits, t, None, ratio_mean, edges, divergence)
+    check_raw_weighting(logits.shape[0], logits.device, logits, t, None, ratio_mean, edges, divergence)
     stats = logits.new_empty((WEIGHT_STATS,), dtype=torch.float64)
     weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
     if logits.shape[0] == 0:

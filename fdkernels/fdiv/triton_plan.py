@@ -98,7 +98,7 @@ def plan(
     if whole:
         # Records of all samples are added in blocks; weights, where computed here, want the whole batch at once.
         samples = samples if heads and not weigh_first else min(samples, 1024)
-        warps = min(16, max(4, block // 512))
+        warps = min(16, max(4, block // (256 if general else 512)))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
     tile, tiles, programs = _split(batch, elements, limits.tiles[1:] if general else limits.tiles, limits)
     pieces = min(next_power_of_2(programs), 1024)

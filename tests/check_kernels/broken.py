@@ -6,6 +6,7 @@ A process of its own, since it replaces parts of the kernels before they are fir
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import torch
@@ -15,7 +16,7 @@ import triton.language as tl
 from fdkernels._triton.launch import Launch
 from fdkernels.fdiv import triton_kernels
 from fdkernels.fdiv.triton_launch import forward_launches
-from tests.check_kernels.cases import CIFAR, SD15, call
+from tests.check_kernels.cases import CIFAR, SD15, SDXL, call, meta
 from tests.check_kernels.claims import expected_accesses, failures
 from tests.check_kernels.compiled import TARGETS, compile_for
 
@@ -51,6 +52,13 @@ def misaligned() -> Launch:
     return forward_launches(call((64, 3, 41, 25)))[1][0]
 
 
+def one_misaligned(name: str) -> Launch:
+    """One input whose samples lie an odd number of elements apart, in the split schedule."""
+    batch, elements = SDXL[0], math.prod(SDXL[1:])
+    image = meta(batch, elements + 1, dtype=torch.bfloat16)[:, 1:].view(SDXL)
+    return forward_launches(call(SDXL)._replace(**{name: image}))[1][0]
+
+
 def crowded(warps: int) -> Launch:
     """Too few warps for 16,384 elements."""
     launch = forward_launches(call(SD15))[1][0]
@@ -64,6 +72,8 @@ def with_part(name: str, part: object, **changes: object) -> Launch:
 
 BROKEN = {
     "misaligned": misaligned,
+    "misaligned student": lambda: one_misaligned("student"),
+    "misaligned fake": lambda: one_misaligned("fake"),
     "one warp": lambda: crowded(1),
     "four warps": lambda: crowded(4),
     "float atomic": lambda: with_part("_is_last", float_atomic),
@@ -77,8 +87,9 @@ def main() -> None:
     name, target = sys.argv[1:]
     launch = BROKEN[name]()
     compiled = compile_for(launch, TARGETS[target])
+    written = torch.bfloat16 if launch.kernel.__name__ == "fdiv_fwd_kernel" else None
     read = [launch.arguments[0].student.data] * 3
-    expected = expected_accesses(launch, read, torch.bfloat16, TARGETS[target].warp_size)
+    expected = expected_accesses(launch, read, written, TARGETS[target].warp_size)
     print(json.dumps(failures(compiled, expected)))
 
 

@@ -89,6 +89,25 @@ FORWARDS = {
     "wan bf16, flow a frame, guidance, mask": call(WAN, frames=21, prediction=True, guidance=True, mask=(2, 21), **RKL),
 }
 
+# Odd ones that have to compile; nothing is claimed of their accesses.
+ODD = {
+    "one sample of one element": call((1, 1), FP32),
+    "one sample": call((1, 3, 32, 32), with_stats=True),
+    "samples of one element, x_t, mask": call((700, 1), prediction=True, mask=(700, 1), reduction="none"),
+    "odd length": call((3, 4099), FP16, guidance=True),
+    "float64": call((8, 3, 32, 32), torch.float64, prediction=True),
+    "no gradient, sum": call(SDXL, with_grad=False, reduction="sum"),
+    "custom edges, integer t": call(CIFAR, edges=meta(9, dtype=torch.float64), t=meta(64, dtype=torch.int64)),
+    "one bin, one head": call(CIFAR, logits=meta(64), ratio_mean=meta(1), edges=meta(0, dtype=torch.float64)),
+    "scale a sample, alpha": call(
+        CIFAR, scale=meta(64, 1), scale_inner=3072, dmd_scale=False, divergence="alpha", alpha=0.5
+    ),
+    "both guided, coefficients a channel": call(
+        (64, 4, 32, 32), frames=4, prediction=True, guidance=True, fake_uncond=meta(64, 4, 32, 32, dtype=BF16)
+    ),
+    "130 heads": call((8, 4, 32, 32), logits=meta(8, 130), normalize_weight=False),
+}
+
 BACKWARDS = {
     "sdxl bf16, in place": (BF16, (), True),
     "sdxl fp32, retained": (FP32, (), False),
@@ -113,7 +132,10 @@ def images_read(arguments: FdivArguments, kernel: str) -> list[Tensor]:
 
 
 def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
-    """(case, launch, N-sized inputs that it reads, dtype of the gradient that it writes) of every case."""
+    """(case, launch, N-sized inputs that it reads, dtype of the gradient that it writes) of every case.
+
+    The last two are empty where nothing is claimed of its accesses.
+    """
     found: list[tuple[str, Launch, list[Tensor], torch.dtype | None]] = []
     for name, arguments in FORWARDS.items():
         for launch in forward_launches(arguments)[1]:
@@ -121,6 +143,9 @@ def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
             stores = kernel in ("fdiv_fwd_kernel", "fdiv_apply_kernel")
             written = arguments.student.dtype if stores else None
             found.append((name, launch, images_read(arguments, kernel), written))
+    for name, arguments in ODD.items():
+        for launch in forward_launches(arguments)[1]:
+            found.append((name, launch, [], None))
     for name, (dtype, upstream, in_place) in BACKWARDS.items():
         for launch in backward(dtype, upstream, in_place):
             found.append((name, launch, [launch.arguments[0]], dtype))

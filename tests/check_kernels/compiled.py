@@ -57,7 +57,8 @@ class Compiled:
     spilled: int
     """Bytes of stack or scratch memory."""
     wide_loads: int
-    """128-bit ones from global memory, as they stand in the code (a loop's body counts once)."""
+    """128-bit ones from global memory before the ticket, as they stand in the code: those of elements. What the program
+    that reports loads comes after it."""
     wide_stores: int
     narrow_stores: int
     """Below 32 bits: what a gradient of unaligned half precision needs."""
@@ -95,7 +96,7 @@ def _inspect_nvidia(kernel: Any) -> Compiled:
         resident=65_536 // (-(-registers // 8) * 8 * 32 * warps) * warps,
         shared=kernel.metadata.shared,
         spilled=max(used("STACK"), used("LOCAL"), local),
-        wide_loads=len(re.findall(r"\bLDG\.[\w.]*\b128\b", code)),
+        wide_loads=len(re.findall(r"\bLDG\.[\w.]*\b128\b", re.split(r"\bATOMG?\.", code)[0])),
         wide_stores=len(re.findall(r"\bSTG\.[\w.]*\b128\b", code)),
         narrow_stores=len(re.findall(r"\bSTG\.[\w.]*\b[US](?:8|16)\b", code)),
         integer_atomics=len(atomics) - len(floats),
@@ -118,7 +119,7 @@ def _inspect_amd(kernel: Any) -> Compiled:
         resident=4 * (512 // max(1, noted("vgpr_count"))),
         shared=kernel.metadata.shared,
         spilled=noted("private_segment_fixed_size"),
-        wide_loads=len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", code)),
+        wide_loads=len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", code.split("_atomic_")[0])),
         wide_stores=len(re.findall(r"\b(?:global|buffer)_store_dwordx4\b", code)),
         narrow_stores=len(re.findall(r"\b(?:global|buffer)_store_(?:short|byte)\w*\b", code)),
         integer_atomics=len(atomics) - len(floats),

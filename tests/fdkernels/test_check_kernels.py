@@ -17,6 +17,8 @@ pytestmark = pytest.mark.cpu_only("compiles for devices that are not there")
 ROOT = Path(__file__).parents[2]
 CAUGHT_BY = {
     "misaligned": ["loads of 128 bits", "stores of 128 bits", "stores below 32 bits"],
+    "misaligned student": ["loads of 128 bits"],
+    "misaligned fake": ["loads of 128 bits"],
     "one warp": ["spills"],
     "four warps": ["warps resident"],
     "float atomic": ["float atomics"],
@@ -51,6 +53,8 @@ def test_every_kernel_is_as_claimed(target):
 @pytest.mark.parametrize("target", ("sm_90", "gfx942"))
 @pytest.mark.parametrize("broken", CAUGHT_BY)
 def test_a_broken_kernel_is_caught(broken, target):
+    if target == "gfx942" and broken in ("misaligned student", "misaligned fake"):
+        pytest.skip("a thread's share of that tile is 8 bytes on a device of 64 lanes: nothing is claimed")
     run = compiled_in_a_process_of_its_own("tests.check_kernels.broken", broken, target)
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout.splitlines()[-1])
