@@ -270,6 +270,7 @@ def test_small_batches_warn_once(backend):
     validation._warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of Triton 3.6's interpreter
         case.but(divergence="rkl").call(backend)
         case.but(normalize_weight=False).call(backend)
         make((8, 3, 6, 5)).call(backend)
