@@ -7,6 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fdkernels.fdiv.weight import WEIGHT_STATS
+
+# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
+STATS = WEIGHT_STATS + 3
+
 
 class FdivArguments(NamedTuple):
     """In the schema's order (`ops.py`).
@@ -59,3 +64,15 @@ class FdivArguments(NamedTuple):
     def dtype(self) -> torch.dtype:
         """That of the N-sized arithmetic."""
         return torch.float64 if any(v.dtype == torch.float64 for v in self.images()) else torch.float32
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss, gradient, unscale, stats), uninitialized; empty where a call does not ask for one."""
+        student = self.student
+        per_loss = (student.shape[0],) if self.reduction == "none" else ()
+        scaled = self.with_grad and student.dtype == torch.float16
+        return (
+            student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
+            student.new_empty(student.shape if self.with_grad else (0,)),
+            student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
+            student.new_empty((STATS if self.with_stats else 0,), dtype=torch.float64),
+        )

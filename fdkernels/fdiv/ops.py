@@ -19,9 +19,6 @@ from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import FdivArguments
 from fdkernels.fdiv.weight import WEIGHT_STATS
 
-# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
-STATS = WEIGHT_STATS + 3
-
 _library = torch.library.Library("fdkernels", "DEF")
 
 _FDIV = """(
@@ -50,15 +47,7 @@ for _backend in _BACKENDS:
 
 
 def _fdiv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = FdivArguments(*args)
-    student = call.student
-    per_loss = (student.shape[0],) if call.reduction == "none" else ()
-    loss = student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
-    gradient = student.new_empty(student.shape if call.with_grad else (0,))
-    scaled = call.with_grad and student.dtype == torch.float16
-    unscale = student.new_empty(per_loss if scaled else (0,), dtype=torch.float32)
-    stats = student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64)
-    return loss, gradient, unscale, stats
+    return FdivArguments(*args).outputs()
 
 
 def _fdiv_weight_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

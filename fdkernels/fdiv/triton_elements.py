@@ -169,7 +169,7 @@ def _careful_sums(
             gap = c * gap
         direction = gap
         if operands.scale_table is not None:
-            scale = _entries(operands.scale_table, b, i, inside).to(tl.float64) + zeros
+            scale = _entries(operands.scale_table, b, i, inside).to(tl.float64)
             finite = finite & is_finite(scale)
             direction = scale * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))

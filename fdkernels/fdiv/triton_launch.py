@@ -28,7 +28,6 @@ from fdkernels.fdiv.triton_plan import Plan, backward_plan, heads_at_a_time, nex
 from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
 from fdkernels.fdiv.weight import WEIGHT_STATS
 
-STATS = WEIGHT_STATS + 3
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
 _READABLE = (
@@ -94,7 +93,7 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     check_raw(call)
     student = call.student
     batch, elements = student.shape[0], math.prod(student.shape[1:])
-    outputs = _outputs(call)
+    outputs = call.outputs()
     loss, gradient, unscale, stats = outputs
     if batch == 0:  # an empty rank: nothing to launch over
         loss.zero_()
@@ -124,18 +123,6 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     operands = _operands(call)
     launches = _split if split else _whole
     return outputs, first + launches(call, spread, batch, elements, operands, weighting, results, constants)
-
-
-def _outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    student = call.student
-    per_loss = (student.shape[0],) if call.reduction == "none" else ()
-    scaled = call.with_grad and student.dtype == torch.float16
-    return (
-        student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
-        student.new_empty(student.shape if call.with_grad else (0,)),
-        student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
-        student.new_empty((STATS if call.with_stats else 0,), dtype=torch.float64),
-    )
 
 
 def _whole(
