@@ -42,7 +42,6 @@ namespace {
 constexpr int64_t kChunk = 16384;          // elements one thread reduces at a time in a split sample
 constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
 constexpr int64_t kGrain = 8192;           // elements below which a second thread does not pay
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 int64_t size_of(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
@@ -75,12 +74,6 @@ std::vector<double> count_kept(const Problem& p, const Threads& threads) {
   });
   if (rows < p.batch) std::fill(kept.begin(), kept.end(), kept[0]);
   return kept;
-}
-
-double table_value(const Table& table, int64_t b) {
-  const int64_t at = b * table.batch_stride;
-  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
-                                   : static_cast<const float*>(table.data)[at];
 }
 
 void add(Sums& total, const Sums& part) {
@@ -152,7 +145,7 @@ class Run {
     for (int64_t at = 0; at < p_.elements; at += kChunk) {
       add(sums_[b], reduce_(p_, b, at, std::min(p_.elements, at + kChunk)));
     }
-    weigh(b);
+    weight_[b] = sample_weight(p_, b, p_.weight[b], sums_[b]);
     if (p_.gradient != nullptr) store(b, 0, p_.elements);
   }
 
@@ -165,18 +158,10 @@ class Run {
       }
     });
     for (const Sums& sums : partial) add(sums_[b], sums);
-    weigh(b);
+    weight_[b] = sample_weight(p_, b, p_.weight[b], sums_[b]);
     if (p_.gradient == nullptr) return;
     parallel(threads_, chunks, 1,
              [&](int64_t begin, int64_t end) { store(b, begin * kChunk, std::min(p_.elements, end * kChunk)); });
-  }
-
-  void weigh(int64_t b) {
-    Sums& sums = sums_[b];
-    const double scale = p_.scale.data != nullptr && p_.scale.entries == 1 ? table_value(p_.scale, b) : 1.0;
-    weight_[b] = sample_weight(p_.weight[b], p_.dmd_scale, sums.distance, p_.elements, p_.eps, scale);
-    sums.nonfinite = sums.nonfinite || !std::isfinite(weight_[b]) || !std::isfinite(scale);
-    if (sums.nonfinite) weight_[b] = p_.zero_nonfinite ? 0.0 : kNan;
   }
 
   void store(int64_t b, int64_t begin, int64_t end) const {

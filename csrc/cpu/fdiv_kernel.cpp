@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "fdkernels/element.h"
 #include "numbers.h"
 
 namespace fdkernels::FDKERNELS_ISA {
@@ -134,28 +135,6 @@ void load_general(const Problem& p, int64_t b, int64_t begin, int count, bool wi
   }
 }
 
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline float number(Bf16 v) {
-  return bf16_to_float(v.bits);
-}
-
-template <class T>
-T number(T v) {
-  return v;
-}
-
-inline void put(float v, Bf16& out) {
-  out.bits = float_to_bf16(v);
-}
-
-template <class T>
-void put(T v, T& out) {
-  out = v;
-}
-
 template <class T, bool kReadX, class Stored>
 Sums reduce_plain(const Stored* x, const Stored* tau, const Stored* f, int count) {
   T distance = 0, energy = 0, gap = 0;
@@ -217,20 +196,15 @@ Sums reduce_carefully(const Problem& p, const Block<T>& block, int count, bool r
   const bool plain = is_plain(p);
   Sums sums;
   for (int i = 0; i < count; ++i) {
-    const bool keep = plain || block.keep[i];
-    const double c = plain ? 1.0 : block.c[i], scale = plain ? 1.0 : block.scale[i];
-    const double tau = block.tau[i], f = block.f[i];
-    const double d = c * (f - tau);
-    bool finite = is_finite(tau) && is_finite(f) && is_finite(c) && is_finite(scale);
-    if (keep || is_finite(d)) sums.gap += std::fabs(d);
-    if (keep) sums.energy += scale * d * scale * d;
-    if (read_x) {
-      const double noisy = plain ? 0.0 : block.noisy[i], a = plain ? 0.0 : block.a[i];
-      const double e = block.x[i] - (a * noisy + c * tau);
-      if (keep || is_finite(e)) sums.distance += std::fabs(e);
-      if (p.dmd_scale) finite = finite && is_finite(block.x[i]) && is_finite(noisy) && is_finite(a);
+    Element e{.tau = block.tau[i], .f = block.f[i]};
+    if (read_x) e.x = block.x[i];
+    if (!plain) {
+      e.c = block.c[i];
+      e.scale = block.scale[i];
+      e.keep = block.keep[i];
+      if (read_x) e.a = block.a[i], e.noisy = block.noisy[i];
     }
-    sums.nonfinite |= keep && !finite;
+    add_carefully(sums, e, read_x, p.dmd_scale);
   }
   return sums;
 }

@@ -1,14 +1,12 @@
-// The weight h(r) of a batch, from its combined logits: O(B) work in double and in the log domain.
+// The weight h(r) of a batch, from its combined logits, on one thread.
 
 #include <vector>
 
-#include "fdkernels/fdiv.h"
+#include "fdkernels/weight.h"
 
 namespace fdkernels {
 
 namespace {
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Divides each ratio by the running mean of its bin, after this batch's update of it.
 void normalize_ratio(int64_t batch, double* L, const double* t, const std::vector<char>& finite,
@@ -21,12 +19,7 @@ void normalize_ratio(int64_t batch, double* L, const double* t, const std::vecto
       sum[bin] += std::exp(L[b]);
       count[bin] += 1;
     }
-    for (int64_t i = 0; i < state.bins; ++i) {
-      if (count[i] > 0) {
-        const double old = state.mean[i];
-        state.mean[i] = static_cast<float>(state.decay * old + (1 - state.decay) * sum[i] / count[i]);
-      }
-    }
+    for (int64_t i = 0; i < state.bins; ++i) state.mean[i] = updated_mean(state.mean[i], sum[i], count[i], state.decay);
   }
   for (int64_t b = 0; b < batch; ++b) {
     if (finite[b]) L[b] -= std::log(static_cast<double>(state.mean[ratio_bin(state, t[b])]));
@@ -38,62 +31,39 @@ void normalize_ratio(int64_t batch, double* L, const double* t, const std::vecto
 void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& state, const WeightOptions& options,
                  double* h, double* stats) {
   std::vector<char> finite(batch);
-  double count = 0, clipped = 0, outside = 0, ratio_sum = 0;
+  WeightSums sums;
   for (int64_t b = 0; b < batch; ++b) {
-    finite[b] = std::isfinite(L[b]) && (t == nullptr || std::isfinite(t[b]));
-    if (!finite[b]) continue;
-    count += 1;
-    clipped += L[b] < options.log_ratio_min || L[b] > options.log_ratio_max;
-    L[b] = std::clamp(L[b], options.log_ratio_min, options.log_ratio_max);
-    ratio_sum += std::exp(L[b]);
-    if (state.mean != nullptr) outside += t[b] < state.t_min || t[b] > state.t_max;
+    const LogRatio ratio = log_ratio(L[b], t == nullptr ? nullptr : t + b, state, options);
+    add(sums, ratio);
+    L[b] = ratio.L;
+    finite[b] = ratio.finite;
   }
   if (state.mean != nullptr) normalize_ratio(batch, L, t, finite, state);
 
-  double low = std::numeric_limits<double>::infinity(), high = -low;
+  Extremes extremes;
   for (int64_t b = 0; b < batch; ++b) {
     if (!finite[b]) continue;
     L[b] = log_weight(options.divergence, L[b], options.alpha);
-    low = std::min(low, L[b]);
-    high = std::max(high, L[b]);
+    add(extremes, L[b]);
   }
-  // Relative to the largest weight, so that neither a mean nor a square overflows.
-  double total = 0, squares = 0;
   for (int64_t b = 0; b < batch; ++b) {
-    if (!finite[b]) continue;
-    const double relative = std::exp(L[b] - high);
-    total += relative;
-    squares += relative * relative;
+    if (finite[b]) add_relative(sums, std::exp(L[b] - extremes.highest));
   }
-  const double log_mean = options.normalize ? high + std::log(total / count) : 0.0;
-  for (int64_t b = 0; b < batch; ++b) h[b] = finite[b] ? std::exp(L[b] - log_mean) : kNan;
-
-  const bool any = count > 0;
-  stats[0] = any ? std::exp(low) : kNan;
-  stats[1] = any ? std::exp(high) * total / count : kNan;
-  stats[2] = any ? std::exp(high) : kNan;
-  stats[3] = any ? total * total / (static_cast<double>(batch) * squares) : kNan;
-  stats[4] = ratio_sum / count;
-  stats[5] = clipped / count;
-  stats[6] = state.mean != nullptr ? outside / count : kNan;
+  const double log_mean = log_mean_weight(sums, extremes, options.normalize);
+  for (int64_t b = 0; b < batch; ++b) h[b] = finite[b] ? std::exp(L[b] - log_mean) : NAN;
+  weight_stats(sums, extremes, batch, state.mean != nullptr, stats);
 }
 
 void given_weight_stats(int64_t batch, const double* h, double* stats) {
-  double low = std::numeric_limits<double>::infinity(), high = -low, count = 0, total = 0, squares = 0;
+  WeightSums sums;
+  Extremes extremes;
   for (int64_t b = 0; b < batch; ++b) {
-    if (!std::isfinite(h[b])) continue;
-    count += 1;
-    total += h[b];
-    squares += h[b] * h[b];
-    low = std::min(low, h[b]);
-    high = std::max(high, h[b]);
+    if (!is_finite(h[b])) continue;
+    sums.count += 1;
+    add_relative(sums, h[b]);
+    add(extremes, h[b]);
   }
-  const bool any = count > 0;
-  stats[0] = any ? low : kNan;
-  stats[1] = any ? total / count : kNan;
-  stats[2] = any ? high : kNan;
-  stats[3] = any ? total * total / (static_cast<double>(batch) * squares) : kNan;
-  stats[4] = stats[5] = stats[6] = kNan;
+  given_weight_stats(sums, extremes, batch, stats);
 }
 
 }  // namespace fdkernels

@@ -1,10 +1,9 @@
-// Half precision to float and back, one number or a run of them. In an unnamed namespace, like all that is compiled
-// once per instruction set.
+// Runs of stored numbers, widened and narrowed. In an unnamed namespace, like all that is compiled once per instruction
+// set.
 #pragma once
 
-#include <bit>
-
 #include "fdkernels/fdiv.h"
+#include "fdkernels/numbers.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -13,40 +12,6 @@
 namespace fdkernels {
 
 namespace {
-
-inline float bf16_to_float(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
-
-inline uint16_t float_to_bf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-
-// IEEE half to single: shift the exponent into place, then let a multiplication normalize subnormals.
-inline float half_to_float(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
-  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t finite = std::bit_cast<uint32_t>(scaled);
-  const uint32_t result = (bits & 0x7c00u) == 0x7c00u ? (magnitude | 0x7f800000u) : finite;
-  return std::bit_cast<float>(result | (static_cast<uint32_t>(bits & 0x8000u) << 16));
-}
-
-// Round to nearest even. Adding a power of two at the half's last place makes the float adder round.
-inline uint16_t float_to_half(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536
-  if (magnitude < 0x38800000u) {                                               // subnormal
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
-  }
-  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
-}
 
 template <class T>
 void widen(const void* source, DType dtype, int64_t offset, int count, T* out) {

@@ -48,6 +48,7 @@ struct Problem {
   bool with_stats;
   void* gradient;  // contiguous, in student's dtype; null: loss only
   bool wide;       // arithmetic in double, since an N-sized input is
+  bool aligned;    // every sample of every N-sized tensor starts at a multiple of 16 bytes; the CPU does not ask
 };
 
 // Sums over a run of elements. Masked ones count in neither energy nor nonfinite.
@@ -56,6 +57,7 @@ struct Sums {
   double energy = 0;    // (scale c (f - tau))^2
   double gap = 0;       // |c (f - tau)|
   bool nonfinite = false;
+  double kept = 0;  // unmasked elements, where a schedule counts them as it goes
 };
 
 struct RatioState {
@@ -97,10 +99,20 @@ FDK_HOST_DEVICE inline int64_t ratio_bin(const RatioState& state, double t) {
   return position < static_cast<double>(state.bins - 1) ? static_cast<int64_t>(position) : state.bins - 1;
 }
 
-// w_b, everything that multiplies a sample's per-element gap; NaN or infinite for a non-finite sample.
-FDK_HOST_DEVICE inline double sample_weight(double h, bool dmd_scale, double distance, int64_t elements, double eps,
-                                            double scale) {
-  return (dmd_scale ? h / (distance / static_cast<double>(elements) + eps) : h) * scale;
+FDK_HOST_DEVICE inline double table_entry(const Table& table, int64_t b, int64_t entry) {
+  const int64_t at = b * table.batch_stride + entry;
+  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
+                                   : static_cast<const float*>(table.data)[at];
+}
+
+// w_b, everything that multiplies a sample's per-element direction: 0 or NaN for a non-finite sample, which is marked.
+FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double h, Sums& sums) {
+  const double scale = p.scale.data != nullptr && p.scale.entries == 1 ? table_entry(p.scale, b, 0) : 1.0;
+  const double divisor = p.dmd_scale ? sums.distance / static_cast<double>(p.elements) + p.eps : 1.0;
+  const double w = h / divisor * scale;
+  sums.nonfinite = sums.nonfinite || !(w - w == 0) || !(scale - scale == 0);
+  if (!sums.nonfinite) return w;
+  return p.zero_nonfinite ? 0.0 : NAN;
 }
 
 // float16 stores (g / N) 2^k with k = floor(log2 N), since g / N underflows it.

@@ -1,0 +1,46 @@
+// One element in double: where float sums overflowed, underflowed or met a NaN, this finds out which.
+//
+// In an unnamed namespace, for the reason that numbers.h gives.
+#pragma once
+
+#include "fdiv.h"
+
+namespace fdkernels {
+
+namespace {
+
+// Neutral where a call lacks an operand. tau and f are raw predictions.
+struct Element {
+  double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, scale = 1;
+  bool keep = true;
+};
+
+FDK_HOST_DEVICE inline bool has_value(double v) {
+  return v - v == 0;
+}
+
+// with_error: whether x was read; dmd_scale: whether a result depends on it.
+FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool with_error, bool dmd_scale) {
+  const double d = e.c * (e.f - e.tau);
+  bool finite = has_value(e.tau) && has_value(e.f) && has_value(e.c) && has_value(e.scale);
+  if (e.keep || has_value(d)) sums.gap += ::fabs(d);
+  if (e.keep) sums.energy += e.scale * d * e.scale * d;
+  if (with_error) {
+    const double error = e.x - (e.a * e.noisy + e.c * e.tau);
+    if (e.keep || has_value(error)) sums.distance += ::fabs(error);
+    if (dmd_scale) finite = finite && has_value(e.x) && has_value(e.noisy) && has_value(e.a);
+  }
+  sums.nonfinite = sums.nonfinite || (e.keep && !finite);
+}
+
+// Float sums that can be taken as they are: finite, and squares either large enough that what underflowed in them is
+// nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all masked.
+// reach: sum of |scale c (f - tau)|.
+template <class T>
+FDK_HOST_DEVICE inline bool trustworthy(T distance, T energy, T gap, T reach) {
+  return has_value(distance) && has_value(energy) && has_value(gap) && (energy > T(1e-28) || reach == 0);
+}
+
+}  // namespace
+
+}  // namespace fdkernels

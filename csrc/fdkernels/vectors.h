@@ -1,0 +1,164 @@
+// Runs of V elements of the N-sized tensors, in 16-byte accesses where the widest of a call's stored types makes 16
+// bytes of V of them; for host and device.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "fdiv.h"
+#include "numbers.h"
+
+namespace fdkernels {
+
+struct AnyType {};  // looked up at run time
+
+// What the student (and x_t) and the predictions are stored in, and what the arithmetic is done in.
+template <class StudentType, class PredictionType, class Arithmetic>
+struct Types {
+  using Student = StudentType;
+  using Prediction = PredictionType;
+  using T = Arithmetic;
+};
+
+template <class Stored, class T>
+constexpr int kStoredBytes = sizeof(std::conditional_t<std::is_same_v<Stored, AnyType>, T, Stored>);
+
+template <class Ty>
+constexpr int kVector = 16 / std::max(kStoredBytes<typename Ty::Student, typename Ty::T>,
+                                      kStoredBytes<typename Ty::Prediction, typename Ty::T>);
+
+FDK_HOST_DEVICE constexpr int size_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+// Calls body(Stored{}) with the type that `dtype` names; at compile time where `Stored` names one already.
+template <class Stored, class Body>
+FDK_HOST_DEVICE inline void with_type(DType dtype, const Body& body) {
+  if constexpr (!std::is_same_v<Stored, AnyType>) {
+    body(Stored{});
+  } else {
+    switch (dtype) {
+      case DType::f32:
+        return body(float{});
+      case DType::f64:
+        return body(double{});
+      case DType::bf16:
+        return body(Bf16{});
+      case DType::f16:
+        return body(Half{});
+    }
+  }
+}
+
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
+// A dense vector as it lies in memory, aligned to its own size: 4, 8 or 16 bytes. Read-only for the kernel's life.
+template <int kBytes>
+FDK_HOST_DEVICE inline Words read_words(const void* from) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  Words words{};
+#ifdef __CUDA_ARCH__
+  if constexpr (kBytes == 16) {
+    const uint4 v = __ldg(static_cast<const uint4*>(from));
+    words = {v.x, v.y, v.z, v.w};
+  } else if constexpr (kBytes == 8) {
+    const uint2 v = __ldg(static_cast<const uint2*>(from));
+    words.word[0] = v.x, words.word[1] = v.y;
+  } else {
+    words.word[0] = __ldg(static_cast<const unsigned*>(from));
+  }
+#else
+  std::memcpy(&words, from, kBytes);
+#endif
+  return words;
+}
+
+template <int kBytes>
+FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
+#ifdef __CUDA_ARCH__
+  if constexpr (kBytes == 16) {
+    *static_cast<uint4*>(to) = {words.word[0], words.word[1], words.word[2], words.word[3]};
+  } else if constexpr (kBytes == 8) {
+    *static_cast<uint2*>(to) = {words.word[0], words.word[1]};
+  } else {
+    *static_cast<unsigned*>(to) = words.word[0];
+  }
+#else
+  std::memcpy(to, &words, kBytes);
+#endif
+}
+
+template <class Stored, int V>
+FDK_HOST_DEVICE inline const Stored* vector_at(const Images& images, int64_t b, int64_t i) {
+  return static_cast<const Stored*>(images.data) + b * images.batch_stride + i;
+}
+
+// The whole, aligned vector of elements [i, i + V) of sample b, still as it is stored.
+template <class Stored, int V>
+FDK_HOST_DEVICE inline Words read_vector(const Images& images, int64_t b, int64_t i) {
+  Words words{};
+  with_type<Stored>(images.dtype, [&](auto type) {
+    using S = decltype(type);
+    if constexpr (V * sizeof(S) <= 16) words = read_words<V * sizeof(S)>(vector_at<S, V>(images, b, i));
+  });
+  return words;
+}
+
+template <class Stored, int V, class T>
+FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) {
+  with_type<Stored>(dtype, [&](auto type) {
+    using S = decltype(type);
+    if constexpr (V * sizeof(S) <= 16) {
+      S stored[V];
+      std::memcpy(stored, &words, sizeof(stored));
+#pragma unroll
+      for (int k = 0; k < V; ++k) out[k] = static_cast<T>(number(stored[k]));
+    }
+  });
+}
+
+template <class Stored, class T>
+FDK_HOST_DEVICE inline T read_one(const Images& images, int64_t b, int64_t i) {
+  T value{};
+  with_type<Stored>(images.dtype,
+                    [&](auto type) { value = static_cast<T>(number(*vector_at<decltype(type), 1>(images, b, i))); });
+  return value;
+}
+
+// Elements [i, i + count) of sample b, the rest 0. kWhole: count is V and the vector is aligned.
+template <class Stored, bool kWhole, int V, class T>
+FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, int count, T (&out)[V]) {
+  if constexpr (kWhole) {
+    widen<Stored>(read_vector<Stored, V>(images, b, i), images.dtype, out);
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k) out[k] = k < count ? read_one<Stored, T>(images, b, i + k) : T(0);
+  }
+}
+
+// values[0, count) to elements from `at` on, each rounded once.
+template <class Stored, bool kWhole, int V, class T>
+FDK_HOST_DEVICE inline void write(void* to, DType dtype, int64_t at, int count, const T (&values)[V]) {
+  with_type<Stored>(dtype, [&](auto type) {
+    using S = decltype(type);
+    using Wide = decltype(number(S{}));
+    S stored[V];
+#pragma unroll
+    for (int k = 0; k < V; ++k) put(static_cast<Wide>(values[k]), stored[k]);
+    S* out = static_cast<S*>(to) + at;
+    if constexpr (kWhole && V * sizeof(S) <= 16) {
+      Words words{};
+      std::memcpy(&words, stored, sizeof(stored));
+      write_words<V * sizeof(S)>(words, out);
+    } else {
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        if (k < count) out[k] = stored[k];
+      }
+    }
+  });
+}
+
+}  // namespace fdkernels

@@ -1,0 +1,97 @@
+// The weight h of steps 1 to 5, sample by sample, in double and in the log domain: what the CPU's loop and the CUDA
+// kernels share. fdkernels/fdiv/weight.py is the specification.
+//
+// A batch is passed three times: log ratios (and, with a normalizer, the sums of its bins), log weights (and their
+// extremes), weights relative to the largest (and their sums), so that neither a mean nor a square overflows.
+#pragma once
+
+#include "fdiv.h"
+
+namespace fdkernels {
+
+FDK_HOST_DEVICE inline bool is_finite(double v) {
+  return v - v == 0;
+}
+
+// Steps 1 and 2 of one sample.
+struct LogRatio {
+  double L = 0;  // clamped
+  bool finite = false, clipped = false, outside = false;
+};
+
+// What a batch adds up to, over its finite samples; each pass fills its part.
+struct WeightSums {
+  double count = 0, clipped = 0, outside = 0, ratios = 0;
+  double total = 0, squares = 0;  // of h / highest h
+};
+
+struct Extremes {
+  double lowest = INFINITY, highest = -INFINITY;  // of log h
+};
+
+// `combined`: mean of the heads' logits; t: null where a call has none.
+FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, const double* t, const RatioState& state,
+                                          const WeightOptions& options) {
+  LogRatio ratio;
+  ratio.finite = is_finite(combined) && (t == nullptr || is_finite(*t));
+  if (!ratio.finite) return ratio;
+  ratio.L = ::fmin(::fmax(combined, options.log_ratio_min), options.log_ratio_max);
+  ratio.clipped = ratio.L != combined;
+  ratio.outside = state.mean != nullptr && (*t < state.t_min || *t > state.t_max);
+  return ratio;
+}
+
+FDK_HOST_DEVICE inline void add(WeightSums& sums, const LogRatio& ratio) {
+  if (!ratio.finite) return;
+  sums.count += 1;
+  sums.clipped += ratio.clipped;
+  sums.outside += ratio.outside;
+  sums.ratios += ::exp(ratio.L);
+}
+
+// Step 3: a bin's mean after this batch's update, rounded as the state is.
+FDK_HOST_DEVICE inline float updated_mean(float old, double ratio_sum, double count, double decay) {
+  if (!(count > 0)) return old;
+  return static_cast<float>(decay * static_cast<double>(old) + (1 - decay) * (ratio_sum / count));
+}
+
+FDK_HOST_DEVICE inline void add(Extremes& extremes, double log_h) {
+  extremes.lowest = ::fmin(extremes.lowest, log_h);
+  extremes.highest = ::fmax(extremes.highest, log_h);
+}
+
+FDK_HOST_DEVICE inline void add_relative(WeightSums& sums, double relative) {
+  sums.total += relative;
+  sums.squares += relative * relative;
+}
+
+// What step 5 subtracts from log h.
+FDK_HOST_DEVICE inline double log_mean_weight(const WeightSums& sums, const Extremes& extremes, bool normalize) {
+  return normalize ? extremes.highest + ::log(sums.total / sums.count) : 0.0;
+}
+
+// The first kWeightStats figures.
+FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
+                                         bool normalized, double* stats) {
+  const bool any = sums.count > 0;
+  stats[0] = any ? ::exp(extremes.lowest) : NAN;
+  stats[1] = any ? ::exp(extremes.highest) * (sums.total / sums.count) : NAN;
+  stats[2] = any ? ::exp(extremes.highest) : NAN;
+  stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
+  stats[4] = sums.ratios / sums.count;
+  stats[5] = sums.clipped / sums.count;
+  stats[6] = normalized ? sums.outside / sums.count : NAN;
+}
+
+// The same of weights that the caller gave: extremes and sums of h itself. Non-finite ones were left out.
+FDK_HOST_DEVICE inline void given_weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
+                                               double* stats) {
+  const bool any = sums.count > 0;
+  stats[0] = any ? extremes.lowest : NAN;
+  stats[1] = any ? sums.total / sums.count : NAN;
+  stats[2] = any ? extremes.highest : NAN;
+  stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
+  stats[4] = stats[5] = stats[6] = NAN;
+}
+
+}  // namespace fdkernels
