@@ -62,18 +62,23 @@ Array evaluate(const std::string& name, const Array& log_ratio, std::optional<do
   return result;
 }
 
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::istringstream list(text);
+  for (std::string part; std::getline(list, part, ',');) {
+    parts.push_back(part);
+  }
+  return parts;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = FDKERNELS_VERSION;
   info["compiler"] = FDKERNELS_COMPILER;
   info["flags"] = FDKERNELS_FLAGS;
-  std::vector<std::string> levels;
-  std::istringstream list(FDKERNELS_ISA_LEVELS);
-  for (std::string level; std::getline(list, level, ',');) {
-    levels.push_back(level);
-  }
-  info["isa"] = levels;
+  info["isa"] = split(FDKERNELS_ISA_LEVELS);
   info["cuda"] = FDKERNELS_CUDA;
+  info["cuda_archs"] = split(FDKERNELS_CUDA_ARCHS);
   return info;
 }
 
@@ -81,7 +86,8 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Build information and double-precision divergence math, without torch.";
-  m.def("build_info", &build_info, "What the binaries were built with: version, compiler, flags, isa levels, cuda.");
+  m.def("build_info", &build_info,
+        "What the binaries were built with: version, compiler, flags, isa levels, cuda, cuda_archs.");
   m.def("divergences", &divergences, "The names in the C++ table of divergences.");
   m.def("log_weight", &evaluate<false>, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
         "log h at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");

@@ -43,10 +43,6 @@ constexpr int64_t kChunk = 16384;          // elements one thread reduces at a t
 constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
 constexpr int64_t kGrain = 8192;           // elements below which a second thread does not pay
 
-int64_t size_of(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-
 template <class Body>
 void parallel(const Threads& threads, int64_t count, int64_t grain, const Body& body) {
   if (threads.count <= 1 || count <= grain) {

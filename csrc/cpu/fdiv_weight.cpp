@@ -33,7 +33,7 @@ void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& st
   std::vector<char> finite(batch);
   WeightSums sums;
   for (int64_t b = 0; b < batch; ++b) {
-    const LogRatio ratio = log_ratio(L[b], t == nullptr ? nullptr : t + b, state, options);
+    const LogRatio ratio = log_ratio(L[b], t == nullptr ? 0.0 : t[b], state, options);
     add(sums, ratio);
     L[b] = ratio.L;
     finite[b] = ratio.finite;

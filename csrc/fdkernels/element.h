@@ -33,12 +33,13 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool wit
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
 }
 
-// Float sums that can be taken as they are: finite, and squares either large enough that what underflowed in them is
-// nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all masked.
-// reach: sum of |scale c (f - tau)|.
+// Sums in T that can be taken as they are: finite, and in float the squares either large enough that what underflowed
+// in them is nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all
+// masked. reach: sum of |scale c (f - tau)|.
 template <class T>
 FDK_HOST_DEVICE inline bool trustworthy(T distance, T energy, T gap, T reach) {
-  return has_value(distance) && has_value(energy) && has_value(gap) && (energy > T(1e-28) || reach == 0);
+  if (!(has_value(distance) && has_value(energy) && has_value(gap))) return false;
+  return sizeof(T) == sizeof(double) || energy > T(1e-28) || reach == 0;
 }
 
 }  // namespace

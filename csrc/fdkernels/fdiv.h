@@ -17,6 +17,10 @@ namespace fdkernels {
 
 enum class DType : int8_t { f32, f64, bf16, f16 };
 
+FDK_HOST_DEVICE constexpr int size_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
 // An N-sized input: each sample is one dense run of n elements. Absent where data is null.
 struct Images {
   const void* data = nullptr;

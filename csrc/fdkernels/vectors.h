@@ -27,10 +27,6 @@ template <class Ty>
 constexpr int kVector = 16 / std::max(kStoredBytes<typename Ty::Student, typename Ty::T>,
                                       kStoredBytes<typename Ty::Prediction, typename Ty::T>);
 
-FDK_HOST_DEVICE constexpr int size_of(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-
 // Calls body(Stored{}) with the type that `dtype` names; at compile time where `Stored` names one already.
 template <class Stored, class Body>
 FDK_HOST_DEVICE inline void with_type(DType dtype, const Body& body) {
@@ -90,7 +86,7 @@ FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
 #endif
 }
 
-template <class Stored, int V>
+template <class Stored>
 FDK_HOST_DEVICE inline const Stored* vector_at(const Images& images, int64_t b, int64_t i) {
   return static_cast<const Stored*>(images.data) + b * images.batch_stride + i;
 }
@@ -101,7 +97,7 @@ FDK_HOST_DEVICE inline Words read_vector(const Images& images, int64_t b, int64_
   Words words{};
   with_type<Stored>(images.dtype, [&](auto type) {
     using S = decltype(type);
-    if constexpr (V * sizeof(S) <= 16) words = read_words<V * sizeof(S)>(vector_at<S, V>(images, b, i));
+    if constexpr (V * sizeof(S) <= 16) words = read_words<V * sizeof(S)>(vector_at<S>(images, b, i));
   });
   return words;
 }
@@ -127,36 +123,33 @@ FDK_HOST_DEVICE inline T read_one(const Images& images, int64_t b, int64_t i) {
   return value;
 }
 
-// Elements [i, i + count) of sample b, the rest 0. kWhole: count is V and the vector is aligned.
-template <class Stored, bool kWhole, int V, class T>
-FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, int count, T (&out)[V]) {
-  if constexpr (kWhole) {
-    widen<Stored>(read_vector<Stored, V>(images, b, i), images.dtype, out);
+// Elements [i, i + W) of sample b: one, or a whole, aligned vector.
+template <class Stored, int W, class T>
+FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, T (&out)[W]) {
+  if constexpr (W == 1) {
+    with_type<Stored>(images.dtype,
+                      [&](auto type) { out[0] = static_cast<T>(number(*vector_at<decltype(type)>(images, b, i))); });
   } else {
-#pragma unroll
-    for (int k = 0; k < V; ++k) out[k] = k < count ? read_one<Stored, T>(images, b, i + k) : T(0);
+    widen<Stored>(read_vector<Stored, W>(images, b, i), images.dtype, out);
   }
 }
 
-// values[0, count) to elements from `at` on, each rounded once.
-template <class Stored, bool kWhole, int V, class T>
-FDK_HOST_DEVICE inline void write(void* to, DType dtype, int64_t at, int count, const T (&values)[V]) {
+// W values to elements from `at` on, each rounded once: one, or a whole, aligned vector.
+template <class Stored, int W, class T>
+FDK_HOST_DEVICE inline void write(void* to, DType dtype, int64_t at, const T (&values)[W]) {
   with_type<Stored>(dtype, [&](auto type) {
     using S = decltype(type);
     using Wide = decltype(number(S{}));
-    S stored[V];
+    S stored[W];
 #pragma unroll
-    for (int k = 0; k < V; ++k) put(static_cast<Wide>(values[k]), stored[k]);
+    for (int k = 0; k < W; ++k) put(static_cast<Wide>(values[k]), stored[k]);
     S* out = static_cast<S*>(to) + at;
-    if constexpr (kWhole && V * sizeof(S) <= 16) {
+    if constexpr (W == 1) {
+      *out = stored[0];
+    } else if constexpr (W * sizeof(S) <= 16) {
       Words words{};
       std::memcpy(&words, stored, sizeof(stored));
-      write_words<V * sizeof(S)>(words, out);
-    } else {
-#pragma unroll
-      for (int k = 0; k < V; ++k) {
-        if (k < count) out[k] = stored[k];
-      }
+      write_words<W * sizeof(S)>(words, out);
     }
   });
 }

@@ -29,15 +29,15 @@ struct Extremes {
   double lowest = INFINITY, highest = -INFINITY;  // of log h
 };
 
-// `combined`: mean of the heads' logits; t: null where a call has none.
-FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, const double* t, const RatioState& state,
+// `combined`: mean of the heads' logits; t: 0 where a call has none.
+FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const RatioState& state,
                                           const WeightOptions& options) {
   LogRatio ratio;
-  ratio.finite = is_finite(combined) && (t == nullptr || is_finite(*t));
+  ratio.finite = is_finite(combined) && is_finite(t);
   if (!ratio.finite) return ratio;
   ratio.L = ::fmin(::fmax(combined, options.log_ratio_min), options.log_ratio_max);
   ratio.clipped = ratio.L != combined;
-  ratio.outside = state.mean != nullptr && (*t < state.t_min || *t > state.t_max);
+  ratio.outside = state.mean != nullptr && (t < state.t_min || t > state.t_max);
   return ratio;
 }
 

@@ -45,6 +45,9 @@ for _backend in _BACKENDS:
     # In place, for a graph that is not kept: where the factor is 1 it moves nothing.
     _library.define(f"fdiv_backward_{_backend}_(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
 
+# The limits of a GPU, which native plans its launches by: `csrc/fdkernels/plan.h`, DeviceLimits in its order.
+_library.define("cuda_limits(int device) -> Tensor")
+
 
 def _fdiv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return FdivArguments(*args).outputs()

@@ -1,0 +1,294 @@
+// The arguments of the ops of fdkernels/fdiv/ops.py, for the op libraries of every device. Python has validated a
+// public call; what is checked here keeps a direct call of a raw op from reading past a tensor.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "fdkernels/fdiv.h"
+
+namespace fdkernels::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+struct RatioArguments {
+  OptionalTensor mean, edges;
+  double t_min, t_max, decay;
+  bool update;
+};
+
+struct OptionArguments {
+  std::string divergence;
+  double alpha, log_ratio_min, log_ratio_max;
+  bool normalize_weight;
+};
+
+struct WeightArguments {
+  Tensor logits;
+  OptionalTensor t;
+  RatioArguments ratio;
+  OptionArguments options;
+};
+
+struct FdivArguments {
+  Tensor student, teacher, fake;
+  OptionalTensor teacher_uncond, fake_uncond;
+  double guidance_scale, fake_guidance_scale;
+  OptionalTensor noisy, a, c;
+  int64_t coefficient_inner;
+  OptionalTensor logits, t, weight;
+  RatioArguments ratio;
+  OptionArguments options;
+  bool dmd_scale;
+  double eps;
+  OptionalTensor scale;
+  int64_t scale_inner;
+  OptionalTensor mask;
+  int64_t mask_inner;
+  bool zero_nonfinite;
+  std::string reduction;
+  bool with_grad, with_stats;
+};
+
+using WeightResults = std::tuple<Tensor, Tensor>;                // h, figures
+using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, figures
+
+// The schemas' signatures, once for every device: TORCH_BOX((&fdiv_op<&run>)).
+template <WeightResults (*kRun)(const WeightArguments&)>
+WeightResults fdiv_weight_op(Tensor logits, OptionalTensor t, OptionalTensor ratio_mean, OptionalTensor edges,
+                             double t_min, double t_max, double decay, bool update, std::string divergence,
+                             double alpha, double log_ratio_min, double log_ratio_max, bool normalize_weight) {
+  return kRun({logits,
+               t,
+               {ratio_mean, edges, t_min, t_max, decay, update},
+               {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight}});
+}
+
+template <FdivResults (*kRun)(const FdivArguments&)>
+FdivResults fdiv_op(Tensor student, Tensor teacher, Tensor fake, OptionalTensor teacher_uncond,
+                    OptionalTensor fake_uncond, double guidance_scale, double fake_guidance_scale, OptionalTensor noisy,
+                    OptionalTensor a, OptionalTensor c, int64_t coefficient_inner, OptionalTensor logits,
+                    OptionalTensor t, OptionalTensor weight, OptionalTensor ratio_mean, OptionalTensor edges,
+                    double t_min, double t_max, double decay, bool update, std::string divergence, double alpha,
+                    double log_ratio_min, double log_ratio_max, bool normalize_weight, bool dmd_scale, double eps,
+                    OptionalTensor scale, int64_t scale_inner, OptionalTensor mask, int64_t mask_inner,
+                    bool zero_nonfinite, std::string reduction, bool with_grad, bool with_stats) {
+  return kRun({student,
+               teacher,
+               fake,
+               teacher_uncond,
+               fake_uncond,
+               guidance_scale,
+               fake_guidance_scale,
+               noisy,
+               a,
+               c,
+               coefficient_inner,
+               logits,
+               t,
+               weight,
+               {ratio_mean, edges, t_min, t_max, decay, update},
+               {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight},
+               dmd_scale,
+               eps,
+               scale,
+               scale_inner,
+               mask,
+               mask_inner,
+               zero_nonfinite,
+               reduction,
+               with_grad,
+               with_stats});
+}
+
+inline bool same_device(const Tensor& tensor, const Tensor& other) {
+  return tensor.device() == other.device();
+}
+
+inline DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, name, ": expected a floating dtype");
+  }
+}
+
+inline int64_t elements_per_sample(const Tensor& tensor) {
+  int64_t elements = 1;
+  for (int64_t d = 1; d < tensor.dim(); ++d) elements *= tensor.size(d);
+  return elements;
+}
+
+inline Images images(const Tensor& tensor, const Tensor& student, const char* name) {
+  STD_TORCH_CHECK(same_device(tensor, student), name, ": expected student's device");
+  STD_TORCH_CHECK(tensor.dim() == student.dim(), name, ": expected the rank of student");
+  int64_t expected = 1;
+  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+    STD_TORCH_CHECK(tensor.size(d) == student.size(d), name, ": expected the shape of student");
+    STD_TORCH_CHECK(d == 0 || tensor.size(d) == 1 || tensor.stride(d) == expected, name, ": expected dense samples");
+    if (d > 0) expected *= tensor.size(d);
+  }
+  return {tensor.data_ptr(), dtype_of(tensor, name), tensor.stride(0)};
+}
+
+inline Images images(const OptionalTensor& tensor, const Tensor& student, const char* name) {
+  return tensor ? images(*tensor, student, name) : Images{};
+}
+
+inline Table table(const OptionalTensor& tensor, int64_t inner, const Tensor& student, int64_t elements, bool is_mask,
+                   const char* name) {
+  if (!tensor) return {};
+  STD_TORCH_CHECK(same_device(*tensor, student) && tensor->dim() == 2, name,
+                  ": expected a (B or 1, R) tensor on student's device");
+  const int64_t rows = tensor->size(0), entries = tensor->size(1);
+  STD_TORCH_CHECK(rows == student.size(0) || rows == 1, name, ": expected one row, or one per sample");
+  STD_TORCH_CHECK(entries == 1 || tensor->stride(1) == 1, name, ": expected dense rows");
+  STD_TORCH_CHECK(
+      inner > 0 && inner <= elements && entries > 0 && entries <= elements / inner && elements % (entries * inner) == 0,
+      name, ": entries and their runs do not tile a sample");
+  const ScalarType dtype = tensor->scalar_type();
+  STD_TORCH_CHECK(is_mask ? dtype == ScalarType::Bool : (dtype == ScalarType::Float || dtype == ScalarType::Double),
+                  name, is_mask ? ": expected bool" : ": expected float32 or float64");
+  const DType stored = dtype == ScalarType::Double ? DType::f64 : DType::f32;
+  return {tensor->data_ptr(), stored, rows == 1 ? 0 : tensor->stride(0), entries, inner};
+}
+
+inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, bool has_t) {
+  if (!ratio.mean) return {nullptr, 0, nullptr, 0, 1, 0, false};
+  const Tensor& mean = *ratio.mean;
+  STD_TORCH_CHECK(has_t, "t: expected beside ratio_mean");
+  STD_TORCH_CHECK(same_device(mean, like) && mean.dim() == 1 && mean.size(0) > 0 && mean.is_contiguous() &&
+                      mean.scalar_type() == ScalarType::Float,
+                  "ratio_mean: expected a contiguous float32 (bins,) tensor on the others' device");
+  const double* edges = nullptr;
+  if (ratio.edges) {
+    STD_TORCH_CHECK(same_device(*ratio.edges, like) && ratio.edges->dim() == 1 &&
+                        ratio.edges->size(0) == mean.size(0) - 1 && ratio.edges->is_contiguous() &&
+                        ratio.edges->scalar_type() == ScalarType::Double,
+                    "edges: expected a contiguous float64 (bins - 1,) tensor on the others' device");
+    // Not null for a single bin, whose edges are empty; nothing reads them then.
+    edges = mean.size(0) > 1 ? static_cast<const double*>(ratio.edges->data_ptr())
+                             : reinterpret_cast<const double*>(mean.data_ptr());
+  }
+  return {
+      static_cast<float*>(mean.data_ptr()), mean.size(0), edges, ratio.t_min, ratio.t_max, ratio.decay, ratio.update};
+}
+
+inline WeightOptions weight_options(const OptionArguments& given) {
+  WeightOptions options{Divergence::rkl, given.alpha, given.log_ratio_min, given.log_ratio_max, given.normalize_weight};
+  STD_TORCH_CHECK(find_divergence(given.divergence.c_str(), &options.divergence), "divergence: unknown name '",
+                  given.divergence, "'");
+  STD_TORCH_CHECK(given.log_ratio_min <= given.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
+  return options;
+}
+
+// (B,) or (B, heads) of the batch; how many heads.
+inline int64_t heads_of(const Tensor& logits, int64_t batch) {
+  STD_TORCH_CHECK((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
+                  "logits: expected shape (B,) or (B, heads)");
+  const int64_t heads = logits.dim() == 2 ? logits.size(1) : 1;
+  STD_TORCH_CHECK(heads > 0, "logits: expected at least one head");
+  return heads;
+}
+
+// All of a call but its weights and its gradient's memory.
+inline Problem problem(const FdivArguments& call) {
+  const Tensor& student = call.student;
+  STD_TORCH_CHECK(student.dim() > 0, "student: expected shape (B, ...)");
+  Problem p{};
+  p.batch = student.size(0);
+  p.elements = elements_per_sample(student);
+  STD_TORCH_CHECK(p.elements > 0, "student: expected at least one element a sample");
+  p.student = images(student, student, "student");
+  p.teacher = images(call.teacher, student, "teacher");
+  p.fake = images(call.fake, student, "fake");
+  p.teacher_uncond = images(call.teacher_uncond, student, "teacher_uncond");
+  p.fake_uncond = images(call.fake_uncond, student, "fake_uncond");
+  p.noisy = images(call.noisy, student, "noisy");
+  p.guidance_scale = call.guidance_scale;
+  p.fake_guidance_scale = call.fake_guidance_scale;
+  STD_TORCH_CHECK(call.a.has_value() == call.c.has_value() && (!call.noisy || call.c),
+                  "a, c: expected together, and beside noisy");
+  p.a = table(call.a, call.coefficient_inner, student, p.elements, false, "a");
+  p.c = table(call.c, call.coefficient_inner, student, p.elements, false, "c");
+  p.scale = table(call.scale, call.scale_inner, student, p.elements, false, "scale");
+  p.mask = table(call.mask, call.mask_inner, student, p.elements, true, "mask");
+  p.dmd_scale = call.dmd_scale;
+  p.eps = call.eps;
+  p.zero_nonfinite = call.zero_nonfinite;
+  STD_TORCH_CHECK(call.reduction == "mean" || call.reduction == "sum" || call.reduction == "none",
+                  "reduction: unknown '", call.reduction, "'");
+  p.reduction = call.reduction == "mean" ? Reduction::mean : call.reduction == "sum" ? Reduction::sum : Reduction::none;
+  p.with_stats = call.with_stats;
+  for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.noisy}) {
+    p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
+  }
+  STD_TORCH_CHECK(!(call.logits && call.weight), "weight: expected without logits");
+  return p;
+}
+
+// A new contiguous tensor. The C shim costs a fraction of torch::stable::empty, which goes through the dispatcher.
+inline Tensor new_tensor(Sizes sizes, ScalarType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d) strides[d] = strides[d + 1] * sizes[d + 1];
+  AtenTensorHandle handle;
+  const bool cpu = like.is_cpu();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
+      cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), cpu ? 0 : like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+struct Outputs {
+  bool per_sample, is_double, scaled;  // "none"; a double loss; a float16 gradient
+  Tensor loss, gradient, unscale, stats;
+
+  explicit Outputs(const FdivArguments& call)
+      : per_sample(call.reduction == "none"),
+        is_double(call.student.scalar_type() == ScalarType::Double),
+        scaled(call.with_grad && call.student.scalar_type() == ScalarType::Half) {
+    const Tensor& like = call.student;
+    const int64_t batch = like.size(0), zero = 0;
+    const Sizes loss_shape(&batch, per_sample ? 1 : 0), none(&zero, 1);
+    loss = new_tensor(loss_shape, is_double ? ScalarType::Double : ScalarType::Float, like);
+    gradient = new_tensor(call.with_grad ? like.sizes() : none, like.scalar_type(), like);
+    unscale = new_tensor(scaled ? loss_shape : none, ScalarType::Float, like);
+    stats = new_tensor({call.with_stats ? kStats : 0}, ScalarType::Double, like);
+  }
+
+  FdivResults results() const {
+    return {loss, gradient, unscale, stats};
+  }
+};
+
+// A backward's operands: whether upstream has a value for each sample, after the shapes have been checked.
+inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
+  STD_TORCH_CHECK(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),
+                  "gradient: expected a contiguous tensor");
+  const bool per_sample = upstream.dim() == 1;
+  const int64_t count = per_sample ? gradient.size(0) : 1;
+  STD_TORCH_CHECK(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
+  STD_TORCH_CHECK(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected upstream's shape, or none");
+  STD_TORCH_CHECK(same_device(upstream, gradient) && same_device(unscale, gradient),
+                  "upstream: expected gradient's device");
+  return per_sample;
+}
+
+}  // namespace fdkernels::ops

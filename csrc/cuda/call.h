@@ -1,0 +1,84 @@
+// A forward call as its kernels take it: raw pointers and the plan's numbers, by value.
+#pragma once
+
+#include "fdkernels/fdiv.h"
+#include "fdkernels/plan.h"
+
+namespace fdkernels::cuda {
+
+enum class RealType : int8_t { f32, f64, bf16, f16, i64, i32, i16, i8, u8 };
+
+// Dense values, one a sample (logits: `heads`); absent where data is null.
+struct Reals {
+  const void* data = nullptr;
+  RealType type = RealType::f32;
+};
+
+struct Weighting {
+  Reals logits;  // (B, heads)
+  int64_t heads = 1;
+  Reals t;
+  Reals given;  // h itself, in place of logits
+  RatioState state{};
+  WeightOptions options{};
+};
+
+// Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
+constexpr int kExchanged = 5, kRecorded = 5;
+
+struct Results {
+  void* loss;
+  bool wide_loss;     // double, else float
+  float* unscale;     // null: the gradient is stored as it is
+  double* stats;      // null: none
+  bool weight_stats;  // the weights' figures too
+  double* records;    // (kRecorded, B)
+  double* exchange;   // grid: (B, team, kExchanged)
+  unsigned* tickets;  // zero, and zero again: blocks that are done; grid: arrivals at even samples, at odd ones
+};
+
+// Which of the kernels' type combinations a call takes; the last two look types up at run time.
+enum class Loads : int { bf16, f16, f32, bf16_f32, f16_f32, any_f32, any_f64 };
+constexpr int kLoads = 7;
+
+struct Call {
+  Problem p;
+  Weighting w;
+  Results r;
+  // of the plan
+  int64_t share;
+  int held, buffers;
+  bool prefetch;
+  int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
+  const double* counts;  // kept entries, in parts; null: every block counts for itself
+  int count_parts;
+};
+
+// ---- what a launch needs to know of a kernel; null where a combination is not compiled
+
+const void* cluster_kernel(Loads loads, bool general);
+const void* grid_kernel(Loads loads, bool general);
+
+// h (B,), figures (null: none) and the normalizer's state by one block; scratch: B ints and `bins` doubles.
+void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* means, int* bins, void* stream);
+
+// Kept entries of a mask, in `parts` parts.
+void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream);
+
+// The results of an empty batch.
+void launch_empty(const Results& r, bool with_loss, void* stream);
+
+struct Scale {
+  const void* gradient;
+  void* out;
+  DType dtype;
+  Reals upstream;  // one value, or one a run `upstream_stride` apart
+  int64_t upstream_stride;
+  const float* unscale;  // null: none
+  int64_t runs, elements;
+  bool aligned;
+};
+
+void launch_scale(const Scale& scale, int multiprocessors, void* stream);
+
+}  // namespace fdkernels::cuda

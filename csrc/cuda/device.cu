@@ -1,0 +1,180 @@
+#include <dlfcn.h>
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "device.h"
+
+namespace fdkernels::cuda {
+
+namespace {
+
+constexpr int kMaxDevices = 64;
+constexpr int kTickets = 4096;  // of a device: one for each stream, and one for each call that is captured
+
+// Zero when the module is loaded, on every device; it outlives streams and graphs.
+__device__ unsigned ticket_memory[kTickets][4];
+
+void check(cudaError_t status, const std::string& what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  throw std::runtime_error("fdkernels: " + what + ": " + cudaGetErrorString(status));
+}
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Clusters of this size that are resident at a time, one block a multiprocessor; 0 where they cannot be scheduled.
+int active_clusters(int size, const DeviceLimits& limits) {
+  if (size == 1) return limits.multiprocessors;
+  if (limits.capability < 90) return 0;
+  const void* kernel = cluster_kernel(Loads::bf16, false);
+  const int64_t shared = limits.shared_per_block - kStaticShared;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(size));
+  config.blockDim = dim3(kMaxThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int count = 0;
+  const bool known = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared)) == cudaSuccess &&
+                     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+                     cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+  if (!known) cudaGetLastError();
+  return known ? count : 0;
+}
+
+DeviceLimits ask(int device) {
+  DeviceLimits found{};
+  found.capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+  found.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  found.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  found.shared_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  found.cache = attribute(cudaDevAttrL2CacheSize, device);
+  // Two transfers a clock; 1 TB/s where a virtual machine hides the clock. Only the choice of a schedule depends on it.
+  const double clock = 1e3 * attribute(cudaDevAttrMemoryClockRate, device);
+  found.bandwidth = 2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
+  if (found.bandwidth <= 0) found.bandwidth = 1e12;
+  for (int i = 0; i < kClusterSizes; ++i) found.active_clusters[i] = active_clusters(1 << i, found);
+  return found;
+}
+
+struct Device {
+  std::once_flag asked;
+  DeviceLimits limits{};
+  std::mutex mutex;  // of what follows
+  unsigned* tickets = nullptr;
+  int taken = 0;
+  std::map<unsigned long long, unsigned*> by_stream;
+  std::array<bool, 2 * kLoads * 2> prepared{};  // kernels whose attributes are set
+};
+
+Device& device_at(int device) {
+  static std::array<Device, kMaxDevices> devices;
+  if (device < 0 || device >= kMaxDevices) throw std::runtime_error("fdkernels: device index out of range");
+  return devices[static_cast<size_t>(device)];
+}
+
+}  // namespace
+
+const DeviceLimits& limits(int device) {
+  Device& found = device_at(device);
+  std::call_once(found.asked, [&] { found.limits = ask(device); });
+  return found.limits;
+}
+
+void* current_stream(int device) {
+  // Looked up where it is needed, so that this library also loads beside a torch without CUDA.
+  using Function = int32_t (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    return library == nullptr ? nullptr
+                              : reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  void* stream = nullptr;
+  if (function == nullptr || function(device, &stream) != 0) {
+    throw std::runtime_error("fdkernels: this torch has no CUDA stream; is it a CUDA build?");
+  }
+  return stream;
+}
+
+void set_device(int device) {
+  check(cudaSetDevice(device), "cudaSetDevice");
+}
+
+unsigned* take_tickets(int device, void* stream) {
+  const auto of = static_cast<cudaStream_t>(stream);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(of, &status), "cudaStreamIsCapturing");
+  Device& found = device_at(device);
+  const std::lock_guard<std::mutex> lock(found.mutex);
+  if (found.tickets == nullptr) {
+    void* memory = nullptr;
+    check(cudaGetSymbolAddress(&memory, ticket_memory), "cudaGetSymbolAddress");
+    found.tickets = static_cast<unsigned*>(memory);
+  }
+  const auto next = [&]() -> unsigned* { return found.taken < kTickets ? found.tickets + 4 * found.taken++ : nullptr; };
+  if (status != cudaStreamCaptureStatusNone) return next();
+  unsigned long long id = 0;
+  check(cudaStreamGetId(of, &id), "cudaStreamGetId");
+  const auto [at, is_new] = found.by_stream.try_emplace(id, nullptr);
+  if (is_new) at->second = next();
+  return at->second;
+}
+
+void zero(void* memory, int64_t bytes, void* stream) {
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+}
+
+void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
+  const bool grid = plan.schedule == Schedule::grid;
+  const void* kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
+  Device& found = device_at(device);
+  {
+    const std::lock_guard<std::mutex> lock(found.mutex);
+    bool& prepared = found.prepared[static_cast<size_t>((grid * kLoads + static_cast<int>(loads)) * 2 + general)];
+    if (!prepared) {
+      const auto shared = static_cast<int>(found.limits.shared_per_block - kStaticShared);
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+      if (!grid && found.limits.capability >= 90) {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+      }
+      prepared = true;
+    }
+  }
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.blocks()));
+  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  if (grid) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.numAttrs = 1;
+  } else if (plan.team > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(plan.team), 1, 1};
+    config.numAttrs = 1;
+  }
+  void* arguments[] = {const_cast<Call*>(&call)};
+  check(cudaLaunchKernelExC(&config, kernel, arguments), grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
+}
+
+void check_launch(const char* kernel) {
+  check(cudaGetLastError(), kernel);
+}
+
+}  // namespace fdkernels::cuda

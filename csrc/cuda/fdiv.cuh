@@ -1,0 +1,310 @@
+// The flagship op in CUDA: from logits to the student's gradient in one launch.
+//
+//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale, or a table, or 1
+//   g_bi = h_b s_b c_bi (f_bi - tau_bi)            f, tau raw predictions
+//   loss = 1/2 sum g^2 / N,   gradient = g / N
+//
+// A team of blocks holds a sample: each block loads its share once, keeps the gradient's direction in shared memory and
+// adds up its sums; the team adds those; each block stores its share of the gradient. csrc/fdkernels/sample.h is what a
+// thread does, csrc/fdkernels/plan.h decides the team. Bytes an element: 8 in bfloat16, 16 in float32, while a sample
+// fits.
+//
+// Sums are added in an order that the plan fixes, so results have the same bits every time. What a sample leaves for
+// the loss is recorded; the block that draws the last ticket adds the records, and writes loss, figures and the
+// normalizer's state, which no other block will read again.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "fdkernels/sample.h"
+#include "weigh.cuh"
+
+namespace fdkernels::cuda {
+
+constexpr int kMaxCluster = 1 << (kClusterSizes - 1);
+
+struct Shared {
+  Scratch scratch;
+  double exchanged[2][kMaxCluster][kExchanged];  // of every block of the cluster, at even samples and at odd ones
+  Weighed weighed;
+  double divisor;  // N of the loss, but for "none" with a mask
+  double coefficient;
+  bool drawn;
+};
+
+static_assert(sizeof(Shared) <= kStaticShared);
+
+extern __shared__ uint4 dynamic_shared[];
+
+// ---- before the first sample
+
+__device__ inline Words* hold_of(const Call& call, int64_t b) {
+  const int64_t half = call.buffers == 2 && b % 2 == 1 ? call.held_bytes / 2 : 0;
+  return reinterpret_cast<Words*>(reinterpret_cast<char*>(dynamic_shared) + half);
+}
+
+// The weights' shared memory, behind the samples'.
+__device__ inline Weights weights_of(const Call& call) {
+  if (call.w.logits.data == nullptr) return {};
+  double* h = reinterpret_cast<double*>(reinterpret_cast<char*>(dynamic_shared) + call.held_bytes);
+  double* means = h + (call.p.batch + 1) / 2 * 2;
+  return {h, means, reinterpret_cast<int*>(means + (call.w.state.bins + 1) / 2 * 2)};
+}
+
+// A block's share of a sample, on its way from memory to L2 while something else is waited for.
+__device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
+#if __CUDA_ARCH__ >= 900
+  const Problem& p = call.p;
+  if (!call.prefetch || !p.aligned || threadIdx.x != 0) return;
+  const auto one = [&](const Images& images) {
+    const int64_t size = size_of(images.dtype), bytes = (part.end - part.begin) * size / 16 * 16;
+    if (images.data == nullptr || bytes <= 0) return;
+    const char* from = static_cast<const char*>(images.data) + (b * images.batch_stride + part.begin) * size;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(bytes))
+                 : "memory");
+  };
+  one(p.teacher);
+  one(p.fake);
+  if (p.dmd_scale || p.with_stats) one(p.student);
+  one(p.teacher_uncond);
+  one(p.fake_uncond);
+  one(p.noisy);
+#endif
+}
+
+// Kept elements of all samples, of a mean over a mask.
+__device__ inline double count_kept(const Call& call, Scratch& scratch) {
+  const Table& mask = call.p.mask;
+  const int64_t rows = mask.batch_stride == 0 ? 1 : call.p.batch;
+  double kept[1] = {0};
+  if (call.counts != nullptr) {
+    for (int i = threadIdx.x; i < call.count_parts; i += blockDim.x) kept[0] += call.counts[i];
+  } else {
+    const uint8_t* data = static_cast<const uint8_t*>(mask.data);
+    for (int64_t j = threadIdx.x; j < rows * mask.entries; j += blockDim.x) {
+      const int64_t row = divided(j, mask.entries);
+      kept[0] += data[row * mask.batch_stride + j - row * mask.entries] != 0;
+    }
+  }
+  reduce_block<Add>(kept, scratch);
+  return kept[0] * static_cast<double>(call.p.elements / mask.entries) * static_cast<double>(call.p.batch / rows);
+}
+
+// N of the loss, but for "none" with a mask, which divides by each sample's own.
+__device__ inline double divisor_of(const Call& call, Scratch& scratch) {
+  const Problem& p = call.p;
+  if (p.reduction == Reduction::sum) return 1;
+  if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
+  if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
+  return static_cast<double>(p.batch) * static_cast<double>(p.elements);
+}
+
+// Weights of the batch, and the divisor.
+__device__ inline void begin(const Call& call, Shared& shared) {
+  const Weights weights = weights_of(call);
+  if (weights.h != nullptr) weigh_batch(call.w, call.p.batch, weights, shared.weighed, shared.scratch);
+  const double divisor = divisor_of(call, shared.scratch);
+  if (threadIdx.x == 0) shared.divisor = divisor;
+}
+
+// ---- a sample
+
+// What multiplies a sample's direction, from its team's sums; `reports`: the thread that records what it leaves.
+__device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, double divisor, bool reports) {
+  const Problem& p = call.p;
+  const Results& r = call.r;
+  const double h = call.w.logits.data != nullptr ? weights_of(call).h[b] : given_weight(call.w, b);
+  const double w = sample_weight(p, b, h, sums);
+  const bool alone = p.reduction == Reduction::none;
+  if (alone && p.mask.data != nullptr) divisor = ::fmax(1.0, sums.kept);
+  const double power = r.unscale != nullptr ? float16_power(divisor) : 1.0;
+  if (reports) {
+    const double energy = w == 0 ? 0.0 : w * w * sums.energy;
+    const double loss = 0.5 * energy / divisor;
+    if (alone && r.wide_loss) static_cast<double*>(r.loss)[b] = loss;
+    if (alone && !r.wide_loss) static_cast<float*>(r.loss)[b] = static_cast<float>(loss);
+    if (r.unscale != nullptr && (alone || b == 0)) r.unscale[b] = static_cast<float>(1.0 / power);
+    double* record = r.records + b;
+    record[0] = energy;
+    record[p.batch] = energy / (divisor * divisor);
+    record[2 * p.batch] = sums.nonfinite ? 0.0 : sums.gap;
+    record[3 * p.batch] = sums.nonfinite ? 0.0 : sums.distance;
+    record[4 * p.batch] = sums.nonfinite;
+  }
+  return w / divisor * power;
+}
+
+__device__ inline void to_values(const Sums& sums, double (&values)[kExchanged]) {
+  values[0] = sums.distance, values[1] = sums.energy, values[2] = sums.gap, values[3] = sums.nonfinite;
+  values[4] = sums.kept;
+}
+
+__device__ inline Sums to_sums(const double (&values)[kExchanged]) {
+  return {values[0], values[1], values[2], values[3] > 0, values[4]};
+}
+
+// ---- after the last sample
+
+__device__ inline void report(const Call& call, Shared& shared) {
+  const Problem& p = call.p;
+  const Results& r = call.r;
+  double totals[kRecorded] = {};
+  for (int64_t b = threadIdx.x; b < p.batch; b += blockDim.x) {
+#pragma unroll
+    for (int n = 0; n < kRecorded; ++n) totals[n] += __ldcg(r.records + n * p.batch + b);
+  }
+  reduce_block<Add>(totals, shared.scratch);
+  if (threadIdx.x == 0) {
+    const double loss = 0.5 * totals[0] / shared.divisor;
+    if (p.reduction != Reduction::none && r.wide_loss) *static_cast<double*>(r.loss) = loss;
+    if (p.reduction != Reduction::none && !r.wide_loss) *static_cast<float*>(r.loss) = static_cast<float>(loss);
+    if (r.stats != nullptr) {
+      r.stats[kWeightStats] = ::sqrt(totals[1]);
+      r.stats[kWeightStats + 1] = totals[2] / totals[3];
+      r.stats[kWeightStats + 2] = totals[4];
+    }
+  }
+  const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
+  if (r.stats != nullptr && r.weight_stats) {
+    if (!weighs) {
+      store_given_weight_stats(call.w, p.batch, r.stats, shared.scratch);
+    } else if (threadIdx.x == 0) {
+      weight_stats(shared.weighed.sums, shared.weighed.extremes, p.batch, normalized, r.stats);
+    }
+  }
+  if (weighs && normalized && call.w.state.update) store_means(call.w.state, weights_of(call).means);
+}
+
+// ---- the two schedules
+
+// One cluster a sample. Partial sums go to every block of it through distributed shared memory.
+template <class Ty, bool kGeneral>
+__global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __grid_constant__ Call call) {
+  __shared__ Shared shared;
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  const int team = cluster.num_blocks(), rank = cluster.block_rank();
+#else
+  constexpr int team = 1, rank = 0;
+#endif
+  const int64_t teams = gridDim.x / team, first = blockIdx.x / team;
+  const Part part = part_of(call.p.elements, call.share, call.held, rank, threadIdx.x, blockDim.x);
+#if __CUDA_ARCH__ >= 900
+  cluster.barrier_arrive();  // no block may write to one that has not begun
+#endif
+  prefetch(call, first, part);
+  begin(call, shared);
+#if __CUDA_ARCH__ >= 900
+  cluster.barrier_wait();
+#endif
+
+  bool odd = false;
+  for (int64_t b = first; b < call.p.batch; b += teams, odd = !odd) {
+    Words* hold = hold_of(call, 0);
+    double values[kExchanged];
+    to_values(gather<Ty, kGeneral>(call.p, b, part, hold), values);
+    if (b + teams < call.p.batch) prefetch(call, b + teams, part);
+    reduce_block<Add>(values, shared.scratch);
+#if __CUDA_ARCH__ >= 900
+    if (team > 1) {
+      if (static_cast<int>(threadIdx.x) < team) {
+        double* to = cluster.map_shared_rank(shared.exchanged[odd][rank], static_cast<int>(threadIdx.x));
+#pragma unroll
+        for (int n = 0; n < kExchanged; ++n) to[n] = values[n];
+      }
+      cluster.sync();
+      if (warp() == 0) {
+#pragma unroll
+        for (int n = 0; n < kExchanged; ++n) values[n] = lane() < team ? shared.exchanged[odd][lane()][n] : 0.0;
+        reduce_warp<Add>(values);
+      }
+    }
+#endif
+    if (threadIdx.x == 0) {
+      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
+    }
+    __syncthreads();
+    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
+  }
+  // Every block has what the others of its cluster wrote to it: none is needed any more by another.
+  if (rank == 0 && draws_last(call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
+    report(call, shared);
+    if (threadIdx.x == 0) *call.r.tickets = 0;
+  }
+}
+
+// The whole, resident grid a sample. Each block leaves its sums of sample b in memory, arrives, and loads its share of
+// sample b + 1 before it waits for the others to have arrived at b. The arrivals at even samples and at odd ones are
+// counted apart, since a block may be one sample ahead of another.
+template <class Ty, bool kGeneral>
+__global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
+  __shared__ Shared shared;
+  const int64_t batch = call.p.batch;
+  const int team = static_cast<int>(gridDim.x), rank = static_cast<int>(blockIdx.x);
+  const Part part = part_of(call.p.elements, call.share, call.held, rank, threadIdx.x, blockDim.x);
+  prefetch(call, 0, part);
+  begin(call, shared);
+
+  const int ahead = call.buffers - 1;
+  for (int64_t step = 0; step < batch + ahead; ++step) {
+    if (step < batch) {
+      double values[kExchanged];
+      to_values(gather<Ty, kGeneral>(call.p, step, part, hold_of(call, step)), values);
+      if (step + 1 < batch) prefetch(call, step + 1, part);
+      reduce_block<Add>(values, shared.scratch);
+      if (threadIdx.x == 0) {
+        double* to = call.r.exchange + (step * team + rank) * kExchanged;
+#pragma unroll
+        for (int n = 0; n < kExchanged; ++n) to[n] = values[n];
+        Counter(call.r.tickets[1 + step % 2]).fetch_add(1, ::cuda::memory_order_release);
+      }
+    }
+    const int64_t b = step - ahead;
+    if (b < 0) continue;
+    if (threadIdx.x == 0) {
+      const unsigned arrivals = static_cast<unsigned>(team) * static_cast<unsigned>(b / 2 + 1);
+      const Counter arrived(call.r.tickets[1 + b % 2]);
+      while (arrived.load(::cuda::memory_order_acquire) < arrivals) __nanosleep(32);
+    }
+    __syncthreads();
+    double values[kExchanged] = {};
+    for (int other = threadIdx.x; other < team; other += blockDim.x) {
+      const double* from = call.r.exchange + (b * team + other) * kExchanged;
+#pragma unroll
+      for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
+    }
+    reduce_block<Add>(values, shared.scratch);
+    if (threadIdx.x == 0) {
+      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
+    }
+    __syncthreads();
+    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, b), shared.coefficient);
+  }
+  if (draws_last(call.r.tickets, static_cast<unsigned>(team), shared.drawn)) {
+    report(call, shared);
+    if (threadIdx.x < 3) call.r.tickets[threadIdx.x] = 0;
+  }
+}
+
+// ---- the combinations that are compiled: 12 a schedule
+
+#define FDK_KERNEL_TABLE(kernel)                                                                               \
+  switch (loads) {                                                                                             \
+    case Loads::bf16:                                                                                          \
+      return pick(kernel<Types<Bf16, Bf16, float>, false>, kernel<Types<Bf16, Bf16, float>, true>);            \
+    case Loads::f16:                                                                                           \
+      return pick(kernel<Types<Half, Half, float>, false>, kernel<Types<Half, Half, float>, true>);            \
+    case Loads::f32:                                                                                           \
+      return pick(kernel<Types<float, float, float>, false>, kernel<Types<float, float, float>, true>);        \
+    case Loads::bf16_f32:                                                                                      \
+      return pick(kernel<Types<Bf16, float, float>, false>, kernel<Types<Bf16, float, float>, true>);          \
+    case Loads::f16_f32:                                                                                       \
+      return pick(kernel<Types<Half, float, float>, false>, kernel<Types<Half, float, float>, true>);          \
+    case Loads::any_f32:                                                                                       \
+      return general ? reinterpret_cast<const void*>(kernel<Types<AnyType, AnyType, float>, true>) : nullptr;  \
+    case Loads::any_f64:                                                                                       \
+      return general ? reinterpret_cast<const void*>(kernel<Types<AnyType, AnyType, double>, true>) : nullptr; \
+  }                                                                                                            \
+  return nullptr;
+
+}  // namespace fdkernels::cuda

@@ -1,0 +1,13 @@
+// The grid schedule's kernels.
+#include "fdiv.cuh"
+
+namespace fdkernels::cuda {
+
+const void* grid_kernel(Loads loads, bool general) {
+  const auto pick = [general](auto* plain, auto* other) {
+    return reinterpret_cast<const void*>(general ? other : plain);
+  };
+  FDK_KERNEL_TABLE(fdiv_grid_kernel)
+}
+
+}  // namespace fdkernels::cuda

@@ -1,0 +1,345 @@
+// The ops of fdkernels/fdiv/ops.py on CUDA tensors, registered through libtorch's stable ABI: from tensors to a plan
+// and its launches. Nothing here reads a tensor's values or waits for the device.
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+
+#include "arguments.h"
+#include "cuda/device.h"
+
+namespace {
+
+using namespace fdkernels::ops;
+namespace cuda = fdkernels::cuda;
+using cuda::Call;
+using cuda::Loads;
+using fdkernels::DType;
+using fdkernels::Images;
+using fdkernels::Problem;
+
+// The device of a call, current while this lives, and its current stream.
+struct Target {
+  explicit Target(const Tensor& like) : device(like.get_device_index()), guard(device) {
+    cuda::set_device(device);
+    stream = cuda::current_stream(device);
+  }
+
+  const fdkernels::DeviceLimits& limits() const {
+    return cuda::limits(device);
+  }
+
+  int device;
+  torch::stable::accelerator::DeviceGuard guard;
+  void* stream = nullptr;
+};
+
+// Dense values of a type that kernels read. A tensor that had to be converted lives until its memory may be reused on
+// this stream, which is after the launches that read it.
+struct RealValues {
+  Tensor tensor;
+  cuda::Reals reals;
+};
+
+std::optional<cuda::RealType> real_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return cuda::RealType::f32;
+    case ScalarType::Double:
+      return cuda::RealType::f64;
+    case ScalarType::BFloat16:
+      return cuda::RealType::bf16;
+    case ScalarType::Half:
+      return cuda::RealType::f16;
+    case ScalarType::Long:
+      return cuda::RealType::i64;
+    case ScalarType::Int:
+      return cuda::RealType::i32;
+    case ScalarType::Short:
+      return cuda::RealType::i16;
+    case ScalarType::Char:
+      return cuda::RealType::i8;
+    case ScalarType::Byte:
+      return cuda::RealType::u8;
+    default:
+      return std::nullopt;
+  }
+}
+
+RealValues real_values(const Tensor& given, const Tensor& like, int64_t count, const char* name) {
+  STD_TORCH_CHECK(same_device(given, like) && given.numel() == count, name, ": expected ", count,
+                  " values on the others' device");
+  const bool readable = real_type(given.scalar_type()).has_value();
+  Tensor dense = readable ? given : torch::stable::to(given, ScalarType::Double);
+  if (!dense.is_contiguous()) dense = torch::stable::contiguous(dense);
+  return {dense, {dense.data_ptr(), *real_type(dense.scalar_type())}};
+}
+
+// One value a sample.
+RealValues per_sample(const OptionalTensor& given, const Tensor& like, int64_t batch, const char* name) {
+  if (!given) return {like, {}};
+  STD_TORCH_CHECK(given->dim() == 1, name, ": expected shape (B,)");
+  return real_values(*given, like, batch, name);
+}
+
+// Doubles on the device, handed out in pieces of 16-byte alignment.
+class Workspace {
+ public:
+  Workspace(int64_t doubles, const Tensor& like) : tensor_(new_tensor({doubles}, ScalarType::Double, like)) {
+    next_ = static_cast<double*>(tensor_.data_ptr());
+  }
+
+  static int64_t padded(int64_t doubles) {
+    return (doubles + 1) / 2 * 2;
+  }
+
+  double* take(int64_t doubles) {
+    double* taken = next_;
+    next_ += padded(doubles);
+    return taken;
+  }
+
+ private:
+  Tensor tensor_;
+  double* next_;
+};
+
+// ---- which kernel, and which plan
+
+Loads loads_of(const Problem& p) {
+  if (p.wide) return Loads::any_f64;
+  const DType student = p.student.dtype, prediction = p.teacher.dtype;
+  bool uniform = p.noisy.data == nullptr || p.noisy.dtype == student;
+  for (const Images* images : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    uniform = uniform && (images->data == nullptr || images->dtype == prediction);
+  }
+  if (uniform && student == prediction) {
+    return student == DType::bf16 ? Loads::bf16 : student == DType::f16 ? Loads::f16 : Loads::f32;
+  }
+  if (uniform && prediction == DType::f32) return student == DType::bf16 ? Loads::bf16_f32 : Loads::f16_f32;
+  return Loads::any_f32;
+}
+
+bool is_general(const Problem& p, Loads loads) {
+  return loads == Loads::any_f32 || loads == Loads::any_f64 || p.noisy.data != nullptr ||
+         p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr || p.c.data != nullptr ||
+         p.mask.data != nullptr || (p.scale.data != nullptr && p.scale.entries > 1);
+}
+
+int vector_of(Loads loads) {
+  return loads == Loads::bf16 || loads == Loads::f16 ? 8 : loads == Loads::any_f64 ? 2 : 4;
+}
+
+// Whether every vector of every N-sized tensor is aligned to its size.
+bool is_aligned(const Problem& p, int vector) {
+  const auto fits = [&](const Images& images) {
+    if (images.data == nullptr) return true;
+    const int64_t bytes = static_cast<int64_t>(vector) * fdkernels::size_of(images.dtype);
+    return reinterpret_cast<uintptr_t>(images.data) % static_cast<uintptr_t>(bytes) == 0 &&
+           (p.batch == 1 || images.batch_stride % vector == 0);
+  };
+  return fits(p.student) && fits(p.teacher) && fits(p.fake) && fits(p.teacher_uncond) && fits(p.fake_uncond) &&
+         fits(p.noisy) && fits({p.gradient, p.student.dtype, p.elements});
+}
+
+fdkernels::CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins) {
+  fdkernels::CallShape shape;
+  shape.batch = p.batch;
+  shape.elements = p.elements;
+  shape.vector = vector_of(loads);
+  shape.arithmetic = p.wide ? 8 : 4;
+  shape.general = general;
+  shape.reread = 0;
+  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    if (images->data != nullptr) shape.reread += fdkernels::size_of(images->dtype);
+  }
+  shape.read = shape.reread;
+  if (p.dmd_scale || p.with_stats) {
+    shape.read += fdkernels::size_of(p.student.dtype);
+    if (p.noisy.data != nullptr) shape.read += fdkernels::size_of(p.noisy.dtype);
+  }
+  shape.written = p.gradient != nullptr ? fdkernels::size_of(p.student.dtype) : 0;
+  shape.heads = heads;
+  shape.bins = bins;
+  if (p.mask.data != nullptr && p.reduction == fdkernels::Reduction::mean) {
+    shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
+  }
+  return shape;
+}
+
+// FDKERNELS_CUDA_PLAN narrows the schedules, for tests and experiments.
+fdkernels::Allowed allowed() {
+  const char* text = std::getenv("FDKERNELS_CUDA_PLAN");
+  fdkernels::Allowed allowed;
+  STD_TORCH_CHECK(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed),
+                  "FDKERNELS_CUDA_PLAN: expected cluster, cluster:1 to cluster:16 or grid, got '", text, "'");
+  return allowed;
+}
+
+// ---- the ops
+
+WeightResults fdiv_weight(const WeightArguments& call) {
+  const Target target(call.logits);
+  const int64_t batch = call.logits.dim() > 0 ? call.logits.size(0) : 0;
+  cuda::Weighting w;
+  w.heads = heads_of(call.logits, batch);
+  const RealValues logits = real_values(call.logits, call.logits, batch * w.heads, "logits");
+  const RealValues t = per_sample(call.t, call.logits, batch, "t");
+  w.logits = logits.reals;
+  w.t = t.reals;
+  w.state = ratio_state(call.ratio, call.logits, call.t.has_value());
+  w.options = weight_options(call.options);
+  Tensor weight = new_tensor({batch}, ScalarType::Double, call.logits);
+  Tensor stats = new_tensor({fdkernels::kWeightStats}, ScalarType::Double, call.logits);
+  Workspace workspace(Workspace::padded(w.state.bins) + batch, call.logits);
+  double* means = workspace.take(w.state.bins);
+  cuda::launch_weigh(w, batch, static_cast<double*>(weight.data_ptr()), static_cast<double*>(stats.data_ptr()), means,
+                     reinterpret_cast<int*>(workspace.take(batch)), target.stream);
+  cuda::check_launch("fdiv_weight_kernel");
+  return {weight, stats};
+}
+
+FdivResults fdiv(const FdivArguments& arguments) {
+  const Target target(arguments.student);
+  const Tensor& like = arguments.student;
+  Call call{};
+  Problem& p = call.p = problem(arguments);
+  cuda::Weighting& w = call.w;
+  w.heads = arguments.logits ? heads_of(*arguments.logits, p.batch) : 1;
+  const RealValues logits =
+      arguments.logits ? real_values(*arguments.logits, like, p.batch * w.heads, "logits") : RealValues{like, {}};
+  const RealValues t = per_sample(arguments.t, like, p.batch, "t");
+  const RealValues given = per_sample(arguments.weight, like, p.batch, "weight");
+  w.logits = logits.reals;
+  w.t = t.reals;
+  w.given = given.reals;
+  w.state = ratio_state(arguments.ratio, like, arguments.t.has_value());
+  w.options = weight_options(arguments.options);
+  if (!arguments.logits) w.state = {};
+
+  const Outputs out(arguments);
+  cuda::Results& r = call.r;
+  r.loss = out.loss.data_ptr();
+  r.wide_loss = out.is_double;
+  r.unscale = out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr;
+  r.stats = arguments.with_stats ? static_cast<double*>(out.stats.data_ptr()) : nullptr;
+  r.weight_stats = true;
+  p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
+  if (p.batch == 0) {
+    cuda::launch_empty(r, p.reduction != fdkernels::Reduction::none, target.stream);
+    cuda::check_launch("fdiv_empty_kernel");
+    return out.results();
+  }
+
+  const Loads loads = loads_of(p);
+  const bool general = is_general(p, loads);
+  p.aligned = is_aligned(p, vector_of(loads));
+  const fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? w.heads : 0, w.state.bins);
+  const fdkernels::Plan plan = fdkernels::plan(shape, target.limits(), allowed());
+  const bool grid = plan.schedule == fdkernels::Schedule::grid;
+  const int parts = plan.count_first ? 2 * target.limits().multiprocessors : 0;
+  const int64_t exchanged = grid ? cuda::kExchanged * p.batch * plan.team : 0;
+  const int64_t weighed = plan.weigh_first ? 2 * Workspace::padded(p.batch) + Workspace::padded(w.state.bins) : 0;
+  Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) + weighed +
+                          Workspace::padded(parts) + 2,
+                      like);
+  r.records = workspace.take(cuda::kRecorded * p.batch);
+  r.exchange = workspace.take(exchanged);
+  if (plan.weigh_first) {
+    double* h = workspace.take(p.batch);
+    double* means = workspace.take(w.state.bins);
+    cuda::launch_weigh(w, p.batch, h, r.stats, means, reinterpret_cast<int*>(workspace.take(p.batch)), target.stream);
+    cuda::check_launch("fdiv_weight_kernel");
+    w = {};
+    w.given = {h, cuda::RealType::f64};
+    r.weight_stats = false;
+  }
+  if (plan.count_first) {
+    double* counts = workspace.take(parts);
+    cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, parts, target.stream);
+    cuda::check_launch("fdiv_count_kernel");
+    call.counts = counts;
+    call.count_parts = parts;
+  }
+  r.tickets = cuda::take_tickets(target.device, target.stream);
+  if (r.tickets == nullptr) {
+    double* zeros = workspace.take(2);
+    cuda::zero(zeros, 16, target.stream);
+    r.tickets = reinterpret_cast<unsigned*>(zeros);
+  }
+  call.share = plan.share;
+  call.held = plan.held;
+  call.buffers = plan.buffers;
+  call.prefetch = plan.prefetch;
+  call.held_bytes = plan.held_bytes(shape);
+  cuda::start(call, plan, loads, general, target.device, target.stream);
+  return out.results();
+}
+
+// upstream * unscale * gradient, for the whole batch or per sample.
+void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
+  const Target target(gradient);
+  cuda::Scale scale{};
+  const bool each = is_per_sample(gradient, upstream, unscale, out);
+  STD_TORCH_CHECK(unscale.scalar_type() == ScalarType::Float && unscale.is_contiguous(),
+                  "unscale: expected contiguous float32");
+  if (gradient.numel() == 0) return;
+  scale.runs = each ? gradient.size(0) : 1;
+  scale.elements = gradient.numel() / scale.runs;
+  scale.gradient = gradient.data_ptr();
+  scale.out = out.data_ptr();
+  scale.dtype = dtype_of(gradient, "gradient");
+  // A stride of 0, as of loss.sum(), is read as it is.
+  const auto type = real_type(upstream.scalar_type());
+  STD_TORCH_CHECK(type.has_value(), "upstream: expected a real dtype");
+  scale.upstream = {upstream.data_ptr(), *type};
+  scale.upstream_stride = each ? upstream.stride(0) : 0;
+  scale.unscale = unscale.numel() > 0 ? static_cast<const float*>(unscale.data_ptr()) : nullptr;
+  scale.aligned = reinterpret_cast<uintptr_t>(scale.gradient) % 16 == 0 &&
+                  reinterpret_cast<uintptr_t>(scale.out) % 16 == 0 &&
+                  (scale.runs == 1 || scale.elements * fdkernels::size_of(scale.dtype) % 16 == 0);
+  cuda::launch_scale(scale, target.limits().multiprocessors, target.stream);
+  cuda::check_launch("fdiv_scale_kernel");
+}
+
+Tensor fdiv_backward(Tensor gradient, Tensor upstream, Tensor unscale) {
+  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type(), gradient);
+  scale_into(gradient, upstream, unscale, out);
+  return out;
+}
+
+void fdiv_backward_(Tensor gradient, Tensor upstream, Tensor unscale) {
+  scale_into(gradient, upstream, unscale, gradient);
+}
+
+// What plans are made for, in DeviceLimits' order.
+Tensor cuda_limits(int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  cuda::set_device(static_cast<int>(device));
+  const fdkernels::DeviceLimits& limits = cuda::limits(static_cast<int>(device));
+  const int64_t count = 6 + fdkernels::kClusterSizes, one = 1;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &one, static_cast<int32_t>(ScalarType::Double),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor values(handle);
+  double* to = static_cast<double*>(values.data_ptr());
+  to[0] = limits.capability, to[1] = limits.multiprocessors;
+  to[2] = static_cast<double>(limits.shared_per_block), to[3] = static_cast<double>(limits.shared_per_multiprocessor);
+  to[4] = static_cast<double>(limits.cache), to[5] = limits.bandwidth;
+  for (int i = 0; i < fdkernels::kClusterSizes; ++i) to[6 + i] = limits.active_clusters[i];
+  return values;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fdkernels, CUDA, m) {
+  m.impl("fdiv_native", TORCH_BOX((&fdiv_op<&fdiv>)));
+  m.impl("fdiv_weight_native", TORCH_BOX((&fdiv_weight_op<&fdiv_weight>)));
+  m.impl("fdiv_backward_native", TORCH_BOX(&fdiv_backward));
+  m.impl("fdiv_backward_native_", TORCH_BOX(&fdiv_backward_));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fdkernels, CompositeExplicitAutograd, m) {
+  m.impl("cuda_limits", TORCH_BOX(&cuda_limits));
+}
