@@ -57,10 +57,13 @@ __device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
   const Problem& p = call.p;
   if (!call.prefetch || !p.aligned || threadIdx.x != 0) return;
   const auto one = [&](const Images& images) {
-    const int64_t size = size_of(images.dtype), bytes = (part.end - part.begin) * size / 16 * 16;
-    if (images.data == nullptr || bytes <= 0) return;
-    const char* from = static_cast<const char*>(images.data) + (b * images.batch_stride + part.begin) * size;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(bytes))
+    if (images.data == nullptr) return;
+    const int64_t size = size_of(images.dtype);
+    const auto row = reinterpret_cast<uintptr_t>(images.data) + b * images.batch_stride * size;
+    // Whole units of 16 bytes: from the one that the share begins in, to the end of the last that it fills.
+    const uintptr_t from = (row + part.begin * size) / 16 * 16, to = (row + part.end * size) / 16 * 16;
+    if (from >= to) return;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(to - from))
                  : "memory");
   };
   one(p.teacher);

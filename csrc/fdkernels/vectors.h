@@ -2,6 +2,7 @@
 // bytes of V of them; for host and device.
 #pragma once
 
+#include <cassert>
 #include <cstring>
 #include <type_traits>
 
@@ -66,6 +67,7 @@ FDK_HOST_DEVICE inline Words read_words(const void* from) {
     words.word[0] = __ldg(static_cast<const unsigned*>(from));
   }
 #else
+  assert(reinterpret_cast<uintptr_t>(from) % kBytes == 0);
   std::memcpy(&words, from, kBytes);
 #endif
   return words;
@@ -82,6 +84,7 @@ FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
     *static_cast<unsigned*>(to) = words.word[0];
   }
 #else
+  assert(reinterpret_cast<uintptr_t>(to) % kBytes == 0);
   std::memcpy(to, &words, kBytes);
 #endif
 }
