@@ -192,10 +192,9 @@ WeightResults fdiv_weight(const WeightArguments& call) {
   w.options = weight_options(call.options);
   Tensor weight = new_tensor({batch}, ScalarType::Double, call.logits);
   Tensor stats = new_tensor({fdkernels::kWeightStats}, ScalarType::Double, call.logits);
-  Workspace workspace(Workspace::padded(w.state.bins) + batch, call.logits);
-  double* means = workspace.take(w.state.bins);
-  cuda::launch_weigh(w, batch, static_cast<double*>(weight.data_ptr()), static_cast<double*>(stats.data_ptr()), means,
-                     reinterpret_cast<int*>(workspace.take(batch)), target.stream);
+  Workspace workspace(Workspace::padded(cuda::weigh_scratch(batch, w.state.bins)), call.logits);
+  cuda::launch_weigh(w, batch, static_cast<double*>(weight.data_ptr()), static_cast<double*>(stats.data_ptr()),
+                     workspace.take(cuda::weigh_scratch(batch, w.state.bins)), target.stream);
   cuda::check_launch("fdiv_weight_kernel");
   return {weight, stats};
 }
@@ -240,16 +239,16 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const bool grid = plan.schedule == fdkernels::Schedule::grid;
   const int parts = plan.count_first ? 2 * target.limits().multiprocessors : 0;
   const int64_t exchanged = grid ? cuda::kExchanged * p.batch * plan.team : 0;
-  const int64_t weighed = plan.weigh_first ? 2 * Workspace::padded(p.batch) + Workspace::padded(w.state.bins) : 0;
-  Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) + weighed +
-                          Workspace::padded(parts) + 2,
+  const int64_t weighed = plan.weigh_first ? p.batch + cuda::weigh_scratch(p.batch, w.state.bins) + 2 : 0;
+  Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) +
+                          Workspace::padded(weighed) + Workspace::padded(parts) + 2,
                       like);
   r.records = workspace.take(cuda::kRecorded * p.batch);
   r.exchange = workspace.take(exchanged);
   if (plan.weigh_first) {
     double* h = workspace.take(p.batch);
-    double* means = workspace.take(w.state.bins);
-    cuda::launch_weigh(w, p.batch, h, r.stats, means, reinterpret_cast<int*>(workspace.take(p.batch)), target.stream);
+    double* scratch = workspace.take(cuda::weigh_scratch(p.batch, w.state.bins));
+    cuda::launch_weigh(w, p.batch, h, r.stats, scratch, target.stream);
     cuda::check_launch("fdiv_weight_kernel");
     w = {};
     w.given = {h, cuda::RealType::f64};
@@ -271,7 +270,12 @@ FdivResults fdiv(const FdivArguments& arguments) {
   call.share = plan.share;
   call.held = plan.held;
   call.buffers = plan.buffers;
-  call.prefetch = plan.prefetch;
+  call.prefetched = plan.prefetched;
+  const bool reads_student = p.dmd_scale || p.with_stats;
+  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {
+    const bool is_read = images->data != nullptr && (reads_student || (images != &p.student && images != &p.noisy));
+    if (plan.prefetched > 0 && is_read) call.inputs[call.prefetched_inputs++] = *images;
+  }
   call.held_bytes = plan.held_bytes(shape);
   cuda::start(call, plan, loads, general, target.device, target.stream);
   return out.results();

@@ -48,7 +48,9 @@ struct Call {
   // of the plan
   int64_t share;
   int held, buffers;
-  bool prefetch;
+  int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
+  int prefetched_inputs;  // of these
+  Images inputs[6];
   int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
@@ -59,8 +61,11 @@ struct Call {
 const void* cluster_kernel(Loads loads, bool general);
 const void* grid_kernel(Loads loads, bool general);
 
-// h (B,), figures (null: none) and the normalizer's state by one block; scratch: B ints and `bins` doubles.
-void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* means, int* bins, void* stream);
+// h (B,), figures (null: none) and the normalizer's state, by one block.
+void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
+constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
+  return batch + bins + (batch + 1) / 2;  // doubles
+}
 
 // Kept entries of a mask, in `parts` parts.
 void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream);

@@ -45,33 +45,26 @@ __device__ inline Words* hold_of(const Call& call, int64_t b) {
 
 // The weights' shared memory, behind the samples'.
 __device__ inline Weights weights_of(const Call& call) {
-  if (call.w.logits.data == nullptr) return {};
+  const int64_t batch = call.p.batch;
   double* h = reinterpret_cast<double*>(reinterpret_cast<char*>(dynamic_shared) + call.held_bytes);
-  double* means = h + (call.p.batch + 1) / 2 * 2;
-  return {h, means, reinterpret_cast<int*>(means + (call.w.state.bins + 1) / 2 * 2)};
+  double* means = h + 2 * batch;
+  return {h, h + batch, means, reinterpret_cast<int*>(means + call.w.state.bins)};
 }
 
-// A block's share of a sample, on its way from memory to L2 while something else is waited for.
+// The beginning of a block's share of a sample, on its way from memory to L2 while something else is waited for. A
+// thread an input.
 __device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
 #if __CUDA_ARCH__ >= 900
-  const Problem& p = call.p;
-  if (!call.prefetch || !p.aligned || threadIdx.x != 0) return;
-  const auto one = [&](const Images& images) {
-    if (images.data == nullptr) return;
-    const int64_t size = size_of(images.dtype);
-    const auto row = reinterpret_cast<uintptr_t>(images.data) + b * images.batch_stride * size;
-    // Whole units of 16 bytes: from the one that the share begins in, to the end of the last that it fills.
-    const uintptr_t from = (row + part.begin * size) / 16 * 16, to = (row + part.end * size) / 16 * 16;
-    if (from >= to) return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(to - from))
-                 : "memory");
-  };
-  one(p.teacher);
-  one(p.fake);
-  if (p.dmd_scale || p.with_stats) one(p.student);
-  one(p.teacher_uncond);
-  one(p.fake_uncond);
-  one(p.noisy);
+  if (static_cast<int>(threadIdx.x) >= call.prefetched_inputs) return;
+  const Images& images = call.inputs[threadIdx.x];
+  const int64_t end = part.begin + call.prefetched < part.end ? part.begin + call.prefetched : part.end;
+  const int64_t size = size_of(images.dtype), row = b * images.batch_stride;
+  // Whole units of 16 bytes: from the one that the share begins in to the last that is full.
+  const auto address = reinterpret_cast<uintptr_t>(images.data);
+  const uintptr_t from = (address + (row + part.begin) * size) / 16 * 16, to = (address + (row + end) * size) / 16 * 16;
+  if (from >= to) return;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(to - from))
+               : "memory");
 #endif
 }
 
@@ -104,8 +97,15 @@ __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
 
 // Weights of the batch, and the divisor.
 __device__ inline void begin(const Call& call, Shared& shared) {
-  const Weights weights = weights_of(call);
-  if (weights.h != nullptr) weigh_batch(call.w, call.p.batch, weights, shared.weighed, shared.scratch);
+  if (call.w.logits.data != nullptr) {
+    const Weights weights = weights_of(call);
+    if (call.p.batch > kSamplesAWarp) {
+      weigh_batch(Block{shared.scratch}, call.w, call.p.batch, weights, shared.weighed);
+    } else if (warp() == 0) {
+      // The others need not wait: thread 0 alone reads h, and by then the block has met.
+      weigh_batch(Warp{}, call.w, call.p.batch, weights, shared.weighed);
+    }
+  }
   const double divisor = divisor_of(call, shared.scratch);
   if (threadIdx.x == 0) shared.divisor = divisor;
 }

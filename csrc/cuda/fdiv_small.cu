@@ -9,16 +9,16 @@ namespace {
 // One block: logits (B, H) -> h (B,), figures (7,), and the normalizer's new state. means and bins: (bins,), (B,)
 // scratch.
 __global__ void __launch_bounds__(kMaxThreads, 1)
-    fdiv_weight_kernel(const __grid_constant__ Weighting w, int64_t batch, double* h, double* stats, double* means,
-                       int* bins) {
+    fdiv_weight_kernel(const __grid_constant__ Weighting w, int64_t batch, const __grid_constant__ Weights to,
+                       double* stats) {
   __shared__ Scratch scratch;
   __shared__ Weighed weighed;
-  weigh_batch(w, batch, {h, means, bins}, weighed, scratch);
+  weigh_batch(Block{scratch}, w, batch, to, weighed);
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
     weight_stats(weighed.sums, weighed.extremes, batch, normalized, stats);
   }
-  if (normalized && w.state.update) store_means(w.state, means);  // every thread has read the old state
+  if (normalized && w.state.update) store_means(w.state, to.means);  // every thread has read the old state
 }
 
 // Block i: kept entries of its part of the mask -> counts[i].
@@ -80,8 +80,10 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 }  // namespace
 
-void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* means, int* bins, void* stream) {
-  fdiv_weight_kernel<<<1, kMaxThreads, 0, static_cast<cudaStream_t>(stream)>>>(w, batch, h, stats, means, bins);
+void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
+  double* means = scratch + batch;
+  const Weights to{h, scratch, means, reinterpret_cast<int*>(means + w.state.bins)};
+  fdiv_weight_kernel<<<1, kMaxThreads, 0, static_cast<cudaStream_t>(stream)>>>(w, batch, to, stats);
 }
 
 void launch_empty(const Results& r, bool with_loss, void* stream) {

@@ -7,11 +7,10 @@
 
 namespace fdkernels::cuda {
 
-// Where a block keeps h, each sample's bin, and the bins' means after this batch's update.
+// Where a block keeps h, the clamped ratios, each sample's bin, and the bins' means after this batch's update.
 struct Weights {
-  double* h = nullptr;
-  double* means = nullptr;
-  int* bins = nullptr;
+  double *h, *ratios, *means;
+  int* bins;
 };
 
 // A batch's figures.
@@ -20,66 +19,103 @@ struct Weighed {
   Extremes extremes;
 };
 
+// Who weighs: a whole block, or one warp of it, while the others load elements.
+struct Block {
+  Scratch& scratch;
+
+  __device__ static int thread() {
+    return static_cast<int>(threadIdx.x);
+  }
+  __device__ static int threads() {
+    return static_cast<int>(blockDim.x);
+  }
+  __device__ static void sync() {
+    __syncthreads();
+  }
+  template <class Op, int N>
+  __device__ void reduce(double (&values)[N]) const {
+    reduce_block<Op>(values, scratch);
+  }
+};
+
+struct Warp {
+  __device__ static int thread() {
+    return lane();
+  }
+  __device__ static int threads() {
+    return kWarp;
+  }
+  __device__ static void sync() {
+    __syncwarp();
+  }
+  template <class Op, int N>
+  __device__ static void reduce(double (&values)[N]) {
+    reduce_warp<Op>(values);
+  }
+};
+
 constexpr int64_t kHeadsAThread = 8;
+constexpr int64_t kSamplesAWarp = kWarp;  // that one warp weighs by itself
 
 // Step 1: the mean over heads, into h. Many heads are shared by a warp.
-__device__ inline void combine_heads(const Weighting& w, int64_t batch, double* h) {
+template <class Group>
+__device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, double* h) {
   const double heads = static_cast<double>(w.heads);
   if (w.heads <= kHeadsAThread) {
-    for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
+    for (int64_t b = group.thread(); b < batch; b += group.threads()) {
       double sum = 0;
       for (int64_t k = 0; k < w.heads; ++k) sum += real_at(w.logits, b * w.heads + k);
-      h[b] = sum / heads;
+      h[b] = sum / heads;  // read by this thread alone
     }
-  } else {
-    for (int64_t b = warp(); b < batch; b += blockDim.x / kWarp) {
-      double sum[1] = {0};
-      for (int64_t k = lane(); k < w.heads; k += kWarp) sum[0] += real_at(w.logits, b * w.heads + k);
-      reduce_warp<Add>(sum);
-      if (lane() == 0) h[b] = sum[0] / heads;
-    }
+    return;
   }
-  __syncthreads();
+  for (int64_t b = group.thread() / kWarp; b < batch; b += group.threads() / kWarp) {
+    double sum[1] = {0};
+    for (int64_t k = lane(); k < w.heads; k += kWarp) sum[0] += real_at(w.logits, b * w.heads + k);
+    reduce_warp<Add>(sum);
+    if (lane() == 0) h[b] = sum[0] / heads;
+  }
+  group.sync();
 }
 
-// Step 3: the bins' means, a warp each, from clamped log ratios.
-__device__ inline void average_bins(const RatioState& state, int64_t batch, const double* L, const Weights& to) {
-  for (int64_t i = warp(); i < state.bins; i += blockDim.x / kWarp) {
-    float mean = state.mean[i];
-    if (state.update) {
-      double sums[2] = {0, 0};
-      for (int64_t b = lane(); b < batch; b += kWarp) {
-        if (to.bins[b] == i) {
-          sums[0] += ::exp(L[b]);
-          sums[1] += 1;
-        }
-      }
-      reduce_warp<Add>(sums);
-      mean = updated_mean(mean, sums[0], sums[1], state.decay);
+// Step 3: the bins' means after this batch. A thread adds up a bin of a small batch, else a warp.
+template <class Group>
+__device__ inline void update_means(const Group& group, const RatioState& state, int64_t batch, const Weights& to) {
+  const int64_t step = batch <= kSamplesAWarp ? 1 : kWarp, first = step == 1 ? 0 : lane();
+  for (int64_t i = group.thread() / step; i < state.bins; i += group.threads() / step) {
+    double sums[2] = {0, 0};
+    for (int64_t b = first; b < batch; b += step) {
+      const bool member = to.bins[b] == i;
+      sums[0] += member ? to.ratios[b] : 0.0;
+      sums[1] += member;
     }
-    if (lane() == 0) to.means[i] = mean;
+    if (step > 1) reduce_warp<Add>(sums);
+    if (first == 0) to.means[i] = updated_mean(static_cast<float>(to.means[i]), sums[0], sums[1], state.decay);
   }
-  __syncthreads();
+  group.sync();
 }
 
-// Writes to.h, with a normalizer to.means, and the figures; every thread may read them on return.
-__device__ inline void weigh_batch(const Weighting& w, int64_t batch, const Weights& to, Weighed& figures,
-                                   Scratch& scratch) {
+// Writes to.h, with a normalizer to.means, and the figures. They may be read after the block's next barrier.
+template <class Group>
+__device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
+                                   Weighed& figures) {
   WeightSums sums;
   Extremes found;
   const bool normalized = w.state.mean != nullptr;
-  combine_heads(w, batch, to.h);
-  for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
+  for (int64_t i = group.thread(); normalized && i < w.state.bins; i += group.threads()) to.means[i] = w.state.mean[i];
+  combine_heads(group, w, batch, to.h);
+  for (int64_t b = group.thread(); b < batch; b += group.threads()) {
     const double t = w.t.data == nullptr ? 0.0 : real_at(w.t, b);
     const LogRatio ratio = log_ratio(to.h[b], t, w.state, w.options);
     add(sums, ratio);
     to.h[b] = ratio.finite ? ratio.L : NAN;
+    to.ratios[b] = ratio.r;
     if (normalized) to.bins[b] = ratio.finite ? static_cast<int>(ratio_bin(w.state, t)) : -1;
   }
-  __syncthreads();
-  if (normalized) average_bins(w.state, batch, to.h, to);
+  group.sync();
+  if (normalized && w.state.update) update_means(group, w.state, batch, to);
 
-  for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
+  for (int64_t b = group.thread(); b < batch; b += group.threads()) {
     double L = to.h[b];
     if (!is_finite(L)) continue;
     if (normalized) L -= ::log(to.means[to.bins[b]]);
@@ -88,20 +124,21 @@ __device__ inline void weigh_batch(const Weighting& w, int64_t batch, const Weig
     to.h[b] = log_h;
   }
   double extremes[2] = {-found.lowest, found.highest};
-  reduce_block<Max>(extremes, scratch);
+  group.template reduce<Max>(extremes);
   found = {-extremes[0], extremes[1]};
 
-  for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
+  for (int64_t b = group.thread(); b < batch; b += group.threads()) {
     if (is_finite(to.h[b])) add_relative(sums, ::exp(to.h[b] - found.highest));
   }
   double totals[6] = {sums.count, sums.clipped, sums.outside, sums.ratios, sums.total, sums.squares};
-  reduce_block<Add>(totals, scratch);
+  group.template reduce<Add>(totals);
   sums = {totals[0], totals[1], totals[2], totals[3], totals[4], totals[5]};
 
-  if (threadIdx.x == 0) figures = {sums, found};
+  if (group.thread() == 0) figures = {sums, found};
   const double log_mean = log_mean_weight(sums, found, w.options.normalize);
-  for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) to.h[b] = ::exp(to.h[b] - log_mean);  // NaN stays NaN
-  __syncthreads();
+  for (int64_t b = group.thread(); b < batch; b += group.threads()) {
+    to.h[b] = ::exp(to.h[b] - log_mean);  // NaN stays NaN
+  }
 }
 
 // h of a sample whose weight was given, or 1; NaN where t is not finite.

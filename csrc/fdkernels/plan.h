@@ -59,7 +59,7 @@ struct Plan {
   int held = 0;               // vectors of them that it holds on chip
   int buffers = 1;            // samples that it holds at a time
   int64_t shared_bytes = 0;   // dynamic
-  bool prefetch = false;      // the next sample into L2 while this one's sums are awaited
+  int64_t prefetched = 0;     // elements of each share of the next sample that go to L2 while sums are awaited
   bool weigh_first = false;   // a launch of its own computes h
   bool count_first = false;   // another counts a mask's entries
   bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits
@@ -91,7 +91,7 @@ constexpr int64_t kCountedEntries = 16384;
 // Dynamic shared memory is what a device allows less the kernels' own.
 constexpr int64_t kStaticShared = 3 * 1024;
 
-constexpr int kMaxThreads = 512, kRegisters = 65536;
+constexpr int kMaxThreads = 512, kRegisters = 65536, kRegistersAThread = 80, kRegistersAThreadGeneral = 128;
 
 // The model's constants, in seconds. Not measured yet: a GPU's datasheet and public microbenchmarks.
 constexpr double kStart = 3e-6;          // launch, weights, first bytes, the last block's report
@@ -106,13 +106,14 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 
 inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
-  return ceil_div(call.batch, 2) * 2 * 8 + ceil_div(call.batch, 4) * 4 * 4 + ceil_div(call.bins, 2) * 2 * 8;
+  return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
 }
 
-inline int threads_for(int64_t vectors, bool general) {
+// most: fewer threads a block where several blocks side by side keep a multiprocessor busier than one that waits.
+inline int threads_for(int64_t vectors, bool general, int most) {
   // Two vectors a thread keep its loads in flight together; below a warp's worth of those, four warps share the rest.
   const int64_t wanted = ceil_div(ceil_div(vectors, general ? 1 : 2), 32) * 32;
-  return static_cast<int>(std::clamp<int64_t>(wanted, 128, kMaxThreads));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 128, most));
 }
 
 // What moves between memory and chip. `again`: elements of a sample that are read twice.
@@ -122,6 +123,13 @@ inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int
   const double twice =
       std::max(0.0, static_cast<double>(again) * call.reread - 0.5 * static_cast<double>(device.cache));
   return batch * (static_cast<double>(call.elements) * (call.read + call.written) + twice);
+}
+
+// As much of every block's next share as a quarter of the cache holds.
+inline int64_t prefetched(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
+  if (device.capability < 90) return 0;
+  const int64_t each = device.cache / 4 / (plan.blocks() * call.read);
+  return std::min(plan.share, each / call.vector * call.vector);
 }
 
 inline Plan with_weights(const CallShape& call) {
@@ -147,10 +155,10 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, int 
   plan.shared_bytes = plan.share * call.arithmetic + weight_bytes(call, plan.weigh_first);
   if (plan.shared_bytes + kStaticShared > device.shared_per_block) return false;
   plan.held = static_cast<int>(share);  // all of it
-  plan.threads = threads_for(share, call.general);
-  // Blocks a multiprocessor: by shared memory, by registers, by threads.
+  // Blocks a multiprocessor, by shared memory and by registers.
   const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
-  const int64_t registers = call.general ? 128 : 64;
+  plan.threads = threads_for(share, call.general, call.batch > active && by_shared > 1 ? kMaxThreads / 2 : kMaxThreads);
+  const int64_t registers = call.general ? kRegistersAThreadGeneral : kRegistersAThread;
   const int64_t by_registers = kRegisters / (registers * plan.threads);
   const int64_t resident = std::max<int64_t>(1, std::min(by_shared, by_registers));
   plan.teams = static_cast<int>(std::min(call.batch, active * resident));
@@ -161,8 +169,7 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, int 
   const double moved = std::min(1.0, kFasterAlone * busy / device.multiprocessors) * device.bandwidth;
   const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
   plan.seconds = kStart + plan.bytes / moved + wait + (rounds - 1) * (resident > 1 ? kOverlapped : wait);
-  const double together = static_cast<double>(plan.teams) * static_cast<double>(call.elements) * call.read;
-  plan.prefetch = device.capability >= 90 && together < 0.5 * static_cast<double>(device.cache);
+  plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
 }
@@ -174,7 +181,7 @@ inline Plan plan_grid(const CallShape& call, const DeviceLimits& device) {
   plan.schedule = Schedule::grid;
   plan.team = static_cast<int>(ceil_div(vectors, share));
   plan.share = share * call.vector;
-  plan.threads = threads_for(share, call.general);
+  plan.threads = threads_for(share, call.general, kMaxThreads);
   const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, plan.weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;
   plan.buffers = call.batch > 1 && 2 * share * bytes_a_vector <= room ? 2 : 1;
@@ -185,8 +192,7 @@ inline Plan plan_grid(const CallShape& call, const DeviceLimits& device) {
   const double moved = std::min(1.0, kFasterAlone * plan.team / device.multiprocessors) * device.bandwidth;
   const double wait = plan.buffers == 2 ? kOverlapped : kGridWait;
   plan.seconds = kStart + plan.bytes / moved + kGridWait + static_cast<double>(call.batch - 1) * wait;
-  plan.prefetch = device.capability >= 90 && plan.buffers == 1 &&
-                  static_cast<double>(call.elements) * call.read < 0.5 * static_cast<double>(device.cache);
+  plan.prefetched = prefetched(call, device, plan);
   return plan;
 }
 

@@ -15,7 +15,7 @@ FDK_HOST_DEVICE inline bool is_finite(double v) {
 
 // Steps 1 and 2 of one sample.
 struct LogRatio {
-  double L = 0;  // clamped
+  double L = 0, r = 0;  // clamped, and e^L; of a sample that is not finite, 0
   bool finite = false, clipped = false, outside = false;
 };
 
@@ -36,6 +36,7 @@ FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const Ratio
   ratio.finite = is_finite(combined) && is_finite(t);
   if (!ratio.finite) return ratio;
   ratio.L = ::fmin(::fmax(combined, options.log_ratio_min), options.log_ratio_max);
+  ratio.r = ::exp(ratio.L);
   ratio.clipped = ratio.L != combined;
   ratio.outside = state.mean != nullptr && (t < state.t_min || t > state.t_max);
   return ratio;
@@ -46,7 +47,7 @@ FDK_HOST_DEVICE inline void add(WeightSums& sums, const LogRatio& ratio) {
   sums.count += 1;
   sums.clipped += ratio.clipped;
   sums.outside += ratio.outside;
-  sums.ratios += ::exp(ratio.L);
+  sums.ratios += ratio.r;
 }
 
 // Step 3: a bin's mean after this batch's update, rounded as the state is.
