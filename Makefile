@@ -3,10 +3,12 @@
 # make lint   ruff, mypy, clang-format
 # make bench  the CPU rows of the benchmark (BENCH_ARGS="--json rows.json")
 # make check-kernels  compile the Triton kernels for GPUs that need not be here and inspect them (ALL=1: every target)
-# make build  recompile the binaries in place after a change in csrc/
+# make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed
+#             (STAGES=build,test: these alone; DEVICE=cpu: a rehearsal)
+# make build  recompile the binaries in place after a change in csrc/ (FDKERNELS_CUDA_ARCHS=90: for these GPUs alone)
 # make format rewrite Python and C++ sources in the project's style
 #
-# Everything lives in .venv; stamps in it make each step run again only when what it depends on has changed.
+# Everything but gpu-check is in .venv; stamps there make each step run again only when what it depends on has changed.
 PYTHON ?= python3
 VENV ?= .venv
 # The CPU build, by its exact local version: a bare version could bring several gigabytes of CUDA packages.
@@ -16,14 +18,17 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 WORKERS ?= auto
 ALL ?=
+OUT ?=
+STAGES ?=
+DEVICE ?= cuda
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_ROOTS := fdkernels python benchmarks tests setup.py
 
-.PHONY: demo test lint bench build check-kernels format
+.PHONY: demo test lint bench build check-kernels gpu-check format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -47,6 +52,10 @@ build: $(VENV)/.stamp-build
 check-kernels: $(VENV)/.stamp-deps
 	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
 
+# Installs nothing: such a machine may reach no index.
+gpu-check:
+	$(PYTHON) -m tests.gpu_check --out '$(or $(OUT),$(error make gpu-check OUT=folder: where to write))' --device $(DEVICE) $(if $(STAGES),--stages $(STAGES))
+
 format: $(VENV)/.stamp-deps
 	$(BIN)/ruff check --fix $(PY_ROOTS)
 	$(BIN)/ruff format $(PY_ROOTS)
@@ -66,6 +75,10 @@ $(VENV)/.stamp-deps: $(VENV)/.stamp-torch constraints.txt pyproject.toml
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[train,test,dev]'
 	touch $@
 
-$(VENV)/.stamp-build: $(VENV)/.stamp-deps CMakeLists.txt setup.py $(CPP_SOURCES)
+# Changes only when the variable does, and the binaries with it.
+$(VENV)/.stamp-cuda-archs: FORCE | $(VENV)/.stamp-venv
+	@echo '$(FDKERNELS_CUDA_ARCHS)' | cmp -s - $@ || echo '$(FDKERNELS_CUDA_ARCHS)' > $@
+
+$(VENV)/.stamp-build: $(VENV)/.stamp-deps $(VENV)/.stamp-cuda-archs CMakeLists.txt setup.py $(CPP_SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@

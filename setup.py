@@ -1,7 +1,17 @@
-"""Builds fdkernels' binaries with CMake and ninja; all other metadata is in pyproject.toml."""
+"""Builds fdkernels' binaries with CMake and ninja; all other metadata is in pyproject.toml.
+
+Variables of the environment that it reads:
+
+    FDKERNELS_TORCH_DIR    torch's package directory, where the build does not find it
+    FDKERNELS_CUDA_ARCHS   what the CUDA library is compiled for: a list such as "90" or "80;90+PTX" (+PTX adds code
+                           that newer GPUs compile as they load it), "all", or "none". Unset: the GPUs of this machine
+                           where nvidia-smi names them, else all; no CUDA library where there is no nvcc
+    CUDACXX, CUDA_HOME     nvcc, and the folder with bin/nvcc; then PATH and /usr/local/cuda are looked at
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -11,12 +21,17 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+CPU_LIBRARY, CUDA_LIBRARY = "libfdkernels_cpu.so", "libfdkernels_cuda.so"
 OLDEST_TORCH = (2, 10)
+OLDEST_CUDA = 12  # the first with C++20
+OLDEST_ARCH = 80
+ALL_ARCHS = ("80", "90", "100", "120")
 
 TORCH_NOT_FOUND = """
 fdkernels: torch >= 2.10 was not found, and the build needs its headers (it neither imports nor downloads torch).
@@ -84,11 +99,94 @@ def find_tool(name: str) -> str:
     return found
 
 
-def cuda_note() -> str:
-    nvcc = shutil.which("nvcc")
-    found = f"nvcc found at {nvcc}" if nvcc else "nvcc not found"
-    print(f"fdkernels: {found}; this release has no CUDA sources, building the CPU library only.", flush=True)
-    return "none"
+class Nvcc(NamedTuple):
+    path: str
+    version: str
+    archs: frozenset[str]
+    """What it writes machine code for, as in "90"."""
+
+
+class CudaPlan(NamedTuple):
+    archs: tuple[str, ...]
+    """What the CUDA library holds, as in "90" (machine code) and "90+PTX" (PTX); empty: it is not built."""
+    nvcc: str
+    note: str
+
+
+def parse_cuda_archs(text: str) -> tuple[str, ...]:
+    """A CudaPlan's archs from FDKERNELS_CUDA_ARCHS. As torch spells them, 9.0 is 90, and 90+PTX both kinds of code."""
+    if text == "none":
+        return ()
+    if text == "all":
+        return (*ALL_ARCHS, f"{ALL_ARCHS[-1]}+PTX")
+    archs = set()
+    for entry in re.split(r"[\s;,]+", text.strip()):
+        found = re.fullmatch(r"(\d+)\.?(\d)(\+PTX)?", entry)
+        if found is None or int(found[1] + found[2]) < OLDEST_ARCH:
+            expected = f"all, none, or architectures from {OLDEST_ARCH} on such as '80;90+PTX'"
+            raise ValueError(f"FDKERNELS_CUDA_ARCHS: expected {expected}, got {text!r}")
+        archs |= {found[1] + found[2] + suffix for suffix in ("", found[3] or "")}
+    return tuple(sorted(archs, key=lambda arch: (int(arch.removesuffix("+PTX")), arch)))
+
+
+def why_nvcc_cannot(nvcc: Nvcc | None, archs: tuple[str, ...]) -> str | None:
+    if nvcc is None:
+        return "nvcc not found (looked at CUDACXX, CUDA_HOME, PATH and /usr/local/cuda)"
+    if int(nvcc.version.split(".")[0]) < OLDEST_CUDA:
+        return f"{nvcc.path} is of CUDA {nvcc.version}; {OLDEST_CUDA}.0 or later is needed"
+    unknown = [arch for arch in archs if arch.removesuffix("+PTX") not in nvcc.archs]
+    return f"{nvcc.path} of CUDA {nvcc.version} does not know {', '.join(unknown)}" if unknown else None
+
+
+def plan_cuda(requested: str, nvcc: Nvcc | None, present: list[str]) -> CudaPlan:
+    """What to build, from FDKERNELS_CUDA_ARCHS ("" where unset), the compiler and this machine's GPUs.
+
+    Raises:
+        ValueError: a bad value, or something asked for that the compiler can't do. Unasked, it is left out.
+    """
+    archs = parse_cuda_archs(requested or ";".join(present) or "all")
+    if not archs:
+        return CudaPlan((), "", f"no CUDA library (FDKERNELS_CUDA_ARCHS={requested})")
+    problem = why_nvcc_cannot(nvcc, archs)
+    if nvcc is not None and problem is None:
+        note = f"CUDA library for {', '.join(archs)} with {nvcc.path} of CUDA {nvcc.version}"
+        return CudaPlan(archs, nvcc.path, note)
+    if requested:
+        raise ValueError(f"FDKERNELS_CUDA_ARCHS={requested}: {problem}")
+    return CudaPlan((), "", f"no CUDA library: {problem}; Triton serves GPUs")
+
+
+def printed(*command: str) -> str:
+    """What a command prints; nothing where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def find_nvcc() -> Nvcc | None:
+    home = os.environ.get("CUDA_HOME")
+    for name in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+        path = shutil.which(name) if name else None
+        version = re.search(r"release (\d+\.\d+)", printed(path, "--version")) if path else None
+        if path and version:
+            return Nvcc(path, version[1], frozenset(re.findall(r"sm_(\d+)\b", printed(path, "--list-gpu-code"))))
+    return None
+
+
+def present_archs() -> list[str]:
+    """The architectures of this machine's GPUs, those that the kernels can run on."""
+    capabilities = printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    found = {major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", capabilities, re.MULTILINE)}
+    return sorted((arch for arch in found if int(arch) >= OLDEST_ARCH), key=int)
+
+
+def cuda_options(plan: CudaPlan) -> list[str]:
+    """CMake's: 90-real is machine code, 90-virtual PTX."""
+    if not plan.archs:
+        return []
+    archs = [arch.replace("+PTX", "-virtual") if arch.endswith("+PTX") else f"{arch}-real" for arch in plan.archs]
+    return [f"-DCMAKE_CUDA_COMPILER={plan.nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(archs)}"]
 
 
 class CMakeBuild(build_ext):
@@ -97,7 +195,7 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         import pybind11
 
-        note = cuda_note()
+        print(f"fdkernels: {self._cuda.note}", flush=True)
         torch = find_torch()
         build_directory = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         cmake = find_tool("cmake")
@@ -115,15 +213,28 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFDKERNELS_TORCH_DIR={torch}",
             f"-DFDKERNELS_VERSION={self.distribution.get_version()}",
-            f"-DFDKERNELS_CUDA_NOTE={note}",
+            *cuda_options(self._cuda),
         ]
         # Every isolated build brings tools at new paths, which a configured tree would not follow.
         record = build_directory / "configured-by.txt"
         fresh = ["--fresh"] if not record.exists() or record.read_text() != str(configure) else []
-        subprocess.run([*configure, *fresh], check=True)
-        record.write_text(str(configure))
-        subprocess.run([cmake, "--build", str(build_directory)], check=True)
+        try:
+            subprocess.run([*configure, *fresh], check=True)
+            record.write_text(str(configure))
+            subprocess.run([cmake, "--build", str(build_directory)], check=True)
+        except subprocess.CalledProcessError:
+            hint = "; FDKERNELS_CUDA_ARCHS=none leaves the CUDA library out" if self._cuda.archs else ""
+            sys.exit(f"fdkernels: the build failed, see above{hint}")
         subprocess.run([cmake, "--install", str(build_directory), "--prefix", str(self._destination())], check=True)
+        if not self._cuda.archs:
+            (self._destination() / CUDA_LIBRARY).unlink(missing_ok=True)  # an earlier build's
+
+    @functools.cached_property
+    def _cuda(self) -> CudaPlan:
+        try:
+            return plan_cuda(os.environ.get("FDKERNELS_CUDA_ARCHS", "").strip(), find_nvcc(), present_archs())
+        except ValueError as error:
+            sys.exit(f"fdkernels: {error}")
 
     def _destination(self) -> Path:
         return ROOT / "fdkernels" if self.inplace else Path(self.build_lib).resolve() / "fdkernels"
@@ -137,8 +248,13 @@ class CMakeBuild(build_ext):
         return {str(Path(self.build_lib) / "fdkernels" / n): str(ROOT / "fdkernels" / n) for n in self._binaries()}
 
     def _binaries(self) -> list[str]:
-        return [f"_core{sysconfig.get_config_var('EXT_SUFFIX')}", "libfdkernels_cpu.so"]
+        return [
+            f"_core{sysconfig.get_config_var('EXT_SUFFIX')}",
+            CPU_LIBRARY,
+            *([CUDA_LIBRARY] if self._cuda.archs else []),
+        ]
 
 
-# Listed so that setuptools tags the wheel with the platform and runs build_ext; CMake knows the sources.
-setup(ext_modules=[Extension("fdkernels._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    # Listed so that setuptools tags the wheel with the platform and runs build_ext; CMake knows the sources.
+    setup(ext_modules=[Extension("fdkernels._core", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,4 +1,5 @@
 """`python -m fdkernels`: versions, compiled parts, devices, and what backend="auto" picks for each device and why.
+`python -m fdkernels plan`: how the CUDA backend would spread a call over a GPU (`plans.py`).
 
 What may be broken is looked at in a process of its own, so that a damaged library that kills the process it is loaded
 into still leaves a report.
@@ -6,6 +7,7 @@ into still leaves a report.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,6 +21,11 @@ import fdkernels
 def main() -> None:
     # What a terminal prints in, in case its encoding lacks a character of some path or error text.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if sys.argv[1:2] == ["plan"]:
+        from fdkernels import plans
+
+        plans.main(sys.argv[2:])
+        return
     if sys.argv[1:] == ["--probe"]:
         probe_compiled()
         probe_backends()
@@ -59,12 +66,15 @@ def probe_compiled() -> None:
         info = core.build_info()
         say("_core", f"version {info['version']}, {info['compiler']}, {info['flags']}")
         say("", f"instruction sets {', '.join(info['isa'])}; CUDA {info['cuda']}")
+        if info["cuda_archs"]:
+            say("", f"compiled for GPUs of {', '.join(info['cuda_archs'])}")
         if info["version"] != fdkernels.__version__:
             say("", f"stale: built from version {info['version']}; rebuild with `pip install .` or `make build`")
     if torch_works():
         from fdkernels import backends
 
-        say("libfdkernels_cpu", backends.load_native() or "loads")
+        for device_type in ("cpu", "cuda"):
+            say(f"libfdkernels_{device_type}", backends.load_native(device_type) or "loads")
 
 
 def probe_backends() -> None:
@@ -78,16 +88,26 @@ def probe_backends() -> None:
     threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     devices = [("cpu", f"{platform.machine()}, {threads}")]
     try:
-        devices += [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+        devices += [(f"cuda:{i}", describe_gpu(i)) for i in range(torch.cuda.device_count())]
     except RuntimeError as error:
         say("cuda", f"broken: {error}")
     for device, description in devices:
         kind = device.split(":")[0]
-        reasons = backends.available(kind)
+        with contextlib.nullcontext() if kind == "cpu" else torch.cuda.device(device):
+            reasons = backends.available(kind)
+        order = backends.PREFERENCE[kind]
+        picked = next(backend for backend in order if reasons[backend] is None)
         print(f"  {device} ({description})")
-        print(f"    auto picks {backends.choose('auto', kind)}")
+        print(f"    auto picks {picked}, the first usable of {', '.join(order)}")
         for backend, reason in reasons.items():
             print(f"    {backend:10} {reason or 'usable'}")
+
+
+def describe_gpu(index: int) -> str:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
 
 
 def torch_works() -> bool:

@@ -1,18 +1,88 @@
 """Types of the pybind11 module; its source is csrc/bindings.cpp."""
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Unpack
 
 class BuildInfo(TypedDict):
     version: str
     compiler: str
     flags: str
     isa: list[str]
-    cuda: str
+    cuda: str  # nvcc's version, or "none"
+    cuda_archs: list[str]  # "90": machine code; "90+PTX": PTX
 
 def build_info() -> BuildInfo: ...
 def divergences() -> list[str]: ...
 def log_weight(name: str, log_ratio: ArrayLike, alpha: float | None = None) -> NDArray[np.float64]: ...
 def weight(name: str, log_ratio: ArrayLike, alpha: float | None = None) -> NDArray[np.float64]: ...
+
+# ---- plans of the CUDA backend; csrc/fdkernels/plan.h
+
+DType = Literal["bf16", "fp16", "fp32", "fp64"]
+
+class DeviceLimits(TypedDict):
+    capability: int  # 10 major + minor
+    multiprocessors: int
+    shared_per_block: int  # bytes that a block may ask for, the opt-in limit
+    shared_per_multiprocessor: int  # bytes
+    cache: int  # bytes of L2
+    bandwidth: float  # of memory, bytes/s
+    active_clusters: Sequence[int]  # resident ones of the sizes 1, 2, 4, 8, 16; 0: cannot be scheduled
+
+class CallOptions(TypedDict, total=False):
+    """A forward call: what its launcher finds in the tensors."""
+
+    student: DType  # "bf16" by default; the gradient's too
+    prediction: DType | None  # of τ and its unconditional output; None: student's
+    fake: DType | None  # of f and its unconditional output; None: prediction's
+    noisy: DType | None  # of x_t, whose coefficients come with it; None: x_t is not read
+    guidance: bool  # an unconditional output beside τ
+    fake_guidance: bool
+    coefficients: bool  # raw predictions, c·(f - τ)
+    scale: int  # entries a sample of a scale table; 0: no table
+    mask: tuple[int, int] | None  # rows (1 or batch) and entries a row
+    heads: int  # of the logits; 0: no logits
+    bins: int  # of the normalizer
+    dmd_scale: bool  # True by default
+    with_stats: bool
+    with_grad: bool  # True by default
+    reduction: Literal["mean", "sum", "none"]
+    allowed: str  # "auto", "grid", "cluster", "cluster:1" to "cluster:16"
+
+class Plan(TypedDict):
+    schedule: Literal["cluster", "grid"]
+    team: int  # blocks that share a sample
+    teams: int  # that run side by side
+    blocks: int  # team x teams
+    threads: int  # a block
+    share: int  # elements of a sample that a block takes
+    held: int  # vectors of them that it holds on chip
+    buffers: int  # samples that it holds at a time
+    shared_bytes: int  # dynamic, a block
+    again: int  # elements of a sample that its gradient has read a second time
+    prefetched: int  # elements of each share of the next sample that go to L2 ahead of their loads
+    weigh_first: bool  # a launch of its own computes h
+    count_first: bool  # another counts a mask's entries
+    wide_offsets: bool  # an element's index in its sample needs more than 32 bits
+    launches: int
+    phases: float  # how often inputs are read: 1 + again / elements
+    loads: str  # the kernel's types
+    general: bool  # beyond x, τ and f, or an odd mix of types
+    vector: int  # elements of a 16-byte access of the widest stored type
+    minimum_bytes: float  # of N-sized inputs read once and the gradient written once
+    bytes: float  # predicted, between memory and chip
+    seconds: float  # predicted
+
+def plan(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> Plan:
+    """How the CUDA backend spreads a call over a device: the very function that its launcher obeys.
+
+    Raises:
+        ValueError: an argument is out of range, or nothing that is allowed can hold a sample.
+    """
+
+def plans(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> list[Plan]:
+    """Every schedule that is allowed and can run, the best first, which is `plan`'s."""

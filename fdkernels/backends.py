@@ -1,8 +1,11 @@
 """Which backends can serve a device, and what "auto" picks.
 
     cpu    native, else reference
-    cuda   triton, else reference             (NVIDIA from compute capability 8.0, and ROCm)
+    cuda   native, else triton, else reference
     other  reference
+
+On GPUs `native` is CUDA C++, for NVIDIA's alone and those that the library was compiled for; `triton` serves NVIDIA and
+ROCm. Both need compute capability 8.0. A machine with several kinds of GPU is judged by its current one.
 
 `reference` is eager PyTorch and runs anywhere. A backend asked for by name is used or refused, never replaced. With
 FDKERNELS_LOG=1 the first use of each (op, device) names its backend and, where a faster one is missing, why.
@@ -11,9 +14,11 @@ FDKERNELS_LOG=1 the first use of each (op, device) names its backend and, where 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import logging
 import os
 import re
@@ -24,8 +29,12 @@ import torch
 BACKENDS = ("reference", "native", "triton")
 
 # Fastest first.
-PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
 
+HOW_TO_BUILD = {
+    "cpu": "run `pip install .` or `make build`",
+    "cuda": "with nvcc on PATH, run `pip install .` or `make build`",
+}
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 
@@ -37,11 +46,11 @@ _chosen: dict[tuple[str, str], str] = {}
 
 
 @functools.cache
-def load_native() -> str | None:
-    """Load the C++ op library once. Returns None, or why it can't be used."""
-    library = Path(__file__).parent / "libfdkernels_cpu.so"
+def load_native(device_type: str) -> str | None:
+    """Load the C++ op library of a device type, "cpu" or "cuda", once. Returns None, or why it can't be used."""
+    library = Path(__file__).parent / f"libfdkernels_{device_type}.so"
     if not library.exists():
-        return f"{library.name} was not built (run `pip install .` or `make build`)"
+        return f"{library.name} was not built ({HOW_TO_BUILD[device_type]})"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -54,12 +63,62 @@ def unavailable(backend: str, device_type: str) -> str | None:
     if backend == "reference":
         return None
     if backend == "native":
-        return (
-            load_native() if device_type == "cpu" else f"this build has native kernels for cpu, not for {device_type}"
-        )
+        return _why_not_native(device_type)
     if backend == "triton":
         return _why_not_triton(device_type)
     raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def _why_not_native(device_type: str) -> str | None:
+    if device_type == "cpu":
+        return load_native("cpu")
+    if device_type != "cuda":
+        return f"there are native kernels for cpu and cuda, not for {device_type}"
+    if torch.version.hip is not None:
+        return "the CUDA library is for NVIDIA's GPUs; this is ROCm"
+    return _why_not_gpu() or load_native("cuda") or _why_not_compiled(torch.cuda.get_device_capability())
+
+
+def _why_not_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
+        return f"compute capability {torch.cuda.get_device_capability()}; {OLDEST_CAPABILITY} or later is needed"
+    return None
+
+
+def _why_not_compiled(capability: tuple[int, int]) -> str | None:
+    """Why the CUDA library has no code for a GPU, or this machine's driver can't run it."""
+    try:
+        from fdkernels import _core
+    except ImportError as error:
+        return f"fdkernels._core, which knows what the CUDA library was built for, does not load: {error}"
+    info = _core.build_info()
+    serving = [arch for arch in info["cuda_archs"] if serves(arch, capability)]
+    if not serving:
+        held = ", ".join(info["cuda_archs"]) or "nothing"
+        return f"the CUDA library was compiled for {held}; this GPU has compute capability {capability}"
+    built = tuple(int(number) for number in info["cuda"].split("."))
+    # A driver runs machine code of its own major version of CUDA, but compiles PTX of no later version than its own.
+    needed = built if all(arch.endswith("+PTX") for arch in serving) else built[:1]
+    driver = _driver_version()
+    if driver < needed:
+        return f"the CUDA library was built with CUDA {info['cuda']}; the driver is for {'.'.join(map(str, driver))}"
+    return None
+
+
+def serves(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU can run code compiled for an architecture, as in "90" (machine code) or "90+PTX" (PTX)."""
+    compiled = divmod(int(arch.removesuffix("+PTX")), 10)
+    same_kind = arch.endswith("+PTX") or compiled[0] == capability[0]
+    return same_kind and compiled <= capability
+
+
+def _driver_version() -> tuple[int, int]:
+    """The latest version of CUDA that the driver knows."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000, version.value % 1000 // 10
 
 
 @functools.cache
@@ -85,11 +144,7 @@ def _why_not_triton(device_type: str) -> str | None:
         return None if interpreted else "Triton compiles for GPUs (TRITON_INTERPRET=1 interprets on CPU, for tests)"
     if device_type != "cuda":
         return f"this version has no Triton kernels for {device_type}"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA or ROCm device"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_CAPABILITY:
-        return f"compute capability {torch.cuda.get_device_capability()}; {OLDEST_CAPABILITY} or later is needed"
-    return None
+    return _why_not_gpu()
 
 
 def available(device_type: str) -> dict[str, str | None]:
@@ -126,5 +181,6 @@ def log_choice(op: str, backend: str, device_type: str) -> None:
     if not LOGGING or (op, device_type) in _logged:
         return
     _logged.add((op, device_type))
-    skipped = [f"{b}: {why}" for b in PREFERENCE.get(device_type, ()) if (why := unavailable(b, device_type))]
+    faster = itertools.takewhile(lambda other: other != backend, PREFERENCE.get(device_type, ()))
+    skipped = [f"{b}: {why}" for b in faster if (why := unavailable(b, device_type))]
     _log.warning("%s on %s: %s%s", op, device_type, backend, f" ({'; '.join(skipped)})" if skipped else "")

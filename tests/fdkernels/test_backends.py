@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import importlib.util
+import sys
 
 import pytest
 import torch
 
-from fdkernels import backends
+import fdkernels as fdk
+from fdkernels import _core, backends
 
 pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
 
@@ -20,6 +22,21 @@ def fresh():
     backends._installed_triton.cache_clear()
 
 
+@pytest.fixture
+def pretend(monkeypatch, fresh):
+    """Make a machine up: its GPU, the CUDA library, the driver."""
+
+    def machine(capability=(9, 0), *, library=None, archs=("90",), cuda="13.0", driver=(13, 0), hip=None):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(backends, "load_native", lambda device_type: library)
+        monkeypatch.setattr(backends, "_driver_version", lambda: driver)
+        monkeypatch.setattr(_core, "build_info", lambda: {"cuda": cuda, "cuda_archs": list(archs)})
+
+    return machine
+
+
 def test_triton_on_cpu_is_for_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "TRITON_INTERPRET=1" in backends.unavailable("triton", "cpu")
@@ -27,7 +44,8 @@ def test_triton_on_cpu_is_for_the_interpreter(monkeypatch):
     assert backends.unavailable("triton", "cpu") is None
 
 
-def test_without_triton(monkeypatch, fresh):
+def test_without_triton(monkeypatch, pretend):
+    pretend(library="not built")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in backends.unavailable("triton", "cuda")
     with pytest.raises(
@@ -59,17 +77,110 @@ def test_rocms_own_package(monkeypatch, fresh):
 
 
 @pytest.mark.parametrize(("capability", "usable"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
-def test_compute_capability(monkeypatch, fresh, capability, usable):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+def test_compute_capability(pretend, capability, usable):
+    pretend(capability, library="not built")
     reason = backends.unavailable("triton", "cuda")
     assert reason is None if usable else "(7, 5)" in reason and "(8, 0) or later" in reason
     assert backends.choose("auto", "cuda") == ("triton" if usable else "reference")
 
 
-def test_no_device(monkeypatch, fresh):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA or ROCm device" in backends.available("cuda")["triton"]
+def test_no_device(pretend):
+    pretend(capability=None)
+    reasons = backends.available("cuda")
+    assert reasons == {"reference": None, **dict.fromkeys(("native", "triton"), "torch finds no CUDA or ROCm device")}
+
+
+def test_auto_on_a_gpu_prefers_native_then_triton(pretend):
+    assert backends.PREFERENCE["cuda"] == ("native", "triton", "reference")
+    pretend()
+    assert backends.choose("auto", "cuda") == "native"
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        ({"hip": "7.0"}, "the CUDA library is for NVIDIA's GPUs; this is ROCm"),
+        ({"library": "libfdkernels_cuda.so was not built"}, "libfdkernels_cuda.so was not built"),
+        (
+            {"archs": ("80", "100", "120+PTX")},
+            "the CUDA library was compiled for 80, 100, 120+PTX; this GPU has compute capability (9, 0)",
+        ),
+        ({"archs": ()}, "the CUDA library was compiled for nothing; this GPU has compute capability (9, 0)"),
+        ({"driver": (12, 9)}, "the CUDA library was built with CUDA 13.0; the driver is for 12.9"),
+        (
+            {"archs": ("80+PTX",), "cuda": "13.1"},
+            "the CUDA library was built with CUDA 13.1; the driver is for 13.0",
+        ),
+    ],
+)
+def test_why_native_cannot_serve_a_gpu(pretend, machine, reason):
+    pretend(**machine)
+    assert backends.unavailable("native", "cuda") == reason
+    with pytest.raises(RuntimeError, match="^backend 'native' is not available for cuda tensors: ") as error:
+        backends.choose("native", "cuda")
+    assert str(error.value).endswith(reason)
+    assert backends.choose("auto", "cuda") == "triton"
+
+
+def test_native_and_triton_need_the_same_capability(pretend):
+    pretend((7, 5), archs=("75",))
+    reasons = backends.available("cuda")
+    assert reasons["native"] == reasons["triton"] == "compute capability (7, 5); (8, 0) or later is needed"
+
+
+def test_core_missing_leaves_the_cuda_library_unused(monkeypatch, pretend):
+    pretend()
+    monkeypatch.setitem(sys.modules, "fdkernels._core", None)
+    monkeypatch.delattr(fdk, "_core")
+    assert backends.unavailable("native", "cuda").startswith("fdkernels._core, which knows what the CUDA library")
+    assert backends.choose("auto", "cuda") == "triton"
+
+
+@pytest.mark.parametrize("driver", [(13, 0), (13, 2), (14, 0)])
+def test_machine_code_runs_under_every_driver_from_its_major_version_on(pretend, driver):
+    pretend(cuda="13.1", driver=driver)
+    assert backends.unavailable("native", "cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "capabilities"),
+    [
+        ("80", {(8, 0), (8, 6), (8, 9)}),
+        ("86", {(8, 6), (8, 9)}),
+        ("90", {(9, 0)}),
+        ("100", {(10, 0), (10, 3)}),
+        ("120", {(12, 0), (12, 1)}),
+        ("90+PTX", {(9, 0), (10, 0), (10, 3), (12, 0), (12, 1)}),
+        ("120+PTX", {(12, 0), (12, 1)}),
+    ],
+)
+def test_what_compiled_code_serves(arch, capabilities):
+    known = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)]
+    assert {capability for capability in known if backends.serves(arch, capability)} == capabilities
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_a_library_that_is_not_there_or_none(monkeypatch, tmp_path, device_type):
+    monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends.py"))
+    library = tmp_path / f"libfdkernels_{device_type}.so"
+    load = backends.load_native.__wrapped__
+    assert load(device_type).startswith(f"{library.name} was not built (")
+    assert ("nvcc" in load(device_type)) == (device_type == "cuda")
+    library.write_bytes(b"not a library" * 100)
+    assert load(device_type).startswith(f"{library.name} does not load: ") and "invalid ELF header" in load(device_type)
+
+
+def test_log_names_what_is_faster_and_missing(monkeypatch, pretend, caplog):
+    pretend(library="libfdkernels_cuda.so was not built")
+    monkeypatch.setattr(backends, "LOGGING", True)
+    monkeypatch.setattr(backends, "_logged", set())
+    for op, backend in (("first", "triton"), ("second", "native"), ("third", "triton")):
+        backends.log_choice(op, backend, "cpu" if op == "third" else "cuda")
+    assert [record.message for record in caplog.records] == [
+        "first on cuda: triton (native: libfdkernels_cuda.so was not built)",
+        "second on cuda: native",
+        "third on cpu: triton (native: libfdkernels_cuda.so was not built)",
+    ]
 
 
 def test_other_devices(fresh):
@@ -80,7 +191,5 @@ def test_other_devices(fresh):
 def test_a_backend_asked_for_by_name_never_falls_back(monkeypatch, fresh):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     x = torch.zeros(8, 4)
-    import fdkernels as fdk
-
     with pytest.raises(RuntimeError, match="^backend 'triton' is not available for cpu tensors"):
         fdk.fused_fdiv_loss(x, x, x, divergence="rkl", backend="triton")

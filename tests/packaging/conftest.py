@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -56,12 +59,35 @@ def uninstalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of this checkout, built without isolation, so offline."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = copy_checkout(folder / "checkout")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(folder)]
-    run = subprocess.run([*build, str(source)], capture_output=True, text=True, env=clean_variables(), cwd=folder)
-    assert run.returncode == 0, run.stdout + run.stderr
+def setup_file() -> ModuleType:
+    """setup.py as a module; nothing is set up."""
+    spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory, setup_file: ModuleType) -> Path:
+    """The wheel of a copy of this checkout, built without isolation, so offline; once for all of pytest's workers.
+
+    Where nvcc is installed it holds a CUDA library, for one architecture.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob("*.whl")):
+            build_wheel(folder, "90" if setup_file.find_nvcc() else "none")
     (built,) = folder.glob("fdkernels-*.whl")
     return built
+
+
+def build_wheel(folder: Path, cuda_archs: str) -> None:
+    source = copy_checkout(folder / f"checkout-{os.getpid()}")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(folder)]
+    variables = clean_variables(FDKERNELS_CUDA_ARCHS=cuda_archs)
+    run = subprocess.run([*build, str(source)], capture_output=True, text=True, env=variables, cwd=folder)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -16,7 +16,12 @@ def test_build_info() -> None:
     assert info["version"] == fdkernels.__version__
     assert re.match(r"(GNU|Clang|AppleClang) \d+", info["compiler"])
     assert "-O3" in info["flags"]
-    assert info["isa"] and info["cuda"] == "none"
+    assert info["isa"]
+    if info["cuda"] == "none":
+        assert info["cuda_archs"] == []
+    else:
+        assert re.fullmatch(r"\d+\.\d+", info["cuda"])
+        assert info["cuda_archs"] and all(re.fullmatch(r"\d{2,3}(\+PTX)?", arch) for arch in info["cuda_archs"])
 
 
 def test_table_has_the_names_of_the_python_table() -> None:

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import fdkernels
+from fdkernels import _core, backends
+from fdkernels.__main__ import probe_backends
 from tests.packaging.conftest import ROOT, clean_variables, make_environment
 
 LIBRARY = "libfdkernels_cpu.so"
+CUDA_LIBRARY = "libfdkernels_cuda.so"
 
 
 @pytest.fixture
@@ -45,7 +48,12 @@ def test_all_well(package: Path, uninstalled: Path) -> None:
     assert f"torch     {torch.__version__}" in text
     assert "libfdkernels_cpu  loads" in text
     assert "_core             version" in text and "-O3" in text
-    assert "auto picks native" in text
+    assert "auto picks native, the first usable of native, reference" in text
+    info = _core.build_info()
+    assert f"CUDA {info['cuda']}" in text
+    if info["cuda_archs"]:
+        assert f"compiled for GPUs of {', '.join(info['cuda_archs'])}" in text
+        assert "libfdkernels_cuda loads" in text
 
 
 def test_library_missing(package: Path, uninstalled: Path) -> None:
@@ -67,6 +75,58 @@ def test_library_truncated(package: Path, uninstalled: Path) -> None:
     (package / LIBRARY).write_bytes(whole[: len(whole) // 2])
     text = report(package, uninstalled)
     assert "does not load" in text or "a library is damaged; reinstall" in text
+
+
+def test_cuda_library_missing(package: Path, uninstalled: Path) -> None:
+    (package / CUDA_LIBRARY).unlink(missing_ok=True)
+    text = report(package, uninstalled)
+    assert f"libfdkernels_cuda {CUDA_LIBRARY} was not built (with nvcc on PATH, run `pip install .`" in text
+    assert "auto picks native" in text
+
+
+def test_cuda_library_is_no_library(package: Path, uninstalled: Path) -> None:
+    (package / CUDA_LIBRARY).write_bytes(b"not a library" * 100)
+    text = report(package, uninstalled)
+    assert f"libfdkernels_cuda {CUDA_LIBRARY} does not load" in text and "invalid ELF header" in text
+    assert "libfdkernels_cpu  loads" in text and "auto picks native" in text
+
+
+def test_cuda_library_truncated(package: Path, uninstalled: Path) -> None:
+    whole = (package / LIBRARY).read_bytes()  # any library will do, so that none need be built
+    (package / CUDA_LIBRARY).write_bytes(whole[: len(whole) // 2])
+    text = report(package, uninstalled)
+    assert f"{CUDA_LIBRARY} does not load" in text or "a library is damaged; reinstall" in text
+    assert "libfdkernels_cpu  loads" in text
+
+
+def test_each_gpu_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two made-up cards of which one is served by the CUDA library, the other by Triton."""
+    cards, current = [("Hopper", (9, 0)), ("Ada", (8, 9))], [0]
+
+    class Current:
+        def __init__(self, device: str) -> None:
+            self.index = int(device.removeprefix("cuda:"))
+
+        def __enter__(self) -> None:
+            current[0] = self.index
+
+        def __exit__(self, *_: object) -> None:
+            current[0] = 0
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: cards[index][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=None: cards[current[0] if i is None else i][1])
+    monkeypatch.setattr(backends, "load_native", lambda device_type: None)
+    monkeypatch.setattr(backends, "_driver_version", lambda: (13, 0))
+    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "13.0", "cuda_archs": ["90"]})
+    probe_backends()
+    hopper, ada = capsys.readouterr().out.split("\n  cuda:")[1:]
+    assert hopper.startswith("0 (Hopper, compute capability 9.0)\n")
+    assert "auto picks native, the first usable of native, triton, reference" in hopper
+    assert "auto picks triton, the first usable of native, triton, reference" in ada
+    assert "native     the CUDA library was compiled for 90; this GPU has compute capability (8, 9)" in ada
 
 
 def test_core_missing(package: Path, uninstalled: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -72,17 +73,15 @@ def test_commands_work_outside_the_checkout(installed: Path, tmp_path: Path) -> 
     assert "train" in run(str(installed.parent / "fdistill"), "--help")
 
 
-def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+def test_holds_both_packages_and_nothing_else(wheel: Path, setup_file: ModuleType) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     roots = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert roots == {"fdkernels", "fdistill"}
-    binaries = sorted(name for name in names if name.endswith(".so"))
-    assert len(binaries) == 2
-    assert (
-        re.fullmatch(r"fdkernels/_core\.cpython-\d+-.*\.so", binaries[0])
-        and binaries[1] == "fdkernels/libfdkernels_cpu.so"
-    )
+    core, *libraries = sorted(name for name in names if name.endswith(".so"))
+    assert re.fullmatch(r"fdkernels/_core\.cpython-\d+-.*\.so", core)
+    cuda = ["fdkernels/libfdkernels_cuda.so"] if setup_file.find_nvcc() else []
+    assert libraries == ["fdkernels/libfdkernels_cpu.so", *cuda]
     modules = {
         str(path.relative_to(base))
         for base in (ROOT, ROOT / "python")
@@ -94,23 +93,34 @@ def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     assert modules <= names
 
 
-def test_library_needs_of_torch_only_libtorch_cpu(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["cpu", "cuda"])
+def library(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> str:
     with zipfile.ZipFile(wheel) as archive:
-        library = archive.extract("fdkernels/libfdkernels_cpu.so", tmp_path)
+        name = f"fdkernels/libfdkernels_{request.param}.so"
+        if name not in archive.namelist():
+            pytest.skip("no nvcc here, so no CUDA library")
+        return archive.extract(name, tmp_path)
+
+
+def test_library_needs_of_torch_only_libtorch_cpu(library: str) -> None:
     dynamic = subprocess.check_output(["readelf", "--dynamic", "--wide", library], text=True)
     needed = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", dynamic))
-    assert needed & {"libtorch_cpu.so", "libtorch.so", "libc10.so", "libtorch_python.so"} == {"libtorch_cpu.so"}
+    assert {name for name in needed if re.match(r"libtorch|libc10|libcu", name)} == {"libtorch_cpu.so"}
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
 
 
-def test_library_uses_only_the_stable_c_interface_of_torch(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        library = archive.extract("fdkernels/libfdkernels_cpu.so", tmp_path)
+def test_library_uses_only_the_stable_c_interface_of_torch(library: str) -> None:
     undefined = subprocess.check_output(["nm", "--dynamic", "--undefined-only", library], text=True).split()
     torch_symbols = {name for name in undefined if "torch" in name or "c10" in name or "_ZN2at" in name}
     assert torch_symbols
     assert all(re.match(r"(aoti_)?torch_", name) for name in torch_symbols), torch_symbols
     assert "torch_exception_get_what_without_backtrace" not in torch_symbols  # absent from torch 2.10
+
+
+def test_library_keeps_its_cuda_runtime_to_itself(library: str) -> None:
+    """Another version of it is in the process with torch."""
+    dynamic = subprocess.check_output(["nm", "--dynamic", library], text=True)
+    assert not re.findall(r"\b(?:__cuda|cuda[A-Z]|cu[A-Z])\w*", dynamic)
 
 
 def test_wide_instructions_stay_in_their_level(wheel: Path, tmp_path: Path) -> None:
