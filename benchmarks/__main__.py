@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import warnings
 from pathlib import Path
 
 import torch
 
 from benchmarks.fdiv import DTYPES, SHAPES, Row, measure
+from benchmarks.setting import cpu_name
 
 HEADER = (
     f"{'variant':22} {'median ms':>10} {'95 % interval':>19} {'GB/s':>6} {'× stream':>9} "
@@ -27,13 +27,6 @@ def format_row(row: Row) -> str:
         f"{row.variant:22} {row.median_ms:10.4g} {interval:>19} {row.gb_per_s:6.1f} {row.x_stream:9.2f} "
         f"{row.x_eager:8.2f} {compiled:>10} {error:>11}"
     )
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -1,0 +1,146 @@
+"""How calls are timed and counted on a GPU; on the CPU the same functions take this process's own time."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.timing import Timing, summarize
+
+WINDOW = 2e-3  # seconds that a sample lasts, at least
+T = TypeVar("T")
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def device_timings(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
+    """Seconds of the device's own time, interleaved, in an order that rotates.
+
+    On a GPU everything is queued before anything is read, so that the GPU never waits for the host in between.
+    """
+    marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in functions}
+    order = list(functions)
+    wait(device)
+    for _ in range(rounds):
+        for name in order:
+            start = _mark(device)
+            functions[name]()
+            marks[name].append((start, _mark(device)))
+        order.append(order.pop(0))
+    wait(device)
+    return {name: summarize([_between(*pair) for pair in found], calls=1) for name, found in marks.items()}
+
+
+def _mark(device: str) -> Any:
+    if device == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, stop: Any) -> float:
+    return stop - start if isinstance(start, float) else start.elapsed_time(stop) / 1e3
+
+
+class Copy:
+    """A large copy within the device's memory."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.bytes = 2 * size  # read and written
+        self.source = torch.empty(size // 4, device=device).normal_()
+        self.target = torch.empty_like(self.source)
+
+    def __call__(self) -> None:
+        self.target.copy_(self.source)
+
+
+class Replay(Generic[T]):
+    """A call for each set of inputs in one CUDA graph, their results kept, so that they lie apart as the inputs do."""
+
+    def __init__(self, step: Callable[[T], Tensor], data: Sequence[T]) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(data[0])
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.results = [step(v) for v in data]
+        once = device_timings({"": self.graph.replay}, 3, "cuda")[""].median
+        self.repeats = math.ceil(WINDOW / once)
+        self.calls = self.repeats * len(data)
+
+    def __call__(self) -> None:
+        for _ in range(self.repeats):
+            self.graph.replay()
+
+
+def call_timings(
+    steps: dict[str, Callable[[T], Tensor]], data: Sequence[T], rounds: int, device: str
+) -> dict[str, tuple[Timing, Timing]]:
+    """(seconds a call until the device has finished, until the call has returned) of calls in a row, interleaved."""
+
+    def once(name: str, n: int) -> tuple[float, float]:
+        step = steps[name]
+        wait(device)
+        start = time.perf_counter()
+        for i in range(n):
+            step(data[i % len(data)])
+        issued = time.perf_counter()
+        wait(device)
+        return (time.perf_counter() - start) / n, (issued - start) / n
+
+    calls: dict[str, int] = {}
+    for name in steps:
+        once(name, 3)
+        calls[name] = min(50, max(3, math.ceil(WINDOW / once(name, 3)[0])))
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    order = list(steps)
+    for _ in range(rounds):
+        for name in order:
+            samples[name].append(once(name, calls[name]))
+        order.append(order.pop(0))
+    return {
+        name: (summarize([a for a, _ in found], calls[name]), summarize([b for _, b in found], calls[name]))
+        for name, found in samples.items()
+    }
+
+
+def traced(function: Callable[[], object]) -> list[dict[str, Any]]:
+    """The kernels, copies and fills that a function runs on the GPU, in their order: {name, us} each.
+
+    Its first use leaves hooks in the process that later launches pay for: time first, trace afterwards.
+    """
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        function()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        trace.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    return [{"name": event["name"], "us": event["dur"]} for event in sorted(work, key=lambda event: event["ts"])]
+
+
+def extra_memory(function: Callable[[], object]) -> int:
+    """Peak bytes that a call allocates beside what is there."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,105 @@
+"""python -m benchmarks.setting: the machine, versions and commit that figures belong to, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fdkernels
+
+ROOT = Path(__file__).parents[1]
+CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
+QUERIED = ("driver_version", *CLOCKS, "temperature.gpu", "power.draw")
+
+
+def setting(device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "numpy": version("numpy"),
+        "fdkernels": fdkernels.__version__,
+        "nvcc": nvcc_version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    return found | gpu() if device == "cuda" else found
+
+
+def gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties()
+    query = ("nvidia-smi", f"--query-gpu={','.join(QUERIED)}", "--format=csv,noheader")
+    answered = output(*query, f"--id=GPU-{getattr(properties, 'uuid', '')}") or output(*query) or ""
+    values = [value.strip() for value in answered.split("\n")[0].split(",")]
+    asked = dict(zip(QUERIED, values, strict=True)) if len(values) == len(QUERIED) else {}
+    return {
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "driver": asked.pop("driver_version", None),
+        "nvidia_smi": asked or None,
+    }
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def nvcc_version() -> str | None:
+    found = re.search(r"release [\d.]+, V([\d.]+)", output("nvcc", "--version") or "")
+    return found[1] if found else None
+
+
+def commit() -> str:
+    """FDKERNELS_COMMIT, else git's, with "-dirty" where files differ from it, else "unknown"."""
+    named = os.environ.get("FDKERNELS_COMMIT")
+    return named or output("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
+
+
+def output(*command: str) -> str | None:
+    """What a command prints, or None where it is missing, fails, or hangs."""
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.setting", description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
+    device = parser.parse_args().device
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__} sees no CUDA or ROCm device")
+    print(json.dumps(setting(device), indent=1))
+
+
+if __name__ == "__main__":
+    main()

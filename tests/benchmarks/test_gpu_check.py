@@ -1,0 +1,265 @@
+"""`make gpu-check` on a CPU, with tiny shapes: what it finds and refuses, and what it makes of failures and hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fdkernels as fdk
+from benchmarks import gpu
+from benchmarks.gpu_timing import Copy
+from tests.gpu_check import __main__ as check
+from tests.gpu_check import children, profiling, sanitize, small_cases, suite
+from tests.gpu_check.children import ROOT, Done
+from tests.gpu_check.stage import PLAN, Options, Stage
+
+CONFTEST = "from tests.conftest import *\nfrom tests.conftest import _usable, _small_programs\n"
+FINE = """
+import pytest
+from tests.cases import make
+
+@pytest.mark.contract("exactness")
+def test_small(backend):
+    make((4, 3, 8, 8)).check(backend)
+
+def test_without_a_backend():
+    pass
+"""
+
+
+@pytest.fixture
+def write_tests(tmp_path):
+    """A folder of test files, under the project's own conftest."""
+
+    def write(**files):
+        folder = tmp_path / "suite"
+        folder.mkdir()
+        (folder / "conftest.py").write_text(CONFTEST)
+        for name, text in files.items():
+            (folder / f"test_{name}.py").write_text(text)
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def stage(tmp_path):
+    def make(name="test", budget=60.0, tests=(), device="cpu"):
+        return Stage(name, Options(tmp_path, device, budget, sys.executable, tuple(tests), {"commit": "c0ffee"}))
+
+    return make
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_all_stages_but_build(tmp_path, write_tests):
+    """The command of `make gpu-check`; that neither compute-sanitizer nor ncu is there is no failure."""
+    out = tmp_path / "out"
+    arguments = ["--out", out, "--device", "cpu", "--stages", "test,sanitize,bench,profile"]
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.gpu_check", *arguments, "--tests", write_tests(fine=FINE)],
+        cwd=ROOT, env={**os.environ, "PATH": "", "CUDA_HOME": "/nowhere", "FDKERNELS_COMMIT": "c0ffee"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = {name: json.loads((out / f"{name}.json").read_text()) for name in ("test", "sanitize", "bench", "profile")}
+    statuses = {name: result["status"] for name, result in found.items()}
+    assert statuses == {"test": "ok", "sanitize": "refused", "bench": "ok", "profile": "refused"}, run.stdout
+    assert all(result["setting"]["commit"] == "c0ffee" for result in found.values())
+    assert all(
+        "s   parts:" in line for line in run.stdout.splitlines() if line.startswith(tuple(found)) and "," in line
+    )
+
+    passed = {"passed": 1}
+    assert found["test"]["totals"] == dict.fromkeys(("native", "none", "reference", "triton"), passed)
+    assert found["test"]["contracts"] == {"exactness": dict.fromkeys(("native", "reference", "triton"), passed)}
+    parts = {part["name"]: part for part in found["sanitize"]["parts"]}
+    assert parts["cases, native"]["right"] == parts["cases, triton"]["right"] == len(sanitize.CPU_CASES)
+    assert parts["compute-sanitizer"]["status"] == "refused"
+    assert [row["variant"] for row in found["bench"]["rows"]] == ["native", gpu.EAGER] * 4
+    assert all(row["call_us"][1] <= row["call_us"][0] <= row["call_us"][2] for row in found["bench"]["rows"])
+    profiled, ncu = found["profile"]["parts"]
+    assert any("fdiv_native" in event["name"] for event in profiled["kernels"]) and ncu["status"] == "refused"
+    assert "##### sanitize: cases, native" in (out / "log.txt").read_text()
+
+
+def test_a_file_that_cannot_be_imported(write_tests, stage):
+    found = stage(tests=[write_tests(torn="import nothing_of_that_name\n")])
+    suite.run(found)
+    assert found.status == "failed" and any("nothing_of_that_name" in part.get("text", "") for part in found.parts)
+
+
+def broken_stage(_):
+    raise RuntimeError("the stage itself")
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "status", "code"),
+    [
+        ("build", lambda stage: stage.add("build_ext", "failed"), "failed", 1),
+        ("sanitize", broken_stage, "failed", 1),
+        ("test", lambda stage: stage.add("a file", "timed out"), "timed out", 0),
+        ("test", lambda stage: stage.add("a file", "not run"), "timed out", 0),
+        ("sanitize", lambda stage: stage.add("memcheck", "refused"), "refused", 0),
+        ("bench", lambda stage: stage.add("a row", "failed"), "failed", 0),
+        ("profile", lambda stage: stage.add("ncu", "ok"), "ok", 0),
+    ],
+)
+def test_exit_codes(name, run, status, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(check.STAGES, name, run)
+    monkeypatch.setattr(children, "run", lambda *_, **__: Done(0, 0.0, '{"commit": "c0ffee"}'))
+    assert check.main(["--out", str(tmp_path), "--device", "cpu", "--stages", name]) == code
+    assert json.loads((tmp_path / f"{name}.json").read_text())["status"] == status
+    assert f"{name:9} {status}" in capsys.readouterr().out
+
+
+def test_a_child_is_ended_with_its_own_children(tmp_path):
+    pid = tmp_path / "pid"
+    start = time.monotonic()
+    done = children.run(["/bin/sh", "-c", f"sleep 60 & echo $! > {pid}; echo begun; wait"], 2.0, {})
+    assert time.monotonic() - start < 10
+    assert (done.stopped, done.status, done.output) == ("its own", "failed", "begun\n")
+    stat = Path(f"/proc/{pid.read_text().strip()}/stat")
+    deadline = time.monotonic() + 5
+    while stat.exists() and stat.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    assert children.run(["/nowhere/at-all"], 1.0, {}).code == 127
+
+
+CLEAN, DIRTY = "========= ERROR SUMMARY: 0 errors", "========= ERROR SUMMARY: 3 errors (1 suppressed)"
+RACES = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)"
+NO_RACES = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+TERMINATED = "========= Error: Target application terminated before first instrumented API call"
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "stopped", "status"),
+    [
+        (CLEAN, 0, None, "ok"),
+        (NO_RACES, 0, None, "ok"),
+        (DIRTY, 99, None, "failed"),
+        (RACES, 99, None, "failed"),
+        (f"case CIFAR: wrong: 2 ulp\n{CLEAN}", 1, None, "failed"),
+        (TERMINATED, 255, None, "refused"),
+        ("case CIFAR: ok", -9, "the stage's", "timed out"),
+    ],
+)
+def test_verdicts_of_compute_sanitizer(output, code, stopped, status):
+    assert sanitize.status_of(Done(code, 1.0, output, stopped)) == status
+
+
+@pytest.mark.parametrize(("said", "sees"), [(DIRTY, True), (CLEAN, False), (TERMINATED, False)])
+def test_a_tool_that_misses_a_planted_fault_is_refused(said, sees, stage, tmp_path):
+    found, tool = stage("sanitize"), script(tmp_path / "compute-sanitizer", f"echo '{said}'")
+    assert sanitize.sees(found, tool, "memcheck", tmp_path / "planted") is sees
+    assert [part["status"] for part in found.parts] == ([] if sees else ["refused"])
+
+
+def test_an_error_under_a_tool_fails_the_stage(stage, tmp_path):
+    found, tool = stage("sanitize"), script(tmp_path / "compute-sanitizer", f"echo \"$@\"; echo '{DIRTY}'; exit 99")
+    sanitize.sanitized(found, tool, "racecheck", sanitize.Subject("native", "cluster:4"))
+    (part,) = found.parts
+    assert (part["status"], part["code"], part["summary"]) == ("failed", 99, DIRTY.removeprefix("========= "))
+    log = (tmp_path / "log.txt").read_text()
+    assert "--tool racecheck" in log and f"{PLAN}=cluster:4" in log and "--backend native" in log
+
+
+@pytest.mark.filterwarnings("ignore:normalize_weight over")
+def test_a_wrong_result_is_noticed(monkeypatch):
+    right = fdk.fused_fdiv_loss
+
+    def off(*tensors, **options):
+        loss, stats = right(*tensors, **options)
+        return loss * 1.02, stats
+
+    def impossible(*_, **__):
+        raise RuntimeError("no allowed schedule can hold this sample on this device")
+
+    assert small_cases.verdict("guided", "reference", "cpu") == "ok"
+    monkeypatch.setattr(fdk, "fused_fdiv_loss", off)
+    assert small_cases.verdict("CIFAR", "reference", "cpu").startswith("wrong: gradient")
+    monkeypatch.setattr(fdk, "fused_fdiv_loss", impossible)
+    assert small_cases.verdict("CIFAR", "reference", "cpu").startswith("wrong: RuntimeError")
+    monkeypatch.setenv(PLAN, "cluster:1")
+    assert small_cases.verdict("CIFAR", "reference", "cpu").startswith("not possible: RuntimeError")
+
+
+NCU = """==PROF== Connected to process 1
+elements: 1000
+==PROF== Disconnected
+"ID","Process ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum","dram__bytes_write.sum"
+"","","","ns","byte","byte"
+"0","1","fdiv_fwd_kernel","5,120","6,000","2,016"
+"""
+
+
+def test_what_ncu_measured(stage, tmp_path):
+    found, tool = stage("profile"), script(tmp_path / "ncu", f"cat <<'END'\n{NCU}END")
+    assert profiling.profiled(found, tool, "each kernel", profiling.Subject("native", "CIFAR"))
+    (row,) = found.parts[0]["kernels"]
+    assert row == {
+        "kernel": "fdiv_fwd_kernel", "nanoseconds": 5120.0, "dram_bytes_read": 6000.0, "dram_bytes_written": 2016.0,
+        "dram_bytes_an_element": 8.016,
+    }  # fmt: skip
+
+
+def test_an_ncu_that_refuses_is_asked_once_a_backend(stage, tmp_path, monkeypatch):
+    refusal = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
+    monkeypatch.setattr(children, "tool", lambda _: script(tmp_path / "ncu", f"echo '{refusal}'; exit 1"))
+    monkeypatch.setattr(profiling, "traced", lambda *_: True)
+    found = stage("profile", device="cuda")
+    profiling.run(found)
+    assert [part["status"] for part in found.parts] == ["refused"] * 2 * len(profiling.NCU)
+    assert all("ERR_NVGPUCTRPERM" in part["text"] for part in found.parts) and found.finish()["status"] == "refused"
+
+
+def test_a_wrong_variant_is_not_timed(monkeypatch):
+    right = gpu.fused
+
+    def off(backend, device):
+        step = right(backend, device)
+        return lambda inputs: step(inputs) * 1.01
+
+    monkeypatch.setattr(gpu, "fused", off)
+    native, eager = gpu.measure("CIFAR", "bf16", device="cpu", rounds=1, copy=Copy(2**16, "cpu"))
+    assert native.failure.startswith("gradient is off by 0.01") and native.call_us is None
+    assert eager.failure is None and eager.call_us is not None
+
+
+def test_losses_are_named():
+    row = gpu.Row("SDXL", (8, 4, 128, 128), "bf16", "native", gpu_us=(9.0, 8.0, 10.0), call_us=(40.0, 39.0, 41.0))
+    eager = gpu.Row("SDXL", (8, 4, 128, 128), "bf16", gpu.EAGER, call_us=(20.0, 19.0, 21.0), kernel_us=18.0)
+    ours, _ = gpu.compared([row, eager])
+    assert (ours.x_eager_gpu, ours.x_eager_call) == (2.0, 0.5)
+    assert gpu.losses([ours, eager]) == ["SDXL bf16 native: call 0.50 ×"]
+
+
+def test_a_failure_a_hang_and_what_comes_after_it(write_tests, stage, monkeypatch):
+    files = {
+        "broken": "def test_fine():\n    pass\n\ndef test_broken():\n    assert 1 == 2, 'one is not two'\n",
+        "hangs": "import time\n\ndef test_hangs():\n    time.sleep(300)\n",
+        "later": "def test_later():\n    pass\n",
+    }
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one file at a time
+    # Enough time for the first file, some for the second, none for the third.
+    monkeypatch.setattr(Stage, "left", lambda self: (100.0, 12.0, 0.0)[len(self.parts)])
+    found = stage(tests=[write_tests(**files)])
+    suite.run(found)
+    broken, hangs, later = found.parts
+    assert (broken["status"], broken["passed"], broken["failed"]) == ("failed", 1, 1)
+    assert hangs["status"] == "timed out" and "test_hangs" in hangs["text"].splitlines()[-1]
+    assert later["status"] == "not run" and later["tests"] == 1
+    (failure,) = found.details["failures"]
+    assert "test_broken" in failure["test"] and "one is not two" in failure["text"]
+    assert found.finish()["status"] == "failed"

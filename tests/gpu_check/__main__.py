@@ -1,0 +1,99 @@
+"""python -m tests.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
+
+Exit code 1 where build, test or sanitize failed. What a machine refuses (a profiler without permission, a missing tool)
+and what no time was left for is written down and printed, and fails nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.gpu_check import bench, build, children, profiling, sanitize, suite
+from tests.gpu_check.stage import Options, Stage, last_line
+
+STAGES: dict[str, Callable[[Stage], None]] = {
+    "build": build.run,
+    "test": suite.run,
+    "sanitize": sanitize.run,
+    "bench": bench.run,
+    "profile": profiling.run,
+}
+FATAL = ("build", "test", "sanitize")
+SHOWN = ("device", "driver", "torch", "triton", "cuda", "commit")
+
+
+def stage_names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; known: {', '.join(STAGES)}")
+    return [name for name in STAGES if name in names]
+
+
+def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--stages", type=stage_names, default=list(STAGES), help=f"of {','.join(STAGES)}")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with tiny shapes")
+    parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="of each stage: %(default)s")
+    parser.add_argument("--tests", nargs="+", default=["tests/gpu", "tests/fdkernels"], metavar="PATH")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    asked = children.run([sys.executable, "-m", "benchmarks.setting", "--device", given.device], 120, {})
+    if asked.status != "ok":
+        parser.error(f"{sys.executable} cannot serve --device {given.device}:\n{asked.tail()}")
+    setting = json.loads(asked.output[asked.output.index("{") :])
+    out = given.out.resolve()
+    return Options(out, given.device, given.budget, sys.executable, tuple(given.tests), setting), given.stages
+
+
+def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
+    """(its JSON, its lines of the summary)."""
+    print(f"{name}:", flush=True)
+    stage = Stage(name, options)
+    try:
+        STAGES[name](stage)
+    except Exception:
+        stage.add("the check itself", "failed", text=traceback.format_exc())
+    return stage.finish(), stage.summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, names = parse(arguments)
+    print(", ".join(f"{key}: {options.setting.get(key)}" for key in SHOWN))
+    found = [run_stage(name, options) for name in names]
+    print("\n" + ", ".join(f"{key}: {options.setting.get(key)}" for key in SHOWN))
+    for result, summary in found:
+        parts = Counter(part["status"] for part in result["parts"])
+        counts = ", ".join(f"{n} {status}" for status, n in parts.items())
+        print(f"{result['stage']:9} {result['status']:10} {result['seconds']:6.0f} s   parts: {counts}")
+        for line in summary:
+            print(f"          {line}")
+        for part in result["parts"]:
+            if part["status"] not in ("ok", "not run"):
+                print(f"          {part['name']}: {part['status']}; {last_line(part.get('text', ''))}")
+        not_run = [part["name"] for part in result["parts"] if part["status"] == "not run"]
+        if not_run:
+            print(f"          no time for {', '.join(not_run[:6])}{', ...' if len(not_run) > 6 else ''}")
+    print(f"{options.out}: log.txt, {', '.join(f'{name}.json' for name in names)}")
+    return 1 if any(r["stage"] in FATAL and r["status"] == "failed" for r, _ in found) else 0
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        sys.exit(main())
+    finally:
+        children.end_all()

@@ -1,0 +1,74 @@
+"""python -m tests.gpu_check.one_call: one forward and backward, warmed up, on inputs that no cache holds.
+
+Between cudaProfilerStart and Stop, for `ncu` to look at; with --kernels torch.profiler looks, and JSON is printed.
+Exit code 3: the backend cannot run here, and says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.fdiv import DTYPES
+from benchmarks.gpu import SHAPES, Inputs, Step, fused, make_inputs
+from benchmarks.gpu_timing import traced
+from fdkernels import backends
+from tests.gpu_check.stage import UNAVAILABLE
+
+FLUSHED = 2**29  # bytes, more than any L2 cache
+
+
+def ops(step: Step, inputs: Inputs) -> list[dict[str, Any]]:
+    """What a call runs on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        step(inputs)
+    return [{"name": event.key, "us": event.self_cpu_time_total} for event in trace.key_averages()]
+
+
+def flush() -> None:
+    """Fill the cache with what has been read: what has been written would be counted as it leaves."""
+    torch.zeros(FLUSHED, dtype=torch.uint8, device="cuda").sum()
+    torch.cuda.synchronize()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check.one_call", description=__doc__)
+    parser.add_argument("--backend", choices=backends.BACKENDS, required=True)
+    parser.add_argument("--device", choices=tuple(SHAPES), default="cuda")
+    parser.add_argument("--shape", default="SDXL", help="a name of benchmarks.gpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--kernels", action="store_true", help="print what torch.profiler sees")
+    options = parser.parse_args()
+    reason = backends.unavailable(options.backend, options.device)
+    if reason is not None:
+        print(f"{options.backend} is unavailable: {reason}")
+        return UNAVAILABLE
+    warnings.filterwarnings("ignore", message="normalize_weight over")
+    shape = SHAPES[options.device][options.shape]
+    warm, measured = (make_inputs(shape, DTYPES[options.dtype], options.device, seed) for seed in (0, 1))
+    step = fused(options.backend, options.device)
+    for _ in range(3):
+        step(warm)
+    if options.device == "cpu":
+        print(json.dumps(ops(step, measured)))
+        return 0
+    flush()
+    if options.kernels:
+        print(json.dumps(traced(lambda: step(measured))))
+        return 0
+    print(f"elements: {measured.student.numel()}")
+    torch.cuda.profiler.start()
+    step(measured)
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
