@@ -226,6 +226,8 @@ inline Problem problem(const FdivArguments& call) {
   p.fake_guidance_scale = call.fake_guidance_scale;
   STD_TORCH_CHECK(call.a.has_value() == call.c.has_value() && (!call.noisy || call.c),
                   "a, c: expected together, and beside noisy");
+  STD_TORCH_CHECK(!call.a || (call.a->dim() == 2 && call.c->dim() == 2 && call.a->size(1) == call.c->size(1)),
+                  "a, c: expected as many entries");
   p.a = table(call.a, call.coefficient_inner, student, p.elements, false, "a");
   p.c = table(call.c, call.coefficient_inner, student, p.elements, false, "c");
   p.scale = table(call.scale, call.scale_inner, student, p.elements, false, "scale");

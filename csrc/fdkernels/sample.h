@@ -27,9 +27,11 @@ FDK_HOST_DEVICE inline Part part_of(int64_t elements, int64_t share, int held, i
 
 // Vectors of a part whose float sums are added before they become double.
 constexpr int kRun = 8;
-// Vectors that a thread has in flight at a time.
-template <bool kGeneral>
-constexpr int kInFlight = kGeneral ? 1 : 2;
+// Vectors that a thread has in flight at a time, of calls that have x, tau and f alone.
+constexpr int kInFlight = 2;
+// Elements that it treats at a time of the others, whose many operands would not fit its registers.
+template <class Ty>
+constexpr int kGeneralWidth = std::min(4, kVector<Ty>);
 
 // ---- small operands
 
@@ -80,38 +82,33 @@ FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t
   return value;
 }
 
-// ---- on chip: element `at` of the share and W - 1 more, in planes of 16 bytes, so that neighbours never meet in a
-// bank
-
-template <int V, class T>
-FDK_HOST_DEVICE inline T* held_at(Words* hold, int held, int at) {
-  constexpr int kInPlane = 16 / sizeof(T);
-  const int v = at / V, k = at % V;
-  return reinterpret_cast<T*>(hold + (k / kInPlane) * held + v) + k % kInPlane;
-}
+// ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
+// never meet in a bank
 
 template <int V, int W, class T>
 FDK_HOST_DEVICE inline void keep(Words* hold, int held, int at, const T (&values)[W]) {
+  constexpr int kInPlane = 16 / sizeof(T);
+  Words* plane = hold + at % V / kInPlane * held + at / V;
   if constexpr (W == 1) {
-    *held_at<V, T>(hold, held, at) = values[0];
+    reinterpret_cast<T*>(plane)[at % kInPlane] = values[0];
   } else {
-    constexpr int kPlanes = V * sizeof(T) / 16;
-    Words planes[kPlanes];
+    Words planes[W / kInPlane];
     std::memcpy(planes, values, sizeof(planes));
 #pragma unroll
-    for (int j = 0; j < kPlanes; ++j) hold[j * held + at / V] = planes[j];
+    for (int j = 0; j < W / kInPlane; ++j) plane[j * held] = planes[j];
   }
 }
 
 template <int V, int W, class T>
-FDK_HOST_DEVICE inline void recall(Words* hold, int held, int at, T (&values)[W]) {
+FDK_HOST_DEVICE inline void recall(const Words* hold, int held, int at, T (&values)[W]) {
+  constexpr int kInPlane = 16 / sizeof(T);
+  const Words* plane = hold + at % V / kInPlane * held + at / V;
   if constexpr (W == 1) {
-    values[0] = *held_at<V, T>(hold, held, at);
+    values[0] = reinterpret_cast<const T*>(plane)[at % kInPlane];
   } else {
-    constexpr int kPlanes = V * sizeof(T) / 16;
-    Words planes[kPlanes];
+    Words planes[W / kInPlane];
 #pragma unroll
-    for (int j = 0; j < kPlanes; ++j) planes[j] = hold[j * held + at / V];
+    for (int j = 0; j < W / kInPlane; ++j) planes[j] = plane[j * held];
     std::memcpy(values, planes, sizeof(planes));
   }
 }
@@ -143,8 +140,35 @@ FDK_HOST_DEVICE inline void read_guided(const Images& cond, const Images& uncond
   for (int k = 0; k < W; ++k) out[k] = u[k] + g * (out[k] - u[k]);
 }
 
-// error[k] = x - (a x_t + c tau). In float the rests of a and c are taken in their turn: rounded away, they would shift
-// a whole sample the same way, which no mean averages out.
+// a b as it rounds, and what the rounding lost.
+template <class T>
+FDK_HOST_DEVICE inline T product(T a, T b, T& lost) {
+#ifdef __CUDA_ARCH__
+  const T rounded = sizeof(T) == sizeof(double)
+                        ? static_cast<T>(__dmul_rn(a, b))
+                        : static_cast<T>(__fmul_rn(static_cast<float>(a), static_cast<float>(b)));
+#else
+  const T rounded = a * b;
+#endif
+  lost = std::fma(a, b, -rounded);
+  return rounded;
+}
+
+// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. a and c are doubles,
+// whose rests count as well: rounded away, they would shift a whole sample the same way, which no mean averages out.
+template <class T>
+FDK_HOST_DEVICE inline T subtract_x0(T x, double a, T noisy, double c, T tau) {
+  const T a_high = static_cast<T>(a), c_high = static_cast<T>(c);
+  const T a_low = static_cast<T>(a - static_cast<double>(a_high)),
+          c_low = static_cast<T>(c - static_cast<double>(c_high));
+  T lost_a, lost_c;
+  const T first = product(a_high, noisy, lost_a), second = product(c_high, tau, lost_c);
+  const T sum = first + second, part = sum - first;
+  const T lost = (first - (sum - part)) + (second - part);
+  return (x - sum) - (lost + (lost_a + a_low * noisy) + (lost_c + c_low * tau));
+}
+
+// error[k] = x - x0 of the teacher's prediction tau.
 template <class Ty, int W, class T>
 FDK_HOST_DEVICE inline void read_error(const Problem& p, int64_t b, int64_t i, const T (&tau)[W], T (&error)[W]) {
   read<typename Ty::Student>(p.student, b, i, error);
@@ -155,13 +179,10 @@ FDK_HOST_DEVICE inline void read_error(const Problem& p, int64_t b, int64_t i, c
   }
   T noisy[W];
   read<typename Ty::Student>(p.noisy, b, i, noisy);
-  const auto subtract = [&](int k, double coefficient, T value) {
-    const T high = static_cast<T>(coefficient), low = static_cast<T>(coefficient - static_cast<double>(high));
-    error[k] -= high * value;
-    error[k] -= low * value;
-  };
-  for_entries<W>(p.a, i, [&](int k, int64_t entry) { subtract(k, table_entry(p.a, b, entry), noisy[k]); });
-  for_entries<W>(p.c, i, [&](int k, int64_t entry) { subtract(k, table_entry(p.c, b, entry), tau[k]); });
+  // a and c come together, one table like the other.
+  for_entries<W>(p.a, i, [&](int k, int64_t entry) {
+    error[k] = subtract_x0(error[k], table_entry(p.a, b, entry), noisy[k], table_entry(p.c, b, entry), tau[k]);
+  });
 }
 
 // direction[k] of elements i + k, 0 where masked; gap[k] = c (f - tau), and tau. Returns which are unmasked.
@@ -299,7 +320,7 @@ FDK_HOST_DEVICE inline void for_elements(const Part& part, int v, const Use& use
 template <class Ty, bool kGeneral>
 FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part, Words* hold) {
   using T = typename Ty::T;
-  constexpr int V = kVector<Ty>, kTogether = kInFlight<kGeneral>;
+  constexpr int V = kVector<Ty>;
   const Vectors vectors = vectors_of<V>(p, part);
   const bool with_error = p.dmd_scale || p.with_stats;
   Sums total;
@@ -310,15 +331,18 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
 #pragma unroll 1
     for (int v = first; v < last;) {
       if constexpr (!kGeneral) {
-        if (v + (kTogether - 1) * part.threads < (vectors.whole < last ? vectors.whole : last)) {
-          gather_together<Ty, kTogether>(p, b, part, v, with_error, hold, sums);
-          v += kTogether * part.threads;
+        if (v + (kInFlight - 1) * part.threads < (vectors.whole < last ? vectors.whole : last)) {
+          gather_together<Ty, kInFlight>(p, b, part, v, with_error, hold, sums);
+          v += kInFlight * part.threads;
           continue;
         }
       }
       if (v < vectors.whole) {
         if constexpr (kGeneral) {
-          gather_one<Ty, true, V>(p, b, part, v * V, with_error, hold, sums);
+#pragma unroll 1
+          for (int at = v * V; at < v * V + V; at += kGeneralWidth<Ty>) {
+            gather_one<Ty, true, kGeneralWidth<Ty>>(p, b, part, at, with_error, hold, sums);
+          }
         } else {
           gather_together<Ty, 1>(p, b, part, v, with_error, hold, sums);
         }
@@ -345,16 +369,16 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
 
 // ---- the gradient
 
-// W elements from element `at` of the share on: coefficient * direction; what is not on chip is read again.
-template <class Ty, bool kGeneral, int W>
-FDK_HOST_DEVICE inline void scatter_one(const Problem& p, int64_t b, const Part& part, int at, Words* hold,
+// W elements from element `at` of the share on: coefficient * direction. kHeld: the direction is on chip, else its
+// inputs are read again.
+template <class Ty, bool kGeneral, int W, bool kHeld>
+FDK_HOST_DEVICE inline void scatter_one(const Problem& p, int64_t b, const Part& part, int at, const Words* hold,
                                         typename Ty::T coefficient) {
   using T = typename Ty::T;
-  constexpr int V = kVector<Ty>;
   const int64_t i = part.begin + at;
   T direction[W];
-  if (at / V < part.held) {
-    recall<V>(hold, part.held, at, direction);
+  if constexpr (kHeld) {
+    recall<kVector<Ty>>(hold, part.held, at, direction);
   } else {
     T tau[W], gap[W];
     read_direction<Ty, kGeneral>(p, b, i, tau, gap, direction);
@@ -368,16 +392,23 @@ FDK_HOST_DEVICE inline void scatter_one(const Problem& p, int64_t b, const Part&
 }
 
 template <class Ty, bool kGeneral>
-FDK_HOST_DEVICE inline void scatter(const Problem& p, int64_t b, const Part& part, Words* hold, double coefficient) {
-  constexpr int V = kVector<Ty>;
+FDK_HOST_DEVICE inline void scatter(const Problem& p, int64_t b, const Part& part, const Words* hold,
+                                    double coefficient) {
+  constexpr int V = kVector<Ty>, W = kGeneral ? kGeneralWidth<Ty> : V;
   const Vectors vectors = vectors_of<V>(p, part);
   const auto w = static_cast<typename Ty::T>(coefficient);
 #pragma unroll 1
   for (int v = part.thread; v < vectors.all; v += part.threads) {
-    if (v < vectors.whole) {
-      scatter_one<Ty, kGeneral, V>(p, b, part, v * V, hold, w);
+    const bool held = v < part.held;
+    if (v < vectors.whole && held) {
+      scatter_one<Ty, kGeneral, V, true>(p, b, part, v * V, hold, w);
+    } else if (v < vectors.whole) {
+#pragma unroll 1
+      for (int at = v * V; at < v * V + V; at += W) scatter_one<Ty, kGeneral, W, false>(p, b, part, at, hold, w);
+    } else if (held) {
+      for_elements<V>(part, v, [&](int at) { scatter_one<Ty, kGeneral, 1, true>(p, b, part, at, hold, w); });
     } else {
-      for_elements<V>(part, v, [&](int at) { scatter_one<Ty, kGeneral, 1>(p, b, part, at, hold, w); });
+      for_elements<V>(part, v, [&](int at) { scatter_one<Ty, kGeneral, 1, false>(p, b, part, at, hold, w); });
     }
   }
 }

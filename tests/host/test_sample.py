@@ -143,6 +143,20 @@ def test_a_fake_score_that_is_the_teacher(native):
     assert outcome.loss == 0 and not outcome.grad.any() and outcome.stats.relative_gap == 0
 
 
+def test_coefficients_beyond_float32(native):
+    """x_t is a hundred times x0: a and c, rounded to float32, would shift x0 by more than the sums may be off."""
+    generator = torch.Generator().manual_seed(8)
+    clean, noise = torch.rand(3, 40, generator=generator) + 1, torch.rand(3, 40, generator=generator) + 1
+    sigma = torch.tensor([61.3, 77.7, 99.1])
+    noisy = clean + sigma[:, None] * noise
+    teacher = noise + 0.001 * torch.rand(3, 40, generator=generator)
+    prediction = fdk.Prediction("epsilon", noisy, alpha=torch.full((3,), 0.9993), sigma=sigma)
+    case = make((3, 40), heads=None, prediction=prediction)
+    outcome = case.but(student=clean, teacher=teacher, fake=teacher + 0.001).run(native)
+    expected = case.but(student=clean, teacher=teacher, fake=teacher + 0.001).expected()
+    torch.testing.assert_close(outcome.loss.double(), torch.as_tensor(expected.loss), rtol=4e-7, atol=0)
+
+
 def test_figures(native):
     for option in ("normalizer", "mask full", "epsilon, guided", "flow per frame"):
         case = held_out(OPTIONS[option])
