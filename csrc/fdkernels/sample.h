@@ -7,6 +7,7 @@
 #pragma once
 
 #include "element.h"
+#include "tables.h"
 #include "vectors.h"
 
 namespace fdkernels {
@@ -32,55 +33,6 @@ constexpr int kInFlight = 2;
 // Elements that it treats at a time of the others, whose many operands would not fit its registers.
 template <class Ty>
 constexpr int kGeneralWidth = std::min(4, kVector<Ty>);
-
-// ---- small operands
-
-// i / by, without a 64-bit division where 32 bits do.
-FDK_HOST_DEVICE inline int64_t divided(int64_t i, int64_t by) {
-  if (((i | by) >> 32) == 0) return static_cast<uint32_t>(i) / static_cast<uint32_t>(by);
-  return i / by;
-}
-
-FDK_HOST_DEVICE inline bool has_table(const Table& table) {
-  return table.data != nullptr && table.entries > 1;
-}
-
-// Calls use(k, entry) for elements i + k, k < W; one pair of divisions for all of them.
-template <int W, class Use>
-FDK_HOST_DEVICE inline void for_entries(const Table& table, int64_t i, const Use& use) {
-  const int64_t run = table.entries == 1 ? 0 : divided(i, table.inner);
-  int64_t within = i - run * table.inner, entry = run - divided(run, table.entries) * table.entries;
-  const bool one = table.entries == 1 || table.inner % W == 0;
-#pragma unroll
-  for (int k = 0; k < W; ++k) {
-    use(k, entry);
-    if (!one && ++within == table.inner) {
-      within = 0;
-      entry = entry + 1 < table.entries ? entry + 1 : 0;
-    }
-  }
-}
-
-template <int W, class T>
-FDK_HOST_DEVICE inline void multiply(const Table& table, int64_t b, int64_t i, T (&values)[W]) {
-  for_entries<W>(table, i, [&](int k, int64_t entry) { values[k] *= static_cast<T>(table_entry(table, b, entry)); });
-}
-
-// Bit k: whether element i + k is unmasked.
-template <int W>
-FDK_HOST_DEVICE inline unsigned kept_bits(const Table& mask, int64_t b, int64_t i) {
-  if (mask.data == nullptr) return ~0u;
-  const uint8_t* row = static_cast<const uint8_t*>(mask.data) + b * mask.batch_stride;
-  unsigned bits = 0;
-  for_entries<W>(mask, i, [&](int k, int64_t entry) { bits |= static_cast<unsigned>(row[entry] != 0) << k; });
-  return bits;
-}
-
-FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t i) {
-  double value = 0;
-  for_entries<1>(table, i, [&](int, int64_t entry) { value = table_entry(table, b, entry); });
-  return value;
-}
 
 // ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
 // never meet in a bank
