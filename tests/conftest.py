@@ -19,8 +19,8 @@ INTERPRETED = Limits(
 
 # On a GPU: what has nothing to do with it, and may need packages that its machine has not.
 collect_ignore: list[str] = []
-ELSEWHERE = ("packaging", "fdistill", "benchmarks")
-NEED_HYPOTHESIS = ("fdkernels/test_properties.py", "fdkernels/test_triton_plan.py")
+ELSEWHERE = ("packaging", "fdistill", "benchmarks", "host")
+NEED_HYPOTHESIS = ("fdkernels/test_properties.py", "fdkernels/test_triton_plan.py", "fdkernels/test_plan.py")
 
 
 def _round_like_a_gpu():

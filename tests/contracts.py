@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import pytest
+import torch
 
 from tests import device
 
@@ -27,10 +28,9 @@ CONTRACTS = (
     "peers",
     "properties",
 )
-# Backends that a CPU can run.
 BACKENDS = ("reference", "native", "triton")
-# What serves each device.
-BACKENDS_ON = {"cpu": BACKENDS, "cuda": ("reference", "triton")}
+# What serves each device. To PyTorch, ROCm's are CUDA's; native's kernels are for NVIDIA's alone.
+BACKENDS_ON = {"cpu": BACKENDS, "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton")}
 
 
 def backends() -> tuple[str, ...]:

@@ -1,18 +1,26 @@
-"""What the GPU tests share: shapes from practice, calls with every kind of option, comparisons."""
+"""What the GPU tests share: shapes from practice, schedules, calls with every kind of option, comparisons."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels.layout import as_table, broadcastable
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
+from tests.gpu_check.stage import PLAN
 
 # Backends with kernels for GPUs: every test here runs on each.
-KERNELS = ("triton",)
+KERNELS = ("native", "triton")
+SCALE = {"native": "fdiv_scale_kernel", "triton": "fdiv_bwd_kernel"}  # the kernel of a backward
 
 PRACTICE = {
     "CIFAR": (64, 3, 32, 32),
@@ -22,42 +30,169 @@ PRACTICE = {
     "Wan": (1, 16, 21, 60, 104),
     "pixels": (8, 3, 512, 512),
 }
-# One of each schedule, whatever the options are.
-SCHEDULES = {"whole": PRACTICE["CIFAR"], "split": PRACTICE["SDXL"]}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A way in which a backend spreads a call, a shape that shows it, and the kernels of that shape's forward."""
+
+    backend: str
+    name: str
+    shape: tuple[int, ...]
+    kernels: tuple[str, ...]
+    plan: str = ""
+    """Makes native calls take it, whatever they would choose. Triton's follow from the shape."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @contextlib.contextmanager
+    def forced(self) -> Iterator[None]:
+        """Calls inside take it. A test's parameter `schedule` is in force throughout."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(PLAN, self.plan)
+            yield
+
+    def batch(self, dtype: torch.dtype = torch.bfloat16, option: str = "normalizer", *, seed: int = 0) -> Case:
+        return batch(self.shape, dtype, option, seed=seed)
+
+    def step(self, case: Case) -> Outcome:
+        """Forward and backward of a case, with figures."""
+        with self.forced():
+            return case.step(self.backend, stats=True)
+
+
+WHOLE, SPLIT = ("fdiv_fwd_kernel",), ("fdiv_reduce_kernel", "fdiv_apply_kernel")
+CLUSTER, GRID = ("fdiv_cluster_kernel",), ("fdiv_grid_kernel",)
+# One of each kind, whatever the options are.
+SCHEDULES = (
+    Schedule("triton", "whole", PRACTICE["CIFAR"], WHOLE),
+    Schedule("triton", "split", PRACTICE["SDXL"], SPLIT),
+    Schedule("native", "a block a sample", PRACTICE["CIFAR"], CLUSTER, "cluster:1"),
+    Schedule("native", "a cluster a sample", PRACTICE["SDXL"], CLUSTER, "cluster:4"),
+    Schedule("native", "the grid a sample", PRACTICE["Wan"], GRID, "grid"),
+    # The next sample is loaded while this one's sums are awaited.
+    Schedule("native", "the grid, sample after sample", (5, 4, 128, 128), GRID, "grid"),
+)
+# More than any GPU holds: part of each sample is read a second time.
+READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID, "grid")
 
 OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence")
+EVERY_OPTION = (
+    *OPTIONS, "unequal bins", "eval", "scale per row", "no scale", "flow per channel", "epsilon, guided twice", "sum",
+    "a bad sample", "a dropped sample",
+)  # fmt: skip
 
 
-def batch(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, option: str = "normalizer", *, seed: int = 0
+def make_batch(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.bfloat16,
+    option: str = "normalizer",
+    *,
+    predictions: torch.dtype | None = None,
+    seed: int = 0,
 ) -> Case:
-    """A batch on the GPU; `seed` draws student, teacher, fake, logits and t alone."""
+    """A batch on the CPU; `seed` draws student, teacher, fake, logits and t alone."""
     generator = torch.Generator().manual_seed(1)
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator)
 
-    case = make(shape, dtype, seed=seed)
+    case = make(shape, dtype, predictions=predictions, seed=seed)
+    rest = (1,) * (len(shape) - 3)
     changes: dict[str, Any] = {}
     if option == "normalizer":
         changes = {"normalizer": normalizer(4)}
+    elif option == "unequal bins":
+        changes = {"normalizer": normalizer(4, edges=torch.tensor([0.2, 0.35, 0.8])), "divergence": "kl"}
+    elif option == "eval":
+        changes = {"normalizer": normalizer(3).eval(), "divergence": "alpha(-0.7)", "normalize_weight": False}
     elif option == "mask":
         changes = {"mask": uniform(*shape) < 0.7, "nonfinite": "zero"}
     elif option == "mask per row":
-        changes = {"mask": uniform(shape[0], 1, shape[2], *(1,) * (len(shape) - 3)) < 0.7}
+        changes = {"mask": uniform(shape[0], 1, shape[2], *rest) < 0.7}
+    elif option == "scale per row":
+        changes = {"scale": 0.1 + uniform(shape[0], 1, shape[2], *rest)}
+    elif option == "no scale":
+        changes = {"scale": None}
     elif option == "edm, guided":
         noisy = (case.student + uniform(*shape)).to(dtype)
         changes = {"prediction": fdk.Prediction("edm", noisy, sigma=0.2 + uniform(shape[0]))}
-        changes |= {"teacher_uncond": (case.teacher + 0.1).to(dtype), "guidance_scale": 2.5}
-    elif option == "none":
-        changes = {"reduction": "none"}
+        changes |= {"teacher_uncond": (case.teacher + 0.1).to(case.teacher.dtype), "guidance_scale": 2.5}
+    elif option == "flow per channel":
+        sigma = 0.1 + 0.8 * uniform(shape[0], shape[1], 1, *rest)
+        noisy = (case.student + uniform(*shape)).to(dtype)
+        changes = {"prediction": fdk.Prediction("flow_prediction", noisy, sigma=sigma), "divergence": "le_cam"}
+    elif option == "epsilon, guided twice":
+        noisy = (case.student + uniform(*shape)).to(dtype)
+        changes = {"prediction": fdk.Prediction("epsilon", noisy, alpha=0.8, sigma=0.6)}
+        changes |= {"teacher_uncond": (case.teacher + 0.1).to(case.teacher.dtype), "guidance_scale": 1.75}
+        changes |= {"fake_uncond": (case.fake - 0.1).to(case.fake.dtype), "fake_guidance_scale": 0.5}
+    elif option in ("none", "sum"):
+        changes = {"reduction": option}
     elif option == "weight":
         changes = {"weight": uniform(shape[0]), "logits": None, "t": None}
     elif option == "own divergence":
         changes = {"divergence": fdk.Divergence("test_gpu_own", lambda log_ratio: 0.5 * log_ratio)}
+    elif option in ("a bad sample", "a dropped sample"):
+        fake = case.fake.clone()
+        fake[1].view(-1)[-1] = torch.nan
+        changes = {"fake": fake, "nonfinite": "propagate" if option == "a bad sample" else "zero"}
     elif option != "plain":
         raise ValueError(option)
-    return case.but(**changes).on()
+    return case.but(**changes)
+
+
+def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, option: str = "normalizer", **more: Any) -> Case:
+    """A batch on the GPU."""
+    return make_batch(shape, dtype, option, **more).on()
+
+
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+def planned(case: Case, allowed: str = "auto") -> Any:
+    """What `fdkernels._core.plan` says of a case's forward on this GPU; without figures, which may need x_t.
+
+    Raises:
+        ValueError: nothing that is allowed can hold a sample.
+    """
+    from fdkernels import _core, devices
+
+    options, student = case.options, case.student
+    prediction, state = options.get("prediction"), options.get("normalizer")
+    is_dmd = isinstance(options.get("scale", "dmd"), str)
+    # A divergence of one's own is weighed in PyTorch.
+    logits = None if isinstance(options.get("divergence"), fdk.Divergence) else case.logits
+
+    def table(name: str) -> tuple[int, ...]:
+        return tuple(as_table(broadcastable(name, options[name], student), None, student.shape)[0].shape)
+
+    return _core.plan(
+        student.shape[0],
+        student[0].numel(),
+        limits=devices.present(0),
+        student=_NAMES[student.dtype],
+        prediction=_NAMES[case.teacher.dtype],
+        fake=_NAMES[case.fake.dtype],
+        noisy=_NAMES[prediction.noisy.dtype] if prediction is not None and is_dmd else None,
+        guidance="teacher_uncond" in options,
+        fake_guidance="fake_uncond" in options,
+        coefficients=prediction is not None,
+        scale=table("scale")[1] if isinstance(options.get("scale"), Tensor) else 0,
+        mask=table("mask") if "mask" in options else None,
+        heads=0 if logits is None else logits.reshape(len(logits), -1).shape[1],
+        bins=0 if logits is None or state is None else state.mean.numel(),
+        dmd_scale=is_dmd,
+        reduction=options.get("reduction", "mean"),
+        allowed=allowed or "auto",
+    )
+
+
+def kernel_name(name: str) -> str:
+    """Of our own kernels the function's name alone; a profiler gives C++ ones mangled or with their whole types."""
+    found = re.search(r"fdiv_[a-z]+_kernel", name)
+    return found[0] if found else name
 
 
 def in_float64(case: Case, upstream: Tensor | None = None) -> Outcome:

@@ -8,8 +8,23 @@ import torch
 import fdkernels as fdk
 from fdkernels import testing
 from fdkernels.fdiv import triton_plan
-from tests.cases import ORDER, make, normalizer, same_bits
-from tests.gpu.calls import KERNELS, OPTIONS, PRACTICE, SCHEDULES, batch, differences, hold, in_float64
+from tests.cases import ORDER, Case, make, normalizer, same_bits
+from tests.gpu.calls import (
+    CLUSTER,
+    GRID,
+    KERNELS,
+    OPTIONS,
+    PRACTICE,
+    READ_AGAIN,
+    SCHEDULES,
+    SPLIT,
+    WHOLE,
+    Schedule,
+    differences,
+    hold,
+    in_float64,
+    planned,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 
@@ -26,16 +41,16 @@ def test_shapes_from_practice(backend, name, dtypes):
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "edm, guided"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", (*SCHEDULES, READ_AGAIN), ids=str)
 def test_options_at_real_sizes(backend, schedule, option):
     """Guidance has a bound of its own, which the contract suite holds."""
-    case = batch(SCHEDULES[schedule], torch.float32, option)
+    case = schedule.batch(torch.float32, option)
     hold(case, case.run(backend), in_float64(case))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", (*SCHEDULES, READ_AGAIN), ids=str)
 def test_the_inputs_are_left_alone(backend, schedule):
-    case = batch(SCHEDULES[schedule])
+    case = schedule.batch()
     before = [getattr(case, name).clone() for name in ORDER]
     case.run(backend, stats=True)
     assert all(same_bits(getattr(case, name), v) for name, v in zip(ORDER, before, strict=True))
@@ -59,7 +74,7 @@ def test_weights_up_to_80(backend, divergence, dtype, normalize):
     testing.assert_weight(weight.cpu(), expected)
 
 
-@pytest.mark.parametrize("elements", (1, 32_768), ids=("whole", "split"))
+@pytest.mark.parametrize("elements", (1, 32_768), ids=("one element", "many"))
 @pytest.mark.parametrize("divergence", WEIGHTS)
 def test_weights_inside_the_loss(backend, divergence, elements):
     """With f - τ = 1, no scale and a sum for the loss, each sample's gradient is its weight."""
@@ -76,30 +91,49 @@ def test_weights_inside_the_loss(backend, divergence, elements):
     assert torch.equal(grad, grad[:, :1].expand_as(grad))
 
 
-# shape, heads, bins; whether Triton splits a sample, and whether it weighs the batch first
-REPEATED = {
-    "whole, weighed in each program": ((4096, 3, 16, 16), 0, 1, "whole", False),
-    "whole, weighed first": ((4096, 3, 16, 16), 2, 4, "whole", True),
-    "split": ((8, 4, 128, 128), 2, 4, "split", False),
-    "split, one program a sample": ((4096, 130, 130), 2, 4, "split", False),
-}
+MANY = (4096, 3, 16, 16)
+# Far more programs, or shares of samples, than the GPU has multiprocessors: a schedule, heads (0: logits are (B,)),
+# bins, and whether weights take a launch of their own.
+REPEATED = (
+    (Schedule("triton", "whole, weighed in each program", (2048, 3, 16, 16), WHOLE), 0, 1, False),
+    (Schedule("triton", "whole, weighed first", MANY, WHOLE), 2, 4, True),
+    (Schedule("triton", "split", PRACTICE["SDXL"], SPLIT), 2, 4, False),
+    (Schedule("triton", "split, one program a sample", (4096, 130, 130), SPLIT), 2, 4, False),
+    (Schedule("native", "blocks, weighed in each", (1024, 3, 16, 16), CLUSTER, "cluster:1"), 2, 4, False),
+    (Schedule("native", "blocks, weighed first", MANY, CLUSTER, "cluster:1"), 2, 4, True),
+    (Schedule("native", "clusters of 2", (256, 4, 64, 64), CLUSTER, "cluster:2"), 0, 1, False),
+    (Schedule("native", "clusters of 4", (256, 4, 128, 128), CLUSTER, "cluster:4"), 2, 4, False),
+    (Schedule("native", "clusters of 16", (64, 4, 128, 128), CLUSTER, "cluster:16"), 2, 4, False),
+    (Schedule("native", "the grid", (16, 4, 128, 128), GRID, "grid"), 2, 4, False),
+    (READ_AGAIN, 2, 4, False),
+)
 
 
-@pytest.mark.parametrize("name", REPEATED)
-def test_the_repeated_calls_are_what_their_names_say(name):
-    shape, heads, bins, schedule, weigh_first = REPEATED[name]
-    spread = triton_plan.plan(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins)
-    assert (spread.schedule, spread.weigh_first) == (schedule, weigh_first)
-    multiprocessors = torch.cuda.get_device_properties().multi_processor_count
-    assert shape[0] * spread.programs > 3 * multiprocessors
+def repeated_case(schedule: Schedule, heads: int, bins: int, dtype: torch.dtype) -> Case:
+    return make(schedule.shape, dtype, heads=heads, divergence="jeffreys", normalizer=normalizer(bins)).on()
+
+
+@pytest.mark.parametrize(("schedule", "heads", "bins", "weigh_first"), REPEATED, ids=str)
+def test_the_repeated_calls_are_what_their_names_say(backend, schedule, heads, bins, weigh_first):
+    shape, multiprocessors = schedule.shape, torch.cuda.get_device_properties().multi_processor_count
+    if backend == "triton":
+        spread = triton_plan.plan(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins)
+        assert (spread.schedule == "whole", spread.weigh_first) == (schedule.kernels == WHOLE, weigh_first)
+        assert shape[0] * spread.programs > 3 * multiprocessors
+        return
+    spread = planned(repeated_case(schedule, heads, bins, torch.bfloat16), schedule.plan)
+    assert spread["weigh_first"] == weigh_first and (spread["again"] > 0) == (schedule == READ_AGAIN)
+    least = 1.9 if schedule == READ_AGAIN else 3
+    assert spread["team"] * shape[0] > least * multiprocessors
+    if spread["schedule"] == "grid":
+        assert spread["buffers"] == (1 if schedule == READ_AGAIN else 2)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
-@pytest.mark.parametrize("name", REPEATED)
-def test_a_thousand_repeats(backend, name, dtype):
-    """Far more programs than the GPU has multiprocessors, queued without a pause: whichever is last, the same bits."""
-    shape, heads, bins, *_ = REPEATED[name]
-    case = make(shape, dtype, heads=heads, divergence="jeffreys", normalizer=normalizer(bins)).on()
+@pytest.mark.parametrize(("schedule", "heads", "bins", "weigh_first"), REPEATED, ids=str)
+def test_a_thousand_repeats(backend, schedule, heads, bins, weigh_first, dtype):
+    """Queued without a pause: whichever program is last, the same bits."""
+    case = repeated_case(schedule, heads, bins, dtype)
     state = case.options["normalizer"].mean
     start = state.clone()
     first = case.step(backend, stats=True)

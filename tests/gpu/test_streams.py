@@ -1,19 +1,21 @@
 """No host sync; CUDA graphs, streams and GPUs other than the current one. Results are held to eager calls' bits."""
 
 import contextlib
+import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-import triton
 
 import fdkernels as fdk
 from fdkernels._triton import launch
 from tests.cases import ORDER
-from tests.gpu.calls import KERNELS, OPTIONS, SCHEDULES, batch, hold, in_float64, same
+from tests.gpu.calls import KERNELS, OPTIONS, PRACTICE, READ_AGAIN, SCHEDULES, batch, hold, in_float64, same
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PAIRS = list(itertools.combinations_with_replacement(SCHEDULES, 2))
 LATE = 50_000_000  # cycles, some 30 ms: enough for the host to run far ahead
 
 
@@ -45,9 +47,9 @@ def test_a_sync_would_be_noticed(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_no_host_sync(backend, schedule, option, dtype):
-    case = batch(SCHEDULES[schedule], dtype, option)
+    case = schedule.batch(dtype, option)
     for stats in (False, True):
         case.step(backend, stats=stats)  # compiles
         with no_host_sync():
@@ -56,7 +58,7 @@ def test_no_host_sync(backend, schedule, option, dtype):
 
 
 def test_no_host_sync_in_fdiv_weight(backend):
-    case = batch(SCHEDULES["whole"])
+    case = batch(PRACTICE["CIFAR"])
     options = {"normalizer": case.options["normalizer"], "backend": backend}
     fdk.fdiv_weight(case.logits, case.t, **options)
     with no_host_sync():
@@ -68,7 +70,7 @@ def test_no_host_sync_in_fdiv_weight(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_host_sync_under_an_upstream(backend, dtype, value):
     """Neither where a factor of 1 is found out, nor where another scales; graph kept or not."""
-    case = batch(SCHEDULES["split"], dtype)
+    case = batch(PRACTICE["SDXL"], dtype)
     upstream = torch.full((), value, device="cuda")
 
     def step():
@@ -86,7 +88,8 @@ def test_no_host_sync_under_an_upstream(backend, dtype, value):
 class Captured:
     """A step, forward and backward, in a CUDA graph over inputs of its own."""
 
-    def __init__(self, case, backend):
+    def __init__(self, schedule, **options):
+        case = schedule.batch(**options)
         own = {name: getattr(case, name).clone() for name in ORDER}
         self.case = case.but(**own, **case.fresh_options())
         state = self.case.options["normalizer"].mean
@@ -95,11 +98,11 @@ class Captured:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                self.case.step(backend, stats=True)
+                schedule.step(self.case)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.outcome = self.case.step(backend, stats=True)
+            self.outcome = schedule.step(self.case)
         state.copy_(start)
 
     def replay(self, case):
@@ -109,9 +112,12 @@ class Captured:
         self.graph.replay()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.backends("triton")
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_capture_needs_no_other_kernel(backend, schedule, monkeypatch):
     """What the warm-up compiled is what the capture launches: compiling or loading there can break it."""
+    import triton
+
     compiled = []
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda *, fn, **_: compiled.append(fn.name))
     begin = torch.cuda.CUDAGraph.capture_begin
@@ -122,37 +128,35 @@ def test_capture_needs_no_other_kernel(backend, schedule, monkeypatch):
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", forget_the_warm_up)
     # A shape of its own: kernels of other tests' captures do not count.
-    rows = SCHEDULES[schedule][2] - 1
-    Captured(batch((*SCHEDULES[schedule][:2], rows, rows)), backend)
+    rows = schedule.shape[2] - 1
+    Captured(replace(schedule, shape=(*schedule.shape[:2], rows, rows)))
     assert not compiled
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", (*SCHEDULES, READ_AGAIN), ids=str)
 def test_replays_on_new_data(backend, schedule, dtype):
     """Loss, gradient, figures and the normalizer's running state, over three replays."""
-    captured = Captured(batch(SCHEDULES[schedule], dtype), backend)
-    state = batch(SCHEDULES[schedule], dtype).options["normalizer"]
+    captured = Captured(schedule, dtype=dtype)
+    state = schedule.batch(dtype).options["normalizer"]
     for seed in (1, 2, 3):
-        case = batch(SCHEDULES[schedule], dtype, seed=seed).but(normalizer=state)
+        case = schedule.batch(dtype, seed=seed).but(normalizer=state)
         captured.replay(case)
-        assert same(captured.outcome, case.step(backend, stats=True))
+        assert same(captured.outcome, schedule.step(case))
 
 
-@pytest.mark.parametrize("pair", (("whole", "whole"), ("split", "split"), ("whole", "split")), ids="-".join)
-def test_two_graphs_interleaved(backend, pair):
+@pytest.mark.parametrize(("schedule", "other"), PAIRS, ids=str)
+def test_two_graphs_interleaved(backend, schedule, other):
     """Captured one after the other, replayed in turn: neither disturbs what the other left or will find."""
-    captured = [Captured(batch(SCHEDULES[schedule]), backend) for schedule in pair]
-    states = [batch(SCHEDULES[schedule]).options["normalizer"] for schedule in pair]
+    pair = (schedule, other)
+    captured = [Captured(each) for each in pair]
+    states = [each.batch().options["normalizer"] for each in pair]
     for seed in range(1, 5):
-        cases = [
-            batch(SCHEDULES[schedule], seed=10 * seed + which).but(normalizer=states[which])
-            for which, schedule in enumerate(pair)
-        ]
+        cases = [each.batch(seed=10 * seed + i).but(normalizer=states[i]) for i, each in enumerate(pair)]
         for graph, case in zip(captured, cases, strict=True):
             graph.replay(case)
-        for graph, case in zip(captured, cases, strict=True):
-            assert same(graph.outcome, case.step(backend, stats=True))
+        for graph, each, case in zip(captured, pair, cases, strict=True):
+            assert same(graph.outcome, each.step(case))
 
 
 @pytest.mark.backends("triton")
@@ -160,26 +164,27 @@ def test_more_captures_than_the_pool_has_tickets(backend, monkeypatch):
     """The pool outlives its last ticket, which a graph goes on using; a capture beyond it makes its own."""
     monkeypatch.setattr(launch, "TICKETS", 4)
     monkeypatch.setattr(launch, "_devices", {})
-    captured = [Captured(batch(SCHEDULES["whole"], seed=seed), backend) for seed in range(4)]
+    whole = SCHEDULES[0]
+    captured = [Captured(whole, seed=seed) for seed in range(4)]
     reused = [torch.full((128,), 7, dtype=torch.int32, device="cuda") for _ in range(1000)]
     for seed, graph in enumerate(captured):
-        case = batch(SCHEDULES["whole"], seed=seed)
+        case = whole.batch(seed=seed)
         graph.replay(case)
-        assert same(graph.outcome, case.step(backend, stats=True))
+        assert same(graph.outcome, whole.step(case))
     assert all((block == 7).all() for block in reused)
 
 
-@pytest.mark.parametrize("other", SCHEDULES)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("other", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_a_replay_beside_eager_calls(backend, schedule, other):
     """A graph on another stream while eager calls run on this one: launches that overlap share no ticket."""
     rounds = 30
-    captured = Captured(batch(SCHEDULES[schedule]), backend)
-    case = batch(SCHEDULES[other], option="plain", seed=2)
-    alone = case.step(backend, stats=True)
-    repeated = batch(SCHEDULES[schedule])
+    captured = Captured(schedule)
+    case = other.batch(option="plain", seed=2)
+    alone = other.step(case)
+    repeated = schedule.batch()
     for _ in range(rounds):
-        last = repeated.step(backend, stats=True)
+        last = schedule.step(repeated)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -189,16 +194,18 @@ def test_a_replay_beside_eager_calls(backend, schedule, other):
     for _ in range(rounds):
         with torch.cuda.stream(side):
             captured.graph.replay()
-        beside.append(case.step(backend, stats=True))
+        beside.append(other.step(case))
     torch.cuda.synchronize()
     assert same(captured.outcome, last)
     assert all(same(alone, outcome) for outcome in beside)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_two_streams_at_once(backend, schedule):
-    cases = [batch(SCHEDULES[schedule], option="plain", seed=seed) for seed in (1, 2)]
-    alone = [case.step(backend, stats=True) for case in cases]
+@pytest.mark.parametrize(("schedule", "other"), PAIRS, ids=str)
+def test_two_streams_at_once(backend, schedule, other):
+    """Eager calls of two schedules, or of one twice."""
+    pair = (schedule, other)
+    cases = [each.batch(option="plain", seed=seed) for seed, each in enumerate(pair, 1)]
+    alone = [each.step(case) for each, case in zip(pair, cases, strict=True)]
     torch.cuda.synchronize()
     streams, found = [torch.cuda.Stream() for _ in cases], [[], []]
     for stream in streams:
@@ -207,35 +214,35 @@ def test_two_streams_at_once(backend, schedule):
     for _ in range(30):
         for which, stream in enumerate(streams):
             with torch.cuda.stream(stream):
-                found[which].append(cases[which].step(backend, stats=True))
+                found[which].append(pair[which].step(cases[which]))
     torch.cuda.synchronize()
     for which in (0, 1):
         assert all(same(alone[which], outcome) for outcome in found[which])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_inputs_that_a_side_stream_makes(backend, schedule):
     """They arrive late; kernels on any other stream would read what was there before."""
-    case = batch(SCHEDULES[schedule], option="plain")
-    alone = case.step(backend, stats=True)
+    case = schedule.batch(option="plain")
+    alone = schedule.step(case)
     late = case.but(**{name: torch.full_like(getattr(case, name), torch.nan) for name in ORDER})
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(LATE)
         for name in ORDER:
             getattr(late, name).copy_(getattr(case, name))
-        outcome = late.step(backend, stats=True)
+        outcome = schedule.step(late)
     torch.cuda.synchronize()
     assert same(outcome, alone)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_a_gpu_that_is_not_current(backend, schedule):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    case = batch(SCHEDULES[schedule]).on("cuda:1")
+    case = schedule.batch().on("cuda:1")
     expected = in_float64(case)
     assert torch.cuda.current_device() == 0
-    outcome = case.step(backend, stats=True)
+    outcome = schedule.step(case)
     assert torch.cuda.current_device() == 0 and outcome.grad.device == torch.device("cuda:1")
     hold(case, outcome, expected)
