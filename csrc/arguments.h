@@ -171,7 +171,10 @@ inline Table table(const OptionalTensor& tensor, int64_t inner, const Tensor& st
 }
 
 inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, bool has_t) {
-  if (!ratio.mean) return {nullptr, 0, nullptr, 0, 1, 0, false};
+  if (!ratio.mean) {
+    STD_TORCH_CHECK(!ratio.edges, "edges: expected beside ratio_mean");
+    return {nullptr, 0, nullptr, 0, 1, 0, false};
+  }
   const Tensor& mean = *ratio.mean;
   STD_TORCH_CHECK(has_t, "t: expected beside ratio_mean");
   STD_TORCH_CHECK(same_device(mean, like) && mean.dim() == 1 && mean.size(0) > 0 && mean.is_contiguous() &&
@@ -288,8 +291,8 @@ inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const 
   const int64_t count = per_sample ? gradient.size(0) : 1;
   STD_TORCH_CHECK(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
   STD_TORCH_CHECK(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected upstream's shape, or none");
-  STD_TORCH_CHECK(same_device(upstream, gradient) && same_device(unscale, gradient),
-                  "upstream: expected gradient's device");
+  STD_TORCH_CHECK(same_device(upstream, gradient), "upstream: expected gradient's device");
+  STD_TORCH_CHECK(same_device(unscale, gradient), "unscale: expected gradient's device");
   return per_sample;
 }
 

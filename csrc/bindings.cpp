@@ -1,16 +1,21 @@
-// fdkernels._core: what the binaries were built with, and the double-precision divergence math on NumPy arrays.
-// Knows nothing of torch, so it can be imported, and the table inspected, where torch is missing or broken.
+// fdkernels._core: what the binaries were built with, the double-precision divergence math on NumPy arrays, and the
+// plans that the CUDA launcher obeys. Knows nothing of torch or CUDA, so it can be imported, and tables and plans
+// inspected, where torch is missing or broken and without a GPU.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fdkernels/divergences.h"
+#include "fdkernels/plan_call.h"
 
 namespace py = pybind11;
 
@@ -82,10 +87,208 @@ py::dict build_info() {
   return info;
 }
 
+// ---- plans
+
+using MaybeName = std::optional<std::string>;
+
+py::value_error expected(const std::string& argument, const std::string& what, const std::string& got) {
+  return py::value_error(argument + ": expected " + what + ", got " + got);
+}
+
+// A count, in range.
+int64_t checked(const char* argument, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return value;
+  const std::string range = "from " + std::to_string(least) + " to " + std::to_string(most);
+  throw expected(argument, "a count " + range, std::to_string(value));
+}
+
+fdkernels::DType dtype_named(const char* argument, const std::string& name) {
+  if (name == "bf16") return fdkernels::DType::bf16;
+  if (name == "fp16") return fdkernels::DType::f16;
+  if (name == "fp32") return fdkernels::DType::f32;
+  if (name == "fp64") return fdkernels::DType::f64;
+  throw expected(argument, "one of bf16 fp16 fp32 fp64", name);
+}
+
+const char* name_of(fdkernels::Loads loads) {
+  constexpr const char* kNames[fdkernels::kLoads] = {"bf16",      "fp16",     "fp32",    "bf16_fp32",
+                                                     "fp16_fp32", "any_fp32", "any_fp64"};
+  return kNames[static_cast<int>(loads)];
+}
+
+double checked_figure(const std::string& name, const py::handle& value, double least, double most) {
+  double figure = NAN;
+  try {
+    figure = value.cast<double>();
+  } catch (const py::cast_error&) {
+  }
+  if (figure >= least && figure <= most) return figure;
+  std::ostringstream what;
+  what << name << " from " << least << " to " << most;
+  throw expected("limits", what.str(), py::repr(value));
+}
+
+fdkernels::DeviceLimits device_limits(const py::dict& given) {
+  constexpr double kMostBlocks = 1e5, kMostBytes = 1e15;  // products of these do not overflow
+  size_t known = 0;
+  const auto find = [&](const char* name) -> py::object {
+    if (!given.contains(name)) throw expected("limits", std::string("the key ") + name, py::repr(given));
+    ++known;
+    return given[name];
+  };
+  const auto figure = [&](const char* name, double least, double most) {
+    return checked_figure(name, find(name), least, most);
+  };
+  fdkernels::DeviceLimits limits{};
+  limits.capability = static_cast<int>(figure("capability", 10, kMostBlocks));
+  limits.multiprocessors = static_cast<int>(figure("multiprocessors", 1, kMostBlocks));
+  // Any GPU gives a block 48 KB.
+  limits.shared_per_block = static_cast<int64_t>(figure("shared_per_block", 48 * 1024, kMostBytes));
+  limits.shared_per_multiprocessor = static_cast<int64_t>(figure("shared_per_multiprocessor", 48 * 1024, kMostBytes));
+  limits.cache = static_cast<int64_t>(figure("cache", 0, kMostBytes));
+  limits.bandwidth = figure("bandwidth", 1, kMostBytes);
+  const py::object clusters = find("active_clusters");
+  if (!py::isinstance<py::sequence>(clusters) || py::len(clusters) != fdkernels::kClusterSizes) {
+    throw expected("limits", "active_clusters of the sizes 1, 2, 4, 8, 16", py::repr(clusters));
+  }
+  for (int i = 0; i < fdkernels::kClusterSizes; ++i) {
+    limits.active_clusters[i] =
+        static_cast<int>(checked_figure("active_clusters", clusters[py::int_(i)], 0, kMostBlocks));
+  }
+  if (py::len(given) != known) throw expected("limits", "the fields of DeviceLimits alone", py::repr(given));
+  return limits;
+}
+
+// A call as the launcher would see it.
+struct Request {
+  fdkernels::Loads loads;
+  fdkernels::CallShape shape;
+  fdkernels::DeviceLimits limits;
+  fdkernels::Allowed allowed;
+  std::string allowed_text;
+};
+
+Request request(int64_t batch, int64_t elements, const py::dict& limits, const std::string& student,
+                const MaybeName& prediction, const MaybeName& fake, const MaybeName& noisy, bool guidance,
+                bool fake_guidance, bool coefficients, int64_t scale,
+                const std::optional<std::pair<int64_t, int64_t>>& mask, int64_t heads, int64_t bins, bool dmd_scale,
+                bool with_stats, bool with_grad, const std::string& reduction, const std::string& allowed) {
+  constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
+  static char present = 0;                     // where an operand would be; nothing reads it
+  fdkernels::Problem p{};
+  p.batch = checked("batch", batch, 1, kMost);
+  p.elements = checked("elements", elements, 1, kMost / batch);
+  p.student = {&present, dtype_named("student", student), elements};
+  p.teacher = {&present, dtype_named("prediction", prediction.value_or(student)), elements};
+  p.fake = {&present, dtype_named("fake", fake.value_or(prediction.value_or(student))), elements};
+  if (noisy) p.noisy = {&present, dtype_named("noisy", *noisy), elements};
+  if (guidance) p.teacher_uncond = p.teacher;
+  if (fake_guidance) p.fake_uncond = p.fake;
+  if (coefficients || noisy) p.a.data = p.c.data = &present;
+  const auto tile = [&](const char* argument, fdkernels::Table& table, int64_t rows, int64_t entries) {
+    if ((rows != 1 && rows != batch) || entries < 1 || elements % entries != 0) {
+      throw expected(
+          argument,
+          "1 or " + std::to_string(batch) + " rows of entries that divide " + std::to_string(elements) + " elements",
+          std::to_string(rows) + " of " + std::to_string(entries));
+    }
+    table = {&present, fdkernels::DType::f32, rows == 1 ? 0 : entries, entries, elements / entries};
+  };
+  if (scale != 0) tile("scale", p.scale, batch, scale);
+  if (mask) tile("mask", p.mask, mask->first, mask->second);
+  p.dmd_scale = dmd_scale;
+  p.with_stats = with_stats;
+  p.gradient = with_grad ? &present : nullptr;
+  if (reduction != "mean" && reduction != "sum" && reduction != "none") {
+    throw expected("reduction", "one of mean sum none", reduction);
+  }
+  p.reduction = reduction == "mean"  ? fdkernels::Reduction::mean
+                : reduction == "sum" ? fdkernels::Reduction::sum
+                                     : fdkernels::Reduction::none;
+  for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
+    p.wide = p.wide || (input->data != nullptr && input->dtype == fdkernels::DType::f64);
+  }
+  checked("heads", heads, 0, kMost / batch);
+  if (heads == 0 && bins != 0) throw expected("bins", "0 without logits (heads=0)", std::to_string(bins));
+  checked("bins", bins, 0, INT32_MAX);
+
+  Request r;
+  r.loads = fdkernels::loads_of(p);
+  r.shape = fdkernels::shape_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins);
+  r.limits = device_limits(limits);
+  r.allowed_text = allowed;
+  if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
+    throw expected("allowed", "auto, grid, cluster, or cluster:1 to cluster:16", allowed);
+  }
+  return r;
+}
+
+py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
+  const auto elements = static_cast<double>(r.shape.elements);
+  py::dict d;
+  d["schedule"] = plan.schedule == fdkernels::Schedule::grid ? "grid" : "cluster";
+  d["team"] = plan.team;
+  d["teams"] = plan.teams;
+  d["blocks"] = plan.blocks();
+  d["threads"] = plan.threads;
+  d["share"] = plan.share;
+  d["held"] = plan.held;
+  d["buffers"] = plan.buffers;
+  d["shared_bytes"] = plan.shared_bytes;
+  d["again"] = plan.again;
+  d["prefetched"] = plan.prefetched;
+  d["weigh_first"] = plan.weigh_first;
+  d["count_first"] = plan.count_first;
+  d["wide_offsets"] = plan.wide_offsets;
+  d["launches"] = plan.launches();
+  d["phases"] = 1 + static_cast<double>(plan.again) / elements;
+  d["loads"] = name_of(r.loads);
+  d["general"] = r.shape.general;
+  d["vector"] = r.shape.vector;
+  d["minimum_bytes"] = fdkernels::bytes_moved(r.shape, r.limits, 0);
+  d["bytes"] = plan.bytes;
+  d["seconds"] = plan.seconds;
+  return d;
+}
+
+// The very function that the launcher asks.
+py::dict plan(const Request& r) {
+  try {
+    return to_dict(r, fdkernels::plan(r.shape, r.limits, r.allowed));
+  } catch (const std::invalid_argument&) {
+    const std::string sample = std::to_string(r.shape.elements) + " elements";
+    throw expected("allowed", "a schedule that can hold a sample of " + sample + " on this device", r.allowed_text);
+  }
+}
+
+// Every schedule that is allowed and can run, the best first.
+py::list plans(const Request& r) {
+  std::vector<fdkernels::Plan> found;
+  fdkernels::for_candidates(r.shape, r.limits, r.allowed, [&](const fdkernels::Plan& p) { found.push_back(p); });
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
+  py::list list;
+  for (const fdkernels::Plan& one : found) list.append(to_dict(r, one));
+  return list;
+}
+
+// A function of request()'s arguments.
+template <class Answer, class... Arguments>
+void define(py::module_& m, const char* name, Answer (*answer)(const Request&), Request (*read)(Arguments...),
+            const char* doc) {
+  m.def(
+      name, [=](Arguments... arguments) { return answer(read(arguments...)); }, py::arg("batch"), py::arg("elements"),
+      py::kw_only(), py::arg("limits"), py::arg("student") = "bf16", py::arg("prediction") = py::none(),
+      py::arg("fake") = py::none(), py::arg("noisy") = py::none(), py::arg("guidance") = false,
+      py::arg("fake_guidance") = false, py::arg("coefficients") = false, py::arg("scale") = 0,
+      py::arg("mask") = py::none(), py::arg("heads") = 0, py::arg("bins") = 0, py::arg("dmd_scale") = true,
+      py::arg("with_stats") = false, py::arg("with_grad") = true, py::arg("reduction") = "mean",
+      py::arg("allowed") = "auto", doc);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "Build information and double-precision divergence math, without torch.";
+  m.doc() = "Build information, double-precision divergence math and the CUDA launcher's plans, without torch.";
   m.def("build_info", &build_info,
         "What the binaries were built with: version, compiler, flags, isa levels, cuda, cuda_archs.");
   m.def("divergences", &divergences, "The names in the C++ table of divergences.");
@@ -93,4 +296,7 @@ PYBIND11_MODULE(_core, m) {
         "log h at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
   m.def("weight", &evaluate<true>, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
         "h = r^2 f''(r) at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
+  define(m, "plan", &plan, &request,
+         "How the CUDA backend spreads a forward call over a device: what its launcher obeys. See _core.pyi.");
+  define(m, "plans", &plans, &request, "Every schedule that is allowed and can run, the best first, which is plan's.");
 }

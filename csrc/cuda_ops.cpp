@@ -14,16 +14,22 @@ namespace {
 using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
 using cuda::Call;
-using cuda::Loads;
 using fdkernels::DType;
 using fdkernels::Images;
+using fdkernels::Loads;
 using fdkernels::Problem;
 
 // The device of a call, current while this lives, and its current stream.
 struct Target {
-  explicit Target(const Tensor& like) : device(like.get_device_index()), guard(device) {
+  Target(const Tensor& like, const char* name) : device(index_of(like, name)), guard(device) {
     cuda::set_device(device);
     stream = cuda::current_stream(device);
+  }
+
+  // The dispatcher sends a call here for any of its tensors.
+  static int index_of(const Tensor& tensor, const char* name) {
+    STD_TORCH_CHECK(tensor.is_cuda(), name, ": expected a CUDA tensor");
+    return tensor.get_device_index();
   }
 
   const fdkernels::DeviceLimits& limits() const {
@@ -107,30 +113,6 @@ class Workspace {
 
 // ---- which kernel, and which plan
 
-Loads loads_of(const Problem& p) {
-  if (p.wide) return Loads::any_f64;
-  const DType student = p.student.dtype, prediction = p.teacher.dtype;
-  bool uniform = p.noisy.data == nullptr || p.noisy.dtype == student;
-  for (const Images* images : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
-    uniform = uniform && (images->data == nullptr || images->dtype == prediction);
-  }
-  if (uniform && student == prediction) {
-    return student == DType::bf16 ? Loads::bf16 : student == DType::f16 ? Loads::f16 : Loads::f32;
-  }
-  if (uniform && prediction == DType::f32) return student == DType::bf16 ? Loads::bf16_f32 : Loads::f16_f32;
-  return Loads::any_f32;
-}
-
-bool is_general(const Problem& p, Loads loads) {
-  return loads == Loads::any_f32 || loads == Loads::any_f64 || p.noisy.data != nullptr ||
-         p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr || p.c.data != nullptr ||
-         p.mask.data != nullptr || (p.scale.data != nullptr && p.scale.entries > 1);
-}
-
-int vector_of(Loads loads) {
-  return loads == Loads::bf16 || loads == Loads::f16 ? 8 : loads == Loads::any_f64 ? 2 : 4;
-}
-
 // Whether every vector of every N-sized tensor is aligned to its size.
 bool is_aligned(const Problem& p, int vector) {
   const auto fits = [&](const Images& images) {
@@ -141,31 +123,6 @@ bool is_aligned(const Problem& p, int vector) {
   };
   return fits(p.student) && fits(p.teacher) && fits(p.fake) && fits(p.teacher_uncond) && fits(p.fake_uncond) &&
          fits(p.noisy) && fits({p.gradient, p.student.dtype, p.elements});
-}
-
-fdkernels::CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins) {
-  fdkernels::CallShape shape;
-  shape.batch = p.batch;
-  shape.elements = p.elements;
-  shape.vector = vector_of(loads);
-  shape.arithmetic = p.wide ? 8 : 4;
-  shape.general = general;
-  shape.reread = 0;
-  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
-    if (images->data != nullptr) shape.reread += fdkernels::size_of(images->dtype);
-  }
-  shape.read = shape.reread;
-  if (p.dmd_scale || p.with_stats) {
-    shape.read += fdkernels::size_of(p.student.dtype);
-    if (p.noisy.data != nullptr) shape.read += fdkernels::size_of(p.noisy.dtype);
-  }
-  shape.written = p.gradient != nullptr ? fdkernels::size_of(p.student.dtype) : 0;
-  shape.heads = heads;
-  shape.bins = bins;
-  if (p.mask.data != nullptr && p.reduction == fdkernels::Reduction::mean) {
-    shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
-  }
-  return shape;
 }
 
 // FDKERNELS_CUDA_PLAN narrows the schedules, for tests and experiments.
@@ -180,7 +137,7 @@ fdkernels::Allowed allowed() {
 // ---- the ops
 
 WeightResults fdiv_weight(const WeightArguments& call) {
-  const Target target(call.logits);
+  const Target target(call.logits, "logits");
   const int64_t batch = call.logits.dim() > 0 ? call.logits.size(0) : 0;
   cuda::Weighting w;
   w.heads = heads_of(call.logits, batch);
@@ -200,7 +157,7 @@ WeightResults fdiv_weight(const WeightArguments& call) {
 }
 
 FdivResults fdiv(const FdivArguments& arguments) {
-  const Target target(arguments.student);
+  const Target target(arguments.student, "student");
   const Tensor& like = arguments.student;
   Call call{};
   Problem& p = call.p = problem(arguments);
@@ -283,11 +240,9 @@ FdivResults fdiv(const FdivArguments& arguments) {
 
 // upstream * unscale * gradient, for the whole batch or per sample.
 void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
-  const Target target(gradient);
+  const Target target(gradient, "gradient");
   cuda::Scale scale{};
   const bool each = is_per_sample(gradient, upstream, unscale, out);
-  STD_TORCH_CHECK(unscale.scalar_type() == ScalarType::Float && unscale.is_contiguous(),
-                  "unscale: expected contiguous float32");
   if (gradient.numel() == 0) return;
   scale.runs = each ? gradient.size(0) : 1;
   scale.elements = gradient.numel() / scale.runs;
@@ -299,7 +254,9 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   STD_TORCH_CHECK(type.has_value(), "upstream: expected a real dtype");
   scale.upstream = {upstream.data_ptr(), *type};
   scale.upstream_stride = each ? upstream.stride(0) : 0;
-  scale.unscale = unscale.numel() > 0 ? static_cast<const float*>(unscale.data_ptr()) : nullptr;
+  Tensor powers = unscale.scalar_type() == ScalarType::Float ? unscale : torch::stable::to(unscale, ScalarType::Float);
+  if (!powers.is_contiguous()) powers = torch::stable::contiguous(powers);
+  scale.unscale = powers.numel() > 0 ? static_cast<const float*>(powers.data_ptr()) : nullptr;
   scale.aligned = reinterpret_cast<uintptr_t>(scale.gradient) % 16 == 0 &&
                   reinterpret_cast<uintptr_t>(scale.out) % 16 == 0 &&
                   (scale.runs == 1 || scale.elements * fdkernels::size_of(scale.dtype) % 16 == 0);

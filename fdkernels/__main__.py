@@ -30,6 +30,8 @@ def main() -> None:
         probe_compiled()
         probe_backends()
         return
+    if sys.argv[1:]:
+        sys.exit("usage: python -m fdkernels [plan ...]; python -m fdkernels plan --help lists its options")
     print(f"fdkernels {fdkernels.__version__} at {os.path.dirname(fdkernels.__file__)}")
     print(f"python    {platform.python_version()} at {sys.executable}, {platform.platform()}")
     for package in ("torch", "numpy", "triton", "diffusers"):

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fdkernels/fdiv.h"
-#include "fdkernels/plan.h"
+#include "fdkernels/plan_call.h"
 
 namespace fdkernels::cuda {
 
@@ -36,10 +36,6 @@ struct Results {
   double* exchange;   // grid: (B, team, kExchanged)
   unsigned* tickets;  // zero, and zero again: blocks that are done; grid: arrivals at even samples, at odd ones
 };
-
-// Which of the kernels' type combinations a call takes; the last two look types up at run time.
-enum class Loads : int { bf16, f16, f32, bf16_f32, f16_f32, any_f32, any_f64 };
-constexpr int kLoads = 7;
 
 struct Call {
   Problem p;

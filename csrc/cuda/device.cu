@@ -24,6 +24,21 @@ void check(cudaError_t status, const std::string& what) {
   throw std::runtime_error("fdkernels: " + what + ": " + cudaGetErrorString(status));
 }
 
+// What a first call prepares (a module that is loaded, an attribute that is set) is no part of a graph that this thread
+// may be capturing, and is allowed meanwhile.
+class BesideCapture {
+ public:
+  BesideCapture() {
+    cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
+  ~BesideCapture() {
+    cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 int attribute(cudaDeviceAttr name, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
@@ -55,6 +70,7 @@ int active_clusters(int size, const DeviceLimits& limits) {
 }
 
 DeviceLimits ask(int device) {
+  const BesideCapture relaxed;
   DeviceLimits found{};
   found.capability =
       10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
@@ -120,6 +136,7 @@ unsigned* take_tickets(int device, void* stream) {
   Device& found = device_at(device);
   const std::lock_guard<std::mutex> lock(found.mutex);
   if (found.tickets == nullptr) {
+    const BesideCapture relaxed;
     void* memory = nullptr;
     check(cudaGetSymbolAddress(&memory, ticket_memory), "cudaGetSymbolAddress");
     found.tickets = static_cast<unsigned*>(memory);
@@ -145,6 +162,7 @@ void start(const Call& call, const Plan& plan, Loads loads, bool general, int de
     const std::lock_guard<std::mutex> lock(found.mutex);
     bool& prepared = found.prepared[static_cast<size_t>((grid * kLoads + static_cast<int>(loads)) * 2 + general)];
     if (!prepared) {
+      const BesideCapture relaxed;
       const auto shared = static_cast<int>(found.limits.shared_per_block - kStaticShared);
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
       if (!grid && found.limits.capability >= 90) {

@@ -59,10 +59,11 @@ struct Plan {
   int held = 0;               // vectors of them that it holds on chip
   int buffers = 1;            // samples that it holds at a time
   int64_t shared_bytes = 0;   // dynamic
+  int64_t again = 0;          // elements of a sample that its gradient has read a second time
   int64_t prefetched = 0;     // elements of each share of the next sample that go to L2 while sums are awaited
   bool weigh_first = false;   // a launch of its own computes h
   bool count_first = false;   // another counts a mask's entries
-  bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits
+  bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits; in a share it never does
   double bytes = 0;           // between memory and chip
   double seconds = 0;         // predicted
 
@@ -84,7 +85,7 @@ struct Allowed {
   int size = 0;  // of the cluster; 0: any
 };
 
-// Weights that every block may compute for itself; more are computed once, by a launch of their own.
+// Weights that every block may compute for itself; more are always computed once, by a launch of their own.
 constexpr int64_t kWeighedSamples = 1024, kWeighedLogits = 4096, kWeighedBins = 128;
 // Mask entries that every block may count for itself.
 constexpr int64_t kCountedEntries = 16384;
@@ -116,7 +117,7 @@ inline int threads_for(int64_t vectors, bool general, int most) {
   return static_cast<int>(std::clamp<int64_t>(wanted, 128, most));
 }
 
-// What moves between memory and chip. `again`: elements of a sample that are read twice.
+// What moves between memory and chip. `again`: as in Plan.
 inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int64_t again) {
   const double batch = static_cast<double>(call.batch);
   // Of a sample's second read, half of the cache is counted on.
@@ -132,27 +133,34 @@ inline int64_t prefetched(const CallShape& call, const DeviceLimits& device, con
   return std::min(plan.share, each / call.vector * call.vector);
 }
 
-inline Plan with_weights(const CallShape& call) {
+// Whether every block computing the weights for itself is out of the question.
+inline bool must_weigh_first(const CallShape& call) {
+  return call.heads > 0 &&
+         (call.batch > kWeighedSamples || call.batch * call.heads > kWeighedLogits || call.bins > kWeighedBins);
+}
+
+// What precedes a schedule, and how long that takes.
+inline Plan launches_before(const CallShape& call, bool weigh_first) {
   Plan plan;
-  plan.weigh_first = call.heads > 0 && (call.batch > kWeighedSamples || call.batch * call.heads > kWeighedLogits ||
-                                        call.bins > kWeighedBins);
+  plan.weigh_first = weigh_first;
   plan.count_first = call.mask_entries > kCountedEntries;
   plan.wide_offsets = call.elements > INT32_MAX;
+  plan.seconds = (plan.launches() - 1) * kStart;
   return plan;
 }
 
 // False where a sample does not fit, or the device cannot schedule this size.
-inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, int index, Plan* found) {
+inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool weigh_first, int index, Plan* found) {
   const int size = 1 << index;
   const int active = device.active_clusters[index];
   if (active == 0) return false;
-  Plan plan = with_weights(call);
+  Plan plan = launches_before(call, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, size);
   plan.schedule = Schedule::cluster;
   plan.team = size;
   plan.share = share * call.vector;
-  plan.shared_bytes = plan.share * call.arithmetic + weight_bytes(call, plan.weigh_first);
+  plan.shared_bytes = plan.share * call.arithmetic + weight_bytes(call, weigh_first);
   if (plan.shared_bytes + kStaticShared > device.shared_per_block) return false;
   plan.held = static_cast<int>(share);  // all of it
   // Blocks a multiprocessor, by shared memory and by registers.
@@ -168,51 +176,73 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, int 
   const double busy = static_cast<double>(std::min<int64_t>(call.batch, active)) * size;
   const double moved = std::min(1.0, kFasterAlone * busy / device.multiprocessors) * device.bandwidth;
   const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
-  plan.seconds = kStart + plan.bytes / moved + wait + (rounds - 1) * (resident > 1 ? kOverlapped : wait);
+  plan.seconds += kStart + plan.bytes / moved + wait + (rounds - 1) * (resident > 1 ? kOverlapped : wait);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
 }
 
-inline Plan plan_grid(const CallShape& call, const DeviceLimits& device) {
-  Plan plan = with_weights(call);
+// False where even a vector of a share does not fit, or the kernel's counts of elements and arrivals would overflow.
+inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, Plan* found) {
+  Plan plan = launches_before(call, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, device.multiprocessors);
   plan.schedule = Schedule::grid;
   plan.team = static_cast<int>(ceil_div(vectors, share));
   plan.share = share * call.vector;
+  if (plan.share > INT32_MAX || ceil_div(call.batch, 2) > UINT32_MAX / plan.team) return false;
   plan.threads = threads_for(share, call.general, kMaxThreads);
-  const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, plan.weigh_first);
+  const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;
+  if (room < bytes_a_vector) return false;
   plan.buffers = call.batch > 1 && 2 * share * bytes_a_vector <= room ? 2 : 1;
   plan.held = static_cast<int>(std::min(share, room / bytes_a_vector));
-  plan.shared_bytes = plan.held_bytes(call) + weight_bytes(call, plan.weigh_first);
-  plan.bytes = bytes_moved(call, device, plan.team * (share - plan.held) * call.vector);
+  plan.shared_bytes = plan.held_bytes(call) + weight_bytes(call, weigh_first);
+  const int64_t last = vectors - (plan.team - 1) * share;  // the share of the last block, which may be smaller
+  if (call.written > 0 && plan.held < share) {
+    plan.again = ((plan.team - 1) * (share - plan.held) + std::max<int64_t>(0, last - plan.held)) * call.vector;
+  }
+  plan.bytes = bytes_moved(call, device, plan.again);
 
   const double moved = std::min(1.0, kFasterAlone * plan.team / device.multiprocessors) * device.bandwidth;
   const double wait = plan.buffers == 2 ? kOverlapped : kGridWait;
-  plan.seconds = kStart + plan.bytes / moved + kGridWait + static_cast<double>(call.batch - 1) * wait;
+  plan.seconds += kStart + plan.bytes / moved + kGridWait + static_cast<double>(call.batch - 1) * wait;
   plan.prefetched = prefetched(call, device, plan);
-  return plan;
+  *found = plan;
+  return true;
+}
+
+// Calls use(plan) with each that is allowed and can run: clusters by their size, then the grid. Weights are computed
+// first where they have to be, and where the shared memory that this leaves to samples is worth a launch.
+template <class Use>
+inline void for_candidates(const CallShape& call, const DeviceLimits& device, const Allowed& allowed, const Use& use) {
+  const auto consider = [&](const auto& make) {
+    Plan plan, other;
+    bool found = !must_weigh_first(call) && make(false, &plan);
+    if (call.heads > 0 && make(true, &other) && (!found || other.seconds < plan.seconds)) {
+      plan = other;
+      found = true;
+    }
+    if (found) use(plan);
+  };
+  for (int index = 0; allowed.cluster && index < kClusterSizes; ++index) {
+    if (allowed.size != 0 && allowed.size != 1 << index) continue;
+    consider([&](bool weigh_first, Plan* plan) { return plan_cluster(call, device, weigh_first, index, plan); });
+  }
+  if (allowed.grid) {
+    consider([&](bool weigh_first, Plan* plan) { return plan_grid(call, device, weigh_first, plan); });
+  }
 }
 
 // Throws std::invalid_argument where `allowed` leaves nothing that can run.
 inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   Plan best;
   bool found = false;
-  const auto consider = [&](const Plan& candidate) {
+  for_candidates(call, device, allowed, [&](const Plan& candidate) {
     if (!found || candidate.seconds < best.seconds) best = candidate;
     found = true;
-  };
-  for (int index = 0; allowed.cluster && index < kClusterSizes; ++index) {
-    Plan candidate;
-    if (allowed.size != 0 && allowed.size != 1 << index) continue;
-    if (plan_cluster(call, device, index, &candidate)) consider(candidate);
-  }
-  if (allowed.grid) consider(plan_grid(call, device));
+  });
   if (!found) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
-  const double extra = (best.weigh_first + best.count_first) * kStart;
-  best.seconds += extra;
   return best;
 }
 

@@ -1,6 +1,6 @@
 """What keeps a direct call of a raw op from reading past a tensor. Public calls have been validated before.
 
-`csrc/ops.cpp` makes the same checks for the native backend.
+`csrc/arguments.h` makes the same checks for the native backend.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fdkernels._core`: what it was built with, and its arguments; its values are held to the oracle elsewhere."""
+"""`fdkernels._core`: what it was built with, and its arguments; its values and plans are held to theirs elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import fdkernels
 from fdkernels import _core
+from fdkernels.devices import PRESETS
 
 
 def test_build_info() -> None:
@@ -51,3 +52,55 @@ def test_alpha_belongs_to_alpha() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="name: expected one of rkl kl .*, got klx"):
         _core.weight("klx", [0.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "batch: expected a count from 1 to 1152921504606846976, got 0"),
+        ({"elements": -3}, "elements: expected a count from 1 to .*, got -3"),
+        ({"batch": 2**31, "elements": 2**30}, "elements: expected a count from 1 to 536870912, got 1073741824"),
+        ({"student": "f32"}, "student: expected one of bf16 fp16 fp32 fp64, got f32"),
+        ({"prediction": "int8"}, "prediction: expected one of bf16 fp16 fp32 fp64, got int8"),
+        ({"fake": ""}, "fake: expected one of bf16 fp16 fp32 fp64, got "),
+        ({"noisy": "fp8"}, "noisy: expected one of bf16 fp16 fp32 fp64, got fp8"),
+        ({"scale": 7}, "scale: expected 1 or 8 rows of entries that divide 3072 elements, got 8 of 7"),
+        ({"scale": -1}, "scale: expected .*, got 8 of -1"),
+        ({"mask": (3, 4)}, "mask: expected 1 or 8 rows of entries that divide 3072 elements, got 3 of 4"),
+        ({"mask": (1, 0)}, "mask: expected .*, got 1 of 0"),
+        ({"heads": -1}, "heads: expected a count from 0 to .*, got -1"),
+        ({"bins": 10}, r"bins: expected 0 without logits \(heads=0\), got 10"),
+        ({"heads": 1, "bins": -10}, "bins: expected a count from 0 to 2147483647, got -10"),
+        ({"reduction": "max"}, "reduction: expected one of mean sum none, got max"),
+        ({"allowed": "cluster:3"}, "allowed: expected auto, grid, cluster, or cluster:1 to cluster:16, got cluster:3"),
+    ],
+)
+def test_bad_arguments_of_a_plan(changes: dict, message: str) -> None:
+    call = {"batch": 8, "elements": 3072, "limits": PRESETS["h200"], **changes}
+    for function in (_core.plan, _core.plans):
+        with pytest.raises(ValueError, match=message):
+            function(call["batch"], call["elements"], **{k: call[k] for k in call if k not in ("batch", "elements")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": None}, "limits: expected cache from 0 to .*, got None"),
+        ({"bandwidth": float("nan")}, "limits: expected bandwidth from 1 to .*, got nan"),
+        ({"multiprocessors": 0}, "limits: expected multiprocessors from 1 to .*, got 0"),
+        ({"shared_per_block": 1024}, "limits: expected shared_per_block from 49152 to .*, got 1024"),
+        (
+            {"active_clusters": (132, 66)},
+            r"limits: expected active_clusters of the sizes 1, .* 16, got \(132, 66\)",
+        ),
+        ({"active_clusters": (132, 66, 32, 16, -8)}, "limits: expected active_clusters from 0 to .*, got -8"),
+        ({"active_clusters": 132}, "limits: expected active_clusters of the sizes .*, got 132"),
+        ({"warps": 64}, "limits: expected the fields of DeviceLimits alone, got .*warps"),
+    ],
+)
+def test_bad_limits_of_a_plan(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.plan(8, 3072, limits={**PRESETS["h200"], **changes})
+    without = {name: value for name, value in PRESETS["h200"].items() if name != "cache"}
+    with pytest.raises(ValueError, match="limits: expected the key cache, got "):
+        _core.plan(8, 3072, limits=without)

@@ -1,0 +1,62 @@
+// From the operands of a call to which compiled kernel serves it and the shape that it is planned by, free of torch and
+// of CUDA, so that the launcher and `fdkernels._core.plan` say the same. Of an operand's data only its presence counts.
+#pragma once
+
+#include "plan.h"
+
+namespace fdkernels {
+
+// Which of the kernels' type combinations a call takes; the last two look types up at run time.
+enum class Loads : int { bf16, f16, f32, bf16_f32, f16_f32, any_f32, any_f64 };
+constexpr int kLoads = 7;
+
+inline Loads loads_of(const Problem& p) {
+  if (p.wide) return Loads::any_f64;
+  const DType student = p.student.dtype, prediction = p.teacher.dtype;
+  bool uniform = p.noisy.data == nullptr || p.noisy.dtype == student;
+  for (const Images* images : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    uniform = uniform && (images->data == nullptr || images->dtype == prediction);
+  }
+  if (uniform && student == prediction) {
+    return student == DType::bf16 ? Loads::bf16 : student == DType::f16 ? Loads::f16 : Loads::f32;
+  }
+  if (uniform && prediction == DType::f32) return student == DType::bf16 ? Loads::bf16_f32 : Loads::f16_f32;
+  return Loads::any_f32;
+}
+
+inline bool is_general(const Problem& p, Loads loads) {
+  return loads == Loads::any_f32 || loads == Loads::any_f64 || p.noisy.data != nullptr ||
+         p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr || p.c.data != nullptr ||
+         p.mask.data != nullptr || (p.scale.data != nullptr && p.scale.entries > 1);
+}
+
+inline int vector_of(Loads loads) {
+  return loads == Loads::bf16 || loads == Loads::f16 ? 8 : loads == Loads::any_f64 ? 2 : 4;
+}
+
+inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins) {
+  CallShape shape;
+  shape.batch = p.batch;
+  shape.elements = p.elements;
+  shape.vector = vector_of(loads);
+  shape.arithmetic = p.wide ? 8 : 4;
+  shape.general = general;
+  shape.reread = 0;
+  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    if (images->data != nullptr) shape.reread += size_of(images->dtype);
+  }
+  shape.read = shape.reread;
+  if (p.dmd_scale || p.with_stats) {
+    shape.read += size_of(p.student.dtype);
+    if (p.noisy.data != nullptr) shape.read += size_of(p.noisy.dtype);
+  }
+  shape.written = p.gradient != nullptr ? size_of(p.student.dtype) : 0;
+  shape.heads = heads;
+  shape.bins = bins;
+  if (p.mask.data != nullptr && p.reduction == Reduction::mean) {
+    shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
+  }
+  return shape;
+}
+
+}  // namespace fdkernels

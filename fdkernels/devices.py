@@ -1,0 +1,84 @@
+"""Limits of GPUs, which the CUDA backend plans its launches by (`DeviceLimits` of `csrc/fdkernels/plan.h`).
+
+`PRESETS` are for plans without a GPU: `python -m fdkernels plan` and tests. At run time the device's own answers take
+their place. Free of torch but for `present`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fdkernels._core import DeviceLimits
+
+CLUSTER_SIZES = (1, 2, 4, 8, 16)
+
+# Shared memory that a block may ask for and that a multiprocessor has, in KiB by compute capability: CUDA C++
+# Programming Guide, "Technical Specifications per Compute Capability".
+_SHARED = {80: (163, 164), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
+
+
+def _preset(
+    capability: int, multiprocessors: int, cache_mib: int, bandwidth: float, active_clusters: tuple[int, ...]
+) -> DeviceLimits:
+    a_block, a_multiprocessor = _SHARED[capability]
+    return {
+        "capability": capability,
+        "multiprocessors": multiprocessors,
+        "shared_per_block": a_block << 10,
+        "shared_per_multiprocessor": a_multiprocessor << 10,
+        "cache": cache_mib << 20,
+        "bandwidth": bandwidth,
+        "active_clusters": active_clusters,
+    }
+
+
+# Resident clusters (of CLUSTER_SIZES) are assumptions, since no datasheet states them: a cluster stays within a GPC, so
+# they follow from how many multiprocessors each GPC has, which differs from chip to chip. At run time
+# cudaOccupancyMaxActiveClusters answers.
+PRESETS: dict[str, DeviceLimits] = {
+    # A100 SXM 80 GB datasheet: 2,039 GB/s. A100 whitepaper: 108 multiprocessors, 40 MB of L2. No clusters.
+    "a100": _preset(80, 108, 40, 2.039e12, (108, 0, 0, 0, 0)),
+    # L40S datasheet: 864 GB/s. Ada whitepaper (AD102): 142 multiprocessors, 96 MB of L2. No clusters.
+    "l40s": _preset(89, 142, 96, 864e9, (142, 0, 0, 0, 0)),
+    # H100 SXM datasheet: 3.35 TB/s. H100 whitepaper: 132 multiprocessors, 50 MB of L2.
+    # Clusters: GPCs of 16 or 18.
+    "h100": _preset(90, 132, 50, 3.35e12, (132, 66, 32, 16, 8)),
+    # H200 SXM datasheet: 4.8 TB/s; the chip is H100's.
+    "h200": _preset(90, 132, 50, 4.8e12, (132, 66, 32, 16, 8)),
+    # DGX B200 datasheet: 8 TB/s a GPU. 148 multiprocessors and 126 MB of L2 are what the runtime is reported to say.
+    # Clusters: eight GPCs of 16 or more.
+    "b200": _preset(100, 148, 126, 8e12, (148, 74, 36, 16, 8)),
+    # RTX Blackwell whitepaper: 170 multiprocessors, 96 MB of L2, 1,792 GB/s, eleven GPCs.
+    # Clusters: eight GPCs of 16, three of 14; none of the size 16, which is beyond what is portable.
+    "rtx5090": _preset(120, 170, 96, 1.792e12, (170, 85, 41, 19, 0)),
+}
+
+
+def present(index: int) -> DeviceLimits:
+    """What CUDA's runtime says of a GPU of this machine.
+
+    Raises:
+        RuntimeError: there is none, or it can't be asked; says why.
+    """
+    import torch
+
+    import fdkernels.fdiv.ops  # noqa: F401, which defines the op
+    from fdkernels import backends
+
+    reason = backends.load_native("cuda")
+    if reason is not None:
+        raise RuntimeError(reason)
+    found = torch.cuda.device_count()
+    if index >= found:
+        raise RuntimeError(f"torch finds {found} GPUs")
+    values = torch.ops.fdkernels.cuda_limits(index).tolist()
+    return {
+        "capability": int(values[0]),
+        "multiprocessors": int(values[1]),
+        "shared_per_block": int(values[2]),
+        "shared_per_multiprocessor": int(values[3]),
+        "cache": int(values[4]),
+        "bandwidth": values[5],
+        "active_clusters": tuple(map(int, values[6:])),
+    }

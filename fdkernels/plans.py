@@ -1,0 +1,247 @@
+"""`python -m fdkernels plan`: how the CUDA backend would spread a call over a GPU, which need not be here, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fdkernels import devices
+
+if TYPE_CHECKING:
+    from fdkernels._core import DeviceLimits, Plan
+
+DTYPES = ("bf16", "fp16", "fp32", "fp64")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Report(NamedTuple):
+    """A device, where its limits come from, and how it would serve the call."""
+
+    device: str
+    note: str
+    limits: DeviceLimits
+    plan: Plan
+    candidates: list[Plan]
+
+
+def main(arguments: list[str]) -> None:
+    parser = command_line()
+    given = parser.parse_args(arguments)
+    try:
+        from fdkernels import _core
+    except ImportError as error:
+        parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing or broken: {error}\n")
+    batch, elements = given.shape[0], math.prod(given.shape[1:])
+    call = call_options(given)
+    reports = []
+    for device, limits, note in chosen_devices(parser, given.device):
+        call["limits"] = limits
+        try:
+            plan = _core.plan(batch, elements, allowed=given.allow, **call)
+        except ValueError as error:
+            parser.error(f"{device}: {error}")
+        reports.append(Report(device, note, limits, plan, _core.plans(batch, elements, **call)))
+    if given.json:
+        print(json.dumps({"shape": given.shape, "plans": [report._asdict() for report in reports]}, indent=2))
+        return
+    print(describe_call(given, batch, elements))
+    for report in reports:
+        print("", *describe(report, batch * elements, has_mask=given.mask is not None), sep="\n")
+
+
+# ---- the command line
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fdkernels plan",
+        description="How the CUDA backend would spread a forward call of fused_fdiv_loss over a GPU, and why. Times and"
+        " bytes are predictions, by a model that knows a device's limits alone.",
+    )
+    add = parser.add_argument
+    add("--shape", type=shape, required=True, metavar="B,C,H,W", help="of student, the batch first")
+    add("--dtype", choices=DTYPES, default="bf16", help=f"of student: {', '.join(DTYPES)} (bf16)", metavar="DTYPE")
+    add("--predictions", choices=DTYPES, help="of teacher and fake (student's)", metavar="DTYPE")
+    add("--fake", choices=DTYPES, help="of fake, where it is not teacher's", metavar="DTYPE")
+    add("--noisy", choices=(*DTYPES, "student"), nargs="?", const="student", metavar="DTYPE",
+        help="raw predictions: x_t is read too (student's)")  # fmt: skip
+    add("--coefficients", action="store_true", help="raw predictions, where x_t is not read (--no-dmd)")
+    add("--guidance", action="store_true", help="with teacher_uncond")
+    add("--fake-guidance", action="store_true", help="with fake_uncond")
+    add("--no-dmd", action="store_true", help="not scale='dmd': student is read for --stats alone")
+    add("--scale", type=count, default=0, metavar="ENTRIES", help="a scale tensor with this many entries a sample")
+    add("--mask", type=mask, metavar="ROWSxENTRIES", help="a mask of 1 or B rows; 8x16384: an entry for 16384 places")
+    add("--heads", type=count, default=0, help="of the logits; 0: none (rkl, or weight=)")
+    add("--bins", type=count, default=0, help="of the normalizer; 0: none")
+    add("--reduction", choices=REDUCTIONS, default="mean")
+    add("--stats", action="store_true", help="with return_stats")
+    add("--no-grad", action="store_true", help="the loss alone")
+    names = ", ".join(devices.PRESETS)
+    add("--device", metavar="NAME", help=f"{names}, all (of these), or present, cuda:1, ... (this machine's). Default:"
+        " present where native serves its GPU, else h200")  # fmt: skip
+    add("--allow", default="auto", metavar="SCHEDULE", help="cluster, cluster:1 to cluster:16, or grid (any)")
+    add("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(int, text.split(",")))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected sizes of at least 1, as in 8,4,128,128, got {text}")
+    return sizes
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a count, got {text}")
+    return int(text)
+
+
+def mask(text: str) -> tuple[int, int]:
+    rows, _, entries = text.partition("x")
+    if not (rows.isdecimal() and entries.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected rows and entries, as in 8x16384, got {text}")
+    return int(rows), int(entries)
+
+
+def call_options(given: argparse.Namespace) -> Any:
+    """The keywords of `_core.plan` but for the device."""
+    return {
+        "student": given.dtype,
+        "prediction": given.predictions,
+        "fake": given.fake,
+        "noisy": given.dtype if given.noisy == "student" else given.noisy,
+        "guidance": given.guidance,
+        "fake_guidance": given.fake_guidance,
+        "coefficients": given.coefficients,
+        "scale": given.scale,
+        "mask": given.mask,
+        "heads": given.heads,
+        "bins": given.bins,
+        "dmd_scale": not given.no_dmd,
+        "with_stats": given.stats,
+        "with_grad": not given.no_grad,
+        "reduction": given.reduction,
+    }
+
+
+def chosen_devices(parser: argparse.ArgumentParser, name: str | None) -> list[tuple[str, DeviceLimits, str]]:
+    """Name, limits and a remark of each device to plan for."""
+    assumed = "an assumption; at run time the device is asked"
+    if name is None:
+        reason = why_not_present()
+        if reason is not None:
+            return [("h200", devices.PRESETS["h200"], f"{assumed}; h200 since no GPU is at hand ({reason})")]
+        name = "present"
+    if name == "all":
+        return [(each, limits, assumed) for each, limits in devices.PRESETS.items()]
+    if name in devices.PRESETS:
+        return [(name, devices.PRESETS[name], assumed)]
+    index = "0" if name == "present" else name.removeprefix("cuda:")
+    if name != "present" and not (name.startswith("cuda:") and index.isdecimal()):
+        known = ", ".join((*devices.PRESETS, "all", "present"))
+        parser.error(f"argument --device: expected one of {known} or cuda:<index>, got {name}")
+    try:
+        return [(name, devices.present(int(index)), "as CUDA's runtime says")]
+    except (ImportError, OSError, RuntimeError) as error:
+        parser.error(f"argument --device: {name} can't be asked: {str(error).splitlines()[0]}")
+
+
+def why_not_present() -> str | None:
+    try:
+        from fdkernels import backends
+    except (ImportError, OSError) as error:
+        return f"torch does not import: {error}"
+    return backends.unavailable("native", "cuda")
+
+
+# ---- what is printed
+
+
+def describe_call(given: argparse.Namespace, batch: int, elements: int) -> str:
+    predictions = given.predictions or given.dtype
+    mix = given.dtype if predictions == given.dtype else f"{given.dtype}, predictions {predictions}"
+    sizes = "×".join(map(str, given.shape))
+    return f"fused_fdiv_loss, forward: {sizes}, {batch:,} samples of {elements:,} elements, {mix}"
+
+
+def describe(report: Report, size: int, has_mask: bool) -> list[str]:
+    limits = report.limits
+    lines = [
+        f"{report.device}: compute capability {limits['capability'] / 10}, {limits['multiprocessors']} multiprocessors,"
+        f" {limits['shared_per_block'] / 1024:g} KiB of shared memory a block, {limits['cache'] / 2**20:g} MiB of L2,"
+        f" {limits['bandwidth'] / 1e12:.3g} TB/s",
+        f"  resident clusters of {listed(devices.CLUSTER_SIZES)}: {listed(limits['active_clusters'])}",
+        f"    {report.note}",
+        "",
+    ]
+    lines += [f"  {what:14} {text}" for what, text in figures(report.plan, size, has_mask)]
+    lines += ["", "  considered     predicted"]
+    return lines + [f"    {name:12} {text}" for name, text in considered(report)]
+
+
+def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
+    team, teams, share = plan["team"], plan["teams"], plan["share"]
+    held = plan["held"] * plan["vector"]
+    if plan["schedule"] == "grid":
+        schedule, clusters = f"grid: all {team} blocks hold a sample together", "cooperative, no clusters"
+    elif team == 1:
+        schedule, clusters = f"cluster of 1: a block holds a sample, {teams} side by side", "no clusters"
+    else:
+        schedule = f"cluster of {team}: its blocks hold a sample together, {teams} side by side"
+        clusters = f"{teams} clusters of {team}"
+    samples = "two samples" if plan["buffers"] == 2 else "a sample"
+    kept = "all held on chip" if held == share else f"{held:,} of them held on chip"
+    again = f", {plan['again']:,} elements of a sample twice (half of L2 is counted on)" if plan["again"] else ""
+    first = [what for what in ("weigh", "count") if plan[f"{what}_first"]]  # type: ignore[literal-required]
+    general = ", with more than x, τ and f or an odd mix of types" if plan["general"] else ""
+    ahead, moved, least = plan["prefetched"], plan["bytes"], plan["minimum_bytes"]
+    without = ", a mask's own not counted" if has_mask else ""
+    return [
+        ("schedule", schedule),
+        ("grid", f"{plan['blocks']} blocks of {plan['threads']} threads, {clusters}"),
+        ("share", f"{share:,} elements of a sample a block, {kept}"),
+        ("shared memory", f"{plan['shared_bytes']:,} bytes a block, dynamic, {samples} at a time"),
+        ("vector", f"{plan['vector']} elements an access; kernel {plan['loads']}{general}"),
+        ("phases", f"{plan['phases']:.4g}: inputs are read once{again}"),
+        ("prefetch", f"{ahead:,} elements of each share of the next sample, into L2" if ahead else "none"),
+        ("offsets", f"{64 if plan['wide_offsets'] else 32} bits within a sample"),
+        ("launches", f"{plan['launches']}" + "".join(f", one to {what} first" for what in first)),
+        ("bytes", f"{amount(moved)}, {moved / size:.4g} an element; the minimum is {least / size:.4g}{without}"),
+        ("time", f"{microseconds(plan)} predicted, {moved / plan['seconds'] / 1e12:.3g} TB/s"),
+    ]
+
+
+def considered(report: Report) -> list[tuple[str, str]]:
+    """Every schedule, with its predicted time or why it can't run."""
+    times = {name_of(candidate): f"{microseconds(candidate):>12}" for candidate in report.candidates}
+    times[name_of(report.plan)] += "  taken"
+    rest = {}
+    for size, active in zip(devices.CLUSTER_SIZES, report.limits["active_clusters"], strict=True):
+        rest[f"cluster:{size}"] = "a sample does not fit" if active else "the device can't schedule it"
+    rest["grid"] = "a sample does not fit"
+    return [*times.items(), *((name, reason) for name, reason in rest.items() if name not in times)]
+
+
+def name_of(plan: Plan) -> str:
+    return "grid" if plan["schedule"] == "grid" else f"cluster:{plan['team']}"
+
+
+def microseconds(plan: Plan) -> str:
+    return f"{plan['seconds'] * 1e6:,.2f} µs"
+
+
+def amount(size: float) -> str:
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size / 10**power:.3g} {unit}"
+    return f"{size:g} bytes"
+
+
+def listed(values: Any) -> str:
+    return ", ".join(map(str, values))

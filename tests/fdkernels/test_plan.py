@@ -1,0 +1,309 @@
+"""The CUDA backend's plan: a pure function that covers every element once, fits the device and is the cheapest."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdkernels._core import plan, plans
+from fdkernels.devices import CLUSTER_SIZES, PRESETS
+from tests.check_kernels.cases import FORWARDS, ODD
+from tests.host.run import loads_of
+
+pytestmark = pytest.mark.cpu_only("a pure function")
+
+H200 = PRESETS["h200"]
+INT32_MAX = 2**31 - 1
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+STATIC = 3 * 1024  # shared memory of the kernels' own
+
+BATCHES = (1, 2, 3, 8, 64, 133, 1000, 1025, 4096, 2**20)
+ELEMENTS = (1, 2, 7, 8, 9, 1000, 3072, 16_384, 57_344, 57_345, 65_536, 786_432, 917_505, 2_096_640, 3_145_728,
+            12_582_912, INT32_MAX - 8, INT32_MAX, 2**31, 2**33 + 5)  # fmt: skip
+
+DEVICES = st.sampled_from(tuple(PRESETS.values()))
+SAMPLES = st.one_of(st.integers(1, 8), st.integers(1, 5000), st.integers(1, 2**24))
+SIZES = st.one_of(st.integers(1, 64), st.integers(1, 10**5), st.integers(1, 2**24), st.integers(INT32_MAX - 9, 2**34))
+DTYPES = st.sampled_from(tuple(BYTES))
+CALLS = st.fixed_dictionaries(
+    {"student": DTYPES},
+    optional={
+        "prediction": DTYPES,
+        "fake": DTYPES,
+        "noisy": DTYPES,
+        "guidance": st.booleans(),
+        "fake_guidance": st.booleans(),
+        "heads": st.integers(1, 40),
+        "dmd_scale": st.booleans(),
+        "with_stats": st.booleans(),
+        "with_grad": st.booleans(),
+        "reduction": st.sampled_from(("mean", "sum", "none")),
+    },
+)
+
+
+def reads(call):
+    """Bytes an element of the inputs, and of those that a gradient needs."""
+    student = call.get("student", "bf16")
+    tau = call.get("prediction") or student
+    f = call.get("fake") or tau
+    again = BYTES[tau] * (1 + call.get("guidance", False)) + BYTES[f] * (1 + call.get("fake_guidance", False))
+    read = again
+    if call.get("dmd_scale", True) or call.get("with_stats", False):
+        read += BYTES[student] + (BYTES[call["noisy"]] if call.get("noisy") else 0)
+    return read, again
+
+
+def check(p, batch, elements, limits, call):
+    check_shares(p, elements)
+    check_limits(p, batch, limits, call)
+    read, reread = reads(call)
+    with_grad = call.get("with_grad", True)
+    written = BYTES[call.get("student", "bf16")] if with_grad else 0
+    most = batch * (elements * (read + written) + p["again"] * reread)
+    assert p["minimum_bytes"] == pytest.approx(batch * elements * (read + written), rel=1e-15)
+    assert p["minimum_bytes"] <= p["bytes"] <= most * (1 + 1e-15)
+    assert p["bytes"] == p["minimum_bytes"] or p["again"] > 0
+    assert p["phases"] == 1 + p["again"] / elements and p["phases"] <= 2
+    assert with_grad or p["again"] == 0
+    assert p["launches"] == 1 + p["weigh_first"] + p["count_first"]
+    assert p["wide_offsets"] == (elements > INT32_MAX)
+    assert not p["weigh_first"] or call.get("heads", 0) > 0
+    assert p["blocks"] * p["prefetched"] * read <= limits["cache"] // 4
+    assert 0 < p["seconds"] < math.inf and p["bytes"] / p["seconds"] < limits["bandwidth"]
+
+
+def check_shares(p, elements):
+    """`part_of` of csrc/fdkernels/sample.h: every element belongs to one block, which has room for what it holds."""
+    share, vector = p["share"], p["vector"]
+    parts = [(min(rank * share, elements), min((rank + 1) * share, elements)) for rank in range(p["team"])]
+    assert parts[0][0] == 0 and parts[-1][1] == elements
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    assert share % vector == 0 and p["prefetched"] % vector == 0
+    assert 0 <= p["prefetched"] <= share <= INT32_MAX
+    assert 1 <= p["held"] * vector <= share
+    beyond = sum(max(0, math.ceil((end - begin) / vector) - p["held"]) for begin, end in parts) * vector
+    assert p["again"] in (beyond, 0)
+    if p["schedule"] == "cluster":
+        assert p["held"] * vector == share and p["again"] == 0
+    else:
+        assert parts[-1][0] < elements  # no block that takes part in every sum for nothing
+
+
+def check_limits(p, batch, limits, call):
+    wide = "fp64" in {call.get(name) for name in ("student", "prediction", "fake", "noisy")}
+    held = p["buffers"] * p["held"] * p["vector"] * (8 if wide else 4)
+    weights = 0
+    if call.get("heads", 0) > 0 and not p["weigh_first"]:
+        weights = 16 * batch + 8 * call.get("bins", 0) + 4 * (batch + batch % 2)
+    assert p["shared_bytes"] == held + weights
+    assert p["shared_bytes"] + STATIC <= limits["shared_per_block"]
+    assert p["threads"] % 32 == 0 and 128 <= p["threads"] <= 512
+    assert p["blocks"] == p["team"] * p["teams"] <= INT32_MAX
+    assert 1 <= p["buffers"] <= min(2, batch)
+    if p["schedule"] == "grid":
+        assert p["teams"] == 1 and p["team"] <= limits["multiprocessors"]
+        assert p["team"] * ((batch + 1) // 2) < 2**32  # a ticket counts arrivals in 32 bits
+    else:
+        active = dict(zip(CLUSTER_SIZES, limits["active_clusters"], strict=True))
+        assert active[p["team"]] > 0 and p["teams"] <= batch
+        assert p["blocks"] * p["threads"] <= limits["multiprocessors"] * 1024
+    if limits["capability"] < 90:
+        assert p["prefetched"] == 0 and (p["schedule"] == "grid" or p["team"] == 1)
+
+
+@pytest.mark.parametrize("device", PRESETS)
+@pytest.mark.parametrize("student", BYTES)
+def test_sizes_from_practice_and_at_the_edges(device, student):
+    for batch, elements in itertools.product(BATCHES, ELEMENTS):
+        check(plan(batch, elements, limits=PRESETS[device], student=student), batch, elements, PRESETS[device],
+              {"student": student})  # fmt: skip
+
+
+@given(batch=SAMPLES, elements=SIZES, limits=DEVICES, call=CALLS, bins=st.integers(0, 200))
+def test_any_call(batch, elements, limits, call, bins):
+    if "heads" in call:
+        call["bins"] = bins
+    found = plans(batch, elements, limits=limits, **call)
+    for p in found:
+        check(p, batch, elements, limits, call)
+    best = plan(batch, elements, limits=limits, **call)
+    assert best == found[0] == plan(batch, elements, limits=limits, **call)
+    assert [p["seconds"] for p in found] == sorted(p["seconds"] for p in found)
+    assert len({(p["schedule"], p["team"] * (p["schedule"] == "cluster")) for p in found}) == len(found)
+
+
+def not_less(after, before):
+    return all(after[what] >= before[what] * (1 - 1e-12) for what in ("bytes", "seconds"))
+
+
+@given(
+    batch=st.integers(1, 5000), elements=SIZES, limits=DEVICES, call=CALLS, bins=st.sampled_from((0, 10, 100)),
+    more=st.one_of(st.integers(1, 9), st.integers(1, 10**6)),
+)  # fmt: skip
+def test_more_work_never_costs_less(batch, elements, limits, call, bins, more):
+    if "heads" in call:
+        call["bins"] = bins
+    p = plan(batch, elements, limits=limits, **call)
+    assert not_less(plan(batch + more, elements, limits=limits, **call), p)
+    assert not_less(plan(batch, elements + more, limits=limits, **call), p)
+
+
+@pytest.mark.parametrize("device", PRESETS)
+@pytest.mark.parametrize("heads", (1, 4, 64))
+def test_weights_that_move_to_a_launch_of_their_own_leave_no_dip(device, heads):
+    most = min(1024, 4096 // heads)
+    for elements in (*ELEMENTS[:-4], 24_000, 35_911, 50_000):
+        row = [plan(b, elements, limits=PRESETS[device], heads=heads, bins=10) for b in range(most - 2, most + 3)]
+        assert all(not_less(b, a) for a, b in itertools.pairwise(row))
+
+
+@given(batch=SAMPLES, elements=SIZES, limits=DEVICES, call=CALLS, factor=st.floats(1, 100))
+def test_a_faster_memory_never_costs_time(batch, elements, limits, call, factor):
+    faster = {**limits, "bandwidth": limits["bandwidth"] * factor}
+    slow, fast = (plan(batch, elements, limits=each, **call) for each in (limits, faster))
+    assert fast["seconds"] <= slow["seconds"] * (1 + 1e-12)
+
+
+@given(batch=SAMPLES, elements=st.integers(1, 10**6), call=CALLS, missing=st.sets(st.sampled_from(CLUSTER_SIZES[1:])))
+def test_a_size_that_cannot_be_scheduled_is_not_taken(batch, elements, call, missing):
+    active = [0 if size in missing else n for size, n in zip(CLUSTER_SIZES, H200["active_clusters"], strict=True)]
+    limits = {**H200, "active_clusters": active}
+    everywhere, here = (plans(batch, elements, limits=each, **call) for each in (H200, limits))
+    assert here == [p for p in everywhere if p["schedule"] == "grid" or p["team"] not in missing]
+
+
+def test_the_next_smaller_where_the_largest_cannot_be_scheduled():
+    active = [(*H200["active_clusters"][: 5 - without], *(0,) * without) for without in range(5)]
+    few = [{**H200, "active_clusters": each} for each in active]
+    assert [plan(1, 50_000, limits=limits, allowed="cluster")["team"] for limits in few] == [16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("allowed", ("grid", "cluster", *(f"cluster:{size}" for size in CLUSTER_SIZES)))
+def test_allowed(allowed):
+    for batch, elements in itertools.product((1, 64, 2000), (1, 3072, 40_000)):
+        p = plan(batch, elements, limits=H200, heads=3, bins=10, allowed=allowed)
+        kind, _, size = allowed.partition(":")
+        assert p["schedule"] == kind and (not size or p["team"] == int(size))
+        every = plans(batch, elements, limits=H200, heads=3, bins=10)
+        assert p == next(q for q in every if q["schedule"] == kind and (not size or q["team"] == int(size)))
+
+
+def test_nothing_that_is_allowed_can_run():
+    with pytest.raises(ValueError, match="allowed: .* hold a sample of 60000 elements on this device, got cluster:1"):
+        plan(1, 60_000, limits=H200, allowed="cluster:1")
+    with pytest.raises(ValueError, match="got cluster:2"):
+        plan(1, 8, limits=PRESETS["a100"], allowed="cluster:2")
+    assert plans(1, 60_000, limits=H200, allowed="cluster:1") == []
+
+
+PRACTICE = {
+    "CIFAR": (64, 3 * 32 * 32, {}, ("cluster", 1, 1)),
+    "ImageNet-64": (32, 3 * 64 * 64, {}, ("cluster", 1, 1)),
+    "SD1.5": (8, 4 * 64 * 64, {}, ("cluster", 8, 1)),
+    "SDXL": (8, 4 * 128 * 128, {}, ("cluster", 8, 1)),
+    "SDXL fp32, x_t, guided": (8, 4 * 128 * 128, {"student": "fp32", "noisy": "fp32", "guidance": True},
+                               ("cluster", 8, 1)),
+    "512 pixels": (8, 3 * 512 * 512, {}, ("cluster", 16, 1)),
+    "Wan": (2, 16 * 21 * 60 * 104, {}, ("grid", 132, 2)),
+    "Wan, one": (1, 16 * 21 * 60 * 104, {}, ("grid", 132, 1)),
+    "1024 pixels": (4, 3 * 1024 * 1024, {}, ("grid", 132, 2)),
+    "2048 pixels": (4, 3 * 2048 * 2048, {}, ("grid", 132, 1)),
+    "2^31 elements": (1, 2**31, {}, ("grid", 132, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRACTICE)
+def test_practice_on_an_h200(name):
+    batch, elements, call, expected = PRACTICE[name]
+    p = plan(batch, elements, limits=H200, heads=1, bins=10, **call)
+    assert (p["schedule"], p["team"], p["buffers"]) == expected
+    assert p["launches"] == 1
+    # What 132 blocks hold in float32: 224 KB each, less the weights of so small a batch.
+    held = 132 * (H200["shared_per_block"] - STATIC) // 4
+    assert p["again"] == pytest.approx(max(0, elements - held), rel=1e-2, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "first"),
+    [
+        (1024, {"heads": 4}, 0),
+        (1025, {"heads": 1}, 1),
+        (1024, {"heads": 5}, 1),
+        (64, {"heads": 64}, 0),
+        (64, {"heads": 65}, 1),
+        (8, {"heads": 1, "bins": 128}, 0),
+        (8, {"heads": 1, "bins": 129}, 1),
+        (2000, {}, 0),
+    ],
+)
+def test_weights_of_a_large_batch_are_computed_first(batch, options, first):
+    p = plan(batch, 3072, limits=H200, **options)
+    assert (p["weigh_first"], p["launches"]) == (first, 1 + first)
+
+
+def test_weights_are_computed_first_where_samples_need_their_memory():
+    """1,024 samples of 140 KB: with 20 KB of weights beside it none fits a block of an A100."""
+    call = {"limits": PRESETS["a100"], "heads": 1}
+    p, small = plan(1024, 35_911, **call), plan(16, 35_911, **call)
+    assert p["weigh_first"] and p["schedule"] == "cluster" and not small["weigh_first"]
+    assert p["seconds"] < 200e-6
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "reduction", "first"),
+    [(1, 16_384, "mean", 0), (4, 4096, "mean", 0), (4, 8192, "mean", 1), (1, 32_768, "mean", 1), (4, 1, "mean", 0),
+     (4, 32_768, "sum", 0), (4, 32_768, "none", 0)],
+)  # fmt: skip
+def test_a_large_mask_is_counted_first(rows, entries, reduction, first):
+    p = plan(4, 32_768, limits=H200, mask=(rows, entries), reduction=reduction)
+    assert (p["count_first"], p["launches"]) == (first, 1 + first)
+
+
+def test_counts_that_would_overflow():
+    most = 132 * (INT32_MAX // 8) * 8
+    assert plan(1, most, limits=H200)["share"] <= INT32_MAX
+    with pytest.raises(ValueError, match="allowed: "):
+        plan(1, most + 1, limits=H200)
+    assert plan(2**26 - 2**21, 1024, limits=H200, allowed="grid")["schedule"] == "grid"
+    with pytest.raises(ValueError, match="allowed: "):
+        plan(2**27, 1024, limits=H200, allowed="grid")
+    p = plan(2**40, 1024, limits=H200)
+    assert p["bytes"] == 2.0**53 and p["schedule"] == "cluster"
+
+
+def options_of(call):
+    """A raw op's arguments as `plan` takes them."""
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+    return {
+        "student": names[call.student.dtype],
+        "prediction": names[call.teacher.dtype],
+        "fake": names[call.fake.dtype],
+        "noisy": None if call.noisy is None else names[call.noisy.dtype],
+        "guidance": call.teacher_uncond is not None,
+        "fake_guidance": call.fake_uncond is not None,
+        "coefficients": call.c is not None,
+        "scale": 0 if call.scale is None else call.scale.shape[1],
+        "mask": None if call.mask is None else tuple(call.mask.shape),
+        "heads": 0 if call.logits is None else call.logits[0].numel(),
+        "bins": 0 if call.ratio_mean is None else len(call.ratio_mean),
+        "dmd_scale": call.dmd_scale,
+        "with_stats": call.with_stats,
+        "with_grad": call.with_grad,
+        "reduction": call.reduction,
+    }
+
+
+@pytest.mark.parametrize("name", (*FORWARDS, *ODD))
+def test_the_kernel_of_a_call(name):
+    call = {**FORWARDS, **ODD}[name]
+    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
+    p = plan(batch, elements, limits=H200, **options_of(call))
+    types, general, vector = loads_of(call)
+    assert (p["loads"].replace("fp", "f"), p["general"], p["vector"]) == (types, general, vector)
+    if call.dmd_scale or call.with_stats:  # then x is read
+        bytes_an_element = sum(v.element_size() for v in call.images()) + call.student.element_size() * call.with_grad
+        assert p["minimum_bytes"] == batch * elements * bytes_an_element

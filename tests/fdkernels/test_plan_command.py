@@ -1,0 +1,162 @@
+"""`python -m fdkernels plan`: what it prints is the plan, and what it can't do it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fdkernels.fdiv.ops  # noqa: F401, which defines cuda_limits
+from fdkernels import _core, backends, devices, plans
+
+pytestmark = pytest.mark.cpu_only("a pure function")
+
+ROOT = Path(__file__).parents[2]
+H200 = devices.PRESETS["h200"]
+
+
+def printed(capsys, arguments):
+    plans.main(arguments.split())
+    return capsys.readouterr().out
+
+
+def figures(text):
+    """The plan's own lines."""
+    text = text.split("considered")[0].replace("shared memory", "shared_memory")
+    rows = [line.strip().split(None, 1) for line in text.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def test_all_figures(capsys):
+    text = printed(capsys, "--shape 8,4,128,128 --dtype bf16 --device h200")
+    assert text.startswith("fused_fdiv_loss, forward: 8×4×128×128, 8 samples of 65,536 elements, bf16\n")
+    assert "h200: compute capability 9.0, 132 multiprocessors, 227 KiB of shared memory a block, 50 MiB of L2" in text
+    assert "resident clusters of 1, 2, 4, 8, 16: 132, 66, 32, 16, 8" in text and "an assumption" in text
+    p = _core.plan(8, 65_536, limits=H200)
+    found = figures(text)
+    assert found["schedule"].startswith("cluster of 8: ")
+    assert found["grid"].startswith(f"{p['blocks']} blocks of {p['threads']} threads, 8 clusters of 8")
+    assert found["share"] == "8,192 elements of a sample a block, all held on chip"
+    assert found["shared_memory"].startswith("32,768 bytes a block")
+    assert found["vector"].startswith("8 elements")
+    assert found["phases"].startswith("1: ")
+    assert found["offsets"].startswith("32 bits")
+    assert found["launches"] == "1"
+    assert found["bytes"] == "4.19 MB, 8 an element; the minimum is 8"
+    assert found["time"].startswith(f"{p['seconds'] * 1e6:.2f} µs")
+
+
+def test_what_was_not_taken_and_why(capsys):
+    text = printed(capsys, "--shape 8,4,128,128 --device h200")
+    rows = [line.split(None, 1) for line in text.split("considered")[1].splitlines()[1:]]
+    every = _core.plans(8, 65_536, limits=H200)
+    names = [plans.name_of(p) for p in every]
+    assert [name for name, _ in rows] == [*names, "cluster:1"]
+    times = [f"{p['seconds'] * 1e6:.2f} µs" for p in every]
+    assert [what for _, what in rows] == [f"{times[0]}  taken", *times[1:], "a sample does not fit"]
+    text = printed(capsys, "--shape 8,4,128,128 --device a100")
+    assert "cluster:16   the device can't schedule it" in text
+    text = printed(capsys, "--shape 8,4,128,128 --device h200 --allow grid")
+    assert "schedule       grid" in text and text.splitlines()[-2].split()[0] == "grid"
+    assert text.splitlines()[-2].endswith("taken")
+
+
+def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
+    found = figures(printed(capsys, "--shape 1,2147483649 --device h200"))
+    assert found["schedule"].startswith("grid") and found["offsets"].startswith("64 bits")
+    assert found["phases"].startswith("1.99") and found["bytes"].startswith("25.7 GB")
+    text = printed(capsys, "--shape 2048,3,32,32 --heads 3 --mask 2048x1024 --device h200")
+    assert figures(text)["launches"] == "3, one to weigh first, one to count first"
+    assert "a mask's own not counted" in text
+
+
+CALL = (
+    "--shape 4,16,60,104 --dtype fp16 --predictions fp32 --fake bf16 --noisy --guidance --fake-guidance --scale 16"
+    " --mask 1x6240 --heads 2 --bins 7 --reduction sum --stats --no-grad --no-dmd --coefficients"
+)
+
+
+def test_json(capsys):
+    (one,) = json.loads(printed(capsys, f"{CALL} --device h200 --json"))["plans"]
+    options = {
+        "student": "fp16", "prediction": "fp32", "fake": "bf16", "noisy": "fp16", "guidance": True,
+        "fake_guidance": True, "scale": 16, "mask": (1, 6240), "heads": 2, "bins": 7, "reduction": "sum",
+        "with_stats": True, "with_grad": False, "dmd_scale": False, "coefficients": True,
+    }  # fmt: skip
+    assert one["plan"] == _core.plan(4, 99_840, limits=H200, **options)
+    assert one["candidates"] == _core.plans(4, 99_840, limits=H200, **options)
+    assert one["limits"] == {**H200, "active_clusters": list(H200["active_clusters"])}
+
+
+def test_every_device(capsys):
+    found = json.loads(printed(capsys, "--shape 2,16,21,60,104 --device all --json"))["plans"]
+    assert [one["device"] for one in found] == list(devices.PRESETS)
+    text = printed(capsys, "--shape 2,16,21,60,104 --device all")
+    assert all(f"\n{name}: compute capability" in text for name in devices.PRESETS)
+
+
+def test_without_a_gpu_it_plans_for_an_h200_and_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(backends, "unavailable", lambda *_: "torch finds no CUDA or ROCm device")
+    text = printed(capsys, "--shape 8,4,64,64")
+    assert "\nh200: " in text and "h200 since no GPU is at hand (torch finds no CUDA or ROCm device)" in text
+
+
+def test_the_gpu_that_is_present(capsys, monkeypatch):
+    """A made-up one, of 16 multiprocessors, in the order of csrc/fdkernels/plan.h."""
+    asked = []
+    values = torch.tensor([90, 16, 232_448, 233_472, 2**23, 6e11, 16, 8, 4, 2, 0], dtype=torch.float64)
+    monkeypatch.setattr(backends, "unavailable", lambda *_: None)
+    monkeypatch.setattr(backends, "load_native", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.ops.fdkernels, "cuda_limits", lambda index: asked.append(index) or values)
+    for arguments, device in (("", "present"), ("--device present", "present"), ("--device cuda:1", "cuda:1")):
+        text = printed(capsys, f"--shape 8,4,64,64 {arguments}")
+        assert f"\n{device}: compute capability 9.0, 16 multiprocessors, 227 KiB" in text and "8 MiB of L2" in text
+        assert "resident clusters of 1, 2, 4, 8, 16: 16, 8, 4, 2, 0\n    as CUDA's runtime says" in text
+    assert asked == [0, 0, 1]
+    with pytest.raises(SystemExit):
+        plans.main(["--shape", "8,4", "--device", "cuda:2"])
+    assert "argument --device: cuda:2 can't be asked: torch finds 2 GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: --shape"),
+        ("--shape 8,x", "argument --shape: expected sizes of at least 1, as in 8,4,128,128, got 8,x"),
+        ("--shape 8,0", "argument --shape: expected sizes of at least 1, as in 8,4,128,128, got 8,0"),
+        ("--shape 8,4 --dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--shape 8,4 --heads -1", "argument --heads: expected a count, got -1"),
+        ("--shape 8,4 --mask 4", "argument --mask: expected rows and entries, as in 8x16384, got 4"),
+        ("--shape 8,4 --mask 3x4", "h100: mask: expected 1 or 8 rows of entries that divide 4 elements, got 3 of 4"),
+        ("--shape 8,4 --bins 3", "h100: bins: expected 0 without logits (heads=0), got 3"),
+        (
+            "--shape 8,4 --allow clusters",
+            "h100: allowed: expected auto, grid, cluster, or cluster:1 to cluster:16",
+        ),
+        ("--shape 8,400000 --allow cluster:1", "h100: allowed: expected a schedule that can hold a sample of 400000"),
+        ("--shape 8,4 --device h300", "argument --device: expected one of a100, l40s, h100,"),
+        ("--shape 8,4 --device cuda:x", "or cuda:<index>, got cuda:x"),
+    ],
+)
+def test_what_it_refuses(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        plans.main(["--device", "h100", *arguments.split()])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "fdkernels", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+def test_as_a_command_without_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch today')\n")
+    done = run("plan", "--shape", "8,4,64,64", PYTHONPATH=f"{tmp_path}:{ROOT}", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "h200 since no GPU is at hand (torch does not import: no torch today)" in done.stdout
+    assert run("plam").returncode == 1
