@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -37,12 +38,15 @@ struct DeviceLimits {
 
 struct CallShape {
   int64_t batch = 0, elements = 0;
-  int vector = 8;            // elements of a 16-byte access of the widest stored type
-  int arithmetic = 4;        // bytes of an element's direction on chip
-  bool general = false;      // beyond x, tau and f: x_t, guidance, tables, a mask, or odd mixes of types
-  int read = 6;              // bytes of inputs an element
-  int reread = 4;            // those that a gradient needs again where its direction was not held
-  int written = 2;           // bytes of gradient an element
+  int vector = 8;        // elements of a 16-byte access of the widest stored type
+  int arithmetic = 4;    // bytes of an element's direction on chip
+  bool general = false;  // beyond x, tau and f: x_t, guidance, tables, a mask, or odd mixes of types
+  int read = 6;          // bytes of inputs an element
+  int reread = 4;        // those that a gradient needs again where its direction was not held
+  int written = 2;       // bytes of gradient an element
+  // The same where figures and a gradient are asked for: what the choice goes by, so that neither changes a bit of the
+  // loss.
+  int most_read = 6, most_written = 2;
   int64_t heads = 0;         // of the logits; 0 where a call has none
   int64_t bins = 0;          // of the normalizer
   int64_t mask_entries = 0;  // to count before the first gradient can be stored
@@ -236,13 +240,21 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
 
 // Throws std::invalid_argument where `allowed` leaves nothing that can run.
 inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+  CallShape most = call;
+  most.read = call.most_read;
+  most.written = call.most_written;
   Plan best;
   bool found = false;
-  for_candidates(call, device, allowed, [&](const Plan& candidate) {
+  for_candidates(most, device, allowed, [&](const Plan& candidate) {
     if (!found || candidate.seconds < best.seconds) best = candidate;
     found = true;
   });
   if (!found) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
+  if (best.schedule == Schedule::grid) {
+    plan_grid(call, device, best.weigh_first, &best);
+  } else {
+    plan_cluster(call, device, best.weigh_first, std::countr_zero(static_cast<unsigned>(best.team)), &best);
+  }
   return best;
 }
 

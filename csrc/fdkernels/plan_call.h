@@ -45,12 +45,11 @@ inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t h
   for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
     if (images->data != nullptr) shape.reread += size_of(images->dtype);
   }
-  shape.read = shape.reread;
-  if (p.dmd_scale || p.with_stats) {
-    shape.read += size_of(p.student.dtype);
-    if (p.noisy.data != nullptr) shape.read += size_of(p.noisy.dtype);
-  }
-  shape.written = p.gradient != nullptr ? size_of(p.student.dtype) : 0;
+  const int student = size_of(p.student.dtype), noisy = p.noisy.data != nullptr ? size_of(p.noisy.dtype) : 0;
+  shape.most_read = shape.reread + student + noisy;
+  shape.most_written = student;
+  shape.read = p.dmd_scale || p.with_stats ? shape.most_read : shape.reread;
+  shape.written = p.gradient != nullptr ? student : 0;
   shape.heads = heads;
   shape.bins = bins;
   if (p.mask.data != nullptr && p.reduction == Reduction::mean) {

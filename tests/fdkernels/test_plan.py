@@ -182,6 +182,18 @@ def test_the_next_smaller_where_the_largest_cannot_be_scheduled():
     assert [plan(1, 50_000, limits=limits, allowed="cluster")["team"] for limits in few] == [16, 8, 4, 2, 1]
 
 
+@given(batch=SAMPLES, elements=SIZES, limits=DEVICES, call=CALLS)
+def test_neither_figures_nor_a_gradient_change_the_order_of_the_sums(batch, elements, limits, call):
+    """Or asking for them would change bits of the loss."""
+    fields = ("schedule", "team", "teams", "threads", "share", "held", "weigh_first")
+    found = {
+        tuple(p[name] for name in fields)
+        for stats, grad in itertools.product((False, True), repeat=2)
+        for p in (plan(batch, elements, **{**call, "with_stats": stats, "with_grad": grad}, limits=limits),)
+    }
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("allowed", ("grid", "cluster", *(f"cluster:{size}" for size in CLUSTER_SIZES)))
 def test_allowed(allowed):
     for batch, elements in itertools.product((1, 64, 2000), (1, 3072, 40_000)):
