@@ -1,7 +1,7 @@
-"""python -m benchmarks.traffic: bytes and launches of the Triton backend, as planned, beside what the peers move.
+"""python -m benchmarks.traffic: bytes and launches of our kernels, as planned, beside what the peers move.
 
 The peers' are counted from what they really run: every dispatched op of forward and backward that is not a view, with
-the storage it reads and writes. Prints the tables of docs/kernels.md; `--write` puts them there.
+the storage it reads and writes. Prints the tables of docs/kernels.md and docs/cuda.md; `--write` puts them there.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import baselines
+from fdkernels import _core
+from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, Plan, backward_plan, bytes_moved, plan
 
-PAGE = Path(__file__).parents[1] / "docs/kernels.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "kernels.md", DOCS / "cuda.md")
 CACHE = 50 << 20  # bytes of L2: an H100's, and no more than an H200's or B200's
 SHAPES = {
     "CIFAR": (64, 3, 32, 32),
@@ -118,6 +121,27 @@ def our_rows() -> list[str]:
     return rows
 
 
+def native_rows() -> list[str]:
+    """The CUDA kernels' plans on an H200, with its presumed clusters."""
+    rows = [
+        "| shape | dtype | schedule | blocks × threads | shared memory | prefetch | launches | "
+        "bytes an element, cold | predicted |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, shape in (*SHAPES.items(), ("pixels, 2048", (4, 3, 2048, 2048))):
+        batch, elements = shape[0], math.prod(shape[1:])
+        for dtype in ("bf16", "fp32"):
+            p = _core.plan(batch, elements, student=dtype, heads=3, bins=10, limits=PRESETS["h200"])
+            team = f"cluster of {p['team']}" if p["schedule"] == "cluster" else f"grid, {p['buffers']} at a time"
+            held = "" if p["again"] == 0 else f", {1 - p['again'] / elements:.0%} held"
+            rows.append(
+                f"| {name} {'×'.join(map(str, shape))} | {dtype} | {team}{held} | {p['blocks']} × {p['threads']} | "
+                f"{p['shared_bytes'] / 1024:.0f} KB | {p['prefetched'] / p['share']:.0%} | {p['launches']} + 1 | "
+                f"{p['bytes'] / batch / elements:.1f} | {p['seconds'] * 1e6:.1f} µs |"
+            )
+    return rows
+
+
 def peer_rows() -> list[str]:
     rows = [
         "| chain | dtype | its ops | its bytes an element | ours, held whole | ours, split | ours against it |",
@@ -137,7 +161,8 @@ def peer_rows() -> list[str]:
 
 def tables() -> dict[str, str]:
     """By the name of the marker that they stand behind in the page."""
-    return {"plan": "\n".join(our_rows()), "peers": "\n".join(peer_rows())}
+    found = {"plan": our_rows(), "native plan": native_rows(), "peers": peer_rows()}
+    return {name: "\n".join(rows) for name, rows in found.items()}
 
 
 def filled(page: str) -> str:
@@ -148,9 +173,10 @@ def filled(page: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into docs/kernels.md")
+    parser.add_argument("--write", action="store_true", help="into the pages")
     if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text()))
+        for page in PAGES:
+            page.write_text(filled(page.read_text()))
     else:
         print("\n\n".join(tables().values()))
 

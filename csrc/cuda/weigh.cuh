@@ -95,7 +95,8 @@ __device__ inline void update_means(const Group& group, const RatioState& state,
   group.sync();
 }
 
-// Writes to.h, with a normalizer to.means, and the figures. They may be read after the block's next barrier.
+// Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block after
+// their next barrier.
 template <class Group>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
                                    Weighed& figures) {
@@ -139,6 +140,7 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   for (int64_t b = group.thread(); b < batch; b += group.threads()) {
     to.h[b] = ::exp(to.h[b] - log_mean);  // NaN stays NaN
   }
+  group.sync();
 }
 
 // h of a sample whose weight was given, or 1; NaN where t is not finite.

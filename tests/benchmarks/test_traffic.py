@@ -1,4 +1,4 @@
-"""The tables of docs/kernels.md are the plan's, and the counter counts."""
+"""The tables of docs/kernels.md and docs/cuda.md are the plans', and the counter counts."""
 
 import pytest
 import torch
@@ -6,9 +6,11 @@ import torch
 from benchmarks import traffic
 
 
-def test_the_page_is_up_to_date():
-    page = traffic.PAGE.read_text()
+@pytest.mark.parametrize("path", traffic.PAGES, ids=lambda path: path.name)
+def test_the_pages_are_up_to_date(path):
+    page = path.read_text()
     assert traffic.filled(page) == page, "run `python -m benchmarks.traffic --write`"
+    assert "| CIFAR 64×3×32×32 | bf16 |" in page
 
 
 @pytest.mark.parametrize(
