@@ -2,7 +2,8 @@
 # make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them; WORKERS=0 for one process)
 # make lint   ruff, mypy, clang-format
 # make bench  the CPU rows of the benchmark (BENCH_ARGS="--json rows.json")
-# make check-kernels  compile the Triton kernels for GPUs that need not be here and inspect them (ALL=1: every target)
+# make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
+#             those of the CUDA library
 # make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed
 #             (STAGES=build,test: these alone; DEVICE=cpu: a rehearsal)
 # make build  recompile the binaries in place after a change in csrc/ (FDKERNELS_CUDA_ARCHS=90: for these GPUs alone)
@@ -49,7 +50,7 @@ bench: $(VENV)/.stamp-build
 
 build: $(VENV)/.stamp-build
 
-check-kernels: $(VENV)/.stamp-deps
+check-kernels: $(VENV)/.stamp-build
 	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
 
 # Installs nothing: such a machine may reach no index.

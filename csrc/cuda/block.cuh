@@ -42,7 +42,8 @@ struct Max {
 // Over a warp, the same in every lane.
 template <class Op, int N>
 __device__ inline void reduce_warp(double (&values)[N]) {
-#pragma unroll
+  // Not unrolled: inlined many times, and run where fetching code would take longer than the loop.
+#pragma unroll 1
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
 #pragma unroll
     for (int n = 0; n < N; ++n) values[n] = Op::of(values[n], __shfl_xor_sync(kAllLanes, values[n], offset));

@@ -95,8 +95,8 @@ __device__ inline void update_means(const Group& group, const RatioState& state,
   group.sync();
 }
 
-// Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block after
-// their next barrier.
+// Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block
+// after their next barrier.
 template <class Group>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
                                    Weighed& figures) {

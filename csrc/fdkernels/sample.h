@@ -32,7 +32,7 @@ constexpr int kRun = 8;
 constexpr int kInFlight = 2;
 // Elements that it treats at a time of the others, whose many operands would not fit its registers.
 template <class Ty>
-constexpr int kGeneralWidth = std::min(4, kVector<Ty>);
+constexpr int kGeneralWidth = sizeof(typename Ty::T) == sizeof(double) ? 1 : std::min(4, kVector<Ty>);
 
 // ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
 // never meet in a bank
@@ -76,7 +76,7 @@ struct PartialSums {
 
 template <class T>
 FDK_HOST_DEVICE inline T magnitude(T v) {
-  return v < 0 ? -v : v;  // of a NaN: NaN
+  return std::fabs(v);
 }
 
 // pred = u + g (cond - u)
@@ -121,10 +121,10 @@ FDK_HOST_DEVICE inline T subtract_x0(T x, double a, T noisy, double c, T tau) {
 }
 
 // error[k] = x - x0 of the teacher's prediction tau.
-template <class Ty, int W, class T>
+template <class Ty, bool kGeneral, int W, class T>
 FDK_HOST_DEVICE inline void read_error(const Problem& p, int64_t b, int64_t i, const T (&tau)[W], T (&error)[W]) {
   read<typename Ty::Student>(p.student, b, i, error);
-  if (p.noisy.data == nullptr) {
+  if (!kGeneral || p.noisy.data == nullptr) {
 #pragma unroll
     for (int k = 0; k < W; ++k) error[k] -= tau[k];
     return;
@@ -172,7 +172,7 @@ FDK_HOST_DEVICE inline void gather_one(const Problem& p, int64_t b, const Part& 
   const int64_t i = part.begin + at;
   T tau[W], gap[W], direction[W], error[W] = {};
   const unsigned bits = read_direction<Ty, kGeneral>(p, b, i, tau, gap, direction);
-  if (with_error) read_error<Ty>(p, b, i, tau, error);
+  if (with_error) read_error<Ty, kGeneral>(p, b, i, tau, error);
 #pragma unroll
   for (int k = 0; k < W; ++k) {
     sums.energy += direction[k] * direction[k];
@@ -191,10 +191,17 @@ FDK_HOST_DEVICE inline void gather_one(const Problem& p, int64_t b, const Part& 
   if (at / V < part.held) keep<V>(hold, part.held, at, direction);
 }
 
-// Whole vectors v, v + threads, ... of a call that has x, tau and f alone: all loads before the first use.
+// Where the share begins in the inputs of a call that has x, tau and f alone.
+template <class Ty>
+struct Rows {
+  const typename Ty::Student* x;
+  const typename Ty::Prediction *tau, *f;
+};
+
+// Whole vectors v, v + threads, ... of such a call: all loads before the first use.
 template <class Ty, int kTogether>
-FDK_HOST_DEVICE inline void gather_together(const Problem& p, int64_t b, const Part& part, int v, bool with_error,
-                                            Words* hold, PartialSums<typename Ty::T>& sums) {
+FDK_HOST_DEVICE inline void gather_together(const Rows<Ty>& rows, const Part& part, int v, bool with_error, Words* hold,
+                                            PartialSums<typename Ty::T>& sums) {
   using T = typename Ty::T;
   using Student = typename Ty::Student;
   using Prediction = typename Ty::Prediction;
@@ -202,17 +209,17 @@ FDK_HOST_DEVICE inline void gather_together(const Problem& p, int64_t b, const P
   Words raw_x[kTogether], raw_tau[kTogether], raw_f[kTogether];
 #pragma unroll
   for (int u = 0; u < kTogether; ++u) {
-    const int64_t i = part.begin + static_cast<int64_t>(v + u * part.threads) * V;
-    raw_tau[u] = read_vector<Prediction, V>(p.teacher, b, i);
-    raw_f[u] = read_vector<Prediction, V>(p.fake, b, i);
-    raw_x[u] = with_error ? read_vector<Student, V>(p.student, b, i) : Words{};
+    const int at = (v + u * part.threads) * V;
+    raw_tau[u] = read_words<V * sizeof(Prediction)>(rows.tau + at);
+    raw_f[u] = read_words<V * sizeof(Prediction)>(rows.f + at);
+    raw_x[u] = with_error ? read_words<V * sizeof(Student)>(rows.x + at) : Words{};
   }
 #pragma unroll
   for (int u = 0; u < kTogether; ++u) {
     T x[V], tau[V], d[V];
-    widen<Prediction>(raw_tau[u], p.teacher.dtype, tau);
-    widen<Prediction>(raw_f[u], p.fake.dtype, d);
-    widen<Student>(raw_x[u], p.student.dtype, x);
+    widen<Prediction>(raw_tau[u], {}, tau);
+    widen<Prediction>(raw_f[u], {}, d);
+    widen<Student>(raw_x[u], {}, x);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       d[k] -= tau[k];
@@ -275,6 +282,12 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
   constexpr int V = kVector<Ty>;
   const Vectors vectors = vectors_of<V>(p, part);
   const bool with_error = p.dmd_scale || p.with_stats;
+  Rows<Ty> rows;
+  if constexpr (!kGeneral) {
+    rows = {vector_at<typename Ty::Student>(p.student, b, part.begin),
+            vector_at<typename Ty::Prediction>(p.teacher, b, part.begin),
+            vector_at<typename Ty::Prediction>(p.fake, b, part.begin)};
+  }
   Sums total;
 #pragma unroll 1
   for (int first = part.thread; first < vectors.all; first += kRun * part.threads) {
@@ -284,7 +297,7 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
     for (int v = first; v < last;) {
       if constexpr (!kGeneral) {
         if (v + (kInFlight - 1) * part.threads < (vectors.whole < last ? vectors.whole : last)) {
-          gather_together<Ty, kInFlight>(p, b, part, v, with_error, hold, sums);
+          gather_together<Ty, kInFlight>(rows, part, v, with_error, hold, sums);
           v += kInFlight * part.threads;
           continue;
         }
@@ -296,7 +309,7 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
             gather_one<Ty, true, kGeneralWidth<Ty>>(p, b, part, at, with_error, hold, sums);
           }
         } else {
-          gather_together<Ty, 1>(p, b, part, v, with_error, hold, sums);
+          gather_together<Ty, 1>(rows, part, v, with_error, hold, sums);
         }
       } else {
         for_elements<V>(part, v, [&](int at) { gather_one<Ty, kGeneral, 1>(p, b, part, at, with_error, hold, sums); });

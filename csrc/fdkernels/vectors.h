@@ -76,10 +76,13 @@ FDK_HOST_DEVICE inline Words read_words(const void* from) {
 template <int kBytes>
 FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
 #ifdef __CUDA_ARCH__
+  // In assembly: the compiler splits an assignment of a whole vector, though not always.
   if constexpr (kBytes == 16) {
-    *static_cast<uint4*>(to) = {words.word[0], words.word[1], words.word[2], words.word[3]};
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.word[0]), "r"(words.word[1]),
+                 "r"(words.word[2]), "r"(words.word[3])
+                 : "memory");
   } else if constexpr (kBytes == 8) {
-    *static_cast<uint2*>(to) = {words.word[0], words.word[1]};
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.word[0]), "r"(words.word[1]) : "memory");
   } else {
     *static_cast<unsigned*>(to) = words.word[0];
   }
@@ -109,7 +112,14 @@ template <class Stored, int V, class T>
 FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) {
   with_type<Stored>(dtype, [&](auto type) {
     using S = decltype(type);
-    if constexpr (V * sizeof(S) <= 16) {
+    if constexpr (std::is_same_v<S, Bf16> && V % 2 == 0) {
+      // Two to a word, each the upper half of a float.
+#pragma unroll
+      for (int k = 0; k < V; k += 2) {
+        out[k] = static_cast<T>(std::bit_cast<float>(words.word[k / 2] << 16));
+        out[k + 1] = static_cast<T>(std::bit_cast<float>(words.word[k / 2] & 0xffff0000u));
+      }
+    } else if constexpr (V * sizeof(S) <= 16) {
       S stored[V];
       std::memcpy(stored, &words, sizeof(stored));
 #pragma unroll

@@ -1,1 +1,2 @@
-"""`make check-kernels`: compiles the planned kernels for GPUs that this machine has not, and inspects what came out."""
+"""`make check-kernels`: compiles Triton's kernels for GPUs that this machine has not, and inspects their machine code
+and that of the CUDA library."""

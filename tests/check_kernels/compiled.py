@@ -79,8 +79,8 @@ def _inspect_nvidia(kernel: Any) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
-        usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
-        code = _run(_tool("nvdisasm"), "-c", str(cubin))
+        usage = run(tool("cuobjdump"), "--dump-resource-usage", str(cubin))
+        code = run(tool("nvdisasm"), "-c", str(cubin))
 
     def used(name: str) -> int:
         return int(re.search(rf"\b{name}:(\d+)", usage)[1])  # type: ignore[index]
@@ -128,7 +128,7 @@ def _inspect_amd(kernel: Any) -> Compiled:
     )
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """The tool that Triton brings, else the machine's."""
     bundled = Path(triton.__file__).parent / "backends/nvidia/bin" / name
     found = str(bundled) if bundled.exists() else shutil.which(name)
@@ -137,5 +137,5 @@ def _tool(name: str) -> str:
     return found
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def run(*command: str, cwd: str | None = None) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd).stdout

@@ -1,0 +1,155 @@
+"""Kernels of the CUDA library broken on purpose: the sources with a few words changed, one kernel compiled of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.check_kernels.cuda_library import ROOT, CudaKernel, inspect
+
+ARCH = 90
+INSTANCE = """
+#include "cuda/fdiv.cuh"
+namespace fdkernels::cuda {{
+template __global__ void {kernel}<Types<{types}>, {general}>(const __grid_constant__ Call);
+}}
+"""
+
+
+class Change(NamedTuple):
+    file: str
+    """In csrc/."""
+    old: str
+    new: str
+
+
+class Broken(NamedTuple):
+    caught: tuple[str, ...]
+    """Words of the claims that fail."""
+    changes: tuple[Change, ...] = ()
+    kernel: str = "fdiv_cluster_kernel"
+    types: str = "Bf16, Bf16, float"
+    general: bool = False
+
+
+def in_file(file: str, *pairs: tuple[str, str]) -> tuple[Change, ...]:
+    return tuple(Change(file, old, new) for old, new in pairs)
+
+
+TICKET = "Counter(*ticket).fetch_add(1, ::cuda::memory_order_acq_rel)"
+NARROW_LOAD = """const unsigned* words_ = static_cast<const unsigned*>(from);
+    const uint4 v = {__ldg(words_), __ldg(words_ + 1), __ldg(words_ + 2), __ldg(words_ + 3)};"""
+EACH_WORD, PLANE = "for (int n = 0; n < 4; ++n)", "((volatile uint32_t*)(plane + j * held))"
+NARROW_STORE = """for (int n = 0; n < W * static_cast<int>(sizeof(S)) / 4; ++n)
+        reinterpret_cast<volatile uint32_t*>(out)[n] = words.word[n];"""
+
+UNBROKEN = {
+    "cluster": Broken(()),
+    "grid": Broken((), kernel="fdiv_grid_kernel", types="Half, float, float"),
+}
+
+# Several faults in one where they do not meet, since each is a compilation.
+BROKEN = {
+    "four vectors in flight": Broken(
+        ("registers, at most",), in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 4"))
+    ),
+    "one vector in flight": Broken(
+        ("loads before the first use",), in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 1"))
+    ),
+    "four blocks a multiprocessor": Broken(
+        ("spills",), in_file("cuda/fdiv.cuh", ("_bounds__(kMaxThreads, 1)", "_bounds__(kMaxThreads, 4)"))
+    ),
+    "narrow loads and stores": Broken(
+        (
+            "0 loads of elements of 128 bits", "loads of elements of 32 bits",
+            "0 stores of the gradient of 128 bits", "stores of the gradient of 32 bits",
+        ),
+        in_file(
+            "fdkernels/vectors.h",
+            ("const uint4 v = __ldg(static_cast<const uint4*>(from));", NARROW_LOAD),
+            ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE),
+        ),
+    ),
+    "narrow accesses on chip, double sums, no ticket": Broken(
+        (
+            "0 stores on chip of 128 bits", "0 loads on chip of 128 bits", "instructions of double arithmetic",
+            "0 integer atomics",
+        ),
+        (
+            *in_file(
+                "fdkernels/sample.h",
+                ("plane[j * held] = planes[j];", f"{EACH_WORD} {PLANE}[n] = planes[j].word[n];"),
+                ("planes[j] = plane[j * held];", f"{EACH_WORD} planes[j].word[n] = {PLANE}[n];"),
+                ("sums.energy += d[k] * d[k];", "sums.energy = static_cast<T>(sums.energy + double{d[k]} * d[k]);"),
+            ),
+            *in_file("cuda/block.cuh", (TICKET, "(*ticket)++")),
+        ),
+    ),
+    "one block instead of a cluster, no bulk copies": Broken(
+        ("1 cluster barriers", "0 stores to distributed shared memory", "0 bulk prefetches"),
+        in_file(
+            "cuda/fdiv.cuh",
+            ("cluster.sync();", "__syncthreads();"),
+            ("struct Shared {", "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {"),
+            ("cluster.map_shared_rank(", "own("),
+            ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1"),
+        ),
+    ),
+    "shared memory, a float atomic, two tickets, a call": Broken(
+        ("bytes of static shared memory", "1 float atomics", "2 integer atomics", "calls"),
+        (
+            *in_file(
+                "cuda/fdiv.cuh",
+                ("  bool drawn;\n", "  bool drawn;\n  double more[512];\n"),
+                ("static_assert(sizeof(Shared) <= kStaticShared);", ""),
+                ("    report(call, shared);", '    printf("done"), report(call, shared);'),
+            ),
+            *in_file(
+                "cuda/block.cuh",
+                (TICKET, f"(atomicAdd(reinterpret_cast<float*>(ticket) + 1, 1.0f), {TICKET}, {TICKET})"),
+            ),
+        ),
+    ),
+    "grid: busy waiting, narrow stores of mixed types": Broken(
+        ("no sleep", "0 stores of the gradient of 64 bits", "stores of the gradient of 32 bits"),
+        (
+            *in_file("cuda/fdiv.cuh", ("__nanosleep(32);", ";")),
+            *in_file("fdkernels/vectors.h", ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE)),
+        ),
+        kernel="fdiv_grid_kernel",
+        types="Bf16, float, float",
+    ),
+}  # fmt: skip
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    names = (os.environ.get("CUDACXX"), "nvcc", f"{home}/bin/nvcc")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def compile_broken(broken: Broken, nvcc: str, folder: Path) -> CudaKernel:
+    """The one kernel of the changed sources, which are written to `folder`."""
+    for part in ("cuda", "fdkernels"):
+        shutil.copytree(ROOT / "csrc" / part, folder / part)
+    for change in broken.changes:
+        path = folder / change.file
+        text = path.read_text()
+        if change.old not in text:
+            raise LookupError(f"csrc/{change.file} holds no {change.old!r} any more: break it elsewhere")
+        path.write_text(text.replace(change.old, change.new))
+    source, cubin = folder / "broken.cu", folder / "broken.cubin"
+    general = str(broken.general).lower()
+    source.write_text(INSTANCE.format(kernel=broken.kernel, types=broken.types, general=general))
+    command = (
+        nvcc, "-std=c++20", "--expt-relaxed-constexpr", "-O3", f"-arch=sm_{ARCH}", "-cubin", "-I",
+        str(folder), "-o", str(cubin), str(source),
+    )  # fmt: skip
+    compiled = subprocess.run(command, capture_output=True, text=True)
+    if compiled.returncode:
+        raise RuntimeError(compiled.stderr)
+    (kernel,) = inspect(cubin, ARCH)
+    return kernel

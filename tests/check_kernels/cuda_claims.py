@@ -1,0 +1,190 @@
+"""What every kernel of the CUDA library must be, as claims that can fail."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from tests.check_kernels.cuda_library import FLAGSHIPS, ROOT, CudaKernel, Types
+
+MOST_KERNELS = 48  # of an architecture
+MOST_REGISTERS = 128  # of a thread, with 512 threads a block
+COMBINATIONS = 12  # of types, of a schedule
+MOST_GENERAL_WIDTH = 4  # elements
+EXCHANGED = 5  # sums that a block sends to each of its cluster
+CLUSTERS_FROM = 90
+
+Claim = Callable[[CudaKernel], Iterator[str]]
+
+
+def planned(name: str) -> int:
+    """A constant that csrc/fdkernels/plan.h counts on."""
+    found = re.search(rf"\b{name} = ([\d* ]+)[,;]", (ROOT / "csrc/fdkernels/plan.h").read_text())
+    if found is None:
+        raise LookupError(f"csrc/fdkernels/plan.h: no constant {name}")
+    product = 1
+    for factor in found[1].split("*"):
+        product *= int(factor)
+    return product
+
+
+def registers(k: CudaKernel) -> Iterator[str]:
+    """Of what is planned for clusters depends how many blocks the plan has side by side."""
+    most = MOST_REGISTERS
+    if k.kernel == "fdiv_cluster_kernel":
+        most = planned("kRegistersAThreadGeneral" if k.general else "kRegistersAThread")
+    if k.registers > most:
+        yield f"{k.registers} registers, at most {most} wanted"
+
+
+def no_spills(k: CudaKernel) -> Iterator[str]:
+    if k.spilled:
+        yield f"spills {k.spilled} bytes"
+
+
+def shared_memory(k: CudaKernel) -> Iterator[str]:
+    if k.shared > planned("kStaticShared"):
+        yield f"{k.shared} bytes of static shared memory, at most {planned('kStaticShared')} wanted"
+
+
+def _accesses(what: str, found: Counter[int], wanted: dict[int, int], also: tuple[int, ...]) -> Iterator[str]:
+    """At least so many of each width, and none of a width that is neither wanted nor one of `also`."""
+    for bits, count in wanted.items():
+        if found[bits] < count:
+            yield f"{found[bits]} {what} of {bits} bits, {count} wanted"
+    for bits in sorted(set(found) - set(wanted) - set(also)):
+        yield f"{found[bits]} {what} of {bits} bits"
+
+
+def element_loads(k: CudaKernel) -> Iterator[str]:
+    """Of two vectors at a time and of one alone from x, tau and f, where kGeneral of four elements from x_t and the
+    unconditional ones too; then of tau and f (and those) again, where directions are not on chip."""
+    if k.types is None or _goes_by_elements(k):
+        return
+    if k.kernel not in FLAGSHIPS:
+        yield from _accesses("loads of elements", k.loads, {128: 1}, tuple(k.loads))
+        return
+    predictions, others = (4 + 4, 2) if k.general else (3 * 2 + 2, 3)
+    wanted = Counter[int]()
+    wanted[_bits(k, k.types.prediction)] += predictions
+    wanted[_bits(k, k.types.student)] += others
+    yield from _accesses("loads of elements", k.loads, wanted, _narrower(k.types))
+
+
+def loads_before_use(k: CudaKernel) -> Iterator[str]:
+    """Two vectors of each of x, tau and f are on their way before the first is needed; one for sm_80, where ptxas orders
+    one kernel otherwise."""
+    wanted = 6 if k.arch >= CLUSTERS_FROM else 3
+    if k.kernel in FLAGSHIPS and not k.general and k.in_flight < wanted:
+        yield f"{k.in_flight} loads before the first use, {wanted} wanted"
+
+
+def no_doubles(k: CudaKernel) -> Iterator[str]:
+    """The loop over whole vectors adds up in float."""
+    if k.kernel in FLAGSHIPS and not k.general and k.doubles:
+        yield f"{k.doubles} instructions of double arithmetic where elements are loaded"
+
+
+def gradient_stores(k: CudaKernel) -> Iterator[str]:
+    """A vector, as it is loaded; single elements where a sample ends or is not aligned."""
+    if k.types is None or _goes_by_elements(k):
+        return
+    each = k.types.bytes(k.types.student)
+    wanted = {8 * each * k.types.vector: 1, _bits(k, k.types.student): 1}
+    yield from _accesses("stores of the gradient", k.stores, wanted, (8 * each, *_narrower(k.types)))
+
+
+def on_chip(k: CudaKernel) -> Iterator[str]:
+    """Directions go to shared memory and come back 16 bytes at a time."""
+    if k.types is None or k.kernel not in FLAGSHIPS or _goes_by_elements(k):
+        return
+    each = k.types.bytes(k.types.arithmetic)
+    of_vector, of_width = k.types.vector * each // 16, _width(k) * each // 16
+    yield from _accesses("stores on chip", k.kept, {128: of_width if k.general else 3 * of_vector}, (8 * each, 64))
+    yield from _accesses("loads on chip", k.recalled, {128: of_vector}, (8, 8 * each, 64))
+
+
+def cluster_instructions(k: CudaKernel) -> Iterator[str]:
+    """A barrier before the first sample and one at each, and sums in distributed shared memory."""
+    clusters = k.kernel == "fdiv_cluster_kernel" and k.arch >= CLUSTERS_FROM
+    if clusters and k.barriers < 2:
+        yield f"{k.barriers} cluster barriers, 2 wanted"
+    if clusters and k.distributed != EXCHANGED:
+        yield f"{k.distributed} stores to distributed shared memory, {EXCHANGED} wanted"
+    if not clusters and (k.barriers or k.distributed):
+        yield f"{k.barriers} cluster barriers, {k.distributed} stores to distributed shared memory, none wanted"
+
+
+def bulk_copies(k: CudaKernel) -> Iterator[str]:
+    """The first sample's share, and the next one's."""
+    wanted = 2 if k.kernel in FLAGSHIPS and k.arch >= CLUSTERS_FROM else 0
+    if k.prefetches < wanted or (k.prefetches and not wanted):
+        yield f"{k.prefetches} bulk prefetches, {wanted} wanted"
+
+
+def waits_asleep(k: CudaKernel) -> Iterator[str]:
+    if k.kernel == "fdiv_grid_kernel" and not k.sleeps:
+        yield "no sleep while other blocks are waited for"
+
+
+def atomics(k: CudaKernel) -> Iterator[str]:
+    """A ticket; where the grid is one team an arrival too."""
+    if k.float_atomics:
+        yield f"{k.float_atomics} float atomics"
+    wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2}.get(k.kernel, 0)
+    if k.integer_atomics != wanted:
+        yield f"{k.integer_atomics} integer atomics, {wanted} wanted"
+
+
+def no_calls(k: CudaKernel) -> Iterator[str]:
+    if k.calls:
+        yield f"calls {', '.join(k.calls)}"
+
+
+CLAIMS: tuple[Claim, ...] = (
+    registers, no_spills, shared_memory, element_loads, loads_before_use, no_doubles,
+    gradient_stores, on_chip, cluster_instructions, bulk_copies, waits_asleep, atomics, no_calls,
+)  # fmt: skip
+
+
+def failures(kernel: CudaKernel) -> list[str]:
+    """The claims that a kernel breaks, in words."""
+    return [broken for claim in CLAIMS for broken in claim(kernel)]
+
+
+def library_failures(kernels: list[CudaKernel]) -> list[str]:
+    """The claims that a whole library breaks."""
+    found = []
+    for arch in sorted({k.arch for k in kernels}):
+        here = [k for k in kernels if k.arch == arch]
+        if len(here) > MOST_KERNELS:
+            found.append(f"sm_{arch}: {len(here)} kernels, at most {MOST_KERNELS} wanted")
+        for name in FLAGSHIPS:
+            count = sum(k.kernel == name for k in here)
+            if count != COMBINATIONS:
+                found.append(f"sm_{arch}: {name} in {count} combinations, {COMBINATIONS} wanted")
+    return found
+
+
+def _goes_by_elements(k: CudaKernel) -> bool:
+    """The flagship in double, whose registers have no room for vectors: nothing is claimed of its accesses."""
+    assert k.types is not None
+    return k.kernel in FLAGSHIPS and k.types.bytes(k.types.arithmetic) == 8
+
+
+def _width(k: CudaKernel) -> int:
+    """Elements that a thread loads at a time."""
+    assert k.types is not None
+    return min(MOST_GENERAL_WIDTH, k.types.vector) if k.general else k.types.vector
+
+
+def _bits(k: CudaKernel, name: str) -> int:
+    """Of so many as they are stored."""
+    assert k.types is not None
+    return 8 * _width(k) * k.types.bytes(name)
+
+
+def _narrower(types: Types) -> tuple[int, ...]:
+    """Widths of vectors of other types, in kernels that look types up."""
+    return (16, 32, 64) if types.student == "any" else ()
