@@ -73,8 +73,8 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
-    """Two vectors of each of x, tau and f are on their way before the first is needed; one for sm_80, where ptxas orders
-    one kernel otherwise."""
+    """Two vectors of each of x, tau and f are on their way before the first is needed; on sm_80, where one kernel is
+    ordered otherwise, one."""
     wanted = 6 if k.arch >= CLUSTERS_FROM else 3
     if k.kernel in FLAGSHIPS and not k.general and k.in_flight < wanted:
         yield f"{k.in_flight} loads before the first use, {wanted} wanted"
