@@ -44,7 +44,7 @@ void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& st
   for (int64_t b = 0; b < batch; ++b) {
     if (!finite[b]) continue;
     L[b] = log_weight(options.divergence, L[b], options.alpha);
-    add(extremes, L[b]);
+    finite[b] = add(sums, extremes, L[b]);
   }
   for (int64_t b = 0; b < batch; ++b) {
     if (finite[b]) add_relative(sums, std::exp(L[b] - extremes.highest));
@@ -59,9 +59,8 @@ void given_weight_stats(int64_t batch, const double* h, double* stats) {
   Extremes extremes;
   for (int64_t b = 0; b < batch; ++b) {
     if (!is_finite(h[b])) continue;
-    sums.count += 1;
     add_relative(sums, h[b]);
-    add(extremes, h[b]);
+    add(sums, extremes, h[b]);
   }
   given_weight_stats(sums, extremes, batch, stats);
 }

@@ -1,6 +1,8 @@
 // A forward call as its kernels take it: raw pointers and the plan's numbers, by value.
 #pragma once
 
+#include <array>
+
 #include "fdkernels/fdiv.h"
 #include "fdkernels/plan_call.h"
 
@@ -56,6 +58,9 @@ struct Call {
 
 const void* cluster_kernel(Loads loads, bool general);
 const void* grid_kernel(Loads loads, bool general);
+
+// The kernels of the launches below, for a first call to load.
+std::array<const void*, 7> small_kernels();
 
 // h (B,), figures (null: none) and the normalizer's state, by one block.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);

@@ -13,7 +13,8 @@ namespace fdkernels::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
-constexpr int kTickets = 4096;  // of a device: one for each stream, and one for each call that is captured
+// Of a device: one for each call that is captured, and one for each stream, of which there is always room for some.
+constexpr int kTickets = 4096, kTicketsOfStreams = 512;
 
 // Zero when the module is loaded, on every device; it outlives streams and graphs.
 __device__ unsigned ticket_memory[kTickets][4];
@@ -48,8 +49,11 @@ int attribute(cudaDeviceAttr name, int device) {
 // Clusters of this size that are resident at a time, one block a multiprocessor; 0 where they cannot be scheduled.
 int active_clusters(int size, const DeviceLimits& limits) {
   if (size == 1) return limits.multiprocessors;
-  if (limits.capability < 90) return 0;
   const void* kernel = cluster_kernel(Loads::bf16, false);
+  // Code for older architectures knows of no clusters, also where the driver has compiled it for this device.
+  cudaFuncAttributes code{};
+  check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  if (limits.capability < 90 || code.ptxVersion < 90) return 0;
   const int64_t shared = limits.shared_per_block - kStaticShared;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -61,9 +65,10 @@ int active_clusters(int size, const DeviceLimits& limits) {
   config.attrs = &cluster;
   config.numAttrs = 1;
   int count = 0;
-  const bool known = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(shared)) == cudaSuccess &&
-                     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "shared memory");
+  // These may be refused for the size alone.
+  const bool known = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
                      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
   if (!known) cudaGetLastError();
   return known ? count : 0;
@@ -82,6 +87,11 @@ DeviceLimits ask(int device) {
   const double clock = 1e3 * attribute(cudaDevAttrMemoryClockRate, device);
   found.bandwidth = 2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
   if (found.bandwidth <= 0) found.bandwidth = 1e12;
+  // Loaded by now, in case that their first launch is captured.
+  for (const void* kernel : small_kernels()) {
+    cudaFuncAttributes code{};
+    check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+  }
   for (int i = 0; i < kClusterSizes; ++i) found.active_clusters[i] = active_clusters(1 << i, found);
   return found;
 }
@@ -126,7 +136,10 @@ void* current_stream(int device) {
 }
 
 void set_device(int device) {
-  check(cudaSetDevice(device), "cudaSetDevice");
+  const BesideCapture relaxed;  // a first call may load the module
+  int current = -1;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
 }
 
 unsigned* take_tickets(int device, void* stream) {
@@ -141,12 +154,14 @@ unsigned* take_tickets(int device, void* stream) {
     check(cudaGetSymbolAddress(&memory, ticket_memory), "cudaGetSymbolAddress");
     found.tickets = static_cast<unsigned*>(memory);
   }
-  const auto next = [&]() -> unsigned* { return found.taken < kTickets ? found.tickets + 4 * found.taken++ : nullptr; };
-  if (status != cudaStreamCaptureStatusNone) return next();
+  const auto next = [&](int most) -> unsigned* {
+    return found.taken < most ? found.tickets + 4 * found.taken++ : nullptr;
+  };
+  if (status != cudaStreamCaptureStatusNone) return next(kTickets - kTicketsOfStreams);
   unsigned long long id = 0;
   check(cudaStreamGetId(of, &id), "cudaStreamGetId");
   const auto [at, is_new] = found.by_stream.try_emplace(id, nullptr);
-  if (is_new) at->second = next();
+  if (is_new) at->second = next(kTickets);
   return at->second;
 }
 
@@ -165,7 +180,7 @@ void start(const Call& call, const Plan& plan, Loads loads, bool general, int de
       const BesideCapture relaxed;
       const auto shared = static_cast<int>(found.limits.shared_per_block - kStaticShared);
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
-      if (!grid && found.limits.capability >= 90) {
+      if (!grid && found.limits.active_clusters[kClusterSizes - 1] > 0) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
       }
       prepared = true;

@@ -80,6 +80,17 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 }  // namespace
 
+std::array<const void*, 7> small_kernels() {
+  const auto address = [](auto* kernel) { return reinterpret_cast<const void*>(kernel); };
+  return {address(fdiv_weight_kernel),
+          address(fdiv_count_kernel),
+          address(fdiv_empty_kernel),
+          address(fdiv_scale_kernel<float, float>),
+          address(fdiv_scale_kernel<double, double>),
+          address(fdiv_scale_kernel<Bf16, float>),
+          address(fdiv_scale_kernel<Half, float>)};
+}
+
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
   double* means = scratch + batch;
   const Weights to{h, scratch, means, reinterpret_cast<int*>(means + w.state.bins)};

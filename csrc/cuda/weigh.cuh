@@ -121,15 +121,14 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
     if (!is_finite(L)) continue;
     if (normalized) L -= ::log(to.means[to.bins[b]]);
     const double log_h = log_weight(w.options.divergence, L, w.options.alpha);
-    add(found, log_h);
-    to.h[b] = log_h;
+    to.h[b] = add(sums, found, log_h) ? log_h : NAN;
   }
   double extremes[2] = {-found.lowest, found.highest};
   group.template reduce<Max>(extremes);
   found = {-extremes[0], extremes[1]};
 
   for (int64_t b = group.thread(); b < batch; b += group.threads()) {
-    if (is_finite(to.h[b])) add_relative(sums, ::exp(to.h[b] - found.highest));
+    if (to.h[b] < INFINITY) add_relative(sums, ::exp(to.h[b] - found.highest));
   }
   double totals[6] = {sums.count, sums.clipped, sums.outside, sums.ratios, sums.total, sums.squares};
   group.template reduce<Add>(totals);
@@ -155,9 +154,8 @@ __device__ inline void store_given_weight_stats(const Weighting& w, int64_t batc
   for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
     const double h = given_weight(w, b);
     if (!is_finite(h)) continue;
-    sums.count += 1;
     add_relative(sums, h);
-    add(found, h);
+    add(sums, found, h);
   }
   double extremes[2] = {-found.lowest, found.highest};
   reduce_block<Max>(extremes, scratch);

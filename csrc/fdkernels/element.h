@@ -37,8 +37,8 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool wit
 // in them is nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all
 // masked. reach: sum of |scale c (f - tau)|.
 template <class T>
-FDK_HOST_DEVICE inline bool trustworthy(T distance, T energy, T gap, T reach) {
-  if (!(has_value(distance) && has_value(energy) && has_value(gap))) return false;
+FDK_HOST_DEVICE inline bool trustworthy(T energy, T gap, T reach) {
+  if (!(has_value(energy) && has_value(gap))) return false;
   return sizeof(T) == sizeof(double) || energy > T(1e-28) || reach == 0;
 }
 

@@ -316,16 +316,26 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
       }
       v += part.threads;
     }
-    if (trustworthy(sums.distance, sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap)) {
-      total.distance += sums.distance;
+    // Where x decides no result, only figures, it decides no bit of the loss either.
+    const bool sound = trustworthy(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
+    const bool as_they_are = sound && (has_value(sums.distance) || !p.dmd_scale);
+    if (as_they_are) {
       total.energy += sums.energy;
       total.gap += sums.gap;
+    }
+    if (as_they_are && has_value(sums.distance)) {
+      total.distance += sums.distance;
     } else {
+      Sums again;
       for (int v = first; v < last; v += part.threads) {
         for_elements<V>(part, v, [&](int at) {
-          add_carefully(total, element<Ty, kGeneral>(p, b, part.begin + at, with_error), with_error, p.dmd_scale);
+          add_carefully(again, element<Ty, kGeneral>(p, b, part.begin + at, with_error), with_error, p.dmd_scale);
         });
       }
+      total.distance += again.distance;
+      total.energy += as_they_are ? 0.0 : again.energy;
+      total.gap += as_they_are ? 0.0 : again.gap;
+      total.nonfinite = total.nonfinite || again.nonfinite;
     }
     total.kept += sums.kept;
   }

@@ -44,7 +44,6 @@ FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const Ratio
 
 FDK_HOST_DEVICE inline void add(WeightSums& sums, const LogRatio& ratio) {
   if (!ratio.finite) return;
-  sums.count += 1;
   sums.clipped += ratio.clipped;
   sums.outside += ratio.outside;
   sums.ratios += ratio.r;
@@ -56,9 +55,13 @@ FDK_HOST_DEVICE inline float updated_mean(float old, double ratio_sum, double co
   return static_cast<float>(decay * static_cast<double>(old) + (1 - decay) * (ratio_sum / count));
 }
 
-FDK_HOST_DEVICE inline void add(Extremes& extremes, double log_h) {
+// Step 4. A weight that overflows, as by a state that holds a bin's mean of 0, drops its sample: false.
+FDK_HOST_DEVICE inline bool add(WeightSums& sums, Extremes& extremes, double log_h) {
+  if (!(log_h < INFINITY)) return false;
+  sums.count += 1;
   extremes.lowest = ::fmin(extremes.lowest, log_h);
   extremes.highest = ::fmax(extremes.highest, log_h);
+  return true;
 }
 
 FDK_HOST_DEVICE inline void add_relative(WeightSums& sums, double relative) {

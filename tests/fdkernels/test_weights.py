@@ -104,3 +104,17 @@ def test_the_weights_of_the_loss_are_these(backend):
     weight = on_device(fdk.fdiv_weight)(case.logits, case.t, divergence="kl", backend=backend)
     given = case.but(logits=None, t=None, weight=weight)
     torch.testing.assert_close(case.run(backend).grad, given.run(backend).grad, rtol=3e-7, atol=0)
+
+
+@pytest.mark.backends("reference", "native")
+def test_a_state_without_mass_drops_its_samples_alone(backend):
+    """A bin's mean of 0, which no update gives: the weights that overflow are NaN, the others as without them."""
+    normalizer = fdk.RatioNormalizer(2).eval()
+    with torch.no_grad():
+        normalizer.mean.copy_(torch.tensor([0.0, 2.0]))
+    logits, t = torch.tensor([0.5, 1.0, -0.5]), torch.tensor([0.1, 0.9, 0.8])
+    options = {"divergence": "kl", "backend": backend}
+    weight = on_device(fdk.fdiv_weight)(logits, t, normalizer=normalizer, **options)
+    expected = on_device(fdk.fdiv_weight)(logits[1:], t[1:], normalizer=normalizer, **options)
+    assert weight[0].isnan()
+    torch.testing.assert_close(weight[1:], expected, rtol=1e-6, atol=0)

@@ -12,7 +12,7 @@ import torch
 import fdkernels as fdk
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.arguments import FdivArguments
-from tests.cases import make, normalizer
+from tests.cases import make, normalizer, same_bits
 from tests.fdkernels.test_triton_schedules import OPTIONS, held_out
 from tests.host.run import Team, forward
 
@@ -141,6 +141,18 @@ def test_a_fake_score_that_is_the_teacher(native):
     case = held_out(OPTIONS["plain"])
     outcome = case.but(fake=case.teacher.clone()).run(native, stats=True)
     assert outcome.loss == 0 and not outcome.grad.any() and outcome.stats.relative_gap == 0
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_figures_change_no_bit_of_the_loss(native, value):
+    """Without the dmd scale x enters figures alone, whatever it is."""
+    case = held_out(OPTIONS["no scale"])
+    student = case.student.clone()
+    student[2].view(-1)[5] = value
+    case = case.but(student=student)
+    plain, with_figures = case.run(native), case.run(native, stats=True)
+    assert same_bits(plain.loss, with_figures.loss) and same_bits(plain.grad, with_figures.grad)
+    assert with_figures.stats.nonfinite_samples == 0
 
 
 def test_coefficients_beyond_float32(native):
