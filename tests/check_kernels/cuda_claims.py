@@ -73,9 +73,10 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
-    """Two vectors of each of x, tau and f are on their way before the first is needed; of float16 one, since ptxas orders
-    some of its kernels otherwise."""
-    wanted = 3 if k.types is not None and k.types.student == "f16" else 6
+    """Two vectors of each of x, tau and f are on their way before the first is needed; one on sm_80 and of float16,
+    where ptxas orders some kernels otherwise."""
+    two = k.arch >= CLUSTERS_FROM and not (k.types is not None and k.types.student == "f16")
+    wanted = 6 if two else 3
     if k.kernel in FLAGSHIPS and not k.general and k.in_flight < wanted:
         yield f"{k.in_flight} loads before the first use, {wanted} wanted"
 
