@@ -283,6 +283,21 @@ struct Outputs {
   }
 };
 
+// The backwards, around what scales a gradient into another tensor, or into itself.
+using ScaleInto = void(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out);
+
+template <ScaleInto* kScale>
+Tensor fdiv_backward_op(Tensor gradient, Tensor upstream, Tensor unscale) {
+  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type(), gradient);
+  kScale(gradient, upstream, unscale, out);
+  return out;
+}
+
+template <ScaleInto* kScale>
+void fdiv_backward_in_place_op(Tensor gradient, Tensor upstream, Tensor unscale) {
+  kScale(gradient, upstream, unscale, gradient);
+}
+
 // A backward's operands: whether upstream has a value for each sample, after the shapes have been checked.
 inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
   STD_TORCH_CHECK(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),

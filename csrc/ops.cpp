@@ -115,21 +115,11 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
                                  elements_per_sample(gradient), factor.data(), per_sample, out.data_ptr(), threads());
 }
 
-Tensor fdiv_backward(Tensor gradient, Tensor upstream, Tensor unscale) {
-  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type(), gradient);
-  scale_into(gradient, upstream, unscale, out);
-  return out;
-}
-
-void fdiv_backward_(Tensor gradient, Tensor upstream, Tensor unscale) {
-  scale_into(gradient, upstream, unscale, gradient);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fdkernels, CPU, m) {
   m.impl("fdiv_native", TORCH_BOX((&fdiv_op<&fdiv>)));
   m.impl("fdiv_weight_native", TORCH_BOX((&fdiv_weight_op<&fdiv_weight>)));
-  m.impl("fdiv_backward_native", TORCH_BOX(&fdiv_backward));
-  m.impl("fdiv_backward_native_", TORCH_BOX(&fdiv_backward_));
+  m.impl("fdiv_backward_native", TORCH_BOX(&fdiv_backward_op<&scale_into>));
+  m.impl("fdiv_backward_native_", TORCH_BOX(&fdiv_backward_in_place_op<&scale_into>));
 }

@@ -17,10 +17,6 @@ namespace {
 
 constexpr int kBlock = 512;
 
-inline bool is_finite(double v) {
-  return v - v == 0;
-}
-
 inline float magnitude(float v) {
   return __builtin_fabsf(v);
 }

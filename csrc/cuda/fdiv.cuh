@@ -76,11 +76,7 @@ __device__ inline double count_kept(const Call& call, Scratch& scratch) {
   if (call.counts != nullptr) {
     for (int i = threadIdx.x; i < call.count_parts; i += blockDim.x) kept[0] += call.counts[i];
   } else {
-    const uint8_t* data = static_cast<const uint8_t*>(mask.data);
-    for (int64_t j = threadIdx.x; j < rows * mask.entries; j += blockDim.x) {
-      const int64_t row = divided(j, mask.entries);
-      kept[0] += data[row * mask.batch_stride + j - row * mask.entries] != 0;
-    }
+    kept[0] = static_cast<double>(kept_entries(mask, rows, threadIdx.x, blockDim.x));
   }
   reduce_block<Add>(kept, scratch);
   return kept[0] * static_cast<double>(call.p.elements / mask.entries) * static_cast<double>(call.p.batch / rows);
@@ -291,23 +287,29 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
 
 // ---- the combinations that are compiled: 12 a schedule
 
-#define FDK_KERNEL_TABLE(kernel)                                                                               \
-  switch (loads) {                                                                                             \
-    case Loads::bf16:                                                                                          \
-      return pick(kernel<Types<Bf16, Bf16, float>, false>, kernel<Types<Bf16, Bf16, float>, true>);            \
-    case Loads::f16:                                                                                           \
-      return pick(kernel<Types<Half, Half, float>, false>, kernel<Types<Half, Half, float>, true>);            \
-    case Loads::f32:                                                                                           \
-      return pick(kernel<Types<float, float, float>, false>, kernel<Types<float, float, float>, true>);        \
-    case Loads::bf16_f32:                                                                                      \
-      return pick(kernel<Types<Bf16, float, float>, false>, kernel<Types<Bf16, float, float>, true>);          \
-    case Loads::f16_f32:                                                                                       \
-      return pick(kernel<Types<Half, float, float>, false>, kernel<Types<Half, float, float>, true>);          \
-    case Loads::any_f32:                                                                                       \
-      return general ? reinterpret_cast<const void*>(kernel<Types<AnyType, AnyType, float>, true>) : nullptr;  \
-    case Loads::any_f64:                                                                                       \
-      return general ? reinterpret_cast<const void*>(kernel<Types<AnyType, AnyType, double>, true>) : nullptr; \
-  }                                                                                                            \
+using Kernel = void(Call);
+
+inline const void* pick(bool general, Kernel* plain, Kernel* other) {
+  return reinterpret_cast<const void*>(general ? other : plain);
+}
+
+#define FDK_KERNEL_TABLE(kernel)                                                                                 \
+  switch (loads) {                                                                                               \
+    case Loads::bf16:                                                                                            \
+      return pick(general, kernel<Types<Bf16, Bf16, float>, false>, kernel<Types<Bf16, Bf16, float>, true>);     \
+    case Loads::f16:                                                                                             \
+      return pick(general, kernel<Types<Half, Half, float>, false>, kernel<Types<Half, Half, float>, true>);     \
+    case Loads::f32:                                                                                             \
+      return pick(general, kernel<Types<float, float, float>, false>, kernel<Types<float, float, float>, true>); \
+    case Loads::bf16_f32:                                                                                        \
+      return pick(general, kernel<Types<Bf16, float, float>, false>, kernel<Types<Bf16, float, float>, true>);   \
+    case Loads::f16_f32:                                                                                         \
+      return pick(general, kernel<Types<Half, float, float>, false>, kernel<Types<Half, float, float>, true>);   \
+    case Loads::any_f32:                                                                                         \
+      return pick(general, nullptr, kernel<Types<AnyType, AnyType, float>, true>);                               \
+    case Loads::any_f64:                                                                                         \
+      return pick(general, nullptr, kernel<Types<AnyType, AnyType, double>, true>);                              \
+  }                                                                                                              \
   return nullptr;
 
 }  // namespace fdkernels::cuda

@@ -4,9 +4,6 @@
 namespace fdkernels::cuda {
 
 const void* grid_kernel(Loads loads, bool general) {
-  const auto pick = [general](auto* plain, auto* other) {
-    return reinterpret_cast<const void*>(general ? other : plain);
-  };
   FDK_KERNEL_TABLE(fdiv_grid_kernel)
 }
 

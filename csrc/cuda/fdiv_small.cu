@@ -6,8 +6,7 @@ namespace fdkernels::cuda {
 
 namespace {
 
-// One block: logits (B, H) -> h (B,), figures (7,), and the normalizer's new state. means and bins: (bins,), (B,)
-// scratch.
+// One block: logits (B, H) -> h (B,), figures (7,), and the normalizer's new state; the rest of `to` is scratch.
 __global__ void __launch_bounds__(kMaxThreads, 1)
     fdiv_weight_kernel(const __grid_constant__ Weighting w, int64_t batch, const __grid_constant__ Weights to,
                        double* stats) {
@@ -25,14 +24,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 __global__ void __launch_bounds__(kMaxThreads, 1)
     fdiv_count_kernel(const __grid_constant__ Table mask, int64_t rows, double* counts) {
   __shared__ Scratch scratch;
-  const uint8_t* data = static_cast<const uint8_t*>(mask.data);
-  const int64_t total = rows * mask.entries, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  int64_t found = 0;
-  for (int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; j < total; j += step) {
-    const int64_t row = divided(j, mask.entries);
-    found += data[row * mask.batch_stride + j - row * mask.entries] != 0;
-  }
-  double kept[1] = {static_cast<double>(found)};
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  double kept[1] = {static_cast<double>(kept_entries(mask, rows, first, step))};
   reduce_block<Add>(kept, scratch);
   if (threadIdx.x == 0) counts[blockIdx.x] = kept[0];
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "fdiv.h"
+#include "numbers.h"
 
 namespace fdkernels {
 
@@ -15,20 +16,16 @@ struct Element {
   bool keep = true;
 };
 
-FDK_HOST_DEVICE inline bool has_value(double v) {
-  return v - v == 0;
-}
-
 // with_error: whether x was read; dmd_scale: whether a result depends on it.
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool with_error, bool dmd_scale) {
   const double d = e.c * (e.f - e.tau);
-  bool finite = has_value(e.tau) && has_value(e.f) && has_value(e.c) && has_value(e.scale);
-  if (e.keep || has_value(d)) sums.gap += ::fabs(d);
+  bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.scale);
+  if (e.keep || is_finite(d)) sums.gap += ::fabs(d);
   if (e.keep) sums.energy += e.scale * d * e.scale * d;
   if (with_error) {
     const double error = e.x - (e.a * e.noisy + e.c * e.tau);
-    if (e.keep || has_value(error)) sums.distance += ::fabs(error);
-    if (dmd_scale) finite = finite && has_value(e.x) && has_value(e.noisy) && has_value(e.a);
+    if (e.keep || is_finite(error)) sums.distance += ::fabs(error);
+    if (dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
   }
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
 }
@@ -38,7 +35,7 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool wit
 // masked. reach: sum of |scale c (f - tau)|.
 template <class T>
 FDK_HOST_DEVICE inline bool trustworthy(T energy, T gap, T reach) {
-  if (!(has_value(energy) && has_value(gap))) return false;
+  if (!(is_finite(energy) && is_finite(gap))) return false;
   return sizeof(T) == sizeof(double) || energy > T(1e-28) || reach == 0;
 }
 

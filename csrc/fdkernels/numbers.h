@@ -1,4 +1,4 @@
-// Numbers as they are stored: half precision to float and back, for host and device.
+// Numbers: which are finite, and half precision to float and back; for host and device.
 //
 // In an unnamed namespace: the CPU's kernels compile this once per instruction set, and a function shared between those
 // could be linked from the widest one into the path of a processor that lacks it.
@@ -25,6 +25,11 @@ struct Half {
 };
 
 namespace {
+
+template <class T>
+FDK_HOST_DEVICE inline bool is_finite(T v) {
+  return v - v == 0;
+}
 
 FDK_HOST_DEVICE inline float bf16_to_float(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);

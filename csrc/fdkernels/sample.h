@@ -184,8 +184,8 @@ FDK_HOST_DEVICE inline void gather_one(const Problem& p, int64_t b, const Part& 
       const bool kept = bits >> k & 1;
       sums.kept += kept;
       sums.reach += magnitude(direction[k]);
-      if (kept || has_value(gap[k])) sums.gap += magnitude(gap[k]);
-      if (kept || has_value(error[k])) sums.distance += magnitude(error[k]);
+      if (kept || is_finite(gap[k])) sums.gap += magnitude(gap[k]);
+      if (kept || is_finite(error[k])) sums.distance += magnitude(error[k]);
     }
   }
   if (at / V < part.held) keep<V>(hold, part.held, at, direction);
@@ -318,12 +318,12 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
     }
     // Where x decides no result, only figures, it decides no bit of the loss either.
     const bool sound = trustworthy(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
-    const bool as_they_are = sound && (has_value(sums.distance) || !p.dmd_scale);
+    const bool as_they_are = sound && (is_finite(sums.distance) || !p.dmd_scale);
     if (as_they_are) {
       total.energy += sums.energy;
       total.gap += sums.gap;
     }
-    if (as_they_are && has_value(sums.distance)) {
+    if (as_they_are && is_finite(sums.distance)) {
       total.distance += sums.distance;
     } else {
       Sums again;
@@ -360,7 +360,7 @@ FDK_HOST_DEVICE inline void scatter_one(const Problem& p, int64_t b, const Part&
   }
   // Of a dropped sample 0, whatever the direction is; of a masked element too, whose direction is 0, but not times NaN.
   unsigned kept = coefficient == 0 ? 0u : ~0u;
-  if (kGeneral && !has_value(coefficient)) kept = kept_bits<W>(p.mask, b, i);
+  if (kGeneral && !is_finite(coefficient)) kept = kept_bits<W>(p.mask, b, i);
 #pragma unroll
   for (int k = 0; k < W; ++k) direction[k] = kept >> k & 1 ? coefficient * direction[k] : T(0);
   write<typename Ty::Student>(p.gradient, p.student.dtype, b * p.elements + i, direction);

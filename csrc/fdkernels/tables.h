@@ -46,6 +46,17 @@ FDK_HOST_DEVICE inline unsigned kept_bits(const Table& mask, int64_t b, int64_t 
   return bits;
 }
 
+// How many of a mask's entries, first, first + step, ... over all rows, are kept.
+FDK_HOST_DEVICE inline int64_t kept_entries(const Table& mask, int64_t rows, int64_t first, int64_t step) {
+  const uint8_t* data = static_cast<const uint8_t*>(mask.data);
+  int64_t kept = 0;
+  for (int64_t j = first; j < rows * mask.entries; j += step) {
+    const int64_t row = divided(j, mask.entries);
+    kept += data[row * mask.batch_stride + j - row * mask.entries] != 0;
+  }
+  return kept;
+}
+
 FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t i) {
   double value = 0;
   for_entries<1>(table, i, [&](int, int64_t entry) { value = table_entry(table, b, entry); });

@@ -128,14 +128,6 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
   });
 }
 
-template <class Stored, class T>
-FDK_HOST_DEVICE inline T read_one(const Images& images, int64_t b, int64_t i) {
-  T value{};
-  with_type<Stored>(images.dtype,
-                    [&](auto type) { value = static_cast<T>(number(*vector_at<decltype(type), 1>(images, b, i))); });
-  return value;
-}
-
 // Elements [i, i + W) of sample b: one, or a whole, aligned vector.
 template <class Stored, int W, class T>
 FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, T (&out)[W]) {

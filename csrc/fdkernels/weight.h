@@ -6,12 +6,9 @@
 #pragma once
 
 #include "fdiv.h"
+#include "numbers.h"
 
 namespace fdkernels {
-
-FDK_HOST_DEVICE inline bool is_finite(double v) {
-  return v - v == 0;
-}
 
 // Steps 1 and 2 of one sample.
 struct LogRatio {

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 LONGEST_OUTPUT = 100_000  # characters kept of one child
 NOT_INHERITED = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "FDKERNELS_TEST_DEVICE")  # of a test run that runs the check
-# A process group of its own, to end it with its children; in this session, so that whoever ends that ends it too.
+# A process group of its own, to end it with its children; closing the parent's terminal ends it too.
 OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 _running: set[subprocess.Popen[bytes]] = set()
