@@ -1,7 +1,8 @@
 # make demo   set everything up, train a one-step student of handwritten digits, say where the report is
 # make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them; WORKERS=0 for one process)
 # make lint   ruff, mypy, clang-format
-# make bench  the CPU rows of the benchmark (BENCH_ARGS="--json rows.json")
+# make bench  the benchmark's quick choice, on two cores within two minutes (BENCH_ARGS="--html speed.html")
+# make readme-figures  the README's figures and tables of speed, from benchmarks/results
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
 # make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_ROOTS := fdkernels python benchmarks tests setup.py
 
-.PHONY: demo test lint bench build check-kernels gpu-check format FORCE
+.PHONY: demo test lint bench readme-figures build check-kernels gpu-check format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -47,6 +48,9 @@ lint: $(VENV)/.stamp-build
 
 bench: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+readme-figures: $(VENV)/.stamp-build
+	$(BIN)/python -m benchmarks.figures
 
 build: $(VENV)/.stamp-build
 

@@ -1,1 +1,6 @@
-"""`python -m benchmarks`: fdkernels against the peers' eager chains, torch.compile of them, and the streaming limit."""
+"""`python -m benchmarks`: fdkernels against the peers' chains, eager and compiled, and the machine's bandwidth."""
+
+import os
+
+# The profiler announces each start and stop on stderr, in the middle of the tables.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -3,82 +3,281 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
+import shlex
+import sys
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.fdiv import DTYPES, SHAPES, Row, measure
-from benchmarks.setting import cpu_name
+from benchmarks import comparisons, terminal
+from benchmarks.formulas import FORMULAS, OPS
+from benchmarks.measure import Options, Skipped
+from benchmarks.run import run
+from benchmarks.setting import setting_of_run
+from benchmarks.shapes import DTYPES, GROUPS, SHAPES, Case
+from benchmarks.variants import COMPILE_MODES, MODES
+from fdkernels import backends
+from fdkernels.checks import did_you_mean
 
-HEADER = (
-    f"{'variant':22} {'median ms':>10} {'95 % interval':>19} {'GB/s':>6} {'× stream':>9} "
-    f"{'× eager':>8} {'× compile':>10} {'grad error':>11}"
-)
+# (formulas, shapes, dtypes), the most telling first, for whoever names nothing.
+Named = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+QUICK: dict[str, tuple[Named, ...]] = {
+    "cpu": (
+        (("fastgen",), ("cifar", "pixels512", "wan2"), ("fp32", "bf16")),
+        (("weight",), ("cifar",), ("fp32",)),
+        (("dmd2_latent",), ("sdxl",), ("fp32",)),
+        (("self_forcing",), ("wan",), ("bf16",)),
+        (("dmd2_pixel",), ("imagenet64",), ("fp32",)),
+    ),
+    "cuda": (
+        (("fastgen",), ("cifar", "sdxl", "wan", "pixels512", "cifar_large", "pixels512_large"), ("bf16", "fp32")),
+        (("weight",), ("cifar", "cifar_large"), ("fp32",)),
+        (("dmd2_latent",), ("sdxl", "sdxl_large"), ("bf16", "fp32")),
+        (("self_forcing",), ("wan", "wan_large"), ("bf16",)),
+        (("dmd2_pixel",), ("imagenet64", "pixels1024_large"), ("fp32",)),
+    ),
+}
+QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
+KERNELS = ("native", "triton")
+PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
+EXAMPLES = """examples:
+  python -m benchmarks                                        a quick choice of everything
+  python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
+  python -m benchmarks --shapes 8,4,128,128 16,3,64,64 --baseline fastgen --mode eager,compile,max-autotune
+  python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse
+  python -m benchmarks --compare old.json new.json            the same, without a run
+"""
+# Arguments that say where to write, not what is measured: they are left out of the report.
+WHERE = ("--json", "--html", "--compare")
+
+NamedShape = tuple[str, tuple[int, ...]]
 
 
-def format_row(row: Row) -> str:
-    interval = f"{row.low_ms:.4g} – {row.high_ms:.4g}"
-    compiled = "" if row.x_compile is None else f"{row.x_compile:.2f}"
-    error = "" if row.gradient_error is None else f"{row.gradient_error:.1e}"
-    return (
-        f"{row.variant:22} {row.median_ms:10.4g} {interval:>19} {row.gb_per_s:6.1f} {row.x_stream:9.2f} "
-        f"{row.x_eager:8.2f} {compiled:>10} {error:>11}"
-    )
+def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
+    names = tuple(known)
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise argparse.ArgumentTypeError(f"unknown {what} {name!r}{hint}; known: {', '.join(names)}")
+        return found
+
+    return parse
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(part) for part in text.split("x"))
-    if len(shape) < 2 or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected a shape like 8x3x512x512, got {text!r}")
-    return shape
+def shapes(text: str) -> list[NamedShape]:
+    """Names, or one shape's sizes."""
+    parts = text.replace("x", ",").split(",") if text[:1].isdecimal() else text.split(",")
+    if parts[0][:1].isdecimal():
+        sizes = tuple(int(part) if part.isdecimal() else 0 for part in parts)
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected two sizes or more, of at least 1, as in 8,4,128,128; got {text!r}"
+            )
+        return [(",".join(map(str, sizes)), sizes)]
+    named = choice_of("shape", (*SHAPES, *GROUPS))(text)
+    names = [name for each in named for name in GROUPS.get(each, (each,))]
+    return [(name, SHAPES[name].sizes) for name in names]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--shapes", type=parse_shape, nargs="+", default=SHAPES, help="default: %(default)s")
-    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
-    parser.add_argument("--backend", default="auto", help="of fdkernels")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=None, help="default: torch's")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile of the peer out")
-    parser.add_argument("--json", type=Path, default=None, metavar="F", help="write the rows there too")
-    options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+def number(kind: type, least: float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least:g}, got {text!r}")
+        return value
+
+    return parse
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="fdkernels against the peers' chains, eager and compiled, and against the machine's bandwidth."
+        " A list is separated by commas or blanks.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("ops", nargs="*", type=choice_of("op", OPS), metavar="op", help=f"of {', '.join(OPS)}; default: all")
+    add("--shapes", nargs="+", type=shapes, metavar="SHAPE", help=f"{', '.join(SHAPES)}, a group of them"
+        f" ({', '.join(GROUPS)}), or sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
+    add("--dtype", nargs="+", type=choice_of("dtype", DTYPES), metavar="DTYPE", help=f"of {', '.join(DTYPES)}; all")
+    add("--backend", nargs="+", type=choice_of("backend", ("auto", *backends.BACKENDS)), metavar="BACKEND",
+        help=f"of auto, {', '.join(backends.BACKENDS)}; default: what the device has of native and triton")  # fmt: skip
+    add("--baseline", nargs="+", type=choice_of("baseline", (*PEERS, "none")), metavar="NAME",
+        help=f"the peer whose formula is timed, ours and theirs: {', '.join(PEERS)}; none: fastgen's, ours alone."
+        " Default: those that are trained at a shape")  # fmt: skip
+    add("--mode", nargs="+", type=choice_of("mode", MODES), metavar="MODE",
+        help=f"of the baselines: {', '.join(MODES)} (slow to compile on a CPU); default: eager,compile")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add("--rounds", type=number(int, 1), help="default: 40 on a CPU, 30 on a GPU")
+    add("--case-seconds", type=number(float, 0), default=6.0, metavar="S",
+        help="of a case's rounds on a CPU, which then end early (%(default)s)")  # fmt: skip
+    add("--seconds", type=number(float, 0), metavar="S", help="after which no case is begun; default: no limit, but"
+        f" {QUICK_SECONDS['cpu']:g} for the quick choice on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
+    add("--threads", type=number(int, 1), help="default: torch's")
+    add("--json", type=Path, metavar="F", help="write the report there")
+    add("--html", type=Path, metavar="F", help="write a page there")
+    add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
+        " two without a run. Exit code 1 where a row of fdkernels is worse beyond the noise")  # fmt: skip
+    add("--tolerance", type=number(float, 0), default=0.1, metavar="PART",
+        help="of a time, which intervals have to be apart by as well for --compare (%(default)s)")  # fmt: skip
+    return parser
+
+
+def flat(lists: Sequence[list[Any]] | None) -> list[Any]:
+    return list(dict.fromkeys(item for found in lists or () for item in found))
+
+
+def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
+    """The cases that are asked for, formula by formula."""
+    ops, baselines = flat(given.ops), flat(given.baseline)
+    peers = ["fastgen"] if baselines == ["none"] else [name for name in baselines if name != "none"]
+    if baselines and "fused_fdiv_loss" not in (ops or OPS):
+        error(f"--baseline: the peers of {ops[0]} are fixed")
+    found: list[Case] = []
+    if given.shapes is None and given.dtype is None and not baselines:
+        for formula_names, shape_names, dtypes in QUICK[device]:
+            chosen = [FORMULAS[name] for name in formula_names if not ops or FORMULAS[name].op in ops]
+            found += [f.case(s, SHAPES[s].sizes, d) for f in chosen for s in shape_names for d in dtypes]
+        return found
+    quick_names = [name for _, names, _ in QUICK[device] for name in names]
+    shape_list = flat(given.shapes) or flat([shapes(name) for name in quick_names])
+    for name, formula in FORMULAS.items():
+        if (ops and formula.op not in ops) or (baselines and name not in peers):
+            continue
+        for shape_name, sizes in shape_list:
+            why_not = formula.why_not(sizes)
+            if why_not is not None and name in peers:
+                error(f"--shapes {shape_name}: {why_not}")
+            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
+            if name in peers or (not peers and (formula.op == "fdiv_weight" or name in natural)):
+                found += [formula.case(shape_name, sizes, dtype) for dtype in flat(given.dtype) or DTYPES]
+    return list(dict.fromkeys(found))
+
+
+def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[str]:
+    asked = flat(given.backend)
+    if not asked:
+        usable = [name for name in KERNELS if backends.unavailable(name, device) is None]
+        # Triton on a CPU is its interpreter: for tests, not for timing.
+        return [name for name in usable if (name, device) != ("triton", "cpu")] or ["reference"]
+    for name in asked:
+        reason = None if name == "auto" else backends.unavailable(name, device)
+        if reason is not None:
+            error(f"--backend {name}: not available on {device}: {reason}")
+    return list(dict.fromkeys(backends.choose(name, device) for name in asked))
+
+
+def command(arguments: Sequence[str]) -> str:
+    """What was measured, as a command, without the files it wrote."""
+    kept, skipping = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            skipping = argument.split("=")[0] in WHERE
+        if not skipping:
+            kept.append(argument)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
+def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> list[comparisons.Report]:
+    """The reports of --compare, and that the others can be written, before minutes are spent."""
+    for name, path in (("--json", given.json), ("--html", given.html)):
+        if path is not None and not path.parent.is_dir():
+            error(f"{name} {path}: there is no folder {path.parent}")
+    if given.html is not None:
+        try:
+            import benchmarks.page  # noqa: F401
+        except ImportError as failure:
+            error(f"--html: {failure} (pip install 'fdkernels[train]')")
+    if len(given.compare or ()) > 2:
+        error(f"--compare: expected OLD.json or OLD.json NEW.json, got {len(given.compare)} files")
+    try:
+        return [comparisons.load(path) for path in given.compare or ()]
+    except ValueError as failure:
+        error(f"--compare: {failure}")
+
+
+def finish(report: comparisons.Report, given: argparse.Namespace, old: comparisons.Report | None) -> int:
+    """Write the page, compare, and tell the exit code."""
+    if given.html is not None:
+        from benchmarks import page
+
+        page.write(report, given.html)
+    code = 0
+    for row in report["rows"]:
+        if row["ours"] and row["wrong"]:
+            print(f"fdkernels is wrong: {row['variant']}, {row['shape_name']} {row['dtype']}: {row['wrong_because']}")
+            code = 1
+    if old is not None:
+        verdict = comparisons.changed(old, report, given.tolerance)
+        print(f"\nagainst {given.compare[0]}\n{terminal.report_changes(verdict, given.tolerance)}")
+        code = 1 if verdict.regressions else code
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = command_line()
+    given = parser.parse_args(arguments)
+    old = check_files(given, parser.error)
+    if len(old) == 2:
+        return finish(old[1], given, old[0])
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     # Two videos are the shape under test; what a batch of two does to the weights is not.
     warnings.filterwarnings("ignore", message="normalize_weight over")
+    cases = cases_of(given, device, parser.error)
+    if not cases:
+        parser.error("nothing to time: no formula of these ops is trained at these shapes; name it with --baseline")
+    alone = flat(given.baseline) == ["none"]
+    modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or ("eager", "compile")]
+    options = Options(
+        device, backends_of(given, device, parser.error), modes,
+        given.rounds or (40 if device == "cpu" else 30), given.case_seconds,
+    )  # fmt: skip
+    quick = given.shapes is None and given.dtype is None and given.baseline is None
+    seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if quick else math.inf
+    compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
+    here = setting_of_run(device, command(arguments), compile_modes)
+    print(introduction(here, len(cases)))
+    missing = [Skipped(name, f"unavailable: {why}") for name in KERNELS if (why := backends.unavailable(name, device))]
+    unavailable = [] if given.backend or device == "cpu" else missing
+    report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=unavailable)
+    for each in report["skipped"]:
+        print(f"skipped {each['what']}: {each['why']}")
+    print("", *terminal.summary(report["comparisons"]), sep="\n")
+    return finish(report, given, old[0] if old else None)
 
-    setting = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "compile": None if options.no_compile else "torch.compile default mode, dynamic=False, forward and backward",
-    }
-    print(", ".join(f"{key}: {value}" for key, value in setting.items()))
-    if os.getloadavg()[0] > 0.5:
-        print("other work is running on this machine: take these figures for a test run, not for a measurement")
-    print("fused_fdiv_loss, js with normalizer, dmd scale, forward + backward; peer: FastGen's chain (weight + loss)")
-    print("× stream: time over the streaming limit's (addcmul, 3 reads + 1 write), lower is better")
-    print("× eager, × compile: how many times faster than these; below 1 is slower")
-    rows: list[Row] = []
-    for shape in options.shapes:
-        for dtype in options.dtypes:
-            found = measure(
-                shape, dtype, backend=options.backend, rounds=options.rounds, compiled=not options.no_compile
-            )
-            sets = found[0].input_sets
-            residence = "in cache" if sets == 1 else f"{sets} input sets in rotation, beyond the cache"
-            print(f"\n{'×'.join(map(str, shape))} {dtype}, {residence}\n{HEADER}")
-            print("\n".join(format_row(row) for row in found), flush=True)
-            rows += found
-    if options.json is not None:
-        options.json.write_text(json.dumps({"setting": setting, "rows": [row.as_dict() for row in rows]}, indent=1))
-        print(f"\n{options.json}")
+
+def introduction(here: dict[str, Any], count: int) -> str:
+    names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit", "load_average")
+    lines = [", ".join(f"{name.replace('_', ' ')} {here[name]}" for name in names if here.get(name) is not None)]
+    if here["load_average"] > 0.5 and here["kind"] == "cpu":
+        lines.append("Other work runs on this machine: take these figures for a test run, not for a measurement.")
+    lines.append(
+        f"{count} cases, forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant,"
+        " with its interval"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `python -m benchmarks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

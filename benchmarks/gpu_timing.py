@@ -1,18 +1,14 @@
-"""How calls are timed and counted on a GPU; on the CPU the same functions take this process's own time."""
+"""How calls are timed on a GPU; on the CPU the same functions take this process's own time."""
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import Timing, summarize
 
@@ -120,27 +116,14 @@ def call_timings(
     }
 
 
-def traced(function: Callable[[], object]) -> list[dict[str, Any]]:
-    """The kernels, copies and fills that a function runs on the GPU, in their order: {name, us} each.
-
-    Its first use leaves hooks in the process that later launches pay for: time first, trace afterwards.
-    """
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+def syncs(function: Callable[[], object]) -> bool:
+    """Whether a function, called before, makes the host wait for the GPU (or fails)."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         function()
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        trace.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    work = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    return [{"name": event["name"], "us": event["dur"]} for event in sorted(work, key=lambda event: event["ts"])]
-
-
-def extra_memory(function: Callable[[], object]) -> int:
-    """Peak bytes that a call allocates beside what is there."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    return torch.cuda.max_memory_allocated() - before
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False

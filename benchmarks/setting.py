@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import fdkernels
+from benchmarks.timing import WARM_UP
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
@@ -29,7 +30,7 @@ def setting(device: str) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "triton": version("triton"),
         "numpy": version("numpy"),
@@ -39,6 +40,36 @@ def setting(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     return found | gpu() if device == "cuda" else found
+
+
+def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[str, Any]:
+    """What a report says of its run."""
+    found = {"driver": None, "cuda": None} | setting(device)
+    return {
+        **found,
+        "kind": device,
+        "threads": torch.get_num_threads(),
+        "clocks": clocks(device),
+        "command": command,
+        "load_average": round(os.getloadavg()[0], 2),
+        "compile_modes": compile_modes,
+        "warm_up": f"{WARM_UP} calls of each variant",
+    }
+
+
+def clocks(device: str) -> str | None:
+    """At this moment; what Linux reports of a virtual machine's CPU is often nominal."""
+    if device == "cuda":
+        return gpu_clocks(gpu()["nvidia_smi"])
+    found = [float(value) for value in re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo(), re.MULTILINE)]
+    return f"{min(found):.0f} to {max(found):.0f} MHz" if found else None
+
+
+def gpu_clocks(asked: dict[str, str] | None) -> str | None:
+    if not asked:
+        return None
+    now = {name: f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem")}
+    return f"sm {now['sm']}, memory {now['mem']}"
 
 
 def gpu() -> dict[str, Any]:
@@ -59,10 +90,13 @@ def gpu() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*: (.*)$", cpuinfo(), re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def cpuinfo() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
 
 
 def version(package: str) -> str | None:

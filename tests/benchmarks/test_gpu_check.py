@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 import fdkernels as fdk
-from benchmarks import gpu
-from benchmarks.gpu_timing import Copy
 from tests.gpu_check import __main__ as check
-from tests.gpu_check import children, profiling, sanitize, small_cases, suite
+from tests.gpu_check import bench, children, profiling, sanitize, small_cases, suite
 from tests.gpu_check.children import ROOT, Done
 from tests.gpu_check.stage import PLAN, Options, Stage
 
@@ -86,8 +84,9 @@ def test_all_stages_but_build(tmp_path, write_tests):
     parts = {part["name"]: part for part in found["sanitize"]["parts"]}
     assert parts["cases, native"]["right"] == parts["cases, triton"]["right"] == len(sanitize.CPU_CASES)
     assert parts["compute-sanitizer"]["status"] == "refused"
-    assert [row["variant"] for row in found["bench"]["rows"]] == ["native", gpu.EAGER] * 4
-    assert all(row["call_us"][1] <= row["call_us"][0] <= row["call_us"][2] for row in found["bench"]["rows"])
+    rows = found["bench"]["report"]["rows"]
+    assert {row["variant"] for row in rows} == {"native", "fastgen eager", "dmd2 eager"}
+    assert all(row["low_us"] <= row["time_us"] <= row["high_us"] and not row["wrong"] for row in rows)
     profiled, ncu = found["profile"]["parts"]
     assert any("fdiv_native" in event["name"] for event in profiled["kernels"]) and ncu["status"] == "refused"
     assert "##### sanitize: cases, native" in (out / "log.txt").read_text()
@@ -224,25 +223,27 @@ def test_an_ncu_that_refuses_is_asked_once_a_backend(stage, tmp_path, monkeypatc
     assert all("ERR_NVGPUCTRPERM" in part["text"] for part in found.parts) and found.finish()["status"] == "refused"
 
 
-def test_a_wrong_variant_is_not_timed(monkeypatch):
-    right = gpu.fused
+def test_what_the_benchmark_skipped(stage, monkeypatch):
+    row = {
+        "op": "fused_fdiv_loss", "shape_name": "sdxl", "dtype": "bf16", "formula": "fastgen", "variant": "native",
+        "ours": True, "time_us": 8.0, "percent_of_ceiling": 81.5,
+    }  # fmt: skip
+    same = {key: row[key] for key in ("op", "shape_name", "dtype", "formula")} | {"ours": "native"}
+    compared = [{**same, "other": "fastgen eager", "ratio": 7.0}, {**same, "other": "broken", "ratio": None}]
+    skipped = [("triton", "unavailable: too old"), ("wan", "RuntimeError: no"), ("pixels", "no time: 5 s were over")]
+    report = {"rows": [row], "comparisons": compared, "skipped": [{"what": a, "why": b} for a, b in skipped]}
+    found = stage("bench")
 
-    def off(backend, device):
-        step = right(backend, device)
-        return lambda inputs: step(inputs) * 1.01
+    def benchmarks(name, *arguments):
+        Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(report))
+        return Done(0, 1.0, "")
 
-    monkeypatch.setattr(gpu, "fused", off)
-    native, eager = gpu.measure("CIFAR", "bf16", device="cpu", rounds=1, copy=Copy(2**16, "cpu"))
-    assert native.failure.startswith("gradient is off by 0.01") and native.call_us is None
-    assert eager.failure is None and eager.call_us is not None
-
-
-def test_losses_are_named():
-    row = gpu.Row("SDXL", (8, 4, 128, 128), "bf16", "native", gpu_us=(9.0, 8.0, 10.0), call_us=(40.0, 39.0, 41.0))
-    eager = gpu.Row("SDXL", (8, 4, 128, 128), "bf16", gpu.EAGER, call_us=(20.0, 19.0, 21.0), kernel_us=18.0)
-    ours, _ = gpu.compared([row, eager])
-    assert (ours.x_eager_gpu, ours.x_eager_call) == (2.0, 0.5)
-    assert gpu.losses([ours, eager]) == ["SDXL bf16 native: call 0.50 ×"]
+    monkeypatch.setattr(found, "python", benchmarks)
+    bench.run(found)
+    assert [part["status"] for part in found.parts] == ["timed out", "refused", "failed"]
+    assert found.details["report"] == report
+    (line,) = found.summary
+    assert "native: 8 µs, 82 % of the ceiling; 7.00 × fastgen eager, broken not compared" in line
 
 
 def test_a_failure_a_hang_and_what_comes_after_it(write_tests, stage, monkeypatch):

@@ -1,4 +1,4 @@
-"""Stage bench: `python -m benchmarks.gpu`, its rows in the stage's JSON."""
+"""Stage bench: `python -m benchmarks`, its report in the stage's JSON."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from typing import Any
 
 from tests.gpu_check.stage import Stage
 
-LAST_SHAPE = 60.0  # seconds kept for the shape that is being timed when the others have to stop
+LAST_CASE = 60.0  # seconds kept for what is being timed when the others have to stop, and for counting
+REHEARSAL = ("--shapes", "tiny", "--dtype", "bf16", "--mode", "eager", "--rounds", "5")
+NO_TIME, UNAVAILABLE = "no time", "unavailable"  # how benchmarks begins to say why
 
 
 def run(stage: Stage) -> None:
-    seconds = max(stage.left() - LAST_SHAPE, 0.5 * stage.left())
+    seconds = max(stage.left() - LAST_CASE, 0.5 * stage.left())
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.json"
+        file = Path(folder) / "report.json"
         done = stage.python(
-            "benchmarks.gpu", "-m", "benchmarks.gpu", "--device", stage.options.device, "--json", str(file),
-            "--seconds", f"{seconds:.0f}", "--rounds", "30" if stage.is_gpu else "5",
+            "benchmarks", "-m", "benchmarks", "--device", stage.options.device, "--json", str(file),
+            "--seconds", f"{seconds:.0f}", *(() if stage.is_gpu else REHEARSAL),
         )  # fmt: skip
-        found = json.loads(file.read_text()) if file.exists() else {"rows": [], "not_run": []}
-    rows = found["rows"]
-    timed = [row for row in rows if row["failure"] is None]
-    status = "timed out" if done.status == "ok" and found["not_run"] else done.status
-    text = f"no time for {', '.join(found['not_run'])}" if status == "timed out" else done.tail()
-    stage.add("benchmarks.gpu", status, done.seconds, "" if status == "ok" else text, rows=len(timed))
-    for row in rows:
-        if row["failure"] is not None:
-            status = "refused" if row["failure"].startswith("unavailable") else "failed"
-            stage.add(f"{row['name']} {row['dtype']} {row['variant']}", status, text=row["failure"])
-    stage.details |= {"rows": rows, "not_run": found["not_run"]}
-    for pair in dict.fromkeys((row["name"], row["dtype"]) for row in timed):
-        ours = [row for row in timed if (row["name"], row["dtype"]) == pair and "eager" not in row["variant"]]
-        stage.summary.append(f"{pair[0]} {pair[1]}: " + "; ".join(described(row) for row in ours))
+        report = json.loads(file.read_text()) if file.exists() else {"rows": [], "comparisons": [], "skipped": []}
+    late = [each["what"] for each in report["skipped"] if each["why"].startswith(NO_TIME)]
+    status = "timed out" if done.status == "ok" and late else done.status
+    text = f"no time for {'; '.join(late)}" if status == "timed out" else done.tail()
+    stage.add("benchmarks", status, done.seconds, "" if status == "ok" else text, rows=len(report["rows"]))
+    for each in report["skipped"]:
+        if not each["why"].startswith(NO_TIME):
+            stage.add(each["what"], "refused" if each["why"].startswith(UNAVAILABLE) else "failed", text=each["why"])
+    stage.details |= {"report": report}
+    stage.summary += [described(row, report["comparisons"]) for row in report["rows"] if row["ours"]]
 
 
-def described(row: dict[str, Any]) -> str:
-    microseconds = (row["gpu_us"] or row["call_us"])[0]
-    eager = [f"{row[key]:.1f}" for key in ("x_eager_gpu", "x_eager_call") if row[key]]
-    return f"{row['variant']} {microseconds:.4g} µs, {100 * row['of_copy']:.0f} % of copy, {'/'.join(eager)} × eager"
+def described(row: dict[str, Any], comparisons: list[dict[str, Any]]) -> str:
+    same = ("op", "shape_name", "dtype", "formula")
+    others = [
+        f"{c['ratio']:.2f} × {c['other']}" if c["ratio"] else f"{c['other']} not compared"
+        for c in comparisons
+        if c["ours"] == row["variant"] and all(c[key] == row[key] for key in same)
+    ]
+    return (
+        f"{row['formula']} {row['shape_name']} {row['dtype']} {row['variant']}: {row['time_us']:.4g} µs, "
+        f"{row['percent_of_ceiling']:.0f} % of the ceiling; {', '.join(others)}"
+    )

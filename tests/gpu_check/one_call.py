@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.fdiv import DTYPES
-from benchmarks.gpu import SHAPES, Inputs, Step, fused, make_inputs
-from benchmarks.gpu_timing import traced
+from benchmarks.counting import trace
+from benchmarks.formulas import FORMULAS, Inputs, Step, make_inputs
+from benchmarks.shapes import DTYPES, SHAPES
 from fdkernels import backends
 from tests.gpu_check.stage import UNAVAILABLE
 
@@ -26,9 +26,9 @@ FLUSHED = 2**29  # bytes, more than any L2 cache
 
 def ops(step: Step, inputs: Inputs) -> list[dict[str, Any]]:
     """What a call runs on the CPU."""
-    with profile(activities=[ProfilerActivity.CPU]) as trace:
+    with profile(activities=[ProfilerActivity.CPU]) as found:
         step(inputs)
-    return [{"name": event.key, "us": event.self_cpu_time_total} for event in trace.key_averages()]
+    return [{"name": event.key, "us": event.self_cpu_time_total} for event in found.key_averages()]
 
 
 def flush() -> None:
@@ -40,8 +40,8 @@ def flush() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check.one_call", description=__doc__)
     parser.add_argument("--backend", choices=backends.BACKENDS, required=True)
-    parser.add_argument("--device", choices=tuple(SHAPES), default="cuda")
-    parser.add_argument("--shape", default="SDXL", help="a name of benchmarks.gpu")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="sdxl")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--kernels", action="store_true", help="print what torch.profiler sees")
     options = parser.parse_args()
@@ -50,9 +50,10 @@ def main() -> int:
         print(f"{options.backend} is unavailable: {reason}")
         return UNAVAILABLE
     warnings.filterwarnings("ignore", message="normalize_weight over")
-    shape = SHAPES[options.device][options.shape]
-    warm, measured = (make_inputs(shape, DTYPES[options.dtype], options.device, seed) for seed in (0, 1))
-    step = fused(options.backend, options.device)
+    formula = FORMULAS["fastgen"]
+    case = formula.case(options.shape, SHAPES[options.shape].sizes, options.dtype)
+    warm, measured = (make_inputs(case, options.device, seed) for seed in (0, 1))
+    step = formula.our_step(options.backend, options.device)
     for _ in range(3):
         step(warm)
     if options.device == "cpu":
@@ -60,7 +61,7 @@ def main() -> int:
         return 0
     flush()
     if options.kernels:
-        print(json.dumps(traced(lambda: step(measured))))
+        print(json.dumps(trace(lambda: step(measured), "cuda").work))
         return 0
     print(f"elements: {measured.student.numel()}")
     torch.cuda.profiler.start()

@@ -16,9 +16,9 @@ from typing import Any
 from tests.gpu_check import children
 from tests.gpu_check.stage import SHORTEST, UNAVAILABLE, Stage
 
-# Names of benchmarks.gpu, by device.
+# Names of benchmarks.shapes, by device.
 BACKENDS = {"cuda": ("native", "triton"), "cpu": ("native",)}
-SHAPES = {"cuda": ("SDXL", "Wan", "CIFAR, large", "SDXL, large"), "cpu": ("CIFAR",)}
+SHAPES = {"cuda": ("sdxl", "wan", "cifar_large", "sdxl_large"), "cpu": ("tiny",)}
 DTYPE = "bf16"
 NCU_SECONDS = 120
 # ncu's names, and ours in the JSON.

@@ -1,0 +1,168 @@
+"""Verdicts: our rows against the peers' of the same run, and a run against an older one (`--compare`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA = 1
+CASE = ("op", "shape_name", "dtype", "formula")
+KEY = (*CASE, "variant")
+SAME_MACHINE = ("kind", "device", "threads")
+NAMED = ("torch", "triton", "driver", "cuda", "compile_modes")
+# How much an error or a size may grow before it counts; they do not vary as times do.
+ERROR_GROWTH, SIZE_GROWTH = 1.5, 1.01
+
+Row = dict[str, Any]
+Report = dict[str, Any]
+
+
+def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each of our rows against each of the peers' at its case.
+
+    `ratio` is how many times faster ours is, from medians; its interval is that of the extremes of both intervals.
+    Where these overlap there is "no difference"; where one of the two is wrong there is no ratio.
+    """
+    found = []
+    for ours in (row for row in rows if row["ours"]):
+        for other in rows:
+            if not other["ours"] and case_of(other) == case_of(ours):
+                names = {**dict(zip(CASE, case_of(ours), strict=True)), "ours": ours["variant"]}
+                found.append({**names, "other": other["variant"], **judged(ours, other)})
+    return found
+
+
+def case_of(row: Row) -> tuple[Any, ...]:
+    return (*(row[key] for key in CASE),)
+
+
+def judged(ours: Row, other: Row) -> dict[str, Any]:
+    if ours["wrong"] or other["wrong"]:
+        return {"ratio": None, "low": None, "high": None, "verdict": "wrong", "timed_by": None}
+    # A graph's replay against plain calls would flatter ours: then plain calls are compared with plain calls.
+    alike = ours["timed_by"] == other["timed_by"]
+    keys = ("time_us", "low_us", "high_us") if alike else ("wall_us", "wall_low_us", "wall_high_us")
+    median, low, high = (ours[key] for key in keys)
+    other_median, other_low, other_high = (other[key] for key in keys)
+    return {
+        "ratio": other_median / median,
+        "low": other_low / high,
+        "high": other_high / low,
+        "verdict": "faster" if high < other_low else "slower" if low > other_high else "no difference",
+        "timed_by": ours["timed_by"] if alike else "wall",
+    }
+
+
+# ---- a run against an older one
+
+
+class Change(NamedTuple):
+    row: str
+    what: str
+    worse: bool
+
+    def __str__(self) -> str:
+        return f"{'worse ' if self.worse else 'better'} {self.row}: {self.what}"
+
+
+class Verdict(NamedTuple):
+    notes: list[str]
+    changes: list[Change]
+    compared: int
+
+    @property
+    def regressions(self) -> list[Change]:
+        return [change for change in self.changes if change.worse]
+
+
+def load(path: Path) -> Report:
+    """A report. Raises ValueError where the file is none."""
+    try:
+        report = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        found = report.get("schema") if isinstance(report, dict) else None
+        raise ValueError(f"{path}: expected a report of schema {SCHEMA}, got {found!r}")
+    missing = [key for key in ("setting", "rows") if key not in report]
+    if missing:
+        raise ValueError(f"{path}: the report has no {missing[0]!r}")
+    return report
+
+
+def changed(old: Report, new: Report, tolerance: float) -> Verdict:
+    """What changed in our rows, beyond the noise: intervals apart by more than a part `tolerance` of the older one.
+
+    Times count where both ran on the same device with as many threads. Launches, memory, errors and rightness count
+    always, but for launches and memory of another kind of device.
+    """
+    settings = old["setting"], new["setting"]
+    notes = [
+        f"{key}: {settings[0].get(key)} before, {settings[1].get(key)} now"
+        for key in (*SAME_MACHINE, *NAMED)
+        if settings[0].get(key) != settings[1].get(key)
+    ]
+    same_machine = all(settings[0].get(key) == settings[1].get(key) for key in SAME_MACHINE)
+    same_kind = settings[0].get("kind") == settings[1].get("kind")
+    if not same_machine:
+        notes.append("another machine: times are not compared")
+    before, after = keyed(old["rows"]), keyed(new["rows"])
+    shared = [key for key in after if key in before]
+    notes += listed("no longer there", (key for key in before if key not in after))
+    notes += listed("new", (key for key in after if key not in before))
+    changes = []
+    for key in shared:
+        for what, worse in differences(before[key], after[key], tolerance, same_machine, same_kind):
+            changes.append(Change(", ".join(map(str, key)), what, worse))
+    if not shared:
+        notes.append("the two have no row in common")
+    return Verdict(notes, changes, len(shared))
+
+
+def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
+    """Our rows, by what they measure."""
+    return {
+        (*(row.get(key) for key in KEY), "×".join(map(str, row.get("shape", [])))): row
+        for row in rows
+        if row.get("ours")
+    }
+
+
+def listed(what: str, keys: Iterable[tuple[Any, ...]]) -> list[str]:
+    return [f"{what}: {', '.join(map(str, key))}" for key in keys]
+
+
+def differences(
+    old: Row, new: Row, tolerance: float, same_machine: bool, same_kind: bool
+) -> Iterable[tuple[str, bool]]:
+    """(in words, whether it is for the worse) of each difference that is beyond the noise."""
+    before: Any
+    after: Any
+    if new.get("wrong") and not old.get("wrong"):
+        yield f"wrong now: {new.get('wrong_because')}", True
+        return
+    before, after = (row.get("gradient_error") for row in (old, new))
+    if numbers(before, after) and after > ERROR_GROWTH * before:
+        yield f"error {before:.1e} before, {after:.1e} now", True
+    if same_kind:
+        for name in ("launches", "syncs", "extra_bytes"):
+            before, after = (row.get(name) for row in (old, new))
+            allowed = SIZE_GROWTH if name == "extra_bytes" else 1
+            if numbers(before, after) and (after > allowed * before or allowed * after < before):
+                yield f"{name} {before:,} before, {after:,} now", after > before
+    if same_machine and old.get("timed_by") == new.get("timed_by"):
+        times = [row.get(key) for row in (old, new) for key in ("time_us", "low_us", "high_us")]
+        if numbers(*times):
+            was, was_low, was_high, now, low, high = map(float, times)  # type: ignore[arg-type]
+            worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
+            if worse or better:
+                text = f"{was:.4g} µs ({was_low:.4g} to {was_high:.4g}) before, {now:.4g} ({low:.4g} to {high:.4g}) now"
+                yield f"{text}, {100 * (now / was - 1):+.0f} %", worse
+
+
+def numbers(*values: Any) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)

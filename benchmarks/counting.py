@@ -1,0 +1,83 @@
+"""What a call does beside taking time: launches, host syncs, tensor bytes, peak memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.traffic import Counted
+
+RANGE = "counted call"
+WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+class Trace(NamedTuple):
+    work: list[dict[str, Any]]
+    """The kernels, copies and fills that ran on the GPU, in their order: {name, us} each."""
+    syncs: int
+    """Times that the host waited for the GPU."""
+    peak_bytes: int
+    """Most that was allocated at a time in host memory, beside what was there."""
+
+
+def trace(function: Callable[[], object], device: str) -> Trace:
+    """What torch.profiler and the allocator see of a call.
+
+    On a GPU its first use leaves hooks in the process that later launches pay for: time first, trace afterwards.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    _wait(device)
+    with profile(activities=activities, profile_memory=True) as found:
+        with record_function(RANGE):
+            function()
+        _wait(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        found.export_chrome_trace(str(path))
+        return summarized(json.loads(path.read_text())["traceEvents"])
+
+
+def summarized(events: list[dict[str, Any]]) -> Trace:
+    """From the events of a Chrome trace."""
+    events = sorted((event for event in events if "ts" in event), key=lambda event: event["ts"])
+    ranges = [event for event in events if event.get("name") == RANGE and "dur" in event]
+    start = min((event["ts"] for event in ranges), default=float("-inf"))
+    stop = max((event["ts"] + event["dur"] for event in ranges), default=float("inf"))
+    work = [{"name": event["name"], "us": event["dur"]} for event in events if event.get("cat") in WORK]
+    syncs = peak = held = 0
+    for event in events:
+        if not start <= event["ts"] <= stop:
+            continue
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "Synchronize" in event["name"]:
+            syncs += 1
+        if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0:
+            held += event["args"]["Bytes"]
+            peak = max(peak, held)
+    return Trace(work, syncs, peak)
+
+
+def tensor_traffic(function: Callable[[], object]) -> tuple[int, int]:
+    """(ops, bytes) of what PyTorch dispatches in a call; of compiled code it sees nothing."""
+    with Counted() as counted:
+        function()
+    return counted.ops, counted.bytes
+
+
+def extra_memory(function: Callable[[], object]) -> int:
+    """Peak bytes that a call allocates on the GPU beside what is there."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

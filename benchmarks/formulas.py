@@ -1,0 +1,252 @@
+"""The formulas that are timed: data, our call, the peer's chain, and the exact result in float64.
+
+| name         | ours                                                    | the peer's chain (benchmarks/baselines.py) |
+|--------------|---------------------------------------------------------|--------------------------------------------|
+| fastgen      | js, normalizer, dmd scale                               | FastGen's f-distill: weight, then loss     |
+| dmd2_pixel   | rkl, dmd scale                                          | DMD2's EDM guidance                        |
+| dmd2_latent  | rkl, dmd scale, Prediction("epsilon", ...)              | DMD2's Stable Diffusion guidance           |
+| self_forcing | rkl, dmd scale, teacher_uncond, guidance_scale, mask    | Self-Forcing's DMD, guided, masked         |
+| weight       | fdiv_weight: js, normalizer                             | FastGen's weight alone                     |
+
+All but the last: forward + backward, to the student's gradient, at an upstream of 1 that exists already. The data has
+the case's dtype throughout (coefficients, logits and t are float32), though a peer may train with a mix: DMD2 in
+float32, its teacher alone in bf16. What the peers compute for their logs (norms fetched with `.item()`) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fdkernels as fdk
+from benchmarks import baselines
+from benchmarks.shapes import DTYPES, Case
+
+HEADS, BINS, GUIDANCE_W = 2, 10, 3.0
+
+# Bytes of an fdiv_weight call beside its logits: t and the weight a sample, the bins read and written.
+WEIGHT_BYTES = (4 + 4, 8 * BINS)
+
+
+class Inputs(NamedTuple):
+    """One set of data; `mask` is a full one, as the peer has it, `frames` the same, an entry a frame."""
+
+    student: Tensor
+    teacher: Tensor
+    fake: Tensor
+    logits: Tensor
+    t: Tensor
+    uncond: Tensor | None = None
+    noisy: Tensor | None = None
+    alpha: Tensor | None = None
+    sigma: Tensor | None = None
+    mask: Tensor | None = None
+    frames: Tensor | None = None
+
+
+Step = Callable[[Inputs], Tensor]
+"""From data to the gradient, or the weight."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    name: str
+    op: str
+    peer: str
+    chain: Callable[..., Tensor]
+    call: Callable[[Callable[..., Tensor], Inputs, Tensor], Tensor]
+    """(chain, data, bins) -> the peer's loss or weight."""
+    ours: Callable[[Inputs, fdk.RatioNormalizer, str], Tensor]
+    """(data, normalizer, backend) -> our loss or weight."""
+    exact: Callable[[Inputs], Tensor]
+    images: int
+    """N-sized inputs that have to be read."""
+    reread: int = 2
+    """Those of them that are read again where a sample does not stay on chip."""
+    plan: Callable[[Case], dict[str, Any]] = lambda case: {}
+    """Options of `fdkernels._core.plan`."""
+
+    def minimum_bytes(self, case: Case) -> int:
+        """Inputs read once and the result written once."""
+        if self.name == "weight":
+            return 4 * case.elements + WEIGHT_BYTES[0] * case.shape[0] + WEIGHT_BYTES[1]
+        return (self.images + 1) * case.elements * case.itemsize
+
+    def why_not(self, shape: tuple[int, ...]) -> str | None:
+        if self.name == "self_forcing" and len(shape) != 5:
+            return "self_forcing takes videos, five sizes"
+        return None
+
+    def case(self, shape_name: str, sizes: tuple[int, ...], dtype: str) -> Case:
+        """Self-Forcing has the frames ahead of the channels; the weight takes logits, in float32."""
+        if self.name == "weight":
+            sizes, dtype = (sizes if len(sizes) == 2 else (sizes[0], HEADS)), "fp32"
+        elif self.name == "self_forcing":
+            sizes = (sizes[0], sizes[2], sizes[1], *sizes[3:])
+        return Case(self.op, self.name, shape_name, sizes, dtype)
+
+    def our_step(self, backend: str, device: str) -> Step:
+        normalizer = fdk.RatioNormalizer(BINS, (0.0, 1.0), 0.9).to(device)
+        return self._step(lambda v: self.ours(v, normalizer, backend))
+
+    def peer_step(self, chain: Callable[..., Tensor], device: str) -> Step:
+        bins = torch.ones(BINS, device=device)
+        return self._step(lambda v: self.call(chain, v, bins))
+
+    def _step(self, result: Callable[[Inputs], Tensor]) -> Step:
+        if self.name == "weight":
+            return result
+        upstream: dict[torch.dtype, Tensor] = {}
+
+        def step(v: Inputs) -> Tensor:
+            loss = result(v)
+            one = upstream.get(loss.dtype)
+            if one is None:
+                one = upstream[loss.dtype] = torch.ones_like(loss)
+            return torch.autograd.grad(loss, v.student, one)[0]
+
+        return step
+
+
+def make_inputs(case: Case, device: str, seed: int) -> Inputs:
+    generator = torch.Generator(device).manual_seed(seed)
+    dtype, batch = DTYPES[case.dtype], case.shape[0]
+
+    def noise(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device=device)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+
+    if case.formula == "weight":
+        logits, nothing = noise(*case.shape), torch.empty(0, device=device)
+        return Inputs(nothing, nothing, nothing, logits, uniform(0.0, 1.0))
+    x = noise(*case.shape)
+    teacher = x + 0.5 * noise(*case.shape)
+    fake = teacher + 0.25 * noise(*case.shape)
+    uncond = noisy = alpha = sigma = mask = frames = None
+    if case.formula == "dmd2_latent":
+        alpha = uniform(0.2, 0.9)
+        sigma = (1 - alpha**2).sqrt()
+        wide = [-1, *[1] * (len(case.shape) - 1)]
+        a, s = alpha.view(wide), sigma.view(wide)
+        noisy = (a * x + s * noise(*case.shape)).to(dtype)
+        teacher, fake = (((noisy.float() - a * v) / s).to(dtype) for v in (teacher, fake))
+    if case.formula == "self_forcing":
+        uncond = (teacher + 0.1 * noise(*case.shape)).to(dtype)
+        frames = torch.ones(*case.shape[:2], *[1] * (len(case.shape) - 2), dtype=torch.bool, device=device)
+        frames[:, 0] = False  # the first frame is given
+        mask = frames.expand(case.shape).contiguous()
+    student = x.to(dtype).requires_grad_()
+    return Inputs(
+        student, teacher.to(dtype), fake.to(dtype), noise(batch, HEADS), uniform(0.0, 1.0), uncond, noisy, alpha, sigma,
+        mask, frames,
+    )  # fmt: skip
+
+
+# ---- exact results, in float64
+
+
+def _samples(v: Tensor, like: Tensor) -> Tensor:
+    return v.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def exact_weight(v: Inputs) -> Tensor:
+    """h of js over its batch mean, for fresh bins and decay 0.9."""
+    r = v.logits.double().mean(1).exp().clamp(0.1, 20.0)
+    index = (v.t.double() * BINS).floor().long().clamp(0, BINS - 1)
+    for b in index.unique():
+        here = index == b
+        r[here] = r[here] / (0.9 + 0.1 * r[here].mean())
+    h = r / (1 + r)
+    return h / h.mean()
+
+
+def exact_gradient(
+    x: Tensor, teacher: Tensor, fake: Tensor, h: Tensor | None = None, eps: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
+    """h (f - τ) / (mean|x - τ| + eps) / N, with N and the gradient of kept elements alone."""
+    w = 1 / ((x - teacher).abs().flatten(1).mean(1) + eps)
+    gradient = _samples(w if h is None else h * w, x) * (fake - teacher)
+    return gradient / x.numel() if mask is None else torch.where(mask, gradient, 0) / mask.sum()
+
+
+def _doubles(*tensors: Tensor | None) -> Any:
+    return tuple(v.detach().double() for v in tensors if v is not None)
+
+
+def _exact_fastgen(v: Inputs) -> Tensor:
+    x, teacher, fake = _doubles(v.student, v.teacher, v.fake)
+    return exact_gradient(x, teacher, fake, exact_weight(v), eps=1e-6)
+
+
+def _exact_dmd2_latent(v: Inputs) -> Tensor:
+    x, teacher, fake, noisy, alpha, sigma = _doubles(v.student, v.teacher, v.fake, v.noisy, v.alpha, v.sigma)
+    a, s = _samples(alpha, x), _samples(sigma, x)
+    return exact_gradient(x, (noisy - s * teacher) / a, (noisy - s * fake) / a)
+
+
+def _exact_self_forcing(v: Inputs) -> Tensor:
+    x, cond, uncond, fake = _doubles(v.student, v.teacher, v.uncond, v.fake)
+    return exact_gradient(x, cond + GUIDANCE_W * (cond - uncond), fake, mask=v.mask)
+
+
+# ---- the table
+
+# The peers of rkl add no epsilon to mean|x - τ|.
+_RKL: dict[str, Any] = {"divergence": "rkl", "eps": 0.0}
+
+
+def _dmd2_latent(v: Inputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
+    prediction = fdk.Prediction("epsilon", v.noisy, alpha=v.alpha, sigma=v.sigma)
+    return fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, prediction=prediction, backend=backend, **_RKL)
+
+
+FORMULAS = {
+    formula.name: formula
+    for formula in (
+        Formula(
+            "fastgen", "fused_fdiv_loss", "fastgen", baselines.fastgen_chain,
+            call=lambda chain, v, bins: chain(v.student, v.teacher, v.fake, v.logits, v.t, bins),
+            ours=lambda v, normalizer, backend: fdk.fused_fdiv_loss(
+                v.student, v.teacher, v.fake, v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
+            ),
+            exact=_exact_fastgen, images=3, plan=lambda case: {"heads": HEADS, "bins": BINS},
+        ),
+        Formula(
+            "dmd2_pixel", "fused_fdiv_loss", "dmd2", baselines.dmd2_pixel_chain,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.fake),
+            ours=lambda v, _, backend: fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, backend=backend, **_RKL),
+            exact=lambda v: exact_gradient(*_doubles(v.student, v.teacher, v.fake)), images=3,
+        ),
+        Formula(
+            "dmd2_latent", "fused_fdiv_loss", "dmd2", baselines.dmd2_latent_epsilon_chain,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.fake, v.noisy, v.alpha, v.sigma),
+            ours=_dmd2_latent, exact=_exact_dmd2_latent, images=4,
+            plan=lambda case: {"noisy": case.dtype, "coefficients": True},
+        ),
+        Formula(
+            "self_forcing", "fused_fdiv_loss", "self_forcing", baselines.self_forcing_chain,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.uncond, v.fake, GUIDANCE_W, v.mask),
+            ours=lambda v, _, backend: fdk.fused_fdiv_loss(
+                v.student, v.teacher, v.fake, teacher_uncond=v.uncond, guidance_scale=1 + GUIDANCE_W, mask=v.frames,
+                backend=backend, **_RKL,
+            ),
+            exact=_exact_self_forcing, images=4, reread=3,
+            plan=lambda case: {"guidance": True, "mask": (case.shape[0], case.shape[1])},
+        ),
+        Formula(
+            "weight", "fdiv_weight", "fastgen", baselines.fastgen_weight,
+            call=lambda chain, v, bins: chain(v.logits, v.t, bins),
+            ours=lambda v, normalizer, backend: fdk.fdiv_weight(
+                v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
+            ),
+            exact=exact_weight, images=0,
+        ),
+    )
+}  # fmt: skip
+OPS = tuple(dict.fromkeys(formula.op for formula in FORMULAS.values()))

@@ -1,0 +1,68 @@
+"""Shapes from practice, by the names that the command line takes, each with the formulas that are trained at it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Shape(NamedTuple):
+    title: str
+    sizes: tuple[int, ...]
+    formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel")
+
+
+LATENT, VIDEO = ("fastgen", "dmd2_latent"), ("fastgen", "self_forcing")
+
+# At the peers' batch sizes for one device.
+PRACTICE = {
+    "cifar": Shape("CIFAR", (64, 3, 32, 32)),
+    "imagenet64": Shape("ImageNet-64", (32, 3, 64, 64)),
+    "sd15": Shape("SD1.5", (8, 4, 64, 64), LATENT),
+    "sdxl": Shape("SDXL", (8, 4, 128, 128), LATENT),
+    "wan": Shape("Wan", (1, 16, 21, 60, 104), VIDEO),
+    "pixels512": Shape("pixels, 512", (8, 3, 512, 512)),
+    "pixels1024": Shape("pixels, 1024", (8, 3, 1024, 1024)),
+}
+# Two videos: more than one sample, and beyond the caches of a CPU.
+PAIR = {"wan2": Shape("Wan, two", (2, 16, 21, 60, 104), VIDEO)}
+# Tensors of at least 64 MB in bf16, for GPUs.
+LARGE = {
+    "cifar_large": Shape("CIFAR, large", (12288, 3, 32, 32)),
+    "sdxl_large": Shape("SDXL, large", (512, 4, 128, 128), LATENT),
+    "wan_large": Shape("Wan, large", (16, 16, 21, 60, 104), VIDEO),
+    "pixels512_large": Shape("pixels, 512, large", (64, 3, 512, 512)),
+    "pixels1024_large": Shape("pixels, 1024, large", (16, 3, 1024, 1024)),
+}
+# For rehearsals.
+TINY = {
+    "tiny": Shape("tiny", (4, 3, 16, 16), ("fastgen", "dmd2_pixel", "dmd2_latent")),
+    "tiny_video": Shape("tiny video", (2, 4, 5, 8, 8), VIDEO),
+}
+SHAPES = {**PRACTICE, **PAIR, **LARGE, **TINY}
+GROUPS = {"practice": tuple(PRACTICE), "large": tuple(LARGE), "all": (*PRACTICE, *PAIR, *LARGE)}
+
+
+class Case(NamedTuple):
+    """What is timed in one interleaved run: a formula at a shape and dtype."""
+
+    op: str
+    formula: str
+    shape_name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.formula}, {self.shape_name} {'×'.join(map(str, self.shape))} {self.dtype}"

@@ -1,0 +1,79 @@
+"""What is timed beside what: our backends, and the peer's chain in each mode; and whether each is right."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.formulas import Formula, Inputs, Step, make_inputs
+from benchmarks.shapes import TINY
+
+# By the names of the command line; the values are those of a row's "mode", and None is torch.compile's default mode.
+MODES = {
+    "eager": "eager",
+    "compile": "compile default",
+    "max-autotune": "compile max-autotune-no-cudagraphs",
+}
+COMPILE_MODES = {"compile default": None, "compile max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs"}
+# Relative L2 error against float64 beyond which a time means nothing. The peers form x - g, which in bf16 rounds away
+# up to a tenth of g, so their formula is judged by what it gives in float32 as well.
+TOLERANCE = {"ours": {"fp32": 1e-5, "bf16": 4e-3}, "peer": {"fp32": 1e-4, "bf16": 0.2}}
+
+
+class Variant(NamedTuple):
+    name: str
+    backend: str | None
+    mode: str | None
+    make: Callable[[], Step]
+    """A step with a state of its own; a compiled one is compiled by its first call."""
+
+    @property
+    def ours(self) -> bool:
+        return self.backend is not None
+
+    @property
+    def compiled(self) -> bool:
+        return self.mode in COMPILE_MODES
+
+
+def variants(formula: Formula, backends: Sequence[str], modes: Sequence[str], device: str) -> list[Variant]:
+    def peer(mode: str) -> Step:
+        if mode == "eager":
+            return formula.peer_step(formula.chain, device)
+        # AOTAutograd compiles the backward along with the forward.
+        compiled = torch.compile(formula.chain, dynamic=False, mode=COMPILE_MODES[mode])
+        return formula.peer_step(compiled, device)
+
+    ours = [Variant(name, name, None, functools.partial(formula.our_step, name, device)) for name in backends]
+    peers = [Variant(f"{formula.peer} {mode}", None, mode, functools.partial(peer, mode)) for mode in modes]
+    return ours + peers
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    return ((result.double() - exact).norm() / exact.norm()).item()
+
+
+def wrong_because(variant: Variant, formula: Formula, dtype: str, error: float, device: str) -> str | None:
+    """Why a variant with this error is wrong; None where it is right."""
+    what = "weight" if formula.name == "weight" else "gradient"
+    allowed = TOLERANCE["ours" if variant.ours else "peer"][dtype]
+    if not error <= allowed:
+        return f"{what} is off by {error:.2g} (allowed {allowed:g})"
+    if variant.ours:
+        return None
+    in_float32, allowed = error_in_float32(formula, device), TOLERANCE["peer"]["fp32"]
+    if not in_float32 <= allowed:
+        return f"{what} is off by {in_float32:.2g} in fp32 (allowed {allowed:g})"
+    return None
+
+
+@functools.cache
+def error_in_float32(formula: Formula, device: str) -> float:
+    """Of the peer's formula, where rounding hides nothing: on a small float32 case."""
+    shape = TINY["tiny_video" if formula.name == "self_forcing" else "tiny"].sizes
+    inputs: Inputs = make_inputs(formula.case("tiny", shape, "fp32"), device, seed=0)
+    return relative_error(formula.peer_step(formula.chain, device)(inputs), formula.exact(inputs))
