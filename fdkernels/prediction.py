@@ -5,6 +5,7 @@ Sources: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Lipman et al. 2023 (f
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class _Kind:
 # x_t = alpha·x0 + sigma·noise everywhere; alpha = 1 - sigma for flow_prediction and 1 for edm.
 KINDS: dict[str, _Kind] = {
     "sample": _Kind(lambda alpha, sigma, data: (torch.zeros_like(sigma), torch.ones_like(sigma)), ()),  # unused
-    "epsilon": _Kind(lambda alpha, sigma, data: (1 / alpha, -sigma / alpha), ("alpha", "sigma")),
+    "epsilon": _Kind(lambda alpha, sigma, data: (alpha.reciprocal(), -sigma / alpha), ("alpha", "sigma")),
     "v_prediction": _Kind(lambda alpha, sigma, data: (alpha, -sigma), ("alpha", "sigma")),
     "flow_prediction": _Kind(lambda alpha, sigma, data: (torch.ones_like(sigma), -sigma), ("sigma",)),
     "edm": _Kind(
@@ -85,34 +86,37 @@ class Prediction:
             _check_level(name, getattr(self, name), self.kind)
         if check_number("sigma_data", self.sigma_data) <= 0:
             raise ValueError(f"sigma_data: expected a positive number, got {self.sigma_data}")
-        self._check_values()
+        if not torch.compiler.is_compiling():
+            self._check_values()
 
     def _check_values(self) -> None:
-        alpha, sigma = _host_value(self.alpha), _host_value(self.sigma)
-        if self.kind == "epsilon" and alpha is not None and bool((alpha < MIN_EPSILON_ALPHA).any()):
+        ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
+        for name, known in ranges.items():
+            if known is not None and not (known[0] >= 0 and known[1] < math.inf):
+                values = torch.as_tensor(getattr(self, name)).reshape(-1).tolist()
+                raise ValueError(f"{name}: expected finite numbers >= 0, got {values[:4]}")
+        alpha, sigma = ranges.get("alpha"), ranges["sigma"]
+        if self.kind == "epsilon" and alpha is not None and alpha[0] < MIN_EPSILON_ALPHA:
             raise ValueError(
-                f"alpha: epsilon needs alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha.min():g}; "
+                f"alpha: epsilon needs alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha[0]:g}; "
                 "use a v- or flow-predicting network at terminal noise, or leave such timesteps out"
             )
         if self.kind == "v_prediction" and alpha is not None and sigma is not None:
             # Schedules in half precision miss the circle by about 1e-3.
-            alpha, sigma = _aligned("alpha", alpha, self.noisy), _aligned("sigma", sigma, self.noisy)
-            off = (alpha**2 + sigma**2 - 1).abs().max()
+            levels = (_wide("alpha", self.alpha, self.noisy), _wide("sigma", self.sigma, self.noisy))
+            off = (levels[0] ** 2 + levels[1] ** 2 - 1).abs().max()
             if bool(off > 1e-2):
                 raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
-        if self.kind == "flow_prediction" and sigma is not None and bool((sigma > 1).any()):
-            raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma.max():g}")
+        if self.kind == "flow_prediction" and sigma is not None and sigma[1] > 1:
+            raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]:g}")
 
     def coefficients(self, student: Tensor) -> tuple[Tensor, Tensor]:
         """(a, c) in float64, of one shape, with student's rank and broadcastable to it."""
         levels = [as_broadcast(name, getattr(self, name), student) for name in KINDS[self.kind].needs]
-        *alpha, sigma = torch.broadcast_tensors(*levels)
-        a, c = KINDS[self.kind].coefficients(alpha[0] if alpha else sigma, sigma, self.sigma_data)
+        if len(levels) == 2 and levels[0].shape != levels[1].shape:
+            levels = list(torch.broadcast_tensors(*levels))
+        a, c = KINDS[self.kind].coefficients(levels[0], levels[-1], self.sigma_data)
         return a.contiguous(), c.contiguous()
-
-
-def _aligned(name: str, value: Tensor, noisy: Tensor | None) -> Tensor:
-    return value if value.dim() == 0 or noisy is None else broadcastable(name, value.to(noisy.device), noisy)
 
 
 def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
@@ -123,15 +127,19 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
             raise TypeError(f"{name}: expected a real number or tensor, got {value.dtype}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
-    known = _host_value(value)
-    if known is not None and not bool((torch.isfinite(known) & (known >= 0)).all()):
-        raise ValueError(f"{name}: expected finite numbers >= 0, got {known.reshape(-1).tolist()[:4]}")
 
 
-def _host_value(value: float | Tensor | None) -> Tensor | None:
-    """The value in float64 where reading it costs no device sync and no graph break, else None."""
-    if value is None or torch.compiler.is_compiling():
+def _host_range(value: float | Tensor) -> tuple[float, float] | None:
+    """(least, largest), NaN where one is; None where reading the value would cost a device sync, or there is none."""
+    if not isinstance(value, Tensor):
+        return float(value), float(value)
+    if value.device.type != "cpu" or not value.numel():
         return None
-    if isinstance(value, Tensor):
-        return value.detach().double() if value.device.type == "cpu" and value.numel() else None
-    return torch.tensor(float(value), dtype=torch.float64)
+    least, largest = value.detach().aminmax()
+    return least.item(), largest.item()
+
+
+def _wide(name: str, value: float | Tensor | None, noisy: Tensor | None) -> Tensor:
+    """A known value in float64, aligned with others by noisy's shape."""
+    wide = torch.as_tensor(value).detach().double()
+    return wide if wide.dim() == 0 or noisy is None else broadcastable(name, wide.to(noisy.device), noisy)

@@ -26,10 +26,12 @@ FDK_HOST_DEVICE inline Part part_of(int64_t elements, int64_t share, int held, i
   return {begin, end, held, thread, threads};
 }
 
-// Vectors of a part whose float sums are added before they become double.
-constexpr int kRun = 8;
 // Vectors that a thread has in flight at a time, of calls that have x, tau and f alone.
 constexpr int kInFlight = 2;
+// Vectors that a thread adds in float before the sums become double: sixteen elements, since each addition to a running
+// sum of equal numbers may round the same way.
+template <class Ty>
+constexpr int kRun = std::max(kInFlight, 16 / kVector<Ty>);
 // Elements that it treats at a time of the others, whose many operands would not fit its registers.
 template <class Ty>
 constexpr int kGeneralWidth = sizeof(typename Ty::T) == sizeof(double) ? 1 : std::min(4, kVector<Ty>);
@@ -290,8 +292,8 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
   }
   Sums total;
 #pragma unroll 1
-  for (int first = part.thread; first < vectors.all; first += kRun * part.threads) {
-    const int last = first + kRun * part.threads < vectors.all ? first + kRun * part.threads : vectors.all;
+  for (int first = part.thread; first < vectors.all; first += kRun<Ty> * part.threads) {
+    const int last = first + kRun<Ty> * part.threads < vectors.all ? first + kRun<Ty> * part.threads : vectors.all;
     PartialSums<T> sums;
 #pragma unroll 1
     for (int v = first; v < last;) {

@@ -69,6 +69,13 @@ def test_eps(backend, eps):
     make(eps=eps).check(backend)
 
 
+@pytest.mark.parametrize("values", ((0.06, 0.18, 2.83), (1.72, 2.2, 2.87), (2.4, 2.12, 1.89)))
+def test_data_that_rounds_one_way(backend, values):
+    """In a sum of equal float32 numbers the additions do not round up as often as down."""
+    x, teacher, fake = (torch.full((2, 3, 40, 70), value) for value in values)
+    make(x.shape, divergence="rkl", heads=None).but(student=x, teacher=teacher, fake=fake).check(backend)
+
+
 def test_weight_given(backend):
     weight = torch.tensor([0.1, 3.0, 0.0, 1.0])
     for dtype in (torch.bfloat16, torch.float32):

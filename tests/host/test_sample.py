@@ -76,6 +76,13 @@ def test_lengths(native, elements, dtype, option):
         case.check(native)
 
 
+@pytest.mark.parametrize("values", ((0.06, 0.18, 2.83), (1.72, 2.2, 2.87), (2.4, 2.12, 1.89)))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_data_that_rounds_one_way(native, dtype, values):
+    x, teacher, fake = (torch.full((2, 8400), value, dtype=dtype) for value in values)
+    make(x.shape, dtype, divergence="rkl", heads=None).but(student=x, teacher=teacher, fake=fake).check(native)
+
+
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 @pytest.mark.parametrize("moved", ("student", "teacher", "fake"))
 def test_misaligned(native, dtype, moved):
