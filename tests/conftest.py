@@ -24,7 +24,8 @@ NEED_HYPOTHESIS = ("fdkernels/test_properties.py", "fdkernels/test_triton_plan.p
 
 
 def _round_like_a_gpu():
-    """Triton's interpreter cuts float32 off to bfloat16; compiled, the cast rounds to nearest even."""
+    """Triton's interpreter cuts float32 off to bfloat16 and rounds twice in a fused multiply-add; compiled, the cast
+    rounds to nearest even, and the latter once."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -37,7 +38,12 @@ def _round_like_a_gpu():
             return TensorHandle(rounded.numpy(), dst_type.scalar)
         return cast(self, src, dst_type)
 
+    def fused(self, x, y, z):
+        wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data
+        return TensorHandle(np.asarray(wide).astype(z.data.dtype), z.dtype.scalar)
+
     InterpreterBuilder.cast_impl = rounding
+    InterpreterBuilder.create_fma = fused
 
 
 def pytest_addoption(parser):

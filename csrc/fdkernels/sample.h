@@ -94,32 +94,18 @@ FDK_HOST_DEVICE inline void read_guided(const Images& cond, const Images& uncond
   for (int k = 0; k < W; ++k) out[k] = u[k] + g * (out[k] - u[k]);
 }
 
-// a b as it rounds, and what the rounding lost.
-template <class T>
-FDK_HOST_DEVICE inline T product(T a, T b, T& lost) {
-#ifdef __CUDA_ARCH__
-  const T rounded = sizeof(T) == sizeof(double)
-                        ? static_cast<T>(__dmul_rn(a, b))
-                        : static_cast<T>(__fmul_rn(static_cast<float>(a), static_cast<float>(b)));
-#else
-  const T rounded = a * b;
-#endif
-  lost = std::fma(a, b, -rounded);
-  return rounded;
-}
-
-// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. a and c are doubles,
-// whose rests count as well: rounded away, they would shift a whole sample the same way, which no mean averages out.
+// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. One product keeps what
+// its rounding lost, the other is not rounded (Kahan's a b + c d: within two roundings of the result, and no
+// contraction by a compiler can change it). a and c are doubles, whose rests count as well: rounded away, they would
+// shift a whole sample the same way, which no mean averages out.
 template <class T>
 FDK_HOST_DEVICE inline T subtract_x0(T x, double a, T noisy, double c, T tau) {
   const T a_high = static_cast<T>(a), c_high = static_cast<T>(c);
   const T a_low = static_cast<T>(a - static_cast<double>(a_high)),
           c_low = static_cast<T>(c - static_cast<double>(c_high));
-  T lost_a, lost_c;
-  const T first = product(a_high, noisy, lost_a), second = product(c_high, tau, lost_c);
-  const T sum = first + second, part = sum - first;
-  const T lost = (first - (sum - part)) + (second - part);
-  return (x - sum) - (lost + (lost_a + a_low * noisy) + (lost_c + c_low * tau));
+  const T product = c_high * tau, lost = std::fma(c_high, tau, -product);
+  const T x0 = std::fma(a_high, noisy, product);
+  return (x - x0) - (lost + std::fma(a_low, noisy, c_low * tau));
 }
 
 // error[k] = x - x0 of the teacher's prediction tau.

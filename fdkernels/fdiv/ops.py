@@ -129,6 +129,7 @@ class _FusedFdivLoss(Function):
         ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
         ctx.backend = backend
         ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
         return loss, stats
 
     @staticmethod

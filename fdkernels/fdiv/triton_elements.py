@@ -91,7 +91,9 @@ def _guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
 def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
     """|x - τ|, τ raw.
 
-    The float32 rests of a and c are added in their turn: rounded away, they would shift a whole sample the same way,
+    To the last place: at high noise a·x_t and c·τ are large and cancel. One product keeps what its rounding lost, the
+    other is not rounded (Kahan's ab + cd: within two roundings of the result, and no contraction by a compiler can
+    change it). The float32 rests of a and c count as well: rounded away, they would shift a whole sample the same way,
     which no mean averages out.
     """
     x = _image(operands.student, b, i, inside, WIDE)
@@ -101,10 +103,15 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
         noisy = _image(operands.noisy, b, i, inside, WIDE)
         a = _coefficient(operands.a, operands.a_table, b, i, inside)
         c = _coefficient(operands.c, operands.c_table, b, i, inside)
-        error = x - a.to(WIDE) * noisy - c.to(WIDE) * tau
         if tl.float32 == WIDE:
-            a_rest, c_rest = (a - a.to(WIDE).to(tl.float64)).to(WIDE), (c - c.to(WIDE).to(tl.float64)).to(WIDE)
-            error -= a_rest * noisy + c_rest * tau
+            # Blocks: a fused multiply-add takes operands of one shape.
+            a_high, c_high = a.to(WIDE) + tl.zeros_like(x), c.to(WIDE) + tl.zeros_like(x)
+            a_low, c_low = (a - a.to(WIDE).to(tl.float64)).to(WIDE), (c - c.to(WIDE).to(tl.float64)).to(WIDE)
+            product = c_high * tau
+            lost = tl.fma(c_high, tau, -product)
+            error = (x - tl.fma(a_high, noisy, product)) - (lost + (a_low * noisy + c_low * tau))
+        else:
+            error = x - a.to(WIDE) * noisy - c.to(WIDE) * tau
     return tl.abs(error)
 
 

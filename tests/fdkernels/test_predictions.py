@@ -117,3 +117,18 @@ def test_levels_of_lower_precision(backend):
     noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     sigma = torch.tensor([0.1, 0.5, 0.75, 0.9], dtype=torch.float16)
     case.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=sigma)).check(backend)
+
+
+@pytest.mark.parametrize("levels", ("per sample", "per frame"))
+def test_high_noise(backend, levels):
+    """x_t is a hundred times x0, and so are the two numbers whose sum x0 is: float32 alone is 1e-5 off here."""
+    generator = torch.Generator().manual_seed(8)
+    shape = (3, 5, 8)
+    clean, noise = torch.rand(shape, generator=generator) + 1, torch.rand(shape, generator=generator) + 1
+    count = (3, 1, 1) if levels == "per sample" else (3, 5, 1)
+    sigma, alpha = 60 + 40 * torch.rand(count, generator=generator), torch.full(count, 0.9993)
+    noisy = clean + sigma * noise
+    teacher = noise + 0.001 * torch.rand(shape, generator=generator)
+    case = make(shape, heads=None, divergence="rkl")
+    case = case.but(prediction=fdk.Prediction("epsilon", noisy, alpha=alpha, sigma=sigma))
+    case.but(student=clean, teacher=teacher, fake=teacher + 0.001).check(backend)
