@@ -19,7 +19,8 @@ from benchmarks.formulas import FORMULAS, OPS
 from benchmarks.measure import Options, Skipped
 from benchmarks.run import run
 from benchmarks.setting import setting_of_run
-from benchmarks.shapes import DTYPES, GROUPS, SHAPES, Case
+from benchmarks.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
+from benchmarks.timing import FEWEST_FOR_AN_INTERVAL
 from benchmarks.variants import COMPILE_MODES, MODES
 from fdkernels import backends
 from fdkernels.checks import did_you_mean
@@ -33,27 +34,35 @@ QUICK: dict[str, tuple[Named, ...]] = {
         (("dmd2_latent",), ("sdxl",), ("fp32",)),
         (("self_forcing",), ("wan",), ("bf16",)),
         (("dmd2_pixel",), ("imagenet64",), ("fp32",)),
+        (("fastgen_scaled",), ("wan2",), ("bf16",)),
     ),
     "cuda": (
-        (("fastgen",), ("cifar", "sdxl", "wan", "pixels512", "cifar_large", "pixels512_large"), ("bf16", "fp32")),
-        (("weight",), ("cifar", "cifar_large"), ("fp32",)),
-        (("dmd2_latent",), ("sdxl", "sdxl_large"), ("bf16", "fp32")),
+        (("fastgen",), ("cifar", "pixels512_large", "sdxl", "wan", "cifar_large"), ("bf16", "fp32")),
         (("self_forcing",), ("wan", "wan_large"), ("bf16",)),
+        (("dmd2_latent",), ("sdxl", "sdxl_large"), ("bf16",)),
+        (("weight",), ("cifar", "cifar_large"), ("fp32",)),
         (("dmd2_pixel",), ("imagenet64", "pixels1024_large"), ("fp32",)),
+        (("fastgen_scaled",), ("cifar", "pixels512_large"), ("bf16",)),
     ),
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
+DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
 KERNELS = ("native", "triton")
 PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
+# Exit codes, beside argparse's 2; the last is a shell's for Ctrl-C.
+WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks                                        a quick choice of everything
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
   python -m benchmarks --shapes 8,4,128,128 16,3,64,64 --baseline fastgen --mode eager,compile,max-autotune
   python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse
   python -m benchmarks --compare old.json new.json            the same, without a run
+
+exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) is worse beyond the noise or lost a row;
+3 where --compare found no times to compare (no row in common, another machine); 2 for a bad argument.
 """
-# Arguments that say where to write, not what is measured: they are left out of the report.
-WHERE = ("--json", "--html", "--compare")
+# Options that say where to write, not what is measured: they are left out of the report. Those with one value each.
+WHERE = ("--json", "--html", "--tolerance")
 
 NamedShape = tuple[str, tuple[int, ...]]
 
@@ -65,8 +74,7 @@ def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
         found = text.split(",")
         for name in found:
             if name not in names:
-                hint = did_you_mean(name, names)
-                raise argparse.ArgumentTypeError(f"unknown {what} {name!r}{hint}; known: {', '.join(names)}")
+                raise argparse.ArgumentTypeError(f"unknown {what} {name!r}{did_you_mean(name, names)}")
         return found
 
     return parse
@@ -103,6 +111,7 @@ def number(kind: type, least: float) -> Callable[[str], Any]:
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         description="fdkernels against the peers' chains, eager and compiled, and against the machine's bandwidth."
         " A list is separated by commas or blanks.",
     )  # fmt: skip
@@ -110,16 +119,17 @@ def command_line() -> argparse.ArgumentParser:
     add("ops", nargs="*", type=choice_of("op", OPS), metavar="op", help=f"of {', '.join(OPS)}; default: all")
     add("--shapes", nargs="+", type=shapes, metavar="SHAPE", help=f"{', '.join(SHAPES)}, a group of them"
         f" ({', '.join(GROUPS)}), or sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
-    add("--dtype", nargs="+", type=choice_of("dtype", DTYPES), metavar="DTYPE", help=f"of {', '.join(DTYPES)}; all")
+    add("--dtype", nargs="+", type=choice_of("dtype", DTYPES), metavar="DTYPE", help=f"of {', '.join(DTYPES)}; default:"
+        f" {', '.join(DEFAULT_DTYPES)}; fdiv_weight has fp32 alone")  # fmt: skip
     add("--backend", nargs="+", type=choice_of("backend", ("auto", *backends.BACKENDS)), metavar="BACKEND",
         help=f"of auto, {', '.join(backends.BACKENDS)}; default: what the device has of native and triton")  # fmt: skip
     add("--baseline", nargs="+", type=choice_of("baseline", (*PEERS, "none")), metavar="NAME",
         help=f"the peer whose formula is timed, ours and theirs: {', '.join(PEERS)}; none: fastgen's, ours alone."
         " Default: those that are trained at a shape")  # fmt: skip
-    add("--mode", nargs="+", type=choice_of("mode", MODES), metavar="MODE",
-        help=f"of the baselines: {', '.join(MODES)} (slow to compile on a CPU); default: eager,compile")  # fmt: skip
+    add("--mode", nargs="+", type=choice_of("mode", MODES), metavar="MODE", help=f"of {', '.join(MODES)}, of the"
+        " baselines; default: all, but for max-autotune on a CPU, where it compiles slowly")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    add("--rounds", type=number(int, 1), help="default: 40 on a CPU, 30 on a GPU")
+    add("--rounds", type=number(int, FEWEST_FOR_AN_INTERVAL), help="default: 40 on a CPU, 30 on a GPU")
     add("--case-seconds", type=number(float, 0), default=6.0, metavar="S",
         help="of a case's rounds on a CPU, which then end early (%(default)s)")  # fmt: skip
     add("--seconds", type=number(float, 0), metavar="S", help="after which no case is begun; default: no limit, but"
@@ -128,7 +138,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="F", help="write the report there")
     add("--html", type=Path, metavar="F", help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
-        " two without a run. Exit code 1 where a row of fdkernels is worse beyond the noise")  # fmt: skip
+        " two without a run")  # fmt: skip
     add("--tolerance", type=number(float, 0), default=0.1, metavar="PART",
         help="of a time, which intervals have to be apart by as well for --compare (%(default)s)")  # fmt: skip
     return parser
@@ -141,7 +151,9 @@ def flat(lists: Sequence[list[Any]] | None) -> list[Any]:
 def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
     """The cases that are asked for, formula by formula."""
     ops, baselines = flat(given.ops), flat(given.baseline)
-    peers = ["fastgen"] if baselines == ["none"] else [name for name in baselines if name != "none"]
+    peers = ["fastgen"] if baselines == ["none"] else baselines
+    if "none" in peers:
+        error("--baseline: expected none alone, or names without it")
     if baselines and "fused_fdiv_loss" not in (ops or OPS):
         error(f"--baseline: the peers of {ops[0]} are fixed")
     found: list[Case] = []
@@ -157,11 +169,13 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
             continue
         for shape_name, sizes in shape_list:
             why_not = formula.why_not(sizes)
-            if why_not is not None and name in peers:
-                error(f"--shapes {shape_name}: {why_not}")
+            if why_not is not None:
+                if name in peers and given.shapes is not None:
+                    error(f"--shapes {shape_name}: {why_not}")
+                continue
             natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
             if name in peers or (not peers and (formula.op == "fdiv_weight" or name in natural)):
-                found += [formula.case(shape_name, sizes, dtype) for dtype in flat(given.dtype) or DTYPES]
+                found += [formula.case(shape_name, sizes, dtype) for dtype in flat(given.dtype) or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))
 
 
@@ -180,12 +194,18 @@ def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], N
 
 def command(arguments: Sequence[str]) -> str:
     """What was measured, as a command, without the files it wrote."""
-    kept, skipping = [], False
+    kept: list[str] = []
+    left_out = 0  # how many of the next values belong to an option that is left out
     for argument in arguments:
         if argument.startswith("--"):
-            skipping = argument.split("=")[0] in WHERE
-        if not skipping:
-            kept.append(argument)
+            name, equals, _ = argument.partition("=")
+            left_out = len(arguments) if name == "--compare" else 1 if name in WHERE and not equals else 0
+            if name in (*WHERE, "--compare"):
+                continue
+        elif left_out:
+            left_out -= 1
+            continue
+        kept.append(argument)
     return shlex.join(["python", "-m", "benchmarks", *kept])
 
 
@@ -194,6 +214,8 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
     for name, path in (("--json", given.json), ("--html", given.html)):
         if path is not None and not path.parent.is_dir():
             error(f"{name} {path}: there is no folder {path.parent}")
+        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+            error(f"{name} {path}: {'is a folder' if path.is_dir() else 'cannot be written'}")
     if given.html is not None:
         try:
             import benchmarks.page  # noqa: F401
@@ -207,22 +229,61 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
         error(f"--compare: {failure}")
 
 
-def finish(report: comparisons.Report, given: argparse.Namespace, old: comparisons.Report | None) -> int:
+def finish(
+    report: comparisons.Report, given: argparse.Namespace, old: comparisons.Report | None, say: Callable[[str], object]
+) -> int:
     """Write the page, compare, and tell the exit code."""
     if given.html is not None:
         from benchmarks import page
 
         page.write(report, given.html)
-    code = 0
-    for row in report["rows"]:
-        if row["ours"] and row["wrong"]:
-            print(f"fdkernels is wrong: {row['variant']}, {row['shape_name']} {row['dtype']}: {row['wrong_because']}")
-            code = 1
-    if old is not None:
-        verdict = comparisons.changed(old, report, given.tolerance)
-        print(f"\nagainst {given.compare[0]}\n{terminal.report_changes(verdict, given.tolerance)}")
-        code = 1 if verdict.regressions else code
-    return code
+    faults = faults_of(report)
+    for fault in faults:
+        say(f"fdkernels {fault}")
+    if old is None:
+        return WORSE if faults else 0
+    verdict = comparisons.changed(old, report, given.tolerance)
+    say(f"\nagainst {given.compare[0]}\n{terminal.report_changes(verdict, given.tolerance)}")
+    if faults or verdict.regressions:
+        return WORSE
+    return 0 if verdict.times_compared else NOT_COMPARED
+
+
+def faults_of(report: comparisons.Report) -> list[str]:
+    ours = [row for row in report["rows"] if row["ours"]]
+    return [
+        *(
+            f"is wrong: {row['variant']}, {row['shape_name']} {row['dtype']}: {row['wrong_because']}"
+            for row in ours
+            if row["wrong"]
+        ),
+        *(f"failed: {s['what']}: {s['why']}" for s in report["skipped"] if s["kind"] == "failed" and s["ours"]),
+        *([] if ours else ["was not measured"]),
+    ]
+
+
+def check_alone(arguments: Sequence[str], ops: Sequence[str], error: Callable[[str], NoReturn]) -> None:
+    """That OLD NEW of --compare comes without what a run would need."""
+    options = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    for name in (*ops, *options):
+        if name not in ("--compare", "--tolerance", "--html"):
+            error(f"{name}: expected a run, but --compare OLD NEW makes none")
+
+
+class Output:
+    """Prints, until what reads it has gone (`python -m benchmarks | head`): then a run goes on for its files alone, and
+    for --compare's exit code."""
+
+    def __init__(self, goes_on: bool) -> None:
+        self.goes_on = goes_on
+
+    def __call__(self, text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            if not self.goes_on:
+                raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,8 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     given = parser.parse_args(arguments)
     old = check_files(given, parser.error)
+    say = Output(goes_on=any((given.json, given.html, given.compare)))
     if len(old) == 2:
-        return finish(old[1], given, old[0])
+        check_alone(arguments, flat(given.ops), parser.error)
+        return finish(old[1], given, old[0], say)
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
@@ -243,7 +306,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cases:
         parser.error("nothing to time: no formula of these ops is trained at these shapes; name it with --baseline")
     alone = flat(given.baseline) == ["none"]
-    modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or ("eager", "compile")]
+    if alone and given.mode:
+        parser.error("--mode: expected a baseline, but --baseline is none")
+    modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or DEFAULT_MODES[device]]
     options = Options(
         device, backends_of(given, device, parser.error), modes,
         given.rounds or (40 if device == "cpu" else 30), given.case_seconds,
@@ -252,14 +317,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if quick else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
     here = setting_of_run(device, command(arguments), compile_modes)
-    print(introduction(here, len(cases)))
-    missing = [Skipped(name, f"unavailable: {why}") for name in KERNELS if (why := backends.unavailable(name, device))]
-    unavailable = [] if given.backend or device == "cpu" else missing
-    report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=unavailable)
+    say(introduction(here, len(cases)))
+    missing = [] if given.backend else missing_kernels(device)
+    for each in missing:
+        say(f"without {each.what}: {each.why}")
+    report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=missing, say=say)
+    stopped = any(each["kind"] == "stopped" for each in report["skipped"])
     for each in report["skipped"]:
-        print(f"skipped {each['what']}: {each['why']}")
-    print("", *terminal.summary(report["comparisons"]), sep="\n")
-    return finish(report, given, old[0] if old else None)
+        say(f"skipped {each['what']}: {each['why']}")
+    say("\n".join(["", *terminal.summary(report["comparisons"])]))
+    code = finish(report, given, old[0] if old else None, say)
+    return INTERRUPTED if stopped else code
+
+
+def missing_kernels(device: str) -> list[Skipped]:
+    # Triton on a CPU is its interpreter, for tests.
+    wanted = KERNELS if device == "cuda" else ("native",)
+    why_not = {name: backends.unavailable(name, device) for name in wanted}
+    return [Skipped(name, f"unavailable: {why}", "unavailable") for name, why in why_not.items() if why]
 
 
 def introduction(here: dict[str, Any], count: int) -> str:
@@ -278,6 +353,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `python -m benchmarks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

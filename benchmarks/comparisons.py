@@ -12,8 +12,16 @@ CASE = ("op", "shape_name", "dtype", "formula")
 KEY = (*CASE, "variant")
 SAME_MACHINE = ("kind", "device", "threads")
 NAMED = ("torch", "triton", "driver", "cuda", "compile_modes")
-# How much an error or a size may grow before it counts; they do not vary as times do.
-ERROR_GROWTH, SIZE_GROWTH = 1.5, 1.01
+# How much an error or a size may grow before it counts; they do not vary as times do. Below the floor an error is that
+# of a few roundings in float32, which another processor may do otherwise.
+ERROR_GROWTH, ERROR_FLOOR, SIZE_GROWTH = 1.5, 2e-7, 1.01
+# What is compared of times, where both rows have it.
+TIMES = {
+    "": ("time_us", "low_us", "high_us"),
+    "plain calls ": ("wall_us", "wall_low_us", "wall_high_us"),
+    "host's part of a call ": ("call_us", "call_low_us", "call_high_us"),
+}
+NEEDED = (*KEY, "shape", "ours", "wrong", "timed_by", *TIMES[""])
 
 Row = dict[str, Any]
 Report = dict[str, Any]
@@ -43,7 +51,7 @@ def judged(ours: Row, other: Row) -> dict[str, Any]:
         return {"ratio": None, "low": None, "high": None, "verdict": "wrong", "timed_by": None}
     # A graph's replay against plain calls would flatter ours: then plain calls are compared with plain calls.
     alike = ours["timed_by"] == other["timed_by"]
-    keys = ("time_us", "low_us", "high_us") if alike else ("wall_us", "wall_low_us", "wall_high_us")
+    keys = TIMES["" if alike else "plain calls "]
     median, low, high = (ours[key] for key in keys)
     other_median, other_low, other_high = (other[key] for key in keys)
     return {
@@ -71,6 +79,7 @@ class Verdict(NamedTuple):
     notes: list[str]
     changes: list[Change]
     compared: int
+    times_compared: bool
 
     @property
     def regressions(self) -> list[Change]:
@@ -80,7 +89,7 @@ class Verdict(NamedTuple):
 def load(path: Path) -> Report:
     """A report. Raises ValueError where the file is none."""
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
@@ -88,17 +97,21 @@ def load(path: Path) -> Report:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
         raise ValueError(f"{path}: expected a report of schema {SCHEMA}, got {found!r}")
-    missing = [key for key in ("setting", "rows") if key not in report]
-    if missing:
-        raise ValueError(f"{path}: the report has no {missing[0]!r}")
+    for key, kind in (("setting", dict), ("rows", list), ("skipped", list)):
+        if not isinstance(report.get(key), kind):
+            raise ValueError(f"{path}: {key}: expected a {kind.__name__}, got {type(report.get(key)).__name__}")
+    for i, row in enumerate(report["rows"]):
+        missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}: rows: row {i} has no {missing[0]!r}")
     return report
 
 
 def changed(old: Report, new: Report, tolerance: float) -> Verdict:
     """What changed in our rows, beyond the noise: intervals apart by more than a part `tolerance` of the older one.
 
-    Times count where both ran on the same device with as many threads. Launches, memory, errors and rightness count
-    always, but for launches and memory of another kind of device.
+    Times count where both ran on the same device with as many threads; launches, memory and errors on the same kind of
+    device. Rightness counts always, and so does a row that the newer run has lost though it ran its case.
     """
     settings = old["setting"], new["setting"]
     notes = [
@@ -112,28 +125,33 @@ def changed(old: Report, new: Report, tolerance: float) -> Verdict:
         notes.append("another machine: times are not compared")
     before, after = keyed(old["rows"]), keyed(new["rows"])
     shared = [key for key in after if key in before]
-    notes += listed("no longer there", (key for key in before if key not in after))
-    notes += listed("new", (key for key in after if key not in before))
+    tried = {(*case_of(row), dimensions(row)) for row in new["rows"]}
     changes = []
+    for key in (key for key in before if key not in after):
+        if (*key[: len(CASE)], key[-1]) in tried:
+            changes.append(Change(name_of(key), "no longer there", True))
+        else:
+            notes.append(f"not in this run: {name_of(key)}")
+    notes += [f"new: {name_of(key)}" for key in after if key not in before]
     for key in shared:
         for what, worse in differences(before[key], after[key], tolerance, same_machine, same_kind):
-            changes.append(Change(", ".join(map(str, key)), what, worse))
+            changes.append(Change(name_of(key), what, worse))
     if not shared:
         notes.append("the two have no row in common")
-    return Verdict(notes, changes, len(shared))
+    return Verdict(notes, changes, len(shared), bool(shared) and same_machine)
 
 
 def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     """Our rows, by what they measure."""
-    return {
-        (*(row.get(key) for key in KEY), "×".join(map(str, row.get("shape", [])))): row
-        for row in rows
-        if row.get("ours")
-    }
+    return {(*(row[key] for key in KEY), dimensions(row)): row for row in rows if row["ours"]}
 
 
-def listed(what: str, keys: Iterable[tuple[Any, ...]]) -> list[str]:
-    return [f"{what}: {', '.join(map(str, key))}" for key in keys]
+def dimensions(row: Row) -> str:
+    return "×".join(map(str, row["shape"]))
+
+
+def name_of(key: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, key))
 
 
 def differences(
@@ -142,26 +160,35 @@ def differences(
     """(in words, whether it is for the worse) of each difference that is beyond the noise."""
     before: Any
     after: Any
-    if new.get("wrong") and not old.get("wrong"):
+    if new["wrong"] and not old["wrong"]:
         yield f"wrong now: {new.get('wrong_because')}", True
         return
-    before, after = (row.get("gradient_error") for row in (old, new))
-    if numbers(before, after) and after > ERROR_GROWTH * before:
-        yield f"error {before:.1e} before, {after:.1e} now", True
     if same_kind:
+        before, after = (row.get("gradient_error") for row in (old, new))
+        if numbers(before, after) and after > max(ERROR_FLOOR, ERROR_GROWTH * before):
+            yield f"error {before:.1e} before, {after:.1e} now", True
         for name in ("launches", "syncs", "extra_bytes"):
             before, after = (row.get(name) for row in (old, new))
             allowed = SIZE_GROWTH if name == "extra_bytes" else 1
             if numbers(before, after) and (after > allowed * before or allowed * after < before):
                 yield f"{name} {before:,} before, {after:,} now", after > before
-    if same_machine and old.get("timed_by") == new.get("timed_by"):
-        times = [row.get(key) for row in (old, new) for key in ("time_us", "low_us", "high_us")]
-        if numbers(*times):
-            was, was_low, was_high, now, low, high = map(float, times)  # type: ignore[arg-type]
-            worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
-            if worse or better:
-                text = f"{was:.4g} µs ({was_low:.4g} to {was_high:.4g}) before, {now:.4g} ({low:.4g} to {high:.4g}) now"
-                yield f"{text}, {100 * (now / was - 1):+.0f} %", worse
+    if old["timed_by"] == "graph" and new["timed_by"] == "wall":
+        yield "no longer captured in a CUDA graph", True
+    if same_machine:
+        for what, keys in TIMES.items():
+            if what or old["timed_by"] == new["timed_by"]:
+                yield from time_difference(what, [row.get(key) for row in (old, new) for key in keys], tolerance)
+
+
+def time_difference(what: str, times: list[Any], tolerance: float) -> Iterable[tuple[str, bool]]:
+    """Of (median, low, high) before and now."""
+    if not numbers(*times):
+        return
+    was, was_low, was_high, now, low, high = times
+    worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
+    if worse or better:
+        text = f"{was:.4g} µs ({was_low:.4g} to {was_high:.4g}) before, {now:.4g} ({low:.4g} to {high:.4g}) now"
+        yield f"{what}{text}, {100 * (now / was - 1):+.0f} %", worse
 
 
 def numbers(*values: Any) -> bool:

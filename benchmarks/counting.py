@@ -46,7 +46,8 @@ def trace(function: Callable[[], object], device: str) -> Trace:
 def summarized(events: list[dict[str, Any]]) -> Trace:
     """From the events of a Chrome trace."""
     events = sorted((event for event in events if "ts" in event), key=lambda event: event["ts"])
-    ranges = [event for event in events if event.get("name") == RANGE and "dur" in event]
+    # The GPU has a range of the same name, which ends with the waiting that is ours.
+    ranges = [event for event in events if event.get("name") == RANGE and event.get("cat") == "user_annotation"]
     start = min((event["ts"] for event in ranges), default=float("-inf"))
     stop = max((event["ts"] + event["dur"] for event in ranges), default=float("inf"))
     work = [{"name": event["name"], "us": event["dur"]} for event in events if event.get("cat") in WORK]

@@ -1,16 +1,19 @@
 """The formulas that are timed: data, our call, the peer's chain, and the exact result in float64.
 
-| name         | ours                                                    | the peer's chain (benchmarks/baselines.py) |
-|--------------|---------------------------------------------------------|--------------------------------------------|
-| fastgen      | js, normalizer, dmd scale                               | FastGen's f-distill: weight, then loss     |
-| dmd2_pixel   | rkl, dmd scale                                          | DMD2's EDM guidance                        |
-| dmd2_latent  | rkl, dmd scale, Prediction("epsilon", ...)              | DMD2's Stable Diffusion guidance           |
-| self_forcing | rkl, dmd scale, teacher_uncond, guidance_scale, mask    | Self-Forcing's DMD, guided, masked         |
-| weight       | fdiv_weight: js, normalizer                             | FastGen's weight alone                     |
+| name           | ours                                                   | the peer's chain (benchmarks/baselines.py) |
+| -------------- | ------------------------------------------------------ | ------------------------------------------ |
+| fastgen        | js, normalizer, dmd scale                              | FastGen's f-distill: weight, then loss     |
+| fastgen_scaled | the same at an upstream of 1/4                         | the same                                   |
+| dmd2_pixel     | rkl, dmd scale                                         | DMD2's EDM guidance                        |
+| dmd2_latent    | rkl, dmd scale, Prediction("epsilon", ...)             | DMD2's Stable Diffusion guidance           |
+| self_forcing   | rkl, dmd scale, teacher_uncond, guidance_scale, mask   | Self-Forcing's DMD, guided, masked         |
+| weight         | fdiv_weight: js, normalizer                            | FastGen's weight alone                     |
 
-All but the last: forward + backward, to the student's gradient, at an upstream of 1 that exists already. The data has
-the case's dtype throughout (coefficients, logits and t are float32), though a peer may train with a mix: DMD2 in
-float32, its teacher alone in bf16. What the peers compute for their logs (norms fetched with `.item()`) is left out.
+All but the last: forward + backward, to the student's gradient, at an upstream that exists already. It is 1, where our
+backward has nothing to do, but for fastgen_scaled (a loss divided for accumulation, or weighed against others), where
+it passes over the gradient once more, and for float16, which trains with a loss scale. The data has the case's dtype
+throughout (coefficients, logits and t are float32), though a peer may train with a mix: DMD2 in float32, its teacher
+alone in bf16. What the peers compute for their logs (norms fetched with `.item()`) is left out.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ from benchmarks import baselines
 from benchmarks.shapes import DTYPES, Case
 
 HEADS, BINS, GUIDANCE_W = 2, 10, 3.0
+LOSS_SCALE = 32768.0  # of float16: the largest power of two that it has, which some peers' losses are in
+DISTINCT = 4
+"""Sets of inputs with values of their own; in a longer rotation the others are copies of these."""
 
 # Bytes of an fdiv_weight call beside its logits: t and the weight a sample, the bins read and written.
 WEIGHT_BYTES = (4 + 4, 8 * BINS)
@@ -56,6 +62,7 @@ Step = Callable[[Inputs], Tensor]
 class Formula:
     name: str
     op: str
+    title: str
     peer: str
     chain: Callable[..., Tensor]
     call: Callable[[Callable[..., Tensor], Inputs, Tensor], Tensor]
@@ -63,12 +70,14 @@ class Formula:
     ours: Callable[[Inputs, fdk.RatioNormalizer, str], Tensor]
     """(data, normalizer, backend) -> our loss or weight."""
     exact: Callable[[Inputs], Tensor]
+    """The gradient at an upstream of 1, or the weight, in float64."""
     images: int
     """N-sized inputs that have to be read."""
     reread: int = 2
     """Those of them that are read again where a sample does not stay on chip."""
     plan: Callable[[Case], dict[str, Any]] = lambda case: {}
     """Options of `fdkernels._core.plan`."""
+    upstream: float = 1.0
 
     def minimum_bytes(self, case: Case) -> int:
         """Inputs read once and the result written once."""
@@ -80,6 +89,12 @@ class Formula:
         if self.name == "self_forcing" and len(shape) != 5:
             return "self_forcing takes videos, five sizes"
         return None
+
+    def upstream_at(self, dtype: torch.dtype) -> float:
+        return self.upstream * (LOSS_SCALE if dtype == torch.float16 else 1.0)
+
+    def exact_result(self, v: Inputs) -> Tensor:
+        return self.exact(v) * self.upstream_at(v.student.dtype)
 
     def case(self, shape_name: str, sizes: tuple[int, ...], dtype: str) -> Case:
         """Self-Forcing has the frames ahead of the channels; the weight takes logits, in float32."""
@@ -100,14 +115,14 @@ class Formula:
     def _step(self, result: Callable[[Inputs], Tensor]) -> Step:
         if self.name == "weight":
             return result
-        upstream: dict[torch.dtype, Tensor] = {}
+        upstreams: dict[torch.dtype, Tensor] = {}
 
         def step(v: Inputs) -> Tensor:
             loss = result(v)
-            one = upstream.get(loss.dtype)
-            if one is None:
-                one = upstream[loss.dtype] = torch.ones_like(loss)
-            return torch.autograd.grad(loss, v.student, one)[0]
+            upstream = upstreams.get(loss.dtype)
+            if upstream is None:
+                upstream = upstreams[loss.dtype] = torch.full_like(loss, self.upstream_at(v.student.dtype))
+            return torch.autograd.grad(loss, v.student, upstream)[0]
 
         return step
 
@@ -146,6 +161,19 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
         student, teacher.to(dtype), fake.to(dtype), noise(batch, HEADS), uniform(0.0, 1.0), uncond, noisy, alpha, sigma,
         mask, frames,
     )  # fmt: skip
+
+
+def rotation(case: Case, device: str, count: int) -> list[Inputs]:
+    """Sets of inputs that lie apart in memory."""
+    sets = [make_inputs(case, device, seed) for seed in range(min(count, DISTINCT))]
+    return sets + [copied(sets[i % DISTINCT]) for i in range(len(sets), count)]
+
+
+def copied(v: Inputs) -> Inputs:
+    def copy(w: Tensor) -> Tensor:
+        return w.detach().clone().requires_grad_(w.requires_grad)
+
+    return v._replace(**{name: copy(w) for name, w in v._asdict().items() if w is not None})
 
 
 # ---- exact results, in float64
@@ -206,31 +234,40 @@ def _dmd2_latent(v: Inputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
     return fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, prediction=prediction, backend=backend, **_RKL)
 
 
+_FASTGEN: dict[str, Any] = {
+    "op": "fused_fdiv_loss", "peer": "fastgen", "chain": baselines.fastgen_chain,
+    "call": lambda chain, v, bins: chain(v.student, v.teacher, v.fake, v.logits, v.t, bins),
+    "ours": lambda v, normalizer, backend: fdk.fused_fdiv_loss(
+        v.student, v.teacher, v.fake, v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
+    ),
+    "exact": _exact_fastgen, "images": 3, "plan": lambda case: {"heads": HEADS, "bins": BINS},
+}  # fmt: skip
+
 FORMULAS = {
     formula.name: formula
     for formula in (
+        Formula("fastgen", title="f-distill as FastGen has it: js, normalizer, dmd scale", **_FASTGEN),
         Formula(
-            "fastgen", "fused_fdiv_loss", "fastgen", baselines.fastgen_chain,
-            call=lambda chain, v, bins: chain(v.student, v.teacher, v.fake, v.logits, v.t, bins),
-            ours=lambda v, normalizer, backend: fdk.fused_fdiv_loss(
-                v.student, v.teacher, v.fake, v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
-            ),
-            exact=_exact_fastgen, images=3, plan=lambda case: {"heads": HEADS, "bins": BINS},
+            "fastgen_scaled", title="the same at an upstream other than 1: the gradient is scaled in the backward",
+            upstream=0.25, **_FASTGEN,
         ),
         Formula(
-            "dmd2_pixel", "fused_fdiv_loss", "dmd2", baselines.dmd2_pixel_chain,
+            "dmd2_pixel", "fused_fdiv_loss", "reverse KL as DMD2 has it for EDM: x0 predictions, dmd scale",
+            "dmd2", baselines.dmd2_pixel_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.fake),
             ours=lambda v, _, backend: fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, backend=backend, **_RKL),
             exact=lambda v: exact_gradient(*_doubles(v.student, v.teacher, v.fake)), images=3,
         ),
         Formula(
-            "dmd2_latent", "fused_fdiv_loss", "dmd2", baselines.dmd2_latent_epsilon_chain,
+            "dmd2_latent", "fused_fdiv_loss", "reverse KL as DMD2 has it for Stable Diffusion: raw epsilon predictions",
+            "dmd2", baselines.dmd2_latent_epsilon_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.fake, v.noisy, v.alpha, v.sigma),
             ours=_dmd2_latent, exact=_exact_dmd2_latent, images=4,
             plan=lambda case: {"noisy": case.dtype, "coefficients": True},
         ),
         Formula(
-            "self_forcing", "fused_fdiv_loss", "self_forcing", baselines.self_forcing_chain,
+            "self_forcing", "fused_fdiv_loss", "reverse KL as Self-Forcing has it: guided teacher, frames masked",
+            "self_forcing", baselines.self_forcing_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.uncond, v.fake, GUIDANCE_W, v.mask),
             ours=lambda v, _, backend: fdk.fused_fdiv_loss(
                 v.student, v.teacher, v.fake, teacher_uncond=v.uncond, guidance_scale=1 + GUIDANCE_W, mask=v.frames,
@@ -240,7 +277,8 @@ FORMULAS = {
             plan=lambda case: {"guidance": True, "mask": (case.shape[0], case.shape[1])},
         ),
         Formula(
-            "weight", "fdiv_weight", "fastgen", baselines.fastgen_weight,
+            "weight", "fdiv_weight", "FastGen's weight alone, from logits: js, normalizer",
+            "fastgen", baselines.fastgen_weight,
             call=lambda chain, v, bins: chain(v.logits, v.t, bins),
             ours=lambda v, normalizer, backend: fdk.fdiv_weight(
                 v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Timing, summarize
+from benchmarks.timing import Timing, orders, summarize
 
 WINDOW = 2e-3  # seconds that a sample lasts, at least
 T = TypeVar("T")
@@ -22,19 +22,17 @@ def wait(device: str) -> None:
 
 
 def device_timings(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
-    """Seconds of the device's own time, interleaved, in an order that rotates.
+    """Seconds of the device's own time, interleaved.
 
     On a GPU everything is queued before anything is read, so that the GPU never waits for the host in between.
     """
     marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in functions}
-    order = list(functions)
     wait(device)
-    for _ in range(rounds):
+    for order in orders(functions, rounds):
         for name in order:
             start = _mark(device)
             functions[name]()
             marks[name].append((start, _mark(device)))
-        order.append(order.pop(0))
     wait(device)
     return {name: summarize([_between(*pair) for pair in found], calls=1) for name, found in marks.items()}
 
@@ -64,7 +62,10 @@ class Copy:
 
 
 class Replay(Generic[T]):
-    """A call for each set of inputs in one CUDA graph, their results kept, so that they lie apart as the inputs do."""
+    """A call for each set of inputs in one CUDA graph, their results kept, so that they lie apart as the inputs do.
+
+    Raises RuntimeError where a replay leaves a result unwritten: work that escaped the capture would look fast.
+    """
 
     def __init__(self, step: Callable[[T], Tensor], data: Sequence[T]) -> None:
         side = torch.cuda.Stream()
@@ -76,6 +77,11 @@ class Replay(Generic[T]):
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.results = [step(v) for v in data]
+        for result in self.results:
+            result.fill_(torch.nan)
+        self.graph.replay()
+        if not all(bool(torch.isfinite(result).all()) for result in self.results):
+            raise RuntimeError("a replay of the graph leaves results unwritten")
         once = device_timings({"": self.graph.replay}, 3, "cuda")[""].median
         self.repeats = math.ceil(WINDOW / once)
         self.calls = self.repeats * len(data)
@@ -88,13 +94,18 @@ class Replay(Generic[T]):
 def call_timings(
     steps: dict[str, Callable[[T], Tensor]], data: Sequence[T], rounds: int, device: str
 ) -> dict[str, tuple[Timing, Timing]]:
-    """(seconds a call until the device has finished, until the call has returned) of calls in a row, interleaved."""
+    """(seconds a call until the device has finished, until the call has returned) of calls in a row, interleaved.
+
+    Each variant goes on with the sets of inputs where its last sample ended.
+    """
+    index = dict.fromkeys(steps, 0)
 
     def once(name: str, n: int) -> tuple[float, float]:
-        step = steps[name]
+        step, first = steps[name], index[name]
+        index[name] += n
         wait(device)
         start = time.perf_counter()
-        for i in range(n):
+        for i in range(first, first + n):
             step(data[i % len(data)])
         issued = time.perf_counter()
         wait(device)
@@ -105,11 +116,9 @@ def call_timings(
         once(name, 3)
         calls[name] = min(50, max(3, math.ceil(WINDOW / once(name, 3)[0])))
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    order = list(steps)
-    for _ in range(rounds):
+    for order in orders(steps, rounds):
         for name in order:
             samples[name].append(once(name, calls[name]))
-        order.append(order.pop(0))
     return {
         name: (summarize([a for a, _ in found], calls[name]), summarize([b for _, b in found], calls[name]))
         for name, found in samples.items()

@@ -1,47 +1,69 @@
-"""A benchmark's report as one self-contained HTML page, for desk and phone, light or dark; it reads without scripts.
+"""python -m benchmarks.page REPORT.json PAGE.html: a report as a page, as `python -m benchmarks --html` writes it.
 
-The report is embedded as JSON, and whatever the page shows of it names its source in `data-from`: a place
-(`rows/3/time_us`), a quotient (`rows/3/time_us over rows/3/predicted_us`), a count (`count {"verdict": "slower"}`, over
-the comparisons), or several of these, separated by " | ".
+One self-contained file, for desk and phone, light or dark; it reads without scripts.
+
+The report is embedded as JSON, and whatever the page shows of it names its source in `data-from`
+(benchmarks/reader.py).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 
-from benchmarks.figures import (
-    CLOSE,
+from benchmarks.comparisons import Report, load
+from benchmarks.glance import lines as glance
+from benchmarks.plots import BOX, farthest, predictions, roofline
+from benchmarks.reader import Reader, Shown
+from benchmarks.shown import (
+    COLOURS,
     MARKS,
     VERDICTS,
     Form,
     LogScale,
-    Report,
-    checked,
+    commit,
+    count,
+    day,
     dimensions,
     drawable,
     duration,
     error,
-    mark,
-    off,
+    ours_to_show,
     percent,
     plain,
     rate,
     row_of,
-    short,
     significant,
     size,
     times,
+    variant,
+    whole,
 )
 
-FARTHEST = 6
-CEILING: dict[str, Form] = {"name": plain, "gb_per_s": rate, "low": rate, "high": rate}
+HERE = Path(__file__).parent
+CEILING: dict[str, Form] = {"name": plain, "measured_on": plain, "gb_per_s": rate, "low": rate, "high": rate}
+CUDA = {"torch": "torch", "cuda": "CUDA", "driver": "driver", "clocks": "clocks"}
+# What the header says of the setting, where there is such a thing, by kind of device.
+HEADER: dict[str, dict[str, tuple[str, Form]]] = {
+    "cpu": {"threads": ("threads", plain), "torch": ("torch", plain)},
+    "cuda": {key: (label, plain) for key, label in CUDA.items()},
+}
+MEASURED: dict[str, tuple[str, Form]] = {"date": ("", day), "commit": ("commit", commit)}
+VARIANTS = {
+    "native": "fdkernels' kernels in C++ or CUDA",
+    "triton": "fdkernels' kernels in Triton",
+    "reference": "fdkernels' specification, in plain PyTorch",
+    "eager": "the peer's chain, op by op",
+    "compile": "that chain under torch.compile, forward and backward together",
+    "max-autotune": "the same in mode max-autotune-no-cudagraphs",
+}
+"""By the last word of a variant's name."""
 
 
 def write(report: Report, path: Path) -> None:
@@ -49,22 +71,32 @@ def write(report: Report, path: Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page. Raises ValueError where the report is not of this schema."""
-    report = finite(checked(report))
     reader = Reader(report)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html.in").read_text(encoding="utf-8"))
-    return template.render(
-        **BOX, zip=zip, setting=report["setting"], shown=reader.shown,
-        environment=[(name, reader.shown(f"setting/{name}", form)) for name, form in settings(report["setting"])],
-        ceiling=[reader.shown(f"ceiling/{key}", form) for key, form in CEILING.items()],
-        summaries=summaries(reader),
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    setting, found = report["setting"], table(reader)
+    header = {**HEADER.get(setting.get("kind"), {}), **MEASURED}
+    used = {variant(row["variant"]).split()[-1] for row in report["rows"]}
+    return environment.get_template("page.html.in").render(
+        **BOX, zip=zip, colours=COLOURS, marks=MARKS, reader=reader,
+        header=[
+            (label, reader.shown(f"setting/{key}", form)) for key, (label, form) in header.items() if setting.get(key)
+        ],
+        environment=[(reader.name(f"setting/{name}"), reader.shown(f"setting/{name}")) for name in settings(setting)],
+        ceiling={key: reader.shown(f"ceiling/{key}", form) for key, form in CEILING.items()},
+        glance=glance(reader),
+        options=options(reader),
         speedups=Speedups(reader),
         roofline=roofline(reader),
         predictions=predictions(reader),
         farthest=farthest(reader),
-        columns=columns(reader),
-        table=table(reader),
+        table=found,
+        method=[reader.shown(f"method/{i}") for i in range(len(report.get("method", ())))],
+        formulas=[
+            (reader.key(f"formulas/{name}"), reader.shown(f"formulas/{name}")) for name in report.get("formulas", ())
+        ],
+        variants={name: meaning for name, meaning in VARIANTS.items() if name in used},
         skipped=[
             [reader.shown(f"skipped/{i}/{key}") for key in ("what", "why")]
             for i in range(len(report.get("skipped", ())))
@@ -73,169 +105,69 @@ def render(report: Report) -> str:
     )  # fmt: skip
 
 
-def finite(value: Any) -> Any:
-    """With null for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# Text with its source.
-
-
-class Shown(NamedTuple):
-    text: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Reader:
-    report: Report
-
-    def value(self, place: str) -> Any:
-        found: Any = self.report
-        for key in place.split("/"):
-            found = found[int(key)] if isinstance(found, list) else found.get(key)
-        return found
-
-    def shown(self, place: str, form: Form = plain) -> Shown:
-        value = self.value(place)
-        return Shown("–" if value is None else form(value), place)
-
-    def quotient(self, over: str, under: str, form: Form = times) -> Shown:
-        a, b = self.value(over), self.value(under)
-        return Shown(form(a / b) if a is not None and b else "–", f"{over} over {under}")
-
-    def count(self, **wanted: str) -> Shown:
-        number = sum(all(c[key] == value for key, value in wanted.items()) for c in self.report["comparisons"])
-        return Shown(str(number), f"count {json.dumps(wanted, ensure_ascii=False)}")
-
-
-def settings(setting: Report) -> Iterable[tuple[str, Form]]:
+def settings(setting: Report) -> Iterable[str]:
     """Places within the setting, those within nested tables too."""
     for name, value in setting.items():
         if isinstance(value, dict):
-            yield from ((f"{name}/{inner}", form) for inner, form in settings(value))
+            yield from (f"{name}/{inner}" for inner in settings(value))
         else:
-            yield name, plain
+            yield name
 
 
-# The table.
-
-
-class Column(NamedTuple):
-    title: str
-    key: str
-    form: Form
-    numeric: bool
-    meaning: str
-    interval: tuple[str, str] | None = None
-
-
-COLUMNS = (
-    Column("shape", "shape_name", plain, False, "where in practice it occurs"),
-    Column("size", "shape", dimensions, False, "batch first"),
-    Column("dtype", "dtype", plain, False, "of student, teacher and fake"),
-    Column("formula", "formula", plain, False, "whose loss is computed"),
-    Column("variant", "variant", plain, False, "what computes it; ours are in bold"),
-    Column("time", "time_us", duration, True, "median and its interval", ("low_us", "high_us")),
-    Column("timed by", "timed_by", plain, False, "plain calls, replays of a CUDA graph, or the wall clock"),
-    Column("wall time", "wall_us", duration, True, "of plain calls, to the GPU's end", ("wall_low_us", "wall_high_us")),
-    Column("CPU time", "call_us", duration, True, "until a call returns, the GPU still at work"),
-    Column("kernel time", "kernel_us", duration, True, "sum of its kernels' times under the profiler"),
-    Column("bandwidth", "gb_per_s", rate, True, "fewest bytes over time"),
-    Column("of ceiling", "percent_of_ceiling", percent, True, "that, of the ceiling measured beside it"),
-    Column("ceiling", "ceiling_gb_per_s", rate, True, "measured beside it, on a CPU at this size"),
-    Column("predicted", "predicted_us", duration, True, "predicted bytes over that ceiling"),
-    Column("error", "gradient_error", error, True, "of the gradient (or weight), relative, against double precision"),
-    Column("fewest bytes", "min_bytes", size, True, "each input read once, the gradient written once"),
-    Column("counted bytes", "counted_bytes", size, True, "what its ops really read and write"),
-    Column("extra memory", "extra_bytes", size, True, "at its peak, beside the inputs"),
-    Column("launches", "launches", plain, True, "kernels, copies and fills; on a CPU ops that touch memory"),
-    Column("syncs", "syncs", plain, True, "how often the host waits for the device"),
-    Column("op", "op", plain, False, "the function called"),
-    Column("input sets", "input_sets", plain, True, "in rotation; a single one stays in cache"),
-    Column("rounds", "rounds", plain, True, "of interleaved timing"),
-)
-
-
-class Cell(NamedTuple):
-    shown: tuple[Shown, ...]
-    value: Any
-
-
-class Line(NamedTuple):
-    row: int
-    ours: bool
-    wrong: Shown | None
-    cells: list[Cell]
-
-
-def columns(reader: Reader) -> list[Column]:
-    """Those in which there is something."""
-    return [column for column in COLUMNS if any(row.get(column.key) is not None for row in reader.report["rows"])]
-
-
-def table(reader: Reader) -> list[Line]:
-    def cell(i: int, column: Column) -> Cell:
-        shown = [reader.shown(f"rows/{i}/{column.key}", column.form)]
-        shown += [reader.shown(f"rows/{i}/{key}", column.form) for key in column.interval or ()]
-        return Cell(tuple(shown), reader.value(f"rows/{i}/{column.key}") if column.numeric else shown[0].text)
-
-    return [
-        Line(i, row["ours"], why_wrong(reader, i), [cell(i, column) for column in columns(reader)])
-        for i, row in enumerate(reader.report["rows"])
-    ]
-
-
-def why_wrong(reader: Reader, row: int) -> Shown | None:
-    return reader.shown(f"rows/{row}/wrong_because") if reader.report["rows"][row]["wrong"] else None
+def options(reader: Reader) -> list[tuple[str, str, list[tuple[str, Shown]]]]:
+    """The filter's selects: title, key, and each value with its text. Those that would hold one value are left out."""
+    keys = {"shape": "shape_name", "dtype": "dtype", "formula": "formula", "variant": "variant", "verdict": "verdict"}
+    found = []
+    for title, key in keys.items():
+        where, form = ("comparisons" if key == "verdict" else "rows"), (variant if key == "variant" else plain)
+        found.append((title, key, [(value, reader.shown(place, form)) for value, place in reader.distinct(where, key)]))
+    return [each for each in found if len(each[2]) > 1]
 
 
 # Speed-ups.
 
 
-class Summary(NamedTuple):
-    ours: Shown
-    other: Shown
-    least: Shown | None
-    most: Shown | None
-    verdicts: dict[str, Shown]
+class Verdict(NamedTuple):
+    comparison: int
+    name: str
+    ratio: Shown
+    interval: tuple[Shown, Shown]
+    by_calls: bool
+    """On a GPU, where others compare replays of a graph."""
+    faults: tuple[tuple[Shown | None, Shown], ...]
+    """Of a wrong one: whose result is wrong (None: ours), and why."""
 
 
-def summaries(reader: Reader) -> list[Summary]:
-    """For each pair of variants the range of ratios, and how often which verdict was given."""
-    found = []
-    comparisons = list(enumerate(reader.report["comparisons"]))
-    for ours, other in dict.fromkeys((c["ours"], c["other"]) for _, c in comparisons):
-        here = [i for i, c in comparisons if (c["ours"], c["other"]) == (ours, other)]
-        right = [i for i in here if drawable(comparisons[i][1])]
-        right.sort(key=lambda i: comparisons[i][1]["ratio"])
-        counts = {verdict: reader.count(ours=ours, other=other, verdict=verdict) for verdict in VERDICTS}
-        found.append(
-            Summary(
-                reader.shown(f"comparisons/{here[0]}/ours"), reader.shown(f"comparisons/{here[0]}/other"),
-                reader.shown(f"comparisons/{right[0]}/ratio", significant) if right else None,
-                reader.shown(f"comparisons/{right[-1]}/ratio", times) if right else None,
-                {verdict: count for verdict, count in counts.items() if count.text != "0"},
-            )
-        )  # fmt: skip
-    return found
+def verdict(reader: Reader, i: int) -> Verdict:
+    c, place = reader.report["comparisons"][i], f"comparisons/{i}"
+    faults = []
+    for which in ("ours", "other"):
+        row = row_of(reader.report, c, which)
+        if reader.report["rows"][row]["wrong"]:
+            who = reader.shown(f"{place}/other", variant) if which == "other" else None
+            faults.append((who, reader.shown(f"rows/{row}/wrong_because")))
+    low, high = (reader.shown(f"{place}/{key}", significant) for key in ("low", "high"))
+    ratio = reader.shown(f"{place}/ratio", times)
+    return Verdict(i, c["verdict"], ratio, (low, high), c["timed_by"] == "wall", tuple(faults))
 
 
 class Bar(NamedTuple):
-    comparison: int
+    verdict: Verdict
     other: Shown
-    verdict: str
-    ratio: Shown
-    interval: tuple[Shown, Shown]
-    wrong: Shown | None
+    words: str
     start: float
     """Of bar and whisker, start and length in percent of the scale."""
     length: float
     whisker: tuple[float, float]
+
+
+class Block(NamedTuple):
+    name: Shown
+    size: Shown
+    dtype: Shown
+    in_cache: bool
+    ours: Shown | None
+    bars: list[Bar]
 
 
 class Speedups:
@@ -245,143 +177,173 @@ class Speedups:
         self.reader = reader
         comparisons = reader.report["comparisons"]
         ends = [c[key] for c in comparisons if drawable(c) for key in ("low", "high")]
-        self.scale = LogScale.around([*ends, 0.8, 1.6], 0.0, 100.0, room=1.05)
+        self.scale = LogScale.around([*ends, 0.5, 2], 0.0, 100.0, room=1.05)
         self.ticks = [(self.scale(tick), f"{tick:g}") for tick in self.scale.powers_of_two()]
         self.one = self.scale(1.0)
-        self.groups: dict[tuple[Shown, Shown], dict[tuple[str, ...], tuple[tuple[Shown, ...], list[Bar]]]] = {}
-        group_of, block_of = ("op", "formula"), ("shape_name", "dtype", "ours")
-        names: dict[tuple[str, ...], tuple[Shown, Shown]] = {}
+        self.groups: dict[tuple[str, ...], tuple[tuple[Shown, Shown], dict[tuple[str, ...], Block]]] = {}
+        several = len({c["ours"] for c in comparisons}) > 1
         for i, c in enumerate(comparisons):
-            place = f"comparisons/{i}"
-            title = names.setdefault(
-                tuple(c[key] for key in group_of), (reader.shown(f"{place}/op"), reader.shown(f"{place}/formula"))
+            op, formula, name, dtype, ours = (
+                reader.shown(f"comparisons/{i}/{key}") for key in ("op", "formula", "shape_name", "dtype", "ours")
             )
-            size_of = reader.shown(f"rows/{row_of(reader.report, c, 'ours')}/shape", dimensions)
-            name, dtype, ours = (reader.shown(f"{place}/{key}") for key in block_of)
-            blocks = self.groups.setdefault(title, {})
-            blocks.setdefault(tuple(c[key] for key in block_of), ((name, size_of, dtype, ours), []))[1].append(
-                self.bar(i, c)
-            )
+            _, blocks = self.groups.setdefault((op.text, formula.text), ((op, formula), {}))
+            key = (name.text, dtype.text, ours.text)
+            if key not in blocks:
+                row = row_of(reader.report, c, "ours")
+                in_cache = reader.report["rows"][row]["input_sets"] == 1
+                sizes = reader.shown(f"rows/{row}/shape", dimensions)
+                blocks[key] = Block(name, sizes, dtype, in_cache, ours if several else None, [])
+            blocks[key].bars.append(self.bar(i, c))
 
     def bar(self, i: int, c: Report) -> Bar:
-        place = f"comparisons/{i}"
-        wrong = None
         start = length = 0.0
         whisker = (0.0, 0.0)
-        if c["verdict"] == "wrong":
-            rows = [row_of(self.reader.report, c, which) for which in ("other", "ours")]
-            reasons = [reason for row in rows if (reason := why_wrong(self.reader, row))]
-            wrong = reasons[0] if reasons else Shown("", "")
-        elif drawable(c):
+        if drawable(c):
             end, low, high = (self.scale(c[key]) for key in ("ratio", "low", "high"))
             start, length = min(self.one, end), abs(end - self.one)
             whisker = (low, high - low)
-        low_text, high_text = (self.reader.shown(f"{place}/{key}", significant) for key in ("low", "high"))
-        return Bar(
-            i, self.reader.shown(f"{place}/other"), c["verdict"], self.reader.shown(f"{place}/ratio", times),
-            (low_text, high_text), wrong, start, length, whisker,
-        )  # fmt: skip
+        found, other = verdict(self.reader, i), self.reader.shown(f"comparisons/{i}/other", variant)
+        sizes = dimensions(self.reader.row(c, "ours")["shape"])
+        said = "by plain calls" if found.by_calls else ""
+        words = (*(c[key] for key in (*NAMED, "ours", "other", "verdict")), sizes, other.text, said)
+        return Bar(found, other, " ".join(words).lower(), start, length, whisker)
 
 
-# The two plots.
+NAMED = ("op", "shape_name", "dtype", "formula")
 
 
-class Point(NamedTuple):
+# The table.
+
+
+class Column(NamedTuple):
+    title: str
+    key: str
+    form: Form
+    meaning: str
+    interval: tuple[str, str] | None = None
+    descending: bool = False
+    """Whether it is first sorted from the largest."""
+    over: str | None = None
+    numeric: bool = True
+
+
+COLUMNS = (
+    Column("of ceiling", "percent_of_ceiling", percent, "bandwidth, of the ceiling in this row", descending=True),
+    Column("bandwidth", "gb_per_s", rate, "fewest bytes over time", descending=True),
+    Column("ceiling", "ceiling_gb_per_s", rate, "measured beside it, on a CPU on as many bytes", descending=True),
+    Column("× fewest bytes", "counted_bytes", times, "counted bytes over the fewest", over="min_bytes"),
+    Column("predicted", "predicted_us", duration, "predicted bytes over the ceiling in this row"),
+    Column("error", "gradient_error", error, "of the gradient (or weight), relative, against double precision"),
+    Column("launches", "launches", whole, "kernels, copies and fills; on a CPU ops that touch memory"),
+    Column("syncs", "syncs", count, "how often the host waits for the device"),
+    Column("CPU time", "call_us", duration, "until a call returns, the GPU at work", ("call_low_us", "call_high_us")),
+    Column("wall time", "wall_us", duration, "of plain calls, to the GPU's end", ("wall_low_us", "wall_high_us")),
+    Column("kernel time", "kernel_us", duration, "sum of its kernels' times under the profiler"),
+    Column("fewest bytes", "min_bytes", size, "each input read once, the gradient written once", descending=True),
+    Column("counted bytes", "counted_bytes", size, "what its ops really read and write", descending=True),
+    Column("extra memory", "extra_bytes", size, "at its peak, beside the inputs", descending=True),
+    Column("elements", "shape", whole, "of one tensor", descending=True),
+    Column("timed by", "timed_by", plain, "calls, a CUDA graph, or wall: calls to the GPU's end", numeric=False),
+    Column("graphs", "graphs", whole, "that torch.compile made for all sets of inputs, forward alone"),
+    Column("input sets", "input_sets", whole, "in rotation; a single one stays in cache"),
+    Column("rounds", "rounds", whole, "of interleaved timing"),
+    Column("op", "op", plain, "the function called", numeric=False),
+)  # fmt: skip
+TIME = Column("time", "time_us", duration, "median and its interval", ("low_us", "high_us"))
+
+
+class Cell(NamedTuple):
+    shown: Shown | None
+    value: Any
+    interval: tuple[Shown, ...] = ()
+    verdict: Verdict | None = None
+
+
+class Line(NamedTuple):
     row: int
-    mark: str
-    x: float
-    y: float
-    low: float
-    high: float
-    title: tuple[Shown, ...]
+    ours: bool
+    wrong: Shown | None
+    variant: Shown
+    case: tuple[Shown, ...]
+    words: str
+    verdicts: str
+    cells: list[Cell]
 
 
-class Plot(NamedTuple):
-    """In the units of BOX; y grows downwards."""
-
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    line: list[tuple[float, float]]
-    band: list[tuple[float, float]]
-    points: list[Point]
-    marks: dict[str, str]
+class Table(NamedTuple):
+    columns: list[Column]
+    lines: list[Line]
+    everywhere: list[tuple[str, Shown]]
+    """Of the columns that hold one value, which is said once."""
 
 
-BOX = {"width": 480, "height": 360, "left": 74, "right": 464, "top": 34, "bottom": 304}
-X_ENDS, Y_ENDS = (BOX["left"], BOX["right"]), (BOX["bottom"], BOX["top"])
+def cell(reader: Reader, i: int, column: Column) -> Cell:
+    place = f"rows/{i}/{column.key}"
+    if column.over:
+        over = f"rows/{i}/{column.over}"
+        return Cell(reader.quotient(place, over, column.form), reader.ratio(place, over))
+    if column.key == "shape":
+        return Cell(reader.product(place), math.prod(reader.value(place)))
+    interval = tuple(reader.shown(f"rows/{i}/{key}", column.form) for key in column.interval or ())
+    return Cell(reader.shown(place, column.form), reader.value(place), interval)
 
 
-def point(reader: Reader, i: int, x: float, scale: LogScale, more: tuple[Shown, ...] = ()) -> Point:
-    row = reader.report["rows"][i]
-    y, low, high = (scale(row[key] or row["time_us"]) for key in ("time_us", "low_us", "high_us"))
-    names = ("shape_name", "dtype", "formula", "variant")
-    title = [*(reader.shown(f"rows/{i}/{key}") for key in names), reader.shown(f"rows/{i}/time_us", duration), *more]
-    return Point(i, mark(row), x, y, low, high, tuple(title))
+def table(reader: Reader) -> Table:
+    report = reader.report
+    numbers = range(len(report["rows"]))
+    kept, everywhere = [TIME], []
+    for column in COLUMNS:
+        values = [cell(reader, i, column).value for i in numbers]
+        if len(values) > 1 and values[0] is not None and len(set(values)) == 1:
+            everywhere.append((column.title, cell(reader, 0, column).shown or Shown("", "")))
+        elif any(value is not None for value in values):
+            kept.append(column)
+    # Per row of ours or of a baseline the comparisons that it is in, by the variant of ours.
+    judged: dict[int, dict[str, int]] = {i: {} for i in numbers}
+    verdicts: dict[int, set[str]] = {i: set() for i in numbers}
+    for number, c in enumerate(report["comparisons"]):
+        judged[row_of(report, c, "other")][c["ours"]] = number
+        for which in ("ours", "other"):
+            verdicts[row_of(report, c, which)].add(c["verdict"])
+    ours = [name for name in ours_to_show(report) if any(name in found for found in judged.values())]
+
+    def comparison(i: int, name: str) -> Cell:
+        if name not in judged[i]:
+            return Cell(None, None)
+        number = judged[i][name]
+        return Cell(None, report["comparisons"][number]["ratio"], verdict=verdict(reader, number))
+
+    found = []
+    for i, row in enumerate(report["rows"]):
+        name = reader.shown(f"rows/{i}/variant", variant)
+        case = [("shape_name", plain), ("shape", dimensions), ("dtype", plain), ("formula", plain)]
+        cells = [cell(reader, i, column) for column in kept]
+        cells[1:1] = [comparison(i, each) for each in ours]
+        words = (*(row[key] for key in (*NAMED, "variant")), dimensions(row["shape"]), name.text, *sorted(verdicts[i]))
+        found.append(
+            Line(
+                i, row["ours"], reader.shown(f"rows/{i}/wrong_because") if row["wrong"] else None, name,
+                tuple(reader.shown(f"rows/{i}/{key}", form) for key, form in case),
+                " ".join((*words, "by plain calls" if row["timed_by"] == "wall" else "")).lower(),
+                "|".join(each for each in VERDICTS if each in verdicts[i]), cells,
+            )
+        )  # fmt: skip
+    titles = {name: "ours is" if len(ours) == 1 else f"{name} is" for name in ours}
+    meaning = "a row's time over ours, with its interval"
+    kept[1:1] = [Column(title, "", times, meaning, descending=True) for title in titles.values()]
+    return Table(kept, found, everywhere)
 
 
-def times_of(rows: list[tuple[int, Report]]) -> list[float]:
-    return [row[key] for _, row in rows for key in ("time_us", "low_us", "high_us") if row[key]]
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description="A report as a page.")
+    parser.add_argument("report", type=Path, metavar="REPORT.json", help="of python -m benchmarks --json")
+    parser.add_argument("page", type=Path, metavar="PAGE.html")
+    given = parser.parse_args()
+    try:
+        write(load(given.report), given.page)
+    except (ValueError, OSError) as failure:
+        parser.error(str(failure))
 
 
-def roofline(reader: Reader) -> Plot | None:
-    """Time against fewest bytes; the line is bytes / ceiling, which nothing that comes from memory can be below."""
-    rows = [(i, row) for i, row in enumerate(reader.report["rows"]) if row["time_us"] and row["min_bytes"]]
-    if not rows:
-        return None
-    x = LogScale.around([row["min_bytes"] for _, row in rows], *X_ENDS)
-    ceiling, ends = reader.report["ceiling"], (x.low, x.high)
-    limits = {key: [end / ceiling[key] / 1e3 for end in ends] for key in ("gb_per_s", "low", "high") if ceiling[key]}
-    y = LogScale.around([*times_of(rows), *limits.get("gb_per_s", ())], *Y_ENDS)
-
-    def drawn(key: str) -> list[tuple[float, float]]:
-        return [(x(end), y(limit)) for end, limit in zip(ends, limits.get(key, ()), strict=False)]
-
-    points = [point(reader, i, x(row["min_bytes"]), y) for i, row in rows]
-    return plot(x, y, size, drawn("gb_per_s"), drawn("high") + drawn("low")[::-1], points)
-
-
-def predictions(reader: Reader) -> Plot | None:
-    """Measured against predicted time; the line is where both are the same, in a band of what counts as met."""
-    rows = [(i, row) for i, row in enumerate(reader.report["rows"]) if row["predicted_us"] and row["time_us"]]
-    if not rows:
-        return None
-    x = LogScale.around([row["predicted_us"] for _, row in rows], *X_ENDS)
-    y = LogScale.around(times_of(rows), *Y_ENDS)
-
-    def along(factor: float) -> list[tuple[float, float]]:
-        return [(x(end), y(end * factor)) for end in (x.low, x.high)]
-
-    def said(i: int) -> Shown:
-        return reader.shown(f"rows/{i}/predicted_us", lambda us: f"predicted {duration(us)}")
-
-    points = [point(reader, i, x(row["predicted_us"]), y, (said(i),)) for i, row in rows]
-    return plot(x, y, duration, along(1), along(CLOSE) + along(1 / CLOSE)[::-1], points)
-
-
-def plot(
-    x: LogScale,
-    y: LogScale,
-    x_form: Form,
-    line: list[tuple[float, float]],
-    band: list[tuple[float, float]],
-    points: list[Point],
-) -> Plot:
-    used = {point.mark for point in points}
-    x_ticks = [(x(tick), short(x_form(tick))) for tick in x.decades()]
-    y_ticks = [(y(tick), short(duration(tick))) for tick in y.decades()]
-    return Plot(x_ticks, y_ticks, line, band, points, {key: text for key, text in MARKS.items() if key in used})
-
-
-def farthest(reader: Reader) -> list[list[Shown]]:
-    """Our rows whose prediction is off most: names, measured over predicted, measured, predicted."""
-    rows = [(off(row), i) for i, row in enumerate(reader.report["rows"]) if row["ours"] and off(row)]
-    names = ("shape_name", "dtype", "formula", "variant")
-    return [
-        [
-            *(reader.shown(f"rows/{i}/{key}") for key in names),
-            reader.quotient(f"rows/{i}/time_us", f"rows/{i}/predicted_us"),
-            reader.shown(f"rows/{i}/time_us", duration),
-            reader.shown(f"rows/{i}/predicted_us", duration),
-        ]
-        for _, i in sorted(rows, reverse=True)[:FARTHEST]
-    ]
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.formulas import BINS, HEADS, Formula
-from benchmarks.shapes import Case
+from benchmarks.formulas import Formula
+from benchmarks.shapes import DTYPES, Case
 from fdkernels import devices
 from fdkernels.fdiv import triton_plan
 
@@ -21,14 +21,18 @@ def predicted_bytes(
     formula: Formula, case: Case, backend: str | None, counted: int | None, device: str
 ) -> float | None:
     """By the plan of a backend that has one; `native` on a CPU: the fewest; eager: what its ops read and write; unknown
-    of compiled code."""
-    if backend == "native" and (device == "cpu" or formula.name == "weight"):
-        return float(formula.minimum_bytes(case))
+    of compiled code, and of calls without N-sized data, which launches decide."""
+    if formula.images == 0:
+        return None
     if backend == "native":
-        return native_bytes(formula, case, present())
-    if backend == "triton":
-        return triton_bytes(formula, case, torch.cuda.get_device_properties().L2_cache_size if device == "cuda" else 0)
-    return None if counted is None else float(counted)
+        forward = float(formula.minimum_bytes(case)) if device == "cpu" else native_bytes(formula, case, present())
+    elif backend == "triton":
+        cache = torch.cuda.get_device_properties().L2_cache_size if device == "cuda" else 0
+        forward = triton_bytes(formula, case, cache)
+    else:
+        return None if counted is None else float(counted)
+    scaled = formula.upstream_at(DTYPES[case.dtype]) != 1
+    return forward + (2 * case.elements * case.itemsize if scaled else 0)
 
 
 @functools.cache
@@ -45,13 +49,11 @@ def native_bytes(formula: Formula, case: Case, limits: DeviceLimits) -> float:
 
 
 def triton_bytes(formula: Formula, case: Case, cache: int) -> float:
-    if formula.name == "weight":
-        return float(formula.minimum_bytes(case))
     batch, elements = case.shape[0], math.prod(case.shape[1:])
-    weighs = formula.name == "fastgen"
-    rows, entries = formula.plan(case).get("mask", (0, 0))
+    call = formula.plan(case)
+    rows, entries = call.get("mask", (0, 0))
     spread = triton_plan.plan(
-        batch, elements, images=formula.images, heads=HEADS if weighs else 0, bins=BINS if weighs else 0,
+        batch, elements, images=formula.images, heads=call.get("heads", 0), bins=call.get("bins", 0),
         mask_entries=rows * entries,
     )  # fmt: skip
     read, reread = formula.images * case.itemsize, formula.reread * case.itemsize

@@ -13,8 +13,7 @@ from typing import Any
 
 from benchmarks.comparisons import SCHEMA, compared
 from benchmarks.formulas import FORMULAS
-from benchmarks.measure import CEILING, Measured, Options, Skipped, counted_later, described, measure
-from benchmarks.setting import clocks
+from benchmarks.measure import CEILING, Kind, Measured, Options, Skipped, count_later, described, measure, method
 from benchmarks.shapes import Case
 from benchmarks.terminal import Progress, table
 
@@ -33,60 +32,99 @@ def run(
 ) -> Report:
     """Measure the cases, print each as it is done, and let the JSON file grow on the way.
 
+    An interrupt (Ctrl-C) ends the run early, with what is done so far in the report and the rest among the skipped.
+
     Args:
         seconds: after which no further case is begun; those are then among the skipped.
         file: for the report.
         unavailable: backends that are skipped from the start.
     """
-    begun = time.monotonic()
-    done: list[tuple[Case, Measured]] = []
-    skipped: list[Skipped] = list(unavailable)
-    # On a GPU everything is timed before anything is traced.
-    steps = len(cases) * (2 if options.device == "cuda" else 1)
-    progress = Progress(steps)
+    running = Run(cases, options, setting, time.monotonic() + seconds, file, list(unavailable), say)
+    try:
+        running.time_all(f"no time: {seconds:g} s were over")
+        if options.device == "cuda":
+            running.count_all(f"no time: {seconds:g} s were over")
+    except KeyboardInterrupt:
+        running.skip_rest("stopped by hand", "stopped")
+    finally:
+        running.progress.clear()
+    setting["load_average_after"] = round(os.getloadavg()[0], 2)
+    return running.write()
 
-    def late() -> bool:
-        return time.monotonic() - begun > seconds
 
-    def write() -> Report:
-        report = make_report(done, skipped, options.device, setting)
-        if file is not None:
-            text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write_text(text + "\n", encoding="utf-8")
-        return report
+class Run:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        options: Options,
+        setting: dict[str, Any],
+        until: float,
+        file: Path | None,
+        skipped: list[Skipped],
+        say: Callable[[str], object],
+    ) -> None:
+        self.cases, self.options, self.setting, self.until = cases, options, setting, until
+        self.file, self.skipped, self.say = file, skipped, say
+        self.done: list[tuple[Case, Measured]] = []
+        self.tried = self.counted = 0
+        # On a GPU everything is timed before anything is traced.
+        self.progress = Progress(len(cases) * (2 if options.device == "cuda" else 1))
 
-    def show(rows: list[dict[str, Any]]) -> None:
-        progress.clear()
+    def late(self) -> bool:
+        return time.monotonic() > self.until
+
+    def time_all(self, if_late: str) -> None:
+        for i, case in enumerate(self.cases):
+            if self.late():
+                self.skip_rest(if_late, "no time")
+                break
+            self.progress.show(i, str(case))
+            found = []
+            try:
+                found = [measure(FORMULAS[case.formula], case, self.options)]
+            except Exception as error:
+                self.skipped.append(Skipped(str(case), described(error), "failed"))
+            self.done += [(case, each) for each in found]
+            self.tried += 1
+            self.write()
+            for each in found:
+                self.show(each)
+
+    def count_all(self, if_late: str) -> None:
+        for i, (case, found) in enumerate(self.done):
+            if self.late():
+                self.skip_rest(if_late, "no time")
+                break
+            self.progress.show(len(self.cases) + i, f"counting: {case}")
+            try:
+                count_later(found, FORMULAS[case.formula], case, self.options)
+            except Exception as error:
+                self.skipped.append(Skipped(f"{case}: launches and memory", described(error), "failed"))
+            self.counted += 1
+            self.write()
+            self.show(found)
+
+    def skip_rest(self, why: str, kind: Kind) -> None:
+        self.skipped += [Skipped(str(case), why, kind) for case in self.cases[self.tried :]]
+        self.tried = len(self.cases)
+        if self.options.device == "cuda":
+            self.skipped += [
+                Skipped(f"{case}: launches and memory", why, kind) for case, _ in self.done[self.counted :]
+            ]
+            self.counted = len(self.done)
+
+    def show(self, found: Measured) -> None:
+        self.progress.clear()
+        rows = [asdict(row) for row in found.rows]
         if rows:
-            say(f"\n{table(rows, compared(rows))}")
+            self.say(f"\n{table(rows, compared(rows))}")
 
-    for i, case in enumerate(cases):
-        if late():
-            skipped += [Skipped(str(each), f"no time: {seconds:g} s were over") for each in cases[i:]]
-            break
-        progress.show(i, str(case))
-        try:
-            found = measure(FORMULAS[case.formula], case, options)
-        except Exception as error:
-            skipped.append(Skipped(str(case), described(error)))
-            continue
-        skipped += found.skipped
-        done.append((case, found))
-        if options.device == "cpu":
-            show([asdict(row) for row in found.rows])
-        write()
-    if options.device == "cuda":
-        for i, (case, found) in enumerate(done):
-            progress.show(len(cases) + i, f"counting: {case}")
-            if not late():
-                try:
-                    found.rows = counted_later(found.rows, FORMULAS[case.formula], case, options)
-                except Exception as error:
-                    skipped.append(Skipped(f"{case}: launches and memory", described(error)))
-            show([asdict(row) for row in found.rows])
-    progress.clear()
-    setting |= {"clocks_after": clocks(options.device), "load_average_after": round(os.getloadavg()[0], 2)}
-    return write()
+    def write(self) -> Report:
+        report = make_report(self.done, self.skipped, self.options.device, self.setting)
+        if self.file is not None:
+            text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+            self.file.write_text(text + "\n", encoding="utf-8")
+        return report
 
 
 def make_report(
@@ -94,13 +132,17 @@ def make_report(
 ) -> Report:
     # Through JSON, so that what is returned is what is written.
     rows = json.loads(json.dumps([finite(asdict(row)) for _, found in done for row in found.rows]))
+    used = {case.formula for case, _ in done}
+    timed_at = list(dict.fromkeys(found.clocks for _, found in done if found.clocks))
     return {
         "schema": SCHEMA,
-        "setting": setting,
+        "setting": setting | {"clocks_while_timing": timed_at},
+        "method": method(device),
+        "formulas": {name: formula.title for name, formula in FORMULAS.items() if name in used},
         "ceiling": ceiling(done, device),
         "rows": rows,
         "comparisons": compared(rows),
-        "skipped": [each._asdict() for each in skipped],
+        "skipped": [each._asdict() for each in (*skipped, *(each for _, found in done for each in found.skipped))],
     }
 
 

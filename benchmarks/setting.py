@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 import fdkernels
-from benchmarks.timing import WARM_UP
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
@@ -29,6 +28,7 @@ def setting(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "cpu_cache_mib": last_level_cache() >> 20 or None,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
@@ -53,7 +53,6 @@ def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[
         "command": command,
         "load_average": round(os.getloadavg()[0], 2),
         "compile_modes": compile_modes,
-        "warm_up": f"{WARM_UP} calls of each variant",
     }
 
 
@@ -92,6 +91,13 @@ def gpu() -> dict[str, Any]:
 def cpu_name() -> str:
     name = re.search(r"^model name\s*: (.*)$", cpuinfo(), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def last_level_cache() -> int:
+    """Bytes, as Linux reports them of the first core; 0 where it does not."""
+    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 10, "M": 20, "G": 30}
+    return max((int(size[:-1]) << units[size[-1]] for size in sizes if size[-1:] in units), default=0)
 
 
 def cpuinfo() -> str:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_DTYPES = ("fp32", "bf16")
 
 
 class Shape(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -60,10 +61,10 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
     """One case."""
     here = [c for c in comparisons if case_of(c) == case_of(rows[0])]
     several = len({c["ours"] for c in here}) > 1
-    sets = rows[0]["input_sets"]
-    residence = "in cache" if sets == 1 else f"{sets} sets of inputs in turn"
-    shape = "×".join(map(str, rows[0]["shape"]))
     first = rows[0]
+    sets = first["input_sets"]
+    residence = "in cache" if sets == 1 else f"{sets} sets of inputs in turn"
+    shape = "×".join(map(str, first["shape"]))
     width = max(len(name_of(row)) for row in rows)
     lines = [
         f"{first['op']}, {first['formula']}: {first['shape_name']} {shape} {first['dtype']}, {residence}, "
@@ -97,8 +98,8 @@ def report_changes(verdict: Verdict, tolerance: float) -> str:
         [
             *verdict.notes,
             *map(str, verdict.changes),
-            f"{verdict.compared} rows of fdkernels compared: {len(verdict.regressions)} worse, {len(better)} better"
-            f" (times: beyond both intervals and {100 * tolerance:g} %)",
+            f"{verdict.compared} rows of fdkernels compared: {len(verdict.regressions)} worse, {len(better)} better ("
+            + (f"times: beyond both intervals and {100 * tolerance:g} %)" if verdict.times_compared else "no times)"),
         ]
     )
 
@@ -118,7 +119,8 @@ class Progress:
         filled = round(self.WIDTH * done / max(1, self.total))
         seconds = time.monotonic() - self.begun
         bar = "█" * filled + "░" * (self.WIDTH - filled)
-        self.stream.write(f"\r\033[K{bar} {done}/{self.total} {seconds:.0f} s  {what}"[:120])
+        columns = shutil.get_terminal_size().columns - 1  # or it would wrap, and the next one not erase it
+        self.stream.write("\r\033[K" + f"{bar} {done}/{self.total} {seconds:.0f} s  {what}"[:columns])
         self.stream.flush()
 
     def clear(self) -> None:

@@ -1,14 +1,19 @@
-"""Interleaved timing: every round times each variant once, in an order that rotates, so drift hits all alike."""
+"""Interleaved timing: every round times each variant once, in an order of its own, so that drift hits all alike and
+none is always after the same other."""
 
 from __future__ import annotations
 
+import functools
 import math
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 FEWEST_ROUNDS = 12
+# With fewer, not even the extremes enclose the median with 95 %.
+FEWEST_FOR_AN_INTERVAL = 6
 WARM_UP = 3
 
 
@@ -28,11 +33,32 @@ class Timing:
 
 def summarize(seconds: list[float], calls: int) -> Timing:
     ordered = sorted(seconds)
-    n = len(ordered)
-    reach = 0.98 * math.sqrt(n)
-    low = ordered[max(0, math.floor(n / 2 - reach))]
-    high = ordered[min(n - 1, math.ceil(n / 2 + reach) - 1)]
-    return Timing(statistics.median(ordered), low, high, n, calls)
+    left_out = outside_the_interval(len(ordered))
+    return Timing(statistics.median(ordered), ordered[left_out], ordered[-1 - left_out], len(ordered), calls)
+
+
+@functools.cache
+def outside_the_interval(n: int) -> int:
+    """How many of n sorted values may be left out at each end so that the others hold the median with 95 %.
+
+    Each value lies below it with probability one half: the median is outside where at most `left_out` of them lie on
+    its one side, or on its other.
+    """
+    left_out, outside = 0, 2 * 0.5**n
+    while True:
+        outside += 2 * math.comb(n, left_out + 1) * 0.5**n
+        if outside > 0.05:
+            return left_out
+        left_out += 1
+
+
+def orders(names: Iterable[str], rounds: int) -> Iterator[list[str]]:
+    """An order for each round, the same in every run."""
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        order = list(names)
+        shuffle(order)
+        yield order
 
 
 def time_interleaved(
@@ -52,9 +78,8 @@ def time_interleaved(
         calls[name] = max(1, round(window / (time.perf_counter() - start)))
     samples: dict[str, list[float]] = {name: [] for name in variants}
     index = dict.fromkeys(variants, 0)
-    order = list(variants)
     begun = time.perf_counter()
-    for done in range(rounds):
+    for done, order in enumerate(orders(variants, rounds)):
         if done >= FEWEST_ROUNDS and time.perf_counter() - begun > seconds:
             break
         for name in order:
@@ -64,5 +89,4 @@ def time_interleaved(
                 variant(i)
             samples[name].append((time.perf_counter() - start) / n)
             index[name] += n
-        order.append(order.pop(0))
     return {name: summarize(samples[name], calls[name]) for name in variants}

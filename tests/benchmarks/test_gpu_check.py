@@ -84,7 +84,7 @@ def test_all_stages_but_build(tmp_path, write_tests):
     parts = {part["name"]: part for part in found["sanitize"]["parts"]}
     assert parts["cases, native"]["right"] == parts["cases, triton"]["right"] == len(sanitize.CPU_CASES)
     assert parts["compute-sanitizer"]["status"] == "refused"
-    rows = found["bench"]["report"]["rows"]
+    rows = json.loads((out / found["bench"]["report"]).read_text())["rows"]
     assert {row["variant"] for row in rows} == {"native", "fastgen eager", "dmd2 eager"}
     assert all(row["low_us"] <= row["time_us"] <= row["high_us"] and not row["wrong"] for row in rows)
     profiled, ncu = found["profile"]["parts"]
@@ -223,16 +223,8 @@ def test_an_ncu_that_refuses_is_asked_once_a_backend(stage, tmp_path, monkeypatc
     assert all("ERR_NVGPUCTRPERM" in part["text"] for part in found.parts) and found.finish()["status"] == "refused"
 
 
-def test_what_the_benchmark_skipped(stage, monkeypatch):
-    row = {
-        "op": "fused_fdiv_loss", "shape_name": "sdxl", "dtype": "bf16", "formula": "fastgen", "variant": "native",
-        "ours": True, "time_us": 8.0, "percent_of_ceiling": 81.5,
-    }  # fmt: skip
-    same = {key: row[key] for key in ("op", "shape_name", "dtype", "formula")} | {"ours": "native"}
-    compared = [{**same, "other": "fastgen eager", "ratio": 7.0}, {**same, "other": "broken", "ratio": None}]
-    skipped = [("triton", "unavailable: too old"), ("wan", "RuntimeError: no"), ("pixels", "no time: 5 s were over")]
-    report = {"rows": [row], "comparisons": compared, "skipped": [{"what": a, "why": b} for a, b in skipped]}
-    found = stage("bench")
+def benched(found, report, monkeypatch):
+    """The stage, over a benchmark that writes this report and has exit code 0."""
 
     def benchmarks(name, *arguments):
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(report))
@@ -240,10 +232,44 @@ def test_what_the_benchmark_skipped(stage, monkeypatch):
 
     monkeypatch.setattr(found, "python", benchmarks)
     bench.run(found)
-    assert [part["status"] for part in found.parts] == ["timed out", "refused", "failed"]
-    assert found.details["report"] == report
-    (line,) = found.summary
-    assert "native: 8 µs, 82 % of the ceiling; 7.00 × fastgen eager, broken not compared" in line
+    assert json.loads((found.options.out / found.details["report"]).read_text()) == report
+
+
+def skipped(what, kind, ours=True):
+    return {"what": what, "why": f"because of {what}", "kind": kind, "ours": ours}
+
+
+def test_what_the_benchmark_skipped(stage, monkeypatch):
+    row = {
+        "op": "fused_fdiv_loss", "shape_name": "sdxl", "dtype": "bf16", "formula": "fastgen", "variant": "native",
+        "ours": True, "time_us": 8.0, "percent_of_ceiling": 81.5, "call_us": 25.4,
+    }  # fmt: skip
+    weight = {**row, "op": "fdiv_weight", "formula": "weight", "percent_of_ceiling": None, "call_us": None}
+    same = {key: row[key] for key in ("op", "shape_name", "dtype", "formula")} | {"ours": "native"}
+    compared = [{**same, "other": "fastgen eager", "ratio": 7.0}, {**same, "other": "broken", "ratio": None}]
+    compared.append({**compared[0], "op": "fdiv_weight", "formula": "weight"})
+    parts = [
+        skipped("triton", "unavailable"), skipped("native", "failed"), skipped("compile", "failed", ours=False),
+        skipped("pixels", "no time"), skipped("wan", "stopped"),
+    ]  # fmt: skip
+    found = stage("bench")
+    benched(found, {"rows": [row, weight], "comparisons": compared, "skipped": parts}, monkeypatch)
+    assert [(part["name"], part["status"]) for part in found.parts] == [
+        ("benchmarks", "timed out"), ("triton", "refused"), ("native", "failed"), ("compile", "refused"),
+        ("wan", "refused"),
+    ]  # fmt: skip
+    assert found.parts[0]["text"] == "no time for pixels" and found.parts[2]["text"] == "because of native"
+    assert found.summary == [
+        "fastgen sdxl bf16 native: 8 µs, 82 % of the ceiling, 25 µs a call on the host; "
+        "7.00 × fastgen eager, broken not compared",
+        "weight sdxl bf16 native: 8 µs; 7.00 × fastgen eager",
+    ]
+
+
+def test_a_peer_that_fails_is_no_fault(stage, monkeypatch):
+    found = stage("bench")
+    benched(found, {"rows": [], "comparisons": [], "skipped": [skipped("compile", "failed", ours=False)]}, monkeypatch)
+    assert found.finish()["status"] == "refused"
 
 
 def test_a_failure_a_hang_and_what_comes_after_it(write_tests, stage, monkeypatch):
