@@ -15,6 +15,7 @@ REHEARSAL = ("--shapes", "tiny", "--dtype", "bf16", "--mode", "eager", "--rounds
 def run(stage: Stage) -> None:
     seconds = max(stage.left() - LAST_CASE, 0.5 * stage.left())
     file = stage.options.out / REPORT
+    file.unlink(missing_ok=True)
     done = stage.python(
         "benchmarks", "-m", "benchmarks", "--device", stage.options.device, "--json", str(file),
         "--seconds", f"{seconds:.0f}", *(() if stage.is_gpu else REHEARSAL),
@@ -41,7 +42,6 @@ def described(row: dict[str, Any], comparisons: list[dict[str, Any]]) -> str:
     ]
     part = "" if row["percent_of_ceiling"] is None else f", {row['percent_of_ceiling']:.0f} % of the ceiling"
     call = "" if row["call_us"] is None else f", {row['call_us']:.0f} µs a call on the host"
-    figures = (
-        f"{row['formula']} {row['shape_name']} {row['dtype']} {row['variant']}: {row['time_us']:.4g} µs{part}{call}"
-    )
+    name = f"{row['formula']} {row['shape_name']} {row['dtype']} {row['variant']}"
+    figures = f"{name}: {row['time_us']:.4g} µs{part}{call}"
     return "; ".join([figures, *([", ".join(others)] if others else [])])
