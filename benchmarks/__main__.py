@@ -139,7 +139,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--html", type=Path, metavar="F", help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
         " two without a run")  # fmt: skip
-    add("--tolerance", type=number(float, 0), default=0.1, metavar="PART",
+    add("--tolerance", type=number(float, 0), default=0.15, metavar="PART",
         help="of a time, which intervals have to be apart by as well for --compare (%(default)s)")  # fmt: skip
     return parser
 
