@@ -76,7 +76,7 @@ CHANGES = [
     ({"time_us": 20.0, "low_us": 19.0, "high_us": 21.0}, "20 (19 to 21) now, +100 %"),
     ({"time_us": 13.0, "low_us": 10.5, "high_us": 15.0}, None),  # intervals overlap
     ({"time_us": 11.8, "low_us": 11.5, "high_us": 12.1}, None),  # apart, but by less than the tolerance
-    ({"time_us": 13.0, "low_us": 12.2, "high_us": 14.0}, "13 (12.2 to 14) now, +30 %"),
+    ({"time_us": 13.0, "low_us": 12.7, "high_us": 14.0}, "13 (12.7 to 14) now, +30 %"),
     ({"launches": 3}, "launches 2 before, 3 now"),
     ({"extra_bytes": 2000}, "extra_bytes 1,000 before, 2,000 now"),
     ({"extra_bytes": 1005}, None),
