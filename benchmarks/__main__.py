@@ -127,7 +127,7 @@ def command_line() -> argparse.ArgumentParser:
         help=f"the peer whose formula is timed, ours and theirs: {', '.join(PEERS)}; none: fastgen's, ours alone."
         " Default: those that are trained at a shape")  # fmt: skip
     add("--mode", nargs="+", type=choice_of("mode", MODES), metavar="MODE", help=f"of {', '.join(MODES)}, of the"
-        " baselines; default: all, but for max-autotune on a CPU, where it compiles slowly")  # fmt: skip
+        " baselines; default: all, but for max-autotune on a CPU, where it makes the same code")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--rounds", type=number(int, FEWEST_FOR_AN_INTERVAL), help="default: 40 on a CPU, 30 on a GPU")
     add("--case-seconds", type=number(float, 0), default=6.0, metavar="S",
