@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import drawings
 from benchmarks.comparisons import Report, load
 from benchmarks.shown import (
+    MARKS,
     MODES,
     commit,
     day,
@@ -69,7 +70,7 @@ def table(report: Report) -> str:
     modes = [mode for mode in MODES if any(mode in compared for _, compared in found.values())]
     several = len({key[-1] for key in found}) > 1
     head = ["formula", "shape", "dtype", *(["ours"] if several else []), "time", "bandwidth, of its limit"]
-    head += [f"against {MODES[mode]}" for mode in modes]
+    head += [f"against {MARKS[MODES[mode]].text}" for mode in modes]
     lines = [head, ["---"] * len(head)]
     for i, compared in found.values():
         row = rows[i]

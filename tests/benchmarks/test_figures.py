@@ -72,7 +72,7 @@ def test_every_figure_of_the_table_is_the_reports(report: Report) -> None:
     case = ("op", "shape_name", "dtype", "formula", "ours")
     assert len(lines) == len({tuple(c[key] for key in case) for c in report["comparisons"] if c["ours"] in ours})
     assert ("ours" in lines[0]) == (len(ours) > 1)
-    modes = {f"against {name}": mode for mode, name in shown.MODES.items()}
+    modes = {f"against {shown.MARKS[name].text}": mode for mode, name in shown.MODES.items()}
     for line in lines:
         (row,) = (
             row
