@@ -92,8 +92,16 @@ def draw_roofline(axes: Axes, report: Report) -> None:
                 label = drawn.text + (", by plain calls" if by_calls else "")
                 axes.plot(x, y, drawn.marker, color=colour, mfc=colour if drawn.filled else LIGHT["card"], ms=6,
                           alpha=0.4 if by_calls else 1, label=label)  # fmt: skip
-    limits = {row["min_bytes"]: row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3 for row in rows}
-    axes.plot(list(limits), list(limits.values()), "_", color=LIGHT["text"], ms=12, mew=2.5, label="limit at this size")
+    limits = sorted({(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3) for row in rows})
+    axes.plot(
+        [x for x, _ in limits],
+        [y for _, y in limits],
+        "_",
+        color=LIGHT["text"],
+        ms=12,
+        mew=2.5,
+        label="limit at this size",
+    )
     if ceiling["gb_per_s"]:
         line = [end / ceiling["gb_per_s"] / 1e3 for end in (scale.low, scale.high)]
         axes.plot([scale.low, scale.high], line, "--", color=LIGHT["soft"], lw=1.2,
