@@ -18,7 +18,7 @@ from benchmarks import comparisons, terminal
 from benchmarks.formulas import FORMULAS, OPS
 from benchmarks.measure import Options, Skipped
 from benchmarks.run import run
-from benchmarks.setting import setting_of_run
+from benchmarks.setting import is_busy, setting_of_run
 from benchmarks.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
 from benchmarks.timing import FEWEST_FOR_AN_INTERVAL
 from benchmarks.variants import COMPILE_MODES, MODES
@@ -35,6 +35,7 @@ QUICK: dict[str, tuple[Named, ...]] = {
         (("self_forcing",), ("wan",), ("bf16",)),
         (("dmd2_pixel",), ("imagenet64",), ("fp32",)),
         (("fastgen_scaled",), ("wan2",), ("bf16",)),
+        (("dmd2_pixel", "dmd2_latent"), ("tiny",), ("fp32",)),
     ),
     "cuda": (
         (("fastgen",), ("cifar", "pixels512_large", "sdxl", "wan", "cifar_large"), ("bf16", "fp32")),
@@ -49,8 +50,8 @@ QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
 KERNELS = ("native", "triton")
 PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
-# Exit codes, beside argparse's 2; the last is a shell's for Ctrl-C.
-WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
+# Exit codes, beside argparse's 2; the last two are a shell's, for Ctrl-C and a broken pipe.
+WORSE, NOT_COMPARED, INTERRUPTED, UNREAD = 1, 3, 130, 141
 EXAMPLES = """examples:
   python -m benchmarks                                        a quick choice of everything
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
@@ -59,7 +60,7 @@ EXAMPLES = """examples:
   python -m benchmarks --compare old.json new.json            the same, without a run
 
 exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) is worse beyond the noise or lost a row;
-3 where --compare found no times to compare (no row in common, another machine); 2 for a bad argument.
+3 where --compare found no times to compare (no row in common, another machine); 2 for a bad argument; 130 after Ctrl-C.
 """
 # Options that say where to write, not what is measured: they are left out of the report. Those with one value each.
 WHERE = ("--json", "--html", "--tolerance")
@@ -101,7 +102,7 @@ def number(kind: type, least: float) -> Callable[[str], Any]:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not value >= least:
+        if not least <= value < math.inf:
             raise argparse.ArgumentTypeError(f"expected a number of at least {least:g}, got {text!r}")
         return value
 
@@ -338,9 +339,9 @@ def missing_kernels(device: str) -> list[Skipped]:
 
 
 def introduction(here: dict[str, Any], count: int) -> str:
-    names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit", "load_average")
+    names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit")
     lines = [", ".join(f"{name.replace('_', ' ')} {here[name]}" for name in names if here.get(name) is not None)]
-    if here["load_average"] > 0.5 and here["kind"] == "cpu":
+    if here["kind"] == "cpu" and is_busy(here):
         lines.append("Other work runs on this machine: take these figures for a test run, not for a measurement.")
     lines.append(
         f"{count} cases, forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant,"
@@ -356,3 +357,4 @@ if __name__ == "__main__":
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `python -m benchmarks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)

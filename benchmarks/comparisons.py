@@ -21,6 +21,7 @@ TIMES = {
     "plain calls ": ("wall_us", "wall_low_us", "wall_high_us"),
     "host's part of a call ": ("call_us", "call_low_us", "call_high_us"),
 }
+PARTS = {"setting": dict, "ceiling": dict, "rows": list, "comparisons": list, "skipped": list}
 NEEDED = (*KEY, "shape", "ours", "wrong", "timed_by", *TIMES[""])
 
 Row = dict[str, Any]
@@ -97,13 +98,18 @@ def load(path: Path) -> Report:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
         raise ValueError(f"{path}: expected a report of schema {SCHEMA}, got {found!r}")
-    for key, kind in (("setting", dict), ("rows", list), ("skipped", list)):
+    for key, kind in PARTS.items():
         if not isinstance(report.get(key), kind):
             raise ValueError(f"{path}: {key}: expected a {kind.__name__}, got {type(report.get(key)).__name__}")
     for i, row in enumerate(report["rows"]):
         missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
         if missing:
             raise ValueError(f"{path}: rows: row {i} has no {missing[0]!r}")
+        for key in TIMES[""]:
+            if row[key] is not None and not numbers(row[key]):
+                raise ValueError(f"{path}: rows: row {i}, {key}: expected a number, got {row[key]!r}")
+        if not (isinstance(row["shape"], list) and numbers(*row["shape"])):
+            raise ValueError(f"{path}: rows: row {i}, shape: expected a list of sizes, got {row['shape']!r}")
     return report
 
 

@@ -33,7 +33,9 @@ Cases = dict[tuple[str, ...], tuple[int, dict[str, Report]]]
 
 
 def digest(source: Path) -> str:
-    return hashlib.sha256(source.read_bytes()).hexdigest()
+    """Of what a figure depends on: the report, and how it is drawn."""
+    drawn_by = (Path(__file__), Path(__file__).with_name("shown.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (source, *drawn_by))).hexdigest()
 
 
 def draw_speedups(axes: Axes, report: Report, found: Cases) -> None:
@@ -145,4 +147,4 @@ def draw(report: Report, found: Cases, source: Path, path: Path) -> None:
         draw_speedups(upper, report, found)
         draw_roofline(lower, report)
         figure.legend(*lower.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        figure.savefig(path, dpi=150, metadata={"Report-SHA256": digest(source), "Software": None})
+        figure.savefig(path, dpi=150, metadata={"Drawn-From-SHA256": digest(source), "Software": None})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import drawings
 from benchmarks.comparisons import Report, load
+from benchmarks.setting import is_busy
 from benchmarks.shown import (
     MARKS,
     MODES,
@@ -87,6 +88,8 @@ def section(report: Report, source: Path) -> str:
     setting, ceiling = report["setting"], report["ceiling"]
     on_cpu = setting["kind"] == "cpu"
     machine = f"{setting['device']}, {setting['threads']} threads" if on_cpu else setting["device"]
+    kind = "A virtual machine, " if on_cpu and setting.get("virtual_machine") else ""
+    busy = " **Other work ran on the machine.**" if is_busy(setting) else ""
     cuda = "" if on_cpu else f"CUDA {setting['cuda']}, driver {setting['driver']}, "
     place = source.relative_to(ROOT).as_posix()
     image = figure_path(source).relative_to(ROOT).as_posix()
@@ -96,13 +99,19 @@ def section(report: Report, source: Path) -> str:
     )
     return (
         f"### {machine}\n\n"
-        f"{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {day(setting['date'])} (`{place}`). "
+        f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {day(setting['date'])} "
+        f"(`{place}`). "
         f"{ceiling['name'].capitalize()}: {shown(ceiling['gb_per_s'], rate)} on {ceiling['measured_on']}; in the table "
         f"each case has its own limit. A time is the median of {'calls' if on_cpu else 'graph replays'}, a ratio "
-        "the other's time over ours; in brackets what the 95 % intervals of both medians allow.\n\n"
+        f"the other's time over ours; in brackets what the 95 % intervals of both medians allow.{busy}\n\n"
         f"![{machine}: speed-ups with their intervals, and time against bytes; the table has the numbers]({image})\n\n"
-        f"{lines}{by_calls if BY_CALLS in lines else ''}"
+        f"{lines}{by_calls if BY_CALLS in lines else ''}{names(report)}"
     ).replace("\u00a0", " ")  # fmt: skip
+
+
+def names(report: Report) -> str:
+    formulas = [f"`{name}`: {title}" for name, title in report.get("formulas", {}).items()]
+    return f"\n{'; '.join(formulas)}.\n" if formulas else ""
 
 
 def reports(folder: Path) -> dict[Path, Report]:

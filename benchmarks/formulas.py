@@ -85,6 +85,10 @@ class Formula:
             return 4 * case.elements + WEIGHT_BYTES[0] * case.shape[0] + WEIGHT_BYTES[1]
         return (self.images + 1) * case.elements * case.itemsize
 
+    def input_bytes(self, case: Case) -> int:
+        """Of one set of inputs, as far as it is N-sized."""
+        return self.images * case.elements * case.itemsize or self.minimum_bytes(case)
+
     def why_not(self, shape: tuple[int, ...]) -> str | None:
         if self.name == "self_forcing" and len(shape) != 5:
             return "self_forcing takes videos, five sizes"
@@ -248,7 +252,7 @@ FORMULAS = {
     for formula in (
         Formula("fastgen", title="f-distill as FastGen has it: js, normalizer, dmd scale", **_FASTGEN),
         Formula(
-            "fastgen_scaled", title="the same at an upstream other than 1: the gradient is scaled in the backward",
+            "fastgen_scaled", title="fastgen at an upstream of 1/4, which a backward has to multiply the gradient by",
             upstream=0.25, **_FASTGEN,
         ),
         Formula(
@@ -266,7 +270,8 @@ FORMULAS = {
             plan=lambda case: {"noisy": case.dtype, "coefficients": True},
         ),
         Formula(
-            "self_forcing", "fused_fdiv_loss", "reverse KL as Self-Forcing has it: guided teacher, frames masked",
+            "self_forcing", "fused_fdiv_loss", "reverse KL as Self-Forcing has it: guided teacher, frames masked (the"
+            " peer gathers the elements it keeps in float64, compiled or not)",
             "self_forcing", baselines.self_forcing_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.uncond, v.fake, GUIDANCE_W, v.mask),
             ours=lambda v, _, backend: fdk.fused_fdiv_loss(

@@ -26,8 +26,8 @@ from benchmarks.timing import WARM_UP, Timing, time_interleaved
 from benchmarks.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
 
 CEILING = {"cpu": "streaming limit (3 reads, 1 write)", "cuda": "device copy"}
-# Rotating sets together exceed the last cache by this factor, within the limits below; on a CPU, a set of fewer bytes
-# than RESIDENT_BYTES is timed alone, in cache.
+# Rotating sets of inputs together exceed the last cache by this factor, within the limits below; on a CPU, a set of
+# fewer bytes than RESIDENT_BYTES is timed alone, in cache.
 BEYOND_CACHE = {"cpu": 2, "cuda": 4}
 LEAST_ROTATED, RESIDENT_BYTES = 256 << 20, 8 << 20
 MOST_ROTATED, MOST_SETS = 2 << 30, 512
@@ -68,7 +68,7 @@ class Row:
     percent_of_ceiling: float | None
     """None of fdiv_weight, which has no N-sized data."""
     ceiling_gb_per_s: float
-    """The ceiling as measured in this very run, on a CPU on as many bytes."""
+    """The ceiling as measured in this very run, on a CPU on tensors of this size."""
     gradient_error: float
     """Relative L2 error against float64, of the weight where there is no gradient."""
     input_sets: int
@@ -161,7 +161,7 @@ def method(device: str) -> list[str]:
 
 
 def input_sets(formula: Formula, case: Case, device: str) -> int:
-    one = formula.minimum_bytes(case)
+    one = formula.input_bytes(case)
     if device == "cpu":
         if one < RESIDENT_BYTES:
             return 1
@@ -337,12 +337,15 @@ def counted(row: Row, step: Step, data: list[Inputs], formula: Formula, case: Ca
     return predicted(replace(row, counted_bytes=moved, extra_bytes=extra), formula, case)
 
 
-def count_later(found: Measured, formula: Formula, case: Case, options: Options) -> None:
-    """Give the rows of a case their counts. On a GPU after all timing: the profiler slows later launches."""
+def count_later(found: Measured, formula: Formula, case: Case, options: Options, compiled: bool) -> None:
+    """Give the compiled or the other rows of a case their counts. On a GPU after all timing: the profiler slows later
+    launches."""
     torch._dynamo.reset()
     data = [make_inputs(case, options.device, seed) for seed in range(TRACED_SETS)]
     made = {variant.name: variant for variant in variants(formula, options.backends, options.modes, options.device)}
     for i, row in enumerate(found.rows):
+        if made[row.variant].compiled != compiled:
+            continue
         try:
             found.rows[i] = counted(row, made[row.variant].make(), data, formula, case, options.device)
         except Exception as error:

@@ -15,9 +15,12 @@ from benchmarks.comparisons import SCHEMA, compared
 from benchmarks.formulas import FORMULAS
 from benchmarks.measure import CEILING, Kind, Measured, Options, Skipped, count_later, described, measure, method
 from benchmarks.shapes import Case
-from benchmarks.terminal import Progress, table
+from benchmarks.terminal import Progress, brief, table
 
 Report = dict[str, Any]
+# The part of a run's seconds after which no case is begun: on a GPU, counting comes after all timing.
+TIMED = {"cpu": 1.0, "cuda": 0.75}
+COUNTS = "launches and memory"
 
 
 def run(
@@ -35,19 +38,23 @@ def run(
     An interrupt (Ctrl-C) ends the run early, with what is done so far in the report and the rest among the skipped.
 
     Args:
-        seconds: after which no further case is begun; those are then among the skipped.
+        seconds: after which nothing further is begun; that is then among the skipped. On a GPU a quarter is kept for
+            counting.
         file: for the report.
         unavailable: backends that are skipped from the start.
     """
-    running = Run(cases, options, setting, time.monotonic() + seconds, file, list(unavailable), say)
+    begun, for_timing = time.monotonic(), TIMED[options.device] * seconds
+    running = Run(cases, options, setting, file, list(unavailable), say)
     try:
-        running.time_all(f"no time: {seconds:g} s were over")
+        running.time_all(begun + for_timing, f"no time: {for_timing:g} s were over")
         if options.device == "cuda":
-            running.count_all(f"no time: {seconds:g} s were over")
+            running.count_all(begun + seconds, f"no time: {seconds:g} s were over")
     except KeyboardInterrupt:
         running.skip_rest("stopped by hand", "stopped")
     finally:
         running.progress.clear()
+    if options.device == "cuda":
+        running.show_all()
     setting["load_average_after"] = round(os.getloadavg()[0], 2)
     return running.write()
 
@@ -58,24 +65,20 @@ class Run:
         cases: Sequence[Case],
         options: Options,
         setting: dict[str, Any],
-        until: float,
         file: Path | None,
         skipped: list[Skipped],
         say: Callable[[str], object],
     ) -> None:
-        self.cases, self.options, self.setting, self.until = cases, options, setting, until
+        self.cases, self.options, self.setting = cases, options, setting
         self.file, self.skipped, self.say = file, skipped, say
         self.done: list[tuple[Case, Measured]] = []
         self.tried = self.counted = 0
         # On a GPU everything is timed before anything is traced.
-        self.progress = Progress(len(cases) * (2 if options.device == "cuda" else 1))
+        self.progress = Progress(len(cases) * (3 if options.device == "cuda" else 1))
 
-    def late(self) -> bool:
-        return time.monotonic() > self.until
-
-    def time_all(self, if_late: str) -> None:
+    def time_all(self, until: float, if_late: str) -> None:
         for i, case in enumerate(self.cases):
-            if self.late():
+            if time.monotonic() > until:
                 self.skip_rest(if_late, "no time")
                 break
             self.progress.show(i, str(case))
@@ -88,36 +91,42 @@ class Run:
             self.tried += 1
             self.write()
             for each in found:
-                self.show(each)
+                self.show(each, table if self.options.device == "cpu" else brief)
 
-    def count_all(self, if_late: str) -> None:
-        for i, (case, found) in enumerate(self.done):
-            if self.late():
-                self.skip_rest(if_late, "no time")
-                break
-            self.progress.show(len(self.cases) + i, f"counting: {case}")
-            try:
-                count_later(found, FORMULAS[case.formula], case, self.options)
-            except Exception as error:
-                self.skipped.append(Skipped(f"{case}: launches and memory", described(error), "failed"))
-            self.counted += 1
-            self.write()
-            self.show(found)
+    def count_all(self, until: float, if_late: str) -> None:
+        # What has to be compiled once more comes last.
+        for compiled in (False, True):
+            for case, found in self.done:
+                if time.monotonic() > until:
+                    self.skip_rest(if_late, "no time")
+                    return
+                self.progress.show(len(self.cases) + self.counted, f"counting: {case}")
+                try:
+                    count_later(found, FORMULAS[case.formula], case, self.options, compiled)
+                except Exception as error:
+                    self.skipped.append(Skipped(f"{case}: {COUNTS}", described(error), "failed", not compiled))
+                self.counted += 1
+                self.write()
 
     def skip_rest(self, why: str, kind: Kind) -> None:
         self.skipped += [Skipped(str(case), why, kind) for case in self.cases[self.tried :]]
         self.tried = len(self.cases)
         if self.options.device == "cuda":
-            self.skipped += [
-                Skipped(f"{case}: launches and memory", why, kind) for case, _ in self.done[self.counted :]
-            ]
-            self.counted = len(self.done)
+            n = len(self.done)
+            mine, peers = self.done[self.counted :], self.done[max(0, self.counted - n) :]
+            self.skipped += [Skipped(f"{case}: {COUNTS}", why, kind) for case, _ in mine]
+            self.skipped += [Skipped(f"{case}, compiled: {COUNTS}", why, kind, ours=False) for case, _ in peers]
+            self.counted = 2 * n
 
-    def show(self, found: Measured) -> None:
+    def show_all(self) -> None:
+        for _, found in self.done:
+            self.show(found, table)
+
+    def show(self, found: Measured, form: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> None:
         self.progress.clear()
         rows = [asdict(row) for row in found.rows]
         if rows:
-            self.say(f"\n{table(rows, compared(rows))}")
+            self.say(form(rows, compared(rows)))
 
     def write(self) -> Report:
         report = make_report(self.done, self.skipped, self.options.device, self.setting)

@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import fdkernels
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
+MOST_BUSY = 10.0  # percent
 QUERIED = ("driver_version", *CLOCKS, "temperature.gpu", "power.draw")
 
 
@@ -27,6 +29,7 @@ def setting(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cpu": cpu_name(),
+        "virtual_machine": "hypervisor" in cpuinfo() if cpuinfo() else None,
         "cores": os.cpu_count(),
         "cpu_cache_mib": last_level_cache() >> 20 or None,
         "python": platform.python_version(),
@@ -52,6 +55,7 @@ def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[
         "clocks": clocks(device),
         "command": command,
         "load_average": round(os.getloadavg()[0], 2),
+        "cpu_busy_before_percent": cpu_busy_percent(),
         "compile_modes": compile_modes,
     }
 
@@ -91,6 +95,27 @@ def gpu() -> dict[str, Any]:
 def cpu_name() -> str:
     name = re.search(r"^model name\s*: (.*)$", cpuinfo(), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def is_busy(setting: dict[str, Any]) -> bool:
+    """Whether other work ran on the machine just before."""
+    return (setting.get("cpu_busy_before_percent") or 0) > MOST_BUSY
+
+
+def cpu_busy_percent(seconds: float = 0.5) -> float | None:
+    """How much of all cores other work takes at this moment, as Linux tells."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return None
+
+    def ticks() -> tuple[int, int]:
+        spent = [int(field) for field in file.read_text().split("\n")[0].split()[1:9]]
+        return sum(spent), spent[3] + spent[4]  # all, idle and waiting for a disk
+
+    all_before, idle_before = ticks()
+    time.sleep(seconds)
+    all_now, idle_now = ticks()
+    return round(100 * (1 - (idle_now - idle_before) / max(1, all_now - all_before)), 1)
 
 
 def last_level_cache() -> int:

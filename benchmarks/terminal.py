@@ -67,6 +67,7 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
     shape = "×".join(map(str, first["shape"]))
     width = max(len(name_of(row)) for row in rows)
     lines = [
+        "",
         f"{first['op']}, {first['formula']}: {first['shape_name']} {shape} {first['dtype']}, {residence}, "
         f"limit {first['ceiling_gb_per_s']:.3g} GB/s, {first['rounds']} rounds",
         f"{'variant':{width}} {HEADER}",
@@ -78,6 +79,12 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
             verdicts = [verdict_text(c, several) for c in here if c["other"] == row["variant"] and not row["ours"]]
         lines.append(f"{name_of(row):{width}} {format_row(row, verdicts)}")
     return "\n".join(lines)
+
+
+def brief(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
+    """One case in a line, before it is counted."""
+    times = [f"{name_of(row)} {microseconds(row['time_us'])} µs" for row in rows]
+    return f"timed {rows[0]['formula']}, {rows[0]['shape_name']} {rows[0]['dtype']}: {', '.join(times)}"
 
 
 def summary(comparisons: Sequence[Row]) -> list[str]:

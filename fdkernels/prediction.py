@@ -18,6 +18,8 @@ from fdkernels.layout import as_broadcast, broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
 MIN_EPSILON_ALPHA = 1e-4
+# That aminmax knows.
+_ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ class Prediction:
         ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
         for name, known in ranges.items():
             if known is not None and not (known[0] >= 0 and known[1] < math.inf):
-                values = torch.as_tensor(getattr(self, name)).reshape(-1).tolist()
-                raise ValueError(f"{name}: expected finite numbers >= 0, got {values[:4]}")
+                values = _wide(getattr(self, name)).reshape(-1)
+                bad = values[~(torch.isfinite(values) & (values >= 0))].tolist()
+                raise ValueError(f"{name}: expected finite numbers >= 0, got {', '.join(map(str, bad[:4]))}")
         alpha, sigma = ranges.get("alpha"), ranges["sigma"]
         if self.kind == "epsilon" and alpha is not None and alpha[0] < MIN_EPSILON_ALPHA:
             raise ValueError(
@@ -103,12 +106,19 @@ class Prediction:
             )
         if self.kind == "v_prediction" and alpha is not None and sigma is not None:
             # Schedules in half precision miss the circle by about 1e-3.
-            levels = (_wide("alpha", self.alpha, self.noisy), _wide("sigma", self.sigma, self.noisy))
-            off = (levels[0] ** 2 + levels[1] ** 2 - 1).abs().max()
+            wide_alpha, wide_sigma = (self._aligned(name) for name in ("alpha", "sigma"))
+            off = (wide_alpha**2 + wide_sigma**2 - 1).abs().max()
             if bool(off > 1e-2):
                 raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
         if self.kind == "flow_prediction" and sigma is not None and sigma[1] > 1:
             raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]:g}")
+
+    def _aligned(self, name: str) -> Tensor:
+        """A level known on the host, in float64 there, as it broadcasts over x_t."""
+        value = _wide(getattr(self, name))
+        if value.dim() == 0 or self.noisy is None:
+            return value
+        return broadcastable(name, value, torch.empty(()).expand(self.noisy.shape))
 
     def coefficients(self, student: Tensor) -> tuple[Tensor, Tensor]:
         """(a, c) in float64, of one shape, with student's rank and broadcastable to it."""
@@ -135,11 +145,10 @@ def _host_range(value: float | Tensor) -> tuple[float, float] | None:
         return float(value), float(value)
     if value.device.type != "cpu" or not value.numel():
         return None
-    least, largest = value.detach().aminmax()
+    value = value.detach()
+    least, largest = (value if value.dtype in _ORDERED else value.double()).aminmax()
     return least.item(), largest.item()
 
 
-def _wide(name: str, value: float | Tensor | None, noisy: Tensor | None) -> Tensor:
-    """A known value in float64, aligned with others by noisy's shape."""
-    wide = torch.as_tensor(value).detach().double()
-    return wide if wide.dim() == 0 or noisy is None else broadcastable(name, wide.to(noisy.device), noisy)
+def _wide(value: float | Tensor) -> Tensor:
+    return value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)

@@ -81,10 +81,11 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
   return reduce_run<T, Error::of_prediction>(x, tau, f, noisy, shared.a, shared.c, count);
 }
 
+// shared: scale c, apart from w, since the product of both may leave T's range where the gradient does not.
 template <class T, class Stored>
-void apply_run(const Stored* tau, const Stored* f, int64_t count, T w, Stored* out) {
+void apply_run(const Stored* tau, const Stored* f, int64_t count, T w, T shared, Stored* out) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) put(w * (number(f[i]) - number(tau[i])), out[i]);
+  for (int64_t i = 0; i < count; ++i) put(w * (shared * (number(f[i]) - number(tau[i]))), out[i]);
 }
 
 // Every element with its own entries; kPredicted: c among them.
@@ -153,14 +154,6 @@ Sums reduce_carefully(const Problem& p, int64_t b, int64_t begin, const Block<T>
   return sums;
 }
 
-// Sums of squares that T can hold without overflow, and either large enough that what underflowed in them is nothing,
-// or of elements that have none: f = tau (a fake score that starts as the teacher), or all masked.
-template <class T>
-bool trustworthy(const Sums& sums, bool masked) {
-  if (!(is_finite(sums.distance) && is_finite(sums.gap) && is_finite(sums.energy))) return false;
-  return sizeof(T) == sizeof(double) || sums.energy > 1e-28 || sums.gap == 0 || masked;
-}
-
 // Whether every N-sized operand is the same plain bfloat16, which then is widened in registers, without buffers.
 bool is_bf16(const Problem& p) {
   for (const Images* images : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
@@ -191,7 +184,7 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
       sums = bf16 ? reduce_run<T>(error, bf16_at(p.student, b, at), bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at),
                                   bf16_at(p.noisy, b, at), shared, n)
                   : reduce_run<T>(error, block.x, block.tau, block.f, block.noisy, shared, n);
-      trusted = trustworthy<T>(sums, !shared.keep);
+      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, shared.keep ? sums.gap : 0.0);
       const double factor = shared.scale * shared.c;
       sums.energy *= shared.keep ? factor * factor : 0.0;
       sums.gap *= magnitude(shared.c);
@@ -199,7 +192,8 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
     } else {
       load_tables(p, b, at, n, error != Error::unread, block);
       sums = reduce_entries(error, block, n);
-      trusted = trustworthy<T>(sums, std::memchr(block.keep, 1, n) == nullptr);
+      const bool masked = std::memchr(block.keep, 1, n) == nullptr;
+      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
     }
     if (!trusted) {
       if (bf16) load_images(p, b, at, n, error != Error::unread, block);
@@ -221,21 +215,22 @@ void apply(const Problem& p, int64_t b, int64_t begin, int64_t end, double coeff
   const int64_t start = b * p.elements, size = size_of(p.student.dtype);
   Block<T> block(p, !runs);
   T out_buffer[kBlock];
+  const T w = static_cast<T>(coefficient);
   for (int64_t at = begin; at < end;) {
     int64_t count = end - at < kBlock ? end - at : kBlock;
     const Shared shared = runs ? shared_from(p, b, at, &count) : Shared{};
     const int n = static_cast<int>(count);
-    const T w = static_cast<T>(coefficient * (shared.scale * shared.c));
+    const T factor = static_cast<T>(shared.scale * shared.c);
     void* gradient = static_cast<char*>(p.gradient) + (start + at) * size;
     T* out = direct ? static_cast<T*>(gradient) : out_buffer;
     if (!shared.keep) {
       std::memset(gradient, 0, count * size);
     } else if (bf16) {
-      apply_run(bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at), n, w, static_cast<Bf16*>(gradient));
+      apply_run(bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at), n, w, factor, static_cast<Bf16*>(gradient));
     } else {
       load_images(p, b, at, n, false, block);
       if (runs) {
-        apply_run(block.tau, block.f, n, w, out);
+        apply_run(block.tau, block.f, n, w, factor, out);
       } else {
         load_tables(p, b, at, n, false, block);
         p.c.data != nullptr ? apply_entries<T, true>(block, n, w, out) : apply_entries<T, false>(block, n, w, out);

@@ -33,10 +33,10 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool wit
 // Sums in T that can be taken as they are: finite, and in float the squares either large enough that what underflowed
 // in them is nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all
 // masked. reach: sum of |scale c (f - tau)|.
-template <class T>
-FDK_HOST_DEVICE inline bool trustworthy(T energy, T gap, T reach) {
+template <class T, class Sum>
+FDK_HOST_DEVICE inline bool trustworthy(Sum energy, Sum gap, Sum reach) {
   if (!(is_finite(energy) && is_finite(gap))) return false;
-  return sizeof(T) == sizeof(double) || energy > T(1e-28) || reach == 0;
+  return sizeof(T) == sizeof(double) || energy > Sum(1e-28) || reach == 0;
 }
 
 }  // namespace

@@ -305,7 +305,7 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
       v += part.threads;
     }
     // Where x decides no result, only figures, it decides no bit of the loss either.
-    const bool sound = trustworthy(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
+    const bool sound = trustworthy<T>(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
     const bool as_they_are = sound && (is_finite(sums.distance) || !p.dmd_scale);
     if (as_they_are) {
       total.energy += sums.energy;

@@ -136,8 +136,10 @@ class _FusedFdivLoss(Function):
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("fused_fdiv_loss: double backward (create_graph=True) is not supported")
-        gradient, unscale = ctx.saved_tensors
         upstream = upstreams[0]
+        if upstream is None:  # the loss fed something that sent no gradient back
+            return None, None, None
+        gradient, unscale = ctx.saved_tensors
         in_place = _BACKWARD_IN_PLACE.get(ctx.backend)
         if in_place is not None and ctx.may_write_in_place and _graph_is_freed():
             in_place(gradient, upstream, unscale)

@@ -30,7 +30,7 @@ def row(variant="native", median=10.0, spread=1.0, ours=True, **more):
 
 def report(*rows, **setting):
     here = {"kind": "cpu", "device": "a CPU", "threads": 2, "torch": "2.13", **setting}
-    return {"schema": 1, "setting": here, "rows": list(rows), "comparisons": [], "skipped": []}
+    return {"schema": 1, "setting": here, "ceiling": {}, "rows": list(rows), "comparisons": [], "skipped": []}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,10 @@ TORN = [
     ([], "expected a report of schema 1, got None"),
     ({**report(), "schema": 2}, "expected a report of schema 1, got 2"),
     ({"schema": 1}, "setting: expected a dict, got NoneType"),
-    (without("rows"), "rows: expected a list, got NoneType"),
+    *((without(part), f"{part}: expected a {kind.__name__}, got NoneType") for part, kind in comparisons.PARTS.items()),
     ({**report(), "rows": {}}, "rows: expected a list, got dict"),
-    (without("skipped"), "skipped: expected a list, got NoneType"),
+    (report(row(), {**row(), "shape": 5}), "rows: row 1, shape: expected a list of sizes, got 5"),
+    (report({**row(), "low_us": "9"}), "rows: row 0, low_us: expected a number, got '9'"),
     (report(row(), 3), "rows: row 1 has no 'op'"),
     *(
         (report({name: value for name, value in row().items() if name != key}), f"rows: row 0 has no '{key}'")

@@ -53,7 +53,9 @@ def test_the_readme_is_what_the_reports_say() -> None:
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
 def test_the_figures_are_drawn_from_the_reports(path: Path) -> None:
-    assert Image.open(figures.figure_path(path)).info["Report-SHA256"] == drawings.digest(path), "make readme-figures"
+    assert Image.open(figures.figure_path(path)).info["Drawn-From-SHA256"] == drawings.digest(path), (
+        "make readme-figures"
+    )
 
 
 def test_the_readme_changes_between_its_marks_alone(source: Path) -> None:
@@ -216,7 +218,7 @@ def test_the_command_writes_figures_and_readme(source: Path) -> None:
     figures.main()
     for path in (source, source.parent / "gpu_h100.json"):
         image = Image.open(figures.figure_path(path))
-        assert image.info["Report-SHA256"] == drawings.digest(path)
+        assert image.info["Drawn-From-SHA256"] == drawings.digest(path)
         assert image.width <= 1300
     text = figures.README.read_text()
     assert (

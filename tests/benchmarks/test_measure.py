@@ -37,11 +37,11 @@ def cache(monkeypatch):
 @pytest.mark.parametrize(
     ("sizes", "size", "sets"),
     [
-        ((8, 2**16 - 1), 0, 1),  # 4 × 2 MiB - 16: in cache
-        ((8, 2**16), 0, 32),  # 256 MiB at least
-        ((8, 2**16), 128 * MIB, 32),
-        ((8, 2**16), 200 * MIB, 50),  # twice the cache
-        ((8, 2**16), 4096 * MIB, 256),  # 2 GiB at most
+        ((8, 87381), 0, 1),  # 8 MiB - 32 of inputs: in cache
+        ((8, 87382), 0, 32),  # 256 MiB at least
+        ((8, 2**18), 128 * MIB, 11),
+        ((8, 2**18), 200 * MIB, 17),  # twice the cache, in sets of 24 MiB
+        ((8, 2**18), 4096 * MIB, 86),  # 2 GiB at most
         ((8, 2**22), 0, 2),  # but two
     ],
 )
@@ -52,7 +52,7 @@ def test_sets_of_inputs_of_a_cpu(cache, sizes, size, sets):
 
 @pytest.mark.parametrize(
     ("sizes", "size", "sets"),
-    [((8, 2**16), 50 * MIB, 25), ((8, 2**20), 50 * MIB, 2), ((8, 2**24), 50 * MIB, 2), ((8, 16), 50 * MIB, 512)],
+    [((8, 2**16), 50 * MIB, 34), ((8, 2**20), 50 * MIB, 3), ((8, 2**24), 50 * MIB, 2), ((8, 16), 50 * MIB, 512)],
 )
 def test_sets_of_inputs_of_a_gpu(cache, sizes, size, sets):
     """Four times the cache, two sets or more, 512 at most."""
@@ -86,7 +86,7 @@ def test_a_cpus_inputs_take_turns():
 @pytest.mark.filterwarnings("ignore:normalize_weight over")
 def test_a_case_is_measured_on_as_many_sets_as_it_has(monkeypatch, cache):
     cache(0)
-    one = FASTGEN.minimum_bytes(tiny("fastgen"))
+    one = FASTGEN.input_bytes(tiny("fastgen"))
     monkeypatch.setattr(measure, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(measure, "LEAST_ROTATED", 3 * one)
     seen = []
@@ -291,7 +291,10 @@ def test_rows_get_their_counts_later(monkeypatch):
     row, case = on_gpu()
     rows = [dataclasses.replace(row, variant=name) for name in ("native", "reference")]
     found = measure.Measured(rows, [], Timing(1, 1, 1, 6, 1), 1, None)
-    measure.count_later(found, FORMULAS["dmd2_pixel"], case, Options("cpu", ["native", "reference"], []))
+    options = Options("cpu", ["native", "reference"], [])
+    measure.count_later(found, FORMULAS["dmd2_pixel"], case, options, compiled=True)
+    assert [each.launches for each in found.rows] == [None, None] and found.skipped == []
+    measure.count_later(found, FORMULAS["dmd2_pixel"], case, options, compiled=False)
     assert [(each.variant, each.launches) for each in found.rows] == [("native", None), ("reference", 7)]
     (skipped,) = found.skipped
     assert skipped.what.endswith("native: launches and memory") and (skipped.kind, skipped.ours) == ("failed", True)

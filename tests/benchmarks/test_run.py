@@ -31,12 +31,13 @@ def measuring(monkeypatch):
             raise RuntimeError("no memory")
         return measured(case, row(case), row(case, "peer eager"))
 
-    def count_later(found, formula, case, options):
-        made.log.append(("counted", case.formula))
+    def count_later(found, formula, case, options, compiled):
+        made.log.append(("compiled" if compiled else "counted", case.formula))
         made.now += 1.0
-        if made.stop_at == ("counted", case.formula):
+        if made.stop_at == made.log[-1]:
             raise KeyboardInterrupt
-        found.rows[:] = [dataclasses.replace(each, launches=7) for each in found.rows]
+        if not compiled:
+            found.rows[:] = [dataclasses.replace(each, launches=7) for each in found.rows]
 
     monkeypatch.setattr(module, "measure", measure)
     monkeypatch.setattr(module, "count_later", count_later)
@@ -47,6 +48,10 @@ def measuring(monkeypatch):
 def report_of(device="cpu", cases=CASES, said=None, **more):
     say = [].append if said is None else said.append
     return run(cases, Options(device, ["native"], ["eager"]), {"kind": device}, say=say, **more)
+
+
+def counts(names, compiled=False):
+    return [f"{name}{', compiled' if compiled else ''}: launches and memory" for name in names]
 
 
 def skipped_of(report, kind):
@@ -75,16 +80,21 @@ def test_no_case_is_begun_after_its_time(measuring, seconds, done):
 
 def test_a_gpu_times_everything_before_it_counts(measuring):
     report = report_of("cuda")
-    assert measuring.log == [(what, case.formula) for what in ("timed", "counted") for case in CASES]
+    assert measuring.log == [(what, case.formula) for what in ("timed", "counted", "compiled") for case in CASES]
     assert [each["launches"] for each in report["rows"]] == [7] * 8 and report["skipped"] == []
 
 
 def test_counts_of_a_gpu_that_there_is_no_time_for(measuring):
+    """A quarter of the seconds is kept for counting, what has to be compiled last."""
     report = report_of("cuda", seconds=5.5)
     assert [each["launches"] for each in report["rows"]] == [7] * 4 + [None] * 4
-    assert skipped_of(report, "no time") == [f"{name}: launches and memory" for name in NAMES[2:]]
-    report = report_of("cuda", seconds=1.5)
-    assert skipped_of(report, "no time") == [*NAMES[2:], *(f"{name}: launches and memory" for name in NAMES[:2])]
+    assert skipped_of(report, "no time") == [*counts(NAMES[2:]), *counts(NAMES, compiled=True)]
+    assert [each["ours"] for each in report["skipped"]] == [True] * 2 + [False] * 4
+    report = report_of("cuda", seconds=1.9)
+    assert [each["launches"] for each in report["rows"]] == [None] * 4
+    assert skipped_of(report, "no time") == [*NAMES[2:], *counts(NAMES[:2]), *counts(NAMES[:2], compiled=True)]
+    report = report_of("cuda", seconds=8.5)
+    assert skipped_of(report, "no time") == counts(NAMES[1:], compiled=True)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +102,9 @@ def test_counts_of_a_gpu_that_there_is_no_time_for(measuring):
     [
         ("cpu", ("timed", "fastgen"), 0, NAMES),
         ("cpu", ("timed", "dmd2_latent"), 4, NAMES[2:]),
-        ("cuda", ("timed", "weight"), 6, [NAMES[3], *(f"{name}: launches and memory" for name in NAMES[:3])]),
-        ("cuda", ("counted", "dmd2_pixel"), 8, [f"{name}: launches and memory" for name in NAMES[1:]]),
+        ("cuda", ("timed", "weight"), 6, [NAMES[3], *counts(NAMES[:3]), *counts(NAMES[:3], compiled=True)]),
+        ("cuda", ("counted", "dmd2_pixel"), 8, [*counts(NAMES[1:]), *counts(NAMES, compiled=True)]),
+        ("cuda", ("compiled", "dmd2_pixel"), 8, counts(NAMES[1:], compiled=True)),
     ],
 )
 def test_an_interrupt_keeps_what_is_done_and_names_the_rest(measuring, tmp_path, device, stop_at, rows, rest):

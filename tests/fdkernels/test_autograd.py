@@ -363,3 +363,22 @@ def test_saved_tensor_hooks_keep_their_tensors(backend):
     before = [tensor.clone() for tensor in kept]
     (3 * loss).backward()
     assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))
+
+
+class _SendsNothingBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return None
+
+
+def test_an_upstream_that_is_none(backend):
+    """What uses the loss may send it no gradient; then the student gets none, or zeros."""
+    case = make((2, 3, 4, 4), divergence="rkl", heads=None)
+    student = case.student.clone().requires_grad_()
+    loss = fdk.fused_fdiv_loss(student, case.teacher, case.fake, divergence="rkl", backend=backend)
+    (_SendsNothingBack.apply(loss) + student.sum()).backward()
+    torch.testing.assert_close(student.grad, torch.ones_like(student))

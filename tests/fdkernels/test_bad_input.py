@@ -1,6 +1,7 @@
 """Bad input raises before anything runs, naming the argument, what was expected and what came; no state changes."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,11 @@ def test_unavailable_backends_say_why_and_never_fall_back(backend):
         (("epsilon", IMAGE, 5e-5, 1.0), r"^alpha: .*0\.0001.*got 5e-05"),
         (("epsilon", IMAGE, torch.tensor([0.5, 9e-5]), 1.0), r"^alpha: .*0\.0001.*got 9e-05"),
         (("epsilon", IMAGE, NAN, 1.0), r"^alpha: expected .*finite"),
+        (("edm", IMAGE, None, torch.tensor([*[1.0] * 6, -2.0])), r"^sigma: expected .*finite.*got -2\.0$"),
+        (("edm", IMAGE, None, torch.tensor([1.0, NAN])), r"^sigma: expected .*finite.*got nan$"),
+        (("edm", IMAGE, None, Fraction(-1, 2)), r"^sigma: expected .*finite.*got -0\.5$"),
+        (("v_prediction", IMAGE, Fraction(3, 5), Fraction(3, 5)), r"^alpha, sigma: .*difference of 0\.28$"),
+        (("v_prediction", IMAGE, torch.ones(3), torch.zeros(5)), r"^alpha: expected shape"),
         (("flow_prediction", IMAGE, None, -0.5), r"^sigma: expected .*-0\.5"),
         (("epsilon", None, 0.5, 0.5), r"^noisy: .*got NoneType"),
         (("edm", IMAGE, None, "0.5"), r"^sigma: expected .*got str"),

@@ -135,3 +135,18 @@ def test_auto_is_the_fastest_backend(backend):
     assert choose("auto", here) == fastest and choose(backend, here) == backend
     case = make()
     assert same_bits(case.run("auto").grad, case.run(fastest).grad)
+
+
+@pytest.mark.parametrize(("weight", "scale", "gap"), ((1e25, 1e25, 0.0), (1e30, 1e15, 1e-11), (1e-30, 1e-15, 1e19)))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_a_weight_times_a_scale_beyond_float32(backend, weight, scale, gap, dtype):
+    """The gradient is within float32's range; the product of what multiplies f - τ is not."""
+    case = make((2, 4, 6, 6), dtype, divergence="rkl", heads=None)
+    teacher = torch.zeros_like(case.teacher) if gap else case.teacher
+    fake = torch.full_like(teacher, gap) if gap else teacher
+    case = case.but(teacher=teacher, fake=fake, weight=torch.full((2,), weight), scale=torch.full((2, 4, 1, 1), scale))
+    wanted = torch.from_numpy(case.expected().grad)
+    assert (wanted == 0).all() if gap == 0 else (wanted != 0).all()
+    torch.testing.assert_close(
+        case.run(backend).grad.double(), wanted, rtol=2**-8 if dtype.itemsize == 2 else 1e-6, atol=0
+    )

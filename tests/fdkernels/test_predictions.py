@@ -1,5 +1,8 @@
 """Raw predictions and guidance: x0 = a·x_t + c·prediction, with the x_t term cancelled exactly."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +120,25 @@ def test_levels_of_lower_precision(backend):
     noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     sigma = torch.tensor([0.1, 0.5, 0.75, 0.9], dtype=torch.float16)
     case.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=sigma)).check(backend)
+
+
+LEVELS = {
+    "uint16": torch.tensor([0, 1, 1, 0], dtype=torch.uint16),
+    "int64": torch.tensor([0, 1, 1, 0]),
+    "float8": torch.tensor([0.0, 1.0, 0.5, 0.25]).to(torch.float8_e4m3fn),
+    "requires grad": torch.tensor([0.0, 1.0, 0.5, 0.25], requires_grad=True),
+    "fraction": Fraction(1, 3),
+    "numpy": np.float32(0.5),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_any_real_level(backend, level):
+    case, noisy = make(SHAPE), torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    found = case.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=LEVELS[level])).run(backend)
+    wide = LEVELS[level].detach().double() if isinstance(LEVELS[level], torch.Tensor) else float(LEVELS[level])
+    same = case.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=wide)).run(backend)
+    assert torch.equal(found.grad, same.grad)
 
 
 @pytest.mark.parametrize("levels", ("per sample", "per frame"))

@@ -8,7 +8,7 @@ from typing import Any
 from tests.gpu_check.stage import Stage
 
 REPORT = "benchmark.json"
-LAST_CASE = 60.0  # seconds kept for what is being timed when the others have to stop, and for counting
+LAST_CASE = 60.0  # seconds kept for what is under way when the others have to stop
 REHEARSAL = ("--shapes", "tiny", "--dtype", "bf16", "--mode", "eager", "--rounds", "6")
 
 
