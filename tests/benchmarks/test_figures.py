@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import drawings, figures, shown
+from benchmarks.comparisons import changed, load
+from benchmarks.setting import is_busy
 from tests.benchmarks.reading import agrees, number_of, row_of
 from tests.benchmarks.synthetic import synthetic
 from tests.benchmarks.test_page import REPORTS
@@ -244,3 +246,14 @@ def test_an_incomplete_report_has_dashes(source: Path) -> None:
     source.write_text(json.dumps(report))
     figures.main()
     assert "): – on Wan fp32" in figures.README.read_text()
+
+
+def test_a_second_run_reproduces_the_first():
+    """Of the same commit, on a machine that did nothing else."""
+    runs = [load(figures.RESULTS / name) for name in ("cpu.json", "cpu_again.json")]
+    assert len({run["setting"]["commit"] for run in runs}) == 1 and "dirty" not in runs[0]["setting"]["commit"]
+    assert not any(is_busy(run["setting"]) for run in runs)
+    for old, new in (runs, runs[::-1]):
+        verdict = changed(old, new, 0.15)
+        assert verdict.times_compared and verdict.compared == sum(row["ours"] for row in new["rows"])
+        assert verdict.changes == []
