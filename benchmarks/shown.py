@@ -195,6 +195,8 @@ def dimensions(shape: list[int]) -> str:
 
 
 def plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

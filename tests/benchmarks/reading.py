@@ -147,6 +147,8 @@ def agrees(text: str, value: Any, source: str = "") -> bool:
     text = text.removeprefix("predicted ")
     if value is None:
         return text == "–"
+    if isinstance(value, bool):
+        return text == ("yes" if value else "no")
     if isinstance(value, list):
         return text in ("×".join(map(str, value)), ", ".join(map(str, value)))
     if source.startswith("name "):
