@@ -49,6 +49,20 @@ def test_our_backward_moves_nothing():
         assert moved == pytest.approx(formula.minimum_bytes(case), abs=64)
 
 
+@pytest.mark.filterwarnings("ignore:normalize_weight over")
+@pytest.mark.parametrize(
+    ("name", "dtype", "passes"), [("fastgen", "bf16", 0), ("fastgen_scaled", "bf16", 2), ("fastgen", "fp16", 2)]
+)
+def test_our_backward_passes_over_what_it_scales(name, dtype, passes):
+    formula = FORMULAS[name]
+    case = formula.case("tiny", SHAPES["tiny"].sizes, dtype)
+    step, inputs = formula.our_step("native", "cpu"), make_inputs(case, "cpu", 0)
+    step(inputs)
+    _, moved = counting.tensor_traffic(lambda: step(inputs))
+    beside = formula.minimum_bytes(case) + passes * case.elements * case.itemsize
+    assert moved == pytest.approx(beside, abs=256)  # logits, t, bins, loss
+
+
 def event(name, category, ts, **more):
     return {"name": name, "cat": category, "ts": ts, **more}
 
