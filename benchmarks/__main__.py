@@ -48,7 +48,8 @@ QUICK: dict[str, tuple[Named, ...]] = {
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
-KERNELS = ("native", "triton")
+# What a device is timed with. Triton on a CPU is its interpreter: for tests, not for timing.
+KERNELS = {"cpu": ("native",), "cuda": ("native", "triton")}
 PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
 # Exit codes, beside argparse's 2; the last two are a shell's, for Ctrl-C and a broken pipe.
 WORSE, NOT_COMPARED, INTERRUPTED, UNREAD = 1, 3, 130, 141
@@ -183,9 +184,7 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
 def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[str]:
     asked = flat(given.backend)
     if not asked:
-        usable = [name for name in KERNELS if backends.unavailable(name, device) is None]
-        # Triton on a CPU is its interpreter: for tests, not for timing.
-        return [name for name in usable if (name, device) != ("triton", "cpu")] or ["reference"]
+        return [name for name in KERNELS[device] if backends.unavailable(name, device) is None] or ["reference"]
     for name in asked:
         reason = None if name == "auto" else backends.unavailable(name, device)
         if reason is not None:
@@ -332,9 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def missing_kernels(device: str) -> list[Skipped]:
-    # Triton on a CPU is its interpreter, for tests.
-    wanted = KERNELS if device == "cuda" else ("native",)
-    why_not = {name: backends.unavailable(name, device) for name in wanted}
+    why_not = {name: backends.unavailable(name, device) for name in KERNELS[device]}
     return [Skipped(name, f"unavailable: {why}", "unavailable") for name, why in why_not.items() if why]
 
 

@@ -131,7 +131,7 @@ def changed(old: Report, new: Report, tolerance: float) -> Verdict:
         notes.append("another machine: times are not compared")
     before, after = keyed(old["rows"]), keyed(new["rows"])
     shared = [key for key in after if key in before]
-    tried = {(*case_of(row), dimensions(row)) for row in new["rows"]}
+    tried = {(*case_of(row), dimensions(row["shape"])) for row in new["rows"]}
     changes = []
     for key in (key for key in before if key not in after):
         if (*key[: len(CASE)], key[-1]) in tried:
@@ -149,11 +149,11 @@ def changed(old: Report, new: Report, tolerance: float) -> Verdict:
 
 def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     """Our rows, by what they measure."""
-    return {(*(row[key] for key in KEY), dimensions(row)): row for row in rows if row["ours"]}
+    return {(*(row[key] for key in KEY), dimensions(row["shape"])): row for row in rows if row["ours"]}
 
 
-def dimensions(row: Row) -> str:
-    return "×".join(map(str, row["shape"]))
+def dimensions(shape: Iterable[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def name_of(key: tuple[Any, ...]) -> str:

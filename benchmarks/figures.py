@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 
 from benchmarks import drawings
-from benchmarks.comparisons import Report, load
+from benchmarks.comparisons import Report, dimensions, load
 from benchmarks.setting import is_busy
 from benchmarks.shown import (
     MARKS,
     MODES,
     commit,
     day,
-    dimensions,
     duration,
     launch_bound,
     ours_to_show,

@@ -177,7 +177,6 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
     device = options.device
     data = rotation(case, device, input_sets(formula, case, device))
     exact = formula.exact_result(data[0])
-    eager = eager_error(formula, data[0], exact, device) if options.modes else None
     found: dict[str, Checked] = {}
     skipped = []
     for variant in variants(formula, options.backends, options.modes, device):
@@ -185,6 +184,9 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
             found[variant.name] = checked(variant, data, exact)
         except Exception as failure:
             skipped.append(Skipped(f"{case} {variant.name}", described(failure), "failed", variant.ours))
+    eager = next((each.error for each in found.values() if each.variant.mode == "eager"), None)
+    if eager is None and any(each.variant.compiled for each in found.values()):
+        eager = eager_error(formula, data[0], exact, device)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
     before = graphs_compiled()
@@ -202,9 +204,10 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
 
 
 def eager_error(formula: Formula, v: Inputs, exact: Tensor, device: str) -> float | None:
+    """What compiled variants are held to where eager itself is not timed; None where it fails."""
     try:
         return relative_error(formula.peer_step(formula.chain, device)(v), exact)
-    except Exception:  # then the peer's variants fail too, each with its reason
+    except Exception:
         return None
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from benchmarks.comparisons import Report, load
+from benchmarks.comparisons import CASE, Report, dimensions, load
 from benchmarks.glance import lines as glance
 from benchmarks.plots import BOX, farthest, predictions, roofline
 from benchmarks.reader import Reader, Shown
@@ -30,7 +30,6 @@ from benchmarks.shown import (
     commit,
     count,
     day,
-    dimensions,
     drawable,
     duration,
     error,
@@ -205,11 +204,8 @@ class Speedups:
         found, other = verdict(self.reader, i), self.reader.shown(f"comparisons/{i}/other", variant)
         sizes = dimensions(self.reader.row(c, "ours")["shape"])
         said = "by plain calls" if found.by_calls else ""
-        words = (*(c[key] for key in (*NAMED, "ours", "other", "verdict")), sizes, other.text, said)
+        words = (*(c[key] for key in (*CASE, "ours", "other", "verdict")), sizes, other.text, said)
         return Bar(found, other, " ".join(words).lower(), start, length, whisker)
-
-
-NAMED = ("op", "shape_name", "dtype", "formula")
 
 
 # The table.
@@ -319,7 +315,7 @@ def table(reader: Reader) -> Table:
         case = [("shape_name", plain), ("shape", dimensions), ("dtype", plain), ("formula", plain)]
         cells = [cell(reader, i, column) for column in kept]
         cells[1:1] = [comparison(i, each) for each in ours]
-        words = (*(row[key] for key in (*NAMED, "variant")), dimensions(row["shape"]), name.text, *sorted(verdicts[i]))
+        words = (*(row[key] for key in (*CASE, "variant")), dimensions(row["shape"]), name.text, *sorted(verdicts[i]))
         found.append(
             Line(
                 i, row["ours"], reader.shown(f"rows/{i}/wrong_because") if row["wrong"] else None, name,

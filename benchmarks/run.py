@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparisons import SCHEMA, compared
+from benchmarks.comparisons import SCHEMA, Report, compared
 from benchmarks.formulas import FORMULAS
 from benchmarks.measure import CEILING, Kind, Measured, Options, Skipped, count_later, described, measure, method
 from benchmarks.shapes import Case
 from benchmarks.terminal import Progress, brief, table
 
-Report = dict[str, Any]
 # The part of a run's seconds after which no case is begun: on a GPU, counting comes after all timing.
 TIMED = {"cpu": 1.0, "cuda": 0.75}
 COUNTS = "launches and memory"

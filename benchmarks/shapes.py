@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.comparisons import dimensions
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_DTYPES = ("fp32", "bf16")
 
@@ -66,4 +68,4 @@ class Case(NamedTuple):
         return DTYPES[self.dtype].itemsize
 
     def __str__(self) -> str:
-        return f"{self.op} {self.formula}, {self.shape_name} {'×'.join(map(str, self.shape))} {self.dtype}"
+        return f"{self.op} {self.formula}, {self.shape_name} {dimensions(self.shape)} {self.dtype}"

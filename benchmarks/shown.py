@@ -190,10 +190,6 @@ def short(text: str) -> str:
     return f"{float(number.replace(',', '')):g} {unit}"
 
 
-def dimensions(shape: list[int]) -> str:
-    return "×".join(map(str, shape))
-
-
 def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -7,11 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
-from benchmarks.comparisons import CASE, Verdict, case_of
-
-Row = dict[str, Any]
+from benchmarks.comparisons import CASE, Row, Verdict, case_of, dimensions
 
 HEADER = (
     f"{'median µs':>10} {'95 % interval':>17} {'GB/s':>6} {'% limit':>7} {'pred. µs':>8} {'MiB':>7} {'B/elem.':>7} "
@@ -64,7 +62,7 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
     first = rows[0]
     sets = first["input_sets"]
     residence = "in cache" if sets == 1 else f"{sets} sets of inputs in turn"
-    shape = "×".join(map(str, first["shape"]))
+    shape = dimensions(first["shape"])
     width = max(len(name_of(row)) for row in rows)
     lines = [
         "",

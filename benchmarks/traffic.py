@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import baselines
+from benchmarks.comparisons import dimensions
 from benchmarks.shapes import PRACTICE
 from fdkernels import _core
 from fdkernels.devices import PRESETS
@@ -120,7 +121,7 @@ def our_rows() -> list[str]:
             moved = bytes_moved(spread, batch, elements, 3 * size, 2 * size, size, CACHE) / (batch * elements)
             backward = backward_plan(1, batch * elements, Limits())
             launches = f"{spread.launches} + 1 ({backward.programs} programs)"
-            text = "×".join(map(str, shape))
+            text = dimensions(shape)
             rows.append(f"| {name} {text} | {dtype} | {describe(spread)} | {launches} | {moved:.1f} | {4 * size} |")
     return rows
 

@@ -58,16 +58,16 @@ template <class T, class Copy, class Fill>
 void expand(const Table& table, int64_t b, int64_t begin, int count, T* out, Copy copy, Fill fill) {
   for (int done = 0; done < count;) {
     const int64_t entry = entry_at(table, b, begin + done), left = count - done;
+    int run;
     if (table.inner == 1) {
       const int64_t row_left = (b * table.batch_stride + table.entries) - entry;
-      const int run = static_cast<int>(row_left < left ? row_left : left);
+      run = static_cast<int>(row_left < left ? row_left : left);
       copy(entry, run, out + done);
-      done += run;
     } else {
-      const int run = static_cast<int>(run_at(table, begin + done, left));
+      run = static_cast<int>(run_at(table, begin + done, left));
       fill(entry, run, out + done);
-      done += run;
     }
+    done += run;
   }
 }
 

@@ -40,45 +40,58 @@ Error error_of(const Problem& p) {
   return p.c.data == nullptr ? Error::of_x0 : Error::of_prediction;
 }
 
-// x - x0 in double: a and c rounded to float would shift a whole sample the same way, which no mean averages out.
-template <class Stored>
-double error_of_prediction(double a, double c, Stored x, Stored tau, Stored noisy) {
-  const double x0 = a * static_cast<double>(number(noisy)) + c * static_cast<double>(number(tau));
-  return static_cast<double>(number(x)) - x0;
+// Of x - x0, in its type. Of predictions in double: a and c rounded to float would shift a whole sample the same way,
+// which no mean averages out.
+template <class T, Error kError, class Stored>
+auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a, double c, int i) {
+  if constexpr (kError == Error::unread) return T(0);
+  if constexpr (kError == Error::of_x0) return number(x[i]) - number(tau[i]);
+  if constexpr (kError == Error::of_prediction) {
+    const double x0 = a * static_cast<double>(number(noisy[i])) + c * static_cast<double>(number(tau[i]));
+    return static_cast<double>(number(x[i])) - x0;
+  }
 }
 
-// Before c and scale multiply them, which all elements share.
-template <class T, Error kError, class Stored>
-Sums reduce_run(const Stored* x, const Stored* tau, const Stored* f, const Stored* noisy, double a, double c,
-                int count) {
+// Sums over elements [0, count) of what each adds: |gap_at(i)|, direction_at(i, gap)^2 and |error_at(i)|.
+template <class T, class GapAt, class DirectionAt, class ErrorAt>
+Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const ErrorAt& error_at) {
   Sums sums;
   for (int begin = 0; begin < count; begin += kSummed) {
     const int end = count - begin < kSummed ? count : begin + kSummed;
-    T distance = 0, energy = 0, gap = 0;
-    double wide_distance = 0;
-#pragma omp simd reduction(+ : distance, wide_distance, energy, gap)
+    T energy = 0, gap = 0;
+    decltype(error_at(0)) distance = 0;
+#pragma omp simd reduction(+ : distance, energy, gap)
     for (int i = begin; i < end; ++i) {
-      const T d = number(f[i]) - number(tau[i]);
-      energy += d * d;
+      const T d = gap_at(i), g = direction_at(i, d);
+      energy += g * g;
       gap += magnitude(d);
-      if constexpr (kError == Error::of_x0) distance += magnitude(number(x[i]) - number(tau[i]));
-      if constexpr (kError == Error::of_prediction) {
-        wide_distance += magnitude(error_of_prediction(a, c, x[i], tau[i], noisy[i]));
-      }
+      distance += magnitude(error_at(i));
     }
-    sums.distance += static_cast<double>(distance) + wide_distance;
+    sums.distance += static_cast<double>(distance);
     sums.energy += static_cast<double>(energy);
     sums.gap += static_cast<double>(gap);
   }
   return sums;
 }
 
+// Calls use.operator()<error>().
+template <class Use>
+Sums with_error(Error error, const Use& use) {
+  if (error == Error::unread) return use.template operator()<Error::unread>();
+  if (error == Error::of_x0) return use.template operator()<Error::of_x0>();
+  return use.template operator()<Error::of_prediction>();
+}
+
+// Before c and scale multiply them, which all elements share.
 template <class T, class Stored>
 Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f, const Stored* noisy,
                 const Shared& shared, int count) {
-  if (error == Error::unread) return reduce_run<T, Error::unread>(x, tau, f, noisy, shared.a, shared.c, count);
-  if (error == Error::of_x0) return reduce_run<T, Error::of_x0>(x, tau, f, noisy, shared.a, shared.c, count);
-  return reduce_run<T, Error::of_prediction>(x, tau, f, noisy, shared.a, shared.c, count);
+  const double a = shared.a, c = shared.c;
+  return with_error(error, [&]<Error kError>() {
+    return sum<T>(
+        count, [&](int i) { return number(f[i]) - number(tau[i]); }, [](int, T gap) { return gap; },
+        [&](int i) { return error_at<T, kError>(x, tau, noisy, a, c, i); });
+  });
 }
 
 // shared: scale c, apart from w, since the product of both may leave T's range where the gradient does not.
@@ -95,37 +108,14 @@ T direction(const Block<T>& block, int i) {
   return kPredicted ? static_cast<T>(block.c[i]) * d : d;
 }
 
-template <class T, Error kError>
-Sums reduce_entries(const Block<T>& block, int count) {
-  Sums sums;
-  for (int begin = 0; begin < count; begin += kSummed) {
-    const int end = count - begin < kSummed ? count : begin + kSummed;
-    T distance = 0, energy = 0, gap = 0;
-    double wide_distance = 0;
-#pragma omp simd reduction(+ : distance, wide_distance, energy, gap)
-    for (int i = begin; i < end; ++i) {
-      const T d = direction<T, kError != Error::of_x0>(block, i);
-      const T g = block.keep[i] ? block.scale[i] * d : T(0);
-      energy += g * g;
-      gap += magnitude(d);
-      if constexpr (kError == Error::of_x0) distance += magnitude(block.x[i] - block.tau[i]);
-      if constexpr (kError == Error::of_prediction) {
-        const double error = error_of_prediction(block.a[i], block.c[i], block.x[i], block.tau[i], block.noisy[i]);
-        wide_distance += magnitude(error);
-      }
-    }
-    sums.distance += static_cast<double>(distance) + wide_distance;
-    sums.energy += static_cast<double>(energy);
-    sums.gap += static_cast<double>(gap);
-  }
-  return sums;
-}
-
 template <class T>
 Sums reduce_entries(Error error, const Block<T>& block, int count) {
-  if (error == Error::unread) return reduce_entries<T, Error::unread>(block, count);
-  if (error == Error::of_x0) return reduce_entries<T, Error::of_x0>(block, count);
-  return reduce_entries<T, Error::of_prediction>(block, count);
+  return with_error(error, [&]<Error kError>() {
+    return sum<T>(
+        count, [&](int i) { return direction<T, kError != Error::of_x0>(block, i); },
+        [&](int i, T gap) { return block.keep[i] ? block.scale[i] * gap : T(0); },
+        [&](int i) { return error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i); });
+  });
 }
 
 template <class T, bool kPredicted>

@@ -1,4 +1,4 @@
-"""Reports that were never measured, in which there is everything that a report can have."""
+"""Reports for the tests: made-up ones in which there is everything that a report can have, and the measured ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from benchmarks.comparisons import SCHEMA, compared
+from benchmarks import figures
+from benchmarks.comparisons import SCHEMA, Report, compared
 from benchmarks.measure import Row
 
 PEERS = {"fastgen": "fastgen", "dmd2_pixel": "dmd2", "dmd2_latent": "dmd2", "self_forcing": "self-forcing"}
@@ -96,3 +97,13 @@ SETTING = {
     "nvidia_smi": {"clocks.sm": "1980 MHz"},
 }  # fmt: skip
 ON_GPU = {"kind": "cuda", "device": "H100", "cuda": "13.0", "driver": "580.65", "clocks": "1980 MHz"}
+
+
+def one_row() -> Report:
+    report = synthetic()
+    return {**report, "comparisons": [], "rows": [report["rows"][0]]}
+
+
+REPORTS = {"synthetic cpu": synthetic(), "synthetic gpu": synthetic("cuda")}
+"""Made up and measured."""
+REPORTS |= {path.stem: report for path, report in figures.reports(figures.RESULTS).items()}

@@ -16,15 +16,9 @@ from benchmarks.comparisons import changed, load
 from benchmarks.setting import is_busy
 from tests.benchmarks.reading import agrees, number_of, row_of
 from tests.benchmarks.synthetic import synthetic
-from tests.benchmarks.test_page import REPORTS
 
 MEASURED = figures.reports(figures.RESULTS)
 Report = dict[str, Any]
-
-
-@pytest.fixture(params=REPORTS)
-def report(request: pytest.FixtureRequest) -> Report:
-    return REPORTS[request.param]
 
 
 @pytest.fixture

@@ -9,25 +9,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from benchmarks import figures, page, shown
+from benchmarks import page, shown
 from tests.benchmarks.reading import Element, agrees, embedded, read, row_of, source_value
-from tests.benchmarks.synthetic import synthetic
+from tests.benchmarks.synthetic import REPORTS, one_row, synthetic
 
 Report = dict[str, Any]
-REPORTS = {"synthetic cpu": synthetic(), "synthetic gpu": synthetic("cuda")}
-REPORTS |= {path.stem: report for path, report in figures.reports(figures.RESULTS).items()}
-
-
-@pytest.fixture(scope="module", params=REPORTS)
-def report(request: pytest.FixtureRequest) -> Report:
-    return REPORTS[request.param]
-
-
-@pytest.fixture(scope="module")
-def tree(report: Report) -> Element:
-    return read(page.render(report))
 
 
 def test_the_report_is_embedded(tree: Element, report: Report) -> None:
@@ -237,11 +223,6 @@ def test_colours_stand_in_one_place() -> None:
     folder = Path(page.__file__).parent
     for name in ("page.html.in", "page.css", "page.js", "drawings.py"):
         assert not re.search(r"#[0-9a-f]{6}\b", (folder / name).read_text()), name
-
-
-def one_row() -> Report:
-    report = synthetic()
-    return {**report, "comparisons": [], "rows": [report["rows"][0]]}
 
 
 def test_a_report_may_have_nothing_to_compare_or_predict(tmp_path: Path) -> None:

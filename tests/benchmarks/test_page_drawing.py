@@ -7,26 +7,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from benchmarks import page, shown
 from benchmarks.plots import farthest
 from benchmarks.reader import Reader
 from tests.benchmarks.reading import Element, number_of, read
-from tests.benchmarks.test_page import REPORTS, one_row
+from tests.benchmarks.synthetic import REPORTS, one_row
 
 Report = dict[str, Any]
 Scale = Callable[[float], float]
-
-
-@pytest.fixture(scope="module", params=REPORTS)
-def report(request: pytest.FixtureRequest) -> Report:
-    return REPORTS[request.param]
-
-
-@pytest.fixture(scope="module")
-def tree(report: Report) -> Element:
-    return read(page.render(report))
 
 
 def scale(positions: list[float], labels: list[str]) -> Scale:

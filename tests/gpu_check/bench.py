@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from benchmarks.comparisons import case_of
 from tests.gpu_check.stage import Stage
 
 REPORT = "benchmark.json"
@@ -34,11 +35,10 @@ def run(stage: Stage) -> None:
 
 
 def described(row: dict[str, Any], comparisons: list[dict[str, Any]]) -> str:
-    same = ("op", "shape_name", "dtype", "formula")
     others = [
         f"{c['ratio']:.2f} × {c['other']}" if c["ratio"] else f"{c['other']} not compared"
         for c in comparisons
-        if c["ours"] == row["variant"] and all(c[key] == row[key] for key in same)
+        if c["ours"] == row["variant"] and case_of(c) == case_of(row)
     ]
     part = "" if row["percent_of_ceiling"] is None else f", {row['percent_of_ceiling']:.0f} % of the ceiling"
     call = "" if row["call_us"] is None else f", {row['call_us']:.0f} µs a call on the host"
