@@ -14,6 +14,11 @@
 
 #include "fdkernels/fdiv.h"
 
+// libtorch's, outside the stable ABI: null where a later torch has it no longer, and the call is then a forward.
+namespace torch::autograd {
+__attribute__((weak, visibility("default"))) int get_current_graph_task_id();
+}
+
 namespace fdkernels::ops {
 
 using torch::headeronly::ScalarType;
@@ -58,20 +63,46 @@ struct FdivArguments {
   bool zero_nonfinite;
   std::string reduction;
   bool with_grad, with_stats;
+  OptionalTensor count;
 };
 
 using WeightResults = std::tuple<Tensor, Tensor>;                // h, figures
 using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, figures
 
+// The floats of `numbers`, in the order of fdkernels/floats.py, put where the call has its own.
+inline void take_numbers(const Tensor& numbers, const std::vector<std::pair<const char*, double*>>& floats) {
+  STD_TORCH_CHECK(numbers.is_cpu() && numbers.dim() == 1 && numbers.size(0) == static_cast<int64_t>(floats.size()) &&
+                      numbers.is_contiguous() && numbers.scalar_type() == ScalarType::Double,
+                  "numbers: expected ", floats.size(), " contiguous float64 values on the CPU");
+  const double* values = static_cast<const double*>(numbers.data_ptr());
+  for (const auto& [name, to] : floats) {
+    // No one could check a number before that a graph computed.
+    STD_TORCH_CHECK(std::isfinite(*values), name, ": expected a finite number, got ", *values);
+    *to = *values++;
+  }
+}
+
+inline std::vector<std::pair<const char*, double*>> floats_of(RatioArguments& ratio, OptionArguments& options) {
+  return {{"t_min", &ratio.t_min},
+          {"t_max", &ratio.t_max},
+          {"decay", &ratio.decay},
+          {"alpha", &options.alpha},
+          {"log_ratio_min", &options.log_ratio_min},
+          {"log_ratio_max", &options.log_ratio_max}};
+}
+
 // The schemas' signatures, once for every device: TORCH_BOX((&fdiv_op<&run>)).
 template <WeightResults (*kRun)(const WeightArguments&)>
 WeightResults fdiv_weight_op(Tensor logits, OptionalTensor t, OptionalTensor ratio_mean, OptionalTensor edges,
                              double t_min, double t_max, double decay, bool update, std::string divergence,
-                             double alpha, double log_ratio_min, double log_ratio_max, bool normalize_weight) {
-  return kRun({logits,
-               t,
-               {ratio_mean, edges, t_min, t_max, decay, update},
-               {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight}});
+                             double alpha, double log_ratio_min, double log_ratio_max, bool normalize_weight,
+                             OptionalTensor numbers) {
+  WeightArguments call{logits,
+                       t,
+                       {ratio_mean, edges, t_min, t_max, decay, update},
+                       {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight}};
+  if (numbers) take_numbers(*numbers, floats_of(call.ratio, call.options));
+  return kRun(call);
 }
 
 template <FdivResults (*kRun)(const FdivArguments&)>
@@ -82,33 +113,43 @@ FdivResults fdiv_op(Tensor student, Tensor teacher, Tensor fake, OptionalTensor 
                     double t_min, double t_max, double decay, bool update, std::string divergence, double alpha,
                     double log_ratio_min, double log_ratio_max, bool normalize_weight, bool dmd_scale, double eps,
                     OptionalTensor scale, int64_t scale_inner, OptionalTensor mask, int64_t mask_inner,
-                    bool zero_nonfinite, std::string reduction, bool with_grad, bool with_stats) {
-  return kRun({student,
-               teacher,
-               fake,
-               teacher_uncond,
-               fake_uncond,
-               guidance_scale,
-               fake_guidance_scale,
-               noisy,
-               a,
-               c,
-               coefficient_inner,
-               logits,
-               t,
-               weight,
-               {ratio_mean, edges, t_min, t_max, decay, update},
-               {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight},
-               dmd_scale,
-               eps,
-               scale,
-               scale_inner,
-               mask,
-               mask_inner,
-               zero_nonfinite,
-               reduction,
-               with_grad,
-               with_stats});
+                    bool zero_nonfinite, std::string reduction, bool with_grad, bool with_stats, OptionalTensor count,
+                    OptionalTensor numbers) {
+  FdivArguments call{student,
+                     teacher,
+                     fake,
+                     teacher_uncond,
+                     fake_uncond,
+                     guidance_scale,
+                     fake_guidance_scale,
+                     noisy,
+                     a,
+                     c,
+                     coefficient_inner,
+                     logits,
+                     t,
+                     weight,
+                     {ratio_mean, edges, t_min, t_max, decay, update},
+                     {divergence, alpha, log_ratio_min, log_ratio_max, normalize_weight},
+                     dmd_scale,
+                     eps,
+                     scale,
+                     scale_inner,
+                     mask,
+                     mask_inner,
+                     zero_nonfinite,
+                     reduction,
+                     with_grad,
+                     with_stats,
+                     count};
+  if (numbers) {
+    auto floats = floats_of(call.ratio, call.options);
+    floats.insert(floats.end(), {{"guidance_scale", &call.guidance_scale},
+                                 {"fake_guidance_scale", &call.fake_guidance_scale},
+                                 {"eps", &call.eps}});
+    take_numbers(*numbers, floats);
+  }
+  return kRun(call);
 }
 
 inline bool same_device(const Tensor& tensor, const Tensor& other) {
@@ -170,6 +211,12 @@ inline Table table(const OptionalTensor& tensor, int64_t inner, const Tensor& st
   return {tensor->data_ptr(), stored, rows == 1 ? 0 : tensor->stride(0), entries, inner};
 }
 
+// Whether autograd is running in this thread: a forward is then the second one of an activation checkpoint, which must
+// not update the normalizer again (fdkernels/fdiv/weight.py, inside_backward).
+inline bool inside_backward() {
+  return torch::autograd::get_current_graph_task_id != nullptr && torch::autograd::get_current_graph_task_id() != -1;
+}
+
 inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, bool has_t) {
   if (!ratio.mean) {
     STD_TORCH_CHECK(!ratio.edges, "edges: expected beside ratio_mean");
@@ -190,8 +237,8 @@ inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, b
     edges = mean.size(0) > 1 ? static_cast<const double*>(ratio.edges->data_ptr())
                              : reinterpret_cast<const double*>(mean.data_ptr());
   }
-  return {
-      static_cast<float*>(mean.data_ptr()), mean.size(0), edges, ratio.t_min, ratio.t_max, ratio.decay, ratio.update};
+  const bool update = ratio.update && !inside_backward();
+  return {static_cast<float*>(mean.data_ptr()), mean.size(0), edges, ratio.t_min, ratio.t_max, ratio.decay, update};
 }
 
 inline WeightOptions weight_options(const OptionArguments& given) {
@@ -209,6 +256,20 @@ inline int64_t heads_of(const Tensor& logits, int64_t batch) {
   const int64_t heads = logits.dim() == 2 ? logits.size(1) : 1;
   STD_TORCH_CHECK(heads > 0, "logits: expected at least one head");
   return heads;
+}
+
+// A real (B,) or () tensor in double.
+inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
+                  ": expected a CPU tensor with one value per sample");
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype == ScalarType::Float && tensor.is_contiguous()) {
+    const float* data = static_cast<const float*>(tensor.data_ptr());
+    return std::vector<double>(data, data + count);
+  }
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Double));
+  const double* data = static_cast<const double*>(wide.data_ptr());
+  return std::vector<double>(data, data + count);
 }
 
 // All of a call but its weights and its gradient's memory.
@@ -246,6 +307,17 @@ inline Problem problem(const FdivArguments& call) {
     p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
   }
   STD_TORCH_CHECK(!(call.logits && call.weight), "weight: expected without logits");
+  p.count_given = call.count.has_value();
+  if (call.count) {
+    STD_TORCH_CHECK(p.reduction == Reduction::mean && call.count->numel() == 1,
+                    "count: expected one value, with reduction mean");
+    STD_TORCH_CHECK(call.count->is_cpu() || same_device(*call.count, student),
+                    "count: expected student's device or the CPU");
+    if (call.count->is_cpu()) {
+      const double count = to_double(*call.count, 1, "count")[0];
+      p.count = count < 1 ? 1 : count;
+    }
+  }
   return p;
 }
 
@@ -275,7 +347,7 @@ struct Outputs {
     loss = new_tensor(loss_shape, is_double ? ScalarType::Double : ScalarType::Float, like);
     gradient = new_tensor(call.with_grad ? like.sizes() : none, like.scalar_type(), like);
     unscale = new_tensor(scaled ? loss_shape : none, ScalarType::Float, like);
-    stats = new_tensor({call.with_stats ? kStats : 0}, ScalarType::Double, like);
+    stats = new_tensor({call.with_stats ? kStats + like.size(0) : 0}, ScalarType::Double, like);
   }
 
   FdivResults results() const {

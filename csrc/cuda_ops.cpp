@@ -173,6 +173,10 @@ FdivResults fdiv(const FdivArguments& arguments) {
   w.state = ratio_state(arguments.ratio, like, arguments.t.has_value());
   w.options = weight_options(arguments.options);
   if (!arguments.logits) w.state = {};
+  const RealValues count = arguments.count && !arguments.count->is_cpu()
+                               ? real_values(*arguments.count, like, 1, "count")
+                               : RealValues{like, {}};
+  call.count = count.reals;
 
   const Outputs out(arguments);
   cuda::Results& r = call.r;

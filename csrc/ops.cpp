@@ -9,20 +9,6 @@ namespace {
 
 using namespace fdkernels::ops;
 
-// A real (B,) or () tensor in double.
-std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
-                  ": expected a CPU tensor with one value per sample");
-  const ScalarType dtype = tensor.scalar_type();
-  if (dtype == ScalarType::Float && tensor.is_contiguous()) {
-    const float* data = static_cast<const float*>(tensor.data_ptr());
-    return std::vector<double>(data, data + count);
-  }
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Double));
-  const double* data = static_cast<const double*>(wide.data_ptr());
-  return std::vector<double>(data, data + count);
-}
-
 template <class Logit>
 void mean_of_heads(const Tensor& logits, int64_t heads, std::vector<double>& combined) {
   const Logit* data = static_cast<const Logit*>(logits.data_ptr());
@@ -87,6 +73,7 @@ FdivResults fdiv(const FdivArguments& call) {
     }
     fdkernels::given_weight_stats(p.batch, h.data(), stats);
   }
+  if (call.with_stats) std::copy(h.begin(), h.end(), stats + fdkernels::kStats);
   p.weight = h.data();
   p.gradient = call.with_grad ? out.gradient.data_ptr() : nullptr;
   std::vector<double> losses(out.per_sample ? p.batch : 1);

@@ -28,9 +28,21 @@ def check_tensor(name: str, value: Any) -> None:
 
 def check_number(name: str, value: Any) -> float:
     """A finite real number, NumPy's scalars included."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    # Compared, not math.isfinite, which torch.compile does not trace for a float that changes from call to call.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not -math.inf < value < math.inf:
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return float(value)
+
+
+def is_traced(value: Tensor) -> bool:
+    """Whether a tensor's values are not to be read: a compiler or a fake mode looks on, or they do not exist."""
+    return (
+        torch.compiler.is_compiling()
+        or type(value) not in (Tensor, torch.nn.Parameter)
+        or value.is_meta
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
 
 
 def check_student(student: Any) -> None:

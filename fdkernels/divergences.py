@@ -70,7 +70,7 @@ class Divergence:
 
 
 def _builtin(
-    name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str, row: str | None = None, alpha: float | None = None
+    name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str, row: str | None = None, alpha: float | Tensor | None = None
 ) -> Divergence:
     divergence = Divergence(name, log_weight, aliases)
     object.__setattr__(divergence, "kernel", row or name)
@@ -139,9 +139,11 @@ def register_divergence(divergence: Divergence) -> Divergence:
     return divergence
 
 
-def from_kernel(row: str, alpha_parameter: float) -> Divergence:
-    """The divergence of a row of the kernels' tables, as the ops name it."""
-    return alpha(alpha_parameter) if row == "alpha" else _registry[row]
+def from_kernel(row: str, alpha_parameter: float | Tensor) -> Divergence:
+    """The divergence of a row of the kernels' tables, as the ops name it. The parameter may be a 0-d tensor."""
+    if row == "alpha":
+        return _builtin("alpha", lambda L: alpha_parameter * L, row=row, alpha=alpha_parameter)
+    return _registry[row]
 
 
 def resolve(divergence: str | Divergence) -> Divergence:

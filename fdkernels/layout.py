@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from fdkernels.floats import filled
+
 
 def memory_order(x: Tensor) -> tuple[int, ...] | None:
     """The permutation of x's dimensions, batch first, that sorts the others from slow to fast; None if they are."""
@@ -39,7 +41,7 @@ def dense_samples(x: Tensor) -> Tensor:
 def as_broadcast(name: str, value: float | Tensor, student: Tensor) -> Tensor:
     """A number, a (B,) tensor or a tensor of student's rank, as float64 of that rank, checked to broadcast."""
     if not isinstance(value, Tensor):
-        return torch.full((1,) * student.dim(), float(value), dtype=torch.float64, device=student.device)
+        return filled((1,) * student.dim(), float(value), student.device)
     return broadcastable(name, value, student).double()
 
 

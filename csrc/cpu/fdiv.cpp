@@ -90,6 +90,10 @@ class Run {
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
     if (p_.reduction == Reduction::sum) return;
+    if (p_.count_given) {
+      std::fill(divisor_.begin(), divisor_.end(), p_.count);
+      return;
+    }
     const std::vector<double> kept = count_kept(p_, threads_);
     double total = 0;
     for (const double count : kept) total += count;

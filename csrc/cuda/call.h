@@ -32,7 +32,7 @@ struct Results {
   void* loss;
   bool wide_loss;     // double, else float
   float* unscale;     // null: the gradient is stored as it is
-  double* stats;      // null: none
+  double* stats;      // null: none; then kStats figures and h of every sample
   bool weight_stats;  // the weights' figures too
   double* records;    // (kRecorded, B)
   double* exchange;   // grid: (B, team, kExchanged)
@@ -52,6 +52,7 @@ struct Call {
   int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
+  Reals count;  // N of a mean, where the caller gave it on the device
 };
 
 // ---- what a launch needs to know of a kernel; null where a combination is not compiled

@@ -87,6 +87,10 @@ __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
+  if (p.count_given) {
+    const double count = call.count.data != nullptr ? real_at(call.count, 0) : p.count;
+    return count < 1 ? 1 : count;
+  }
   if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
@@ -129,6 +133,7 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
     record[2 * p.batch] = sums.nonfinite ? 0.0 : sums.gap;
     record[3 * p.batch] = sums.nonfinite ? 0.0 : sums.distance;
     record[4 * p.batch] = sums.nonfinite;
+    if (r.stats != nullptr) r.stats[kStats + b] = h;
   }
   return w / divisor * power;
 }

@@ -49,6 +49,8 @@ struct Problem {
   double eps;
   bool zero_nonfinite;
   Reduction reduction;
+  bool count_given;  // N of a mean is the caller's, not the number of unmasked elements
+  double count;      // it, at least 1, where the host knows it
   bool with_stats;
   void* gradient;  // contiguous, in student's dtype; null: loss only
   bool wide;       // arithmetic in double, since an N-sized input is
@@ -81,7 +83,7 @@ struct WeightOptions {
 
 // weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
 constexpr int kWeightStats = 7;
-// then gradient norm, relative gap, non-finite samples
+// then gradient norm, relative gap, non-finite samples, and h of every sample
 constexpr int kStats = kWeightStats + 3;
 
 // The bin of a finite noise level.

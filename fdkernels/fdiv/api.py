@@ -11,7 +11,10 @@ from fdkernels import backends
 from fdkernels.checks import check_choice, check_like_student, check_student, check_tensor
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import ops
+from fdkernels.fdiv.arguments import STATS
+from fdkernels.floats import carried
 from fdkernels.fdiv.validation import (
+    check_count,
     check_guidance,
     check_mask,
     check_options,
@@ -28,12 +31,15 @@ from fdkernels.prediction import Prediction
 
 
 class FDivStats(NamedTuple):
-    """What tells a healthy run from a sick one; 0-d float64 tensors on the student's device, no sync.
+    """What tells a healthy run from a sick one; 0-d float64 tensors (`weight`: (B,)) on the student's device, no sync.
 
     The weight's statistics are over this process's finite samples, before `normalize_weight`. A figure that a call does
     not have (ratio_mean without logits, out_of_range_fraction without a normalizer) is NaN.
     """
 
+    weight: Tensor
+    """(B,), h as the loss used it: after `normalize_weight`, over all ranks of `group`; NaN where logit or t is not
+    finite."""
     weight_min: Tensor
     weight_mean: Tensor
     weight_max: Tensor
@@ -69,11 +75,12 @@ def fused_fdiv_loss(
     mask: Tensor | None = None,
     prediction: Prediction | None = None,
     teacher_uncond: Tensor | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Tensor | None = None,
     fake_uncond: Tensor | None = None,
-    fake_guidance_scale: float | None = None,
+    fake_guidance_scale: float | Tensor | None = None,
     nonfinite: str = "propagate",
     reduction: str = "mean",
+    count: int | Tensor | None = None,
     group: Any | None = None,
     backend: str = "auto",
     return_stats: bool = False,
@@ -104,10 +111,14 @@ def fused_fdiv_loss(
         mask: bool, (B,) or of student's rank and broadcastable to it; True is kept. The loss divides by the number of
             kept elements; the dmd mean stays over all n.
         prediction: how raw predictions map to x0 (`Prediction`); None: teacher and fake are x0.
-        teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise.
+        teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number, or
+            a 0-d CPU tensor; 1 may be given without an unconditional output.
         nonfinite: a sample is non-finite if its combined logit, t, weight, scale or a kept element of x (with
             scale="dmd"), τ or f is. "propagate" makes its gradient and loss NaN; "zero" drops it (N is unchanged).
         reduction: "mean", "sum" (½ Σ g²), or "none": (B,), ½ mean_i g_bi² of each sample.
+        count: N of reduction="mean", in place of this call's kept elements, where the call is a part of a batch: what
+            all micro-batches (or ranks, if gradients are then added) keep together. A whole number, or a tensor of one
+            value on the student's device or the CPU; below 1 it counts as 1.
         group: process group over which the batch statistics of r and h are taken; None: this process alone.
         backend: "auto", "reference", "native" or "triton"; one asked for by name is used or refused.
         return_stats: also return `FDivStats`.
@@ -140,8 +151,9 @@ def fused_fdiv_loss(
         needs_logits=weight is None,
     )  # fmt: skip
     check_options(scale, eps, nonfinite, reduction)
-    check_guidance("teacher_uncond", teacher_uncond, "guidance_scale", guidance_scale, student)
-    check_guidance("fake_uncond", fake_uncond, "fake_guidance_scale", fake_guidance_scale, student)
+    teacher_guidance = check_guidance("teacher_uncond", teacher_uncond, "guidance_scale", guidance_scale, student)
+    fake_guidance = check_guidance("fake_uncond", fake_uncond, "fake_guidance_scale", fake_guidance_scale, student)
+    count = check_count(count, reduction, student)
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
 
@@ -172,24 +184,23 @@ def fused_fdiv_loss(
         weight, weight_stats = weighting.compute(chosen, logits, t)
         logits = t = None
     state = weighting.state if logits is not None else RatioState()
-    low, high = weighting.log_ratio_range
+    (t_min, t_max, decay, alpha, low, high, teacher_scale, fake_scale, epsilon), numbers = carried(
+        (*weighting.floats(state), teacher_guidance, fake_guidance, float(eps))
+    )
     call = ops.FdivArguments(
         x, image(teacher), image(fake), None if teacher_uncond is None else image(teacher_uncond),
-        None if fake_uncond is None else image(fake_uncond),
-        1.0 if guidance_scale is None else float(guidance_scale),
-        1.0 if fake_guidance_scale is None else float(fake_guidance_scale),
-        noisy, a, c, coefficient_inner,
+        None if fake_uncond is None else image(fake_uncond), teacher_scale, fake_scale, noisy, a, c, coefficient_inner,
         logits if logits is None else logits.detach().contiguous(), t, weight if weight is None else weight.detach(),
-        *state, weighting.divergence.kernel or "rkl", weighting.divergence.alpha or 0.0, low, high,
-        weighting.normalize_weight, dmd_scale, float(eps), scale_table, scale_inner, mask_table, mask_inner,
-        nonfinite == "zero", reduction, student.requires_grad and torch.is_grad_enabled(), return_stats,
+        state.mean, state.edges, t_min, t_max, decay, state.update, weighting.divergence.kernel or "rkl", alpha, low,
+        high, weighting.normalize_weight, dmd_scale, epsilon, scale_table, scale_inner, mask_table, mask_inner,
+        nonfinite == "zero", reduction, student.requires_grad and torch.is_grad_enabled(), return_stats, count, numbers,
     )  # fmt: skip
     loss, stats = ops.fdiv(chosen, call)
     if not return_stats:
         return loss
     if weight_stats is not None:
         stats = torch.cat((weight_stats, stats[WEIGHT_STATS:]))
-    return loss, FDivStats(*stats.unbind(0))
+    return loss, FDivStats(stats[STATS:], *stats[:STATS].unbind(0))
 
 
 def fdiv_weight(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdkernels.fdiv.weight import WEIGHT_STATS
 
-# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples.
+# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples. The weights themselves follow.
 STATS = WEIGHT_STATS + 3
 
 
@@ -55,6 +55,10 @@ class FdivArguments(NamedTuple):
     reduction: str
     with_grad: bool
     with_stats: bool
+    count: Tensor | None = None
+    """One value: N of the mean, in place of the number of unmasked elements. On the student's device or the CPU."""
+    numbers: Tensor | None = None
+    """On the CPU: the floats above, in the order of `floats.py` and in their place."""
 
     def images(self) -> list[Tensor]:
         """The N-sized inputs that a call has, the student first."""
@@ -74,5 +78,5 @@ class FdivArguments(NamedTuple):
             student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
             student.new_empty(student.shape if self.with_grad else (0,)),
             student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
-            student.new_empty((STATS if self.with_stats else 0,), dtype=torch.float64),
+            student.new_empty((STATS + student.shape[0] if self.with_stats else 0,), dtype=torch.float64),
         )

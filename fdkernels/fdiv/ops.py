@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 
 from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.fdiv.weight import WEIGHT_STATS
+from fdkernels.fdiv.weight import WEIGHT_STATS, inside_backward
 
 _library = torch.library.Library("fdkernels", "DEF")
 
@@ -29,12 +29,12 @@ _FDIV = """(
     Tensor(a!)? ratio_mean, Tensor? edges, float t_min, float t_max, float decay, bool update,
     str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight,
     bool dmd_scale, float eps, Tensor? scale, SymInt scale_inner, Tensor? mask, SymInt mask_inner,
-    bool zero_nonfinite, str reduction, bool with_grad, bool with_stats
+    bool zero_nonfinite, str reduction, bool with_grad, bool with_stats, Tensor? count=None, Tensor? numbers=None
 ) -> (Tensor loss, Tensor gradient, Tensor unscale, Tensor stats)"""
 
 _FDIV_WEIGHT = """(
     Tensor logits, Tensor? t, Tensor(a!)? ratio_mean, Tensor? edges, float t_min, float t_max, float decay, bool update,
-    str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight
+    str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight, Tensor? numbers=None
 ) -> (Tensor weight, Tensor stats)"""
 
 _BACKENDS = ("native", "triton")
@@ -90,10 +90,22 @@ _implement_in_triton("fdiv_weight_triton", "fdiv_weight")
 _implement_in_triton("fdiv_backward_triton", "fdiv_backward")
 _implement_in_triton("fdiv_backward_triton_", "fdiv_backward_")
 
+def _below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
+    """`op` past its own autograd kernel: around it is an autograd function already."""
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return call
+
+
 _FORWARD: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "reference": lambda *arguments: reference.fdiv(FdivArguments(*arguments)),
-    "native": torch.ops.fdkernels.fdiv_native.default,
-    "triton": torch.ops.fdkernels.fdiv_triton.default,
+    "native": _below_autograd(torch.ops.fdkernels.fdiv_native.default),
+    "triton": _below_autograd(torch.ops.fdkernels.fdiv_triton.default),
 }
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "reference": reference.fdiv_backward,
@@ -149,6 +161,37 @@ class _FusedFdivLoss(Function):
         return gradient, None, None
 
 
+class _RawFdiv(_FusedFdivLoss):
+    """The same around the raw op, of which a graph without the autograd function is made, such as an exported one."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, backend: str, call: FdivArguments) -> tuple[Tensor, ...]:  # type: ignore[override]
+        loss, gradient, unscale, stats = _FORWARD[backend](student, *call[1:])
+        ctx.save_for_backward(gradient, unscale)
+        ctx.may_write_in_place = False  # the caller has the gradient too
+        ctx.backend = backend
+        ctx.mark_non_differentiable(gradient, unscale, stats)
+        ctx.set_materialize_grads(False)
+        return loss, gradient, unscale, stats
+
+
+def _implement_autograd(backend: str) -> None:
+    op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
+
+    def differentiable(*arguments: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and arguments[0].requires_grad:
+            call = FdivArguments(*arguments)._replace(with_grad=True)
+            return _RawFdiv.apply(call.student, backend, call)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    _library.impl(f"fdiv_{backend}", differentiable, "Autograd")
+
+
+for _backend in _BACKENDS:
+    _implement_autograd(_backend)
+
+
 def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
     """(loss, stats), differentiable with respect to the student alone."""
     loss, stats = _FusedFdivLoss.apply(call.student, backend, call)
@@ -159,5 +202,5 @@ def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
 
 def mark_updated(state: Tensor | None, updated: bool) -> None:
     """Tell autograd of a kernel's raw write, as an in-place op of PyTorch's own would."""
-    if updated and state is not None and not torch.compiler.is_compiling():
+    if state is not None and updated and not torch.compiler.is_compiling() and not inside_backward():
         increment_version(state)

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fdkernels.divergences import from_kernel
 from fdkernels.fdiv.arguments import FdivArguments
+from fdkernels.floats import traced
 from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState, fdiv_weight
 
 
 @torch.no_grad()
 def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The raw op. Returns (loss, gradient, unscale, stats)."""
+    call = traced(call)
     batch = call.student.shape[0]
     n = math.prod(call.student.shape[1:])
     shape = (batch, n)
@@ -90,6 +92,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = keep.sum(1).double()
     if call.reduction != "none":
         count = count.sum()
+    if call.count is not None:
+        count = call.count.to(device, torch.float64).reshape(())
     divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
     loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor
@@ -101,7 +105,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x0_gap = gap if call.c is None else gap * _elements(call.c, call.coefficient_inner, shape).to(dtype)
         x0_gap = torch.where(keep | torch.isfinite(x0_gap), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
-        stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double()))))
+        stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double())), h))
     return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
 
 

@@ -51,6 +51,8 @@ class Operands(NamedTuple):
     scale_table: Any
     mask: Any
     """Always a Table."""
+    count: Any
+    """One value: N of a mean, where the caller gives it."""
     end: None = None
     """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""
 

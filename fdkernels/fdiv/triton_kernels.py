@@ -65,7 +65,14 @@ def _is_last(ticket):
 
 
 @triton.jit
-def _divisor(mask, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
+def _given_count(count):
+    """At least 1; NaN stays NaN."""
+    given = tl.load(count).to(tl.float64)
+    return tl.where(given < 1.0, 1.0, given)
+
+
+@triton.jit
+def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
     """N of the loss, where it can be known before the elements: the mask's own entries are counted."""
     one = tl.zeros_like(b).to(tl.float64) + 1.0
     if REDUCTION == "sum":
@@ -74,6 +81,8 @@ def _divisor(mask, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.
         divisor = one * elements
         if mask is not None:
             divisor = tl.maximum(counted(mask, b, 1, elements, 1024), 1.0)
+    elif count is not None:
+        divisor = one * _given_count(count)
     else:
         divisor = one * elements * batch
         if mask is not None:
@@ -82,6 +91,12 @@ def _divisor(mask, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.
             else:
                 divisor = tl.maximum(counted(mask, 0 * b, batch, elements, 1024), 1.0)
     return divisor
+
+
+@triton.jit
+def _store_weights(results, b, h, inside):
+    """h, behind the figures."""
+    tl.store(results.stats + STATS_OF_ELEMENTS + 3 + b, h, mask=inside)
 
 
 @triton.jit
@@ -129,7 +144,7 @@ def fdiv_fwd_kernel(
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
-    divisor = _divisor(operands.mask, b, batch, elements, REDUCTION, SHARED_MASK)
+    divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = w / divisor
     if results.unscale is not None:
         power = float16_power(divisor)
@@ -147,6 +162,7 @@ def fdiv_fwd_kernel(
         tl.store(results.loss + b, 0.5 * energy / divisor)
     tl.store(results.partials + b, energy)
     if results.stats is not None:
+        _store_weights(results, b, h, b < batch)
         field = tl.full((), batch, tl.int64)
         tl.store(results.partials + field + b, energy / (divisor * divisor))
         tl.store(results.partials + 2 * field + b, tl.where(nonfinite, 0.0, gap))
@@ -260,10 +276,13 @@ def _weigh_all(
     if weighting.logits is not None:
         mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
         summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
-    if REDUCTION == "mean":
+    if REDUCTION == "mean" and operands.count is not None:
+        kept = _given_count(operands.count)
+    elif REDUCTION == "mean":
         for chunk in range(chunks):
             b = chunk * SAMPLES + tl.arange(0, SAMPLES)
             kept += tl.sum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES))
+        kept = tl.maximum(kept, 1.0)
     for chunk in range(chunks):
         b = chunk * SAMPLES + tl.arange(0, SAMPLES)
         inside = b < batch
@@ -278,7 +297,7 @@ def _weigh_all(
         if REDUCTION == "none":
             divisor = tl.maximum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
         elif REDUCTION == "mean":
-            divisor = divisor * tl.maximum(kept, 1.0)
+            divisor = divisor * kept
         coefficient = w / divisor
         if results.unscale is not None:
             power = float16_power(divisor)
@@ -295,6 +314,7 @@ def _weigh_all(
         else:
             total += tl.sum(energy / divisor)
         if results.stats is not None:
+            _store_weights(results, b, h, inside)
             used = inside & (nonfinite == 0)
             norm += tl.sum(energy / (divisor * divisor))
             gap += tl.sum(tl.where(used, _pieces(results, 1, b, batch, programs, SAMPLES, PIECES), 0.0))

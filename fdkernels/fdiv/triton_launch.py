@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels.fdiv.arguments import FdivArguments
+from fdkernels.floats import WEIGHT_FLOATS, checked_numbers, known
 from fdkernels.fdiv.raw_checks import check_raw, check_raw_weighting
 from fdkernels.fdiv.triton_elements import Column, Images, Operands, Table
 from fdkernels.fdiv.triton_kernels import (
@@ -26,7 +27,7 @@ from fdkernels.fdiv.triton_kernels import (
 )
 from fdkernels.fdiv.triton_plan import Plan, backward_plan, heads_at_a_time, next_power_of_2, plan
 from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
-from fdkernels.fdiv.weight import WEIGHT_STATS
+from fdkernels.fdiv.weight import WEIGHT_STATS, inside_backward
 
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
@@ -37,7 +38,7 @@ _READABLE = (
 
 
 def fdiv(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = FdivArguments(*arguments)
+    call = known(FdivArguments(*arguments))
     with on(call.student.device):
         results, launches = forward_launches(call)
         start(launches)
@@ -47,9 +48,11 @@ def fdiv(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def fdiv_weight(
     logits: Tensor, t: Tensor | None, ratio_mean: Tensor | None, edges: Tensor | None, t_min: float, t_max: float,
     decay: float, update: bool, divergence: str, alpha: float, log_ratio_min: float, log_ratio_max: float,
-    normalize_weight: bool,
+    normalize_weight: bool, numbers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_raw_weighting(logits.shape[0], logits.device, logits, t, None, ratio_mean, edges, divergence)
+    if numbers is not None:
+        t_min, t_max, decay, alpha, log_ratio_min, log_ratio_max = checked_numbers(numbers, WEIGHT_FLOATS)
     stats = logits.new_empty((WEIGHT_STATS,), dtype=torch.float64)
     weight = logits.new_empty((logits.shape[0],), dtype=torch.float64)
     if logits.shape[0] == 0:
@@ -57,7 +60,7 @@ def fdiv_weight(
     weighting = _weighting(logits, t, None, ratio_mean, edges)
     constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
     with on(logits.device):
-        start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)])
+        start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update and not inside_backward())])
     return weight, stats
 
 
@@ -79,7 +82,7 @@ def forward_plan(call: FdivArguments) -> Plan:
     heads = 0 if call.logits is None else _heads(call.logits)
     bins = 0 if call.ratio_mean is None else call.ratio_mean.numel()
     entries = 0
-    if call.mask is not None and call.reduction != "sum":
+    if call.mask is not None and call.reduction != "sum" and call.count is None:
         shared = call.reduction == "none" or call.mask.shape[0] == 1
         entries = call.mask.shape[1] * (1 if shared else batch)
     return plan(
@@ -91,6 +94,7 @@ def forward_plan(call: FdivArguments) -> Plan:
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """((loss, gradient, unscale, stats), the launches that write them)."""
     check_raw(call)
+    call = call._replace(update=call.update and not inside_backward())
     student = call.student
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     outputs = call.outputs()
@@ -267,7 +271,17 @@ def _operands(call: FdivArguments) -> Operands:
         _table(call.a, call.coefficient_inner), _table(call.c, call.coefficient_inner),
         _table(call.scale, call.scale_inner),
         _table(None if call.mask is None else call.mask.view(torch.uint8), call.mask_inner, fewest=1),
+        _on_device(call.count, call.student.device),
     )  # fmt: skip
+
+
+def _on_device(count: Tensor | None, device: torch.device) -> Tensor | None:
+    """A number of the host's is filled in, not copied: a copy would make the host wait."""
+    if count is None:
+        return None
+    if count.device != device:
+        return torch.full((), count.item(), dtype=torch.float64, device=device)
+    return _readable(count)
 
 
 def _images(tensor: Tensor | None) -> Images | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fdkernels.checks import FLOATS, check_choice, check_like_student, check_number, check_per_sample, check_tensor
-from fdkernels.divergences import Divergence, resolve
+from fdkernels.divergences import Divergence, from_kernel, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv import weight as torch_weight
+from fdkernels.floats import carried, filled, logarithm
 from fdkernels.fdiv.weight import RatioState
 from fdkernels.layout import broadcastable
 from fdkernels.normalizer import RatioNormalizer
@@ -31,23 +33,34 @@ class Weighting(NamedTuple):
 
     divergence: Divergence
     state: RatioState
-    log_ratio_range: tuple[float, float]
+    log_ratio_range: tuple[float | Tensor, float | Tensor]
     normalize_weight: bool
     group: Any | None
     in_torch: bool
     """Whether steps 1 to 5 run in PyTorch, ahead of the kernel. A field: torch 2.10's Dynamo traces no property of a
     named tuple."""
 
+    def floats(self, state: RatioState) -> tuple[float | Tensor, ...]:
+        """In the order of `floats.WEIGHT_FLOATS`."""
+        return (state.t_min, state.t_max, state.decay, self.divergence.alpha or 0.0, *self.log_ratio_range)
+
     def compute(self, backend: str, logits: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """(h in float64, its statistics)."""
-        state, (low, high) = self.state, self.log_ratio_range
+        state, divergence = self.state, self.divergence
         op = None if self.in_torch else ops.WEIGHT.get(backend)
+        floats, data = carried(self.floats(state))
+        if op is None and data is not None:
+            floats = data.to(logits.device).unbind(0)
+        t_min, t_max, decay, alpha, low, high = floats
         if op is None:
-            return torch_weight.fdiv_weight(
-                logits, t, state, self.divergence, (low, high), self.normalize_weight, self.group
-            )
-        kernel, alpha = self.divergence.kernel, self.divergence.alpha or 0.0
-        result = op(logits.contiguous(), t, *state, kernel, alpha, low, high, self.normalize_weight)
+            state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
+            if divergence.kernel == "alpha":
+                divergence = from_kernel("alpha", alpha)
+            return torch_weight.fdiv_weight(logits, t, state, divergence, (low, high), self.normalize_weight, self.group)
+        result = op(
+            logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
+            alpha, low, high, self.normalize_weight, data,
+        )  # fmt: skip
         ops.mark_updated(state.mean, state.update)
         return result
 
@@ -88,7 +101,7 @@ def check_weighting(
     return Weighting(resolved, state, log_ratio_range, normalize_weight, group, in_torch)
 
 
-def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float, float]:
+def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | Tensor, float | Tensor]:
     """(log lo, log hi)."""
     if ratio_range is None:
         return -WIDEST_LOG_RATIO, WIDEST_LOG_RATIO
@@ -101,7 +114,7 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float, f
     if low < WIDEST_RATIO[0] or high > WIDEST_RATIO[1]:
         # Beyond, the normalizer's float32 mean overflows, and stays so.
         raise ValueError(f"ratio_range: expected within e^±80, {WIDEST_RATIO}, got ({low}, {high}); None is the widest")
-    return math.log(low), math.log(high)
+    return logarithm(low), logarithm(high)
 
 
 def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> None:
@@ -123,13 +136,53 @@ def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduct
     check_choice("reduction", reduction, ("mean", "sum", "none"))
 
 
-def check_guidance(name: str, uncond: Tensor | None, scale_name: str, scale: float | None, student: Tensor) -> None:
-    if (uncond is None) != (scale is None):
-        given, missing = (scale_name, name) if uncond is None else (name, scale_name)
-        raise ValueError(f"{missing}: expected beside {given}, got None")
-    if uncond is not None:
-        check_like_student(name, uncond, student)
-        check_number(scale_name, scale)
+def check_guidance(
+    name: str, uncond: Tensor | None, scale_name: str, scale: float | Tensor | None, student: Tensor
+) -> float | Tensor:
+    """The scale, a tensor where the host cannot know it; 1 without guidance."""
+    if uncond is None and scale is None:
+        return 1.0
+    if scale is None:
+        raise ValueError(f"{scale_name}: expected beside {name}, got None")
+    number: float | Tensor
+    if isinstance(scale, Tensor):
+        number = _check_scalar(scale_name, scale)
+    else:
+        number = check_number(scale_name, scale)
+    if uncond is None:
+        if isinstance(number, Tensor) or number != 1.0:
+            raise ValueError(f"{name}: expected beside {scale_name} = {scale}, got None")
+        return 1.0
+    check_like_student(name, uncond, student)
+    return number
+
+
+def _check_scalar(name: str, value: Tensor) -> float | Tensor:
+    """A 0-d CPU tensor's number; the tensor itself while a compiler or a fake mode traces, which must not read it."""
+    check_tensor(name, value)
+    if value.dim() or value.device.type != "cpu" or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(
+            f"{name}: expected a number or a real 0-d CPU tensor, got {tuple(value.shape)}, {value.dtype} on {value.device}"
+        )
+    return value.detach() if is_traced(value) else check_number(name, value.item())
+
+
+def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> Tensor | None:
+    """N of the mean as the ops take it."""
+    if count is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(f"count: expected with reduction='mean', got reduction={reduction!r}")
+    if not isinstance(count, Tensor):
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"count: expected a whole number of at least 1 or a tensor, got {count!r}")
+        return filled((), float(count), torch.device("cpu"))
+    check_tensor("count", count)
+    if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
+        raise ValueError(f"count: expected one real value, got shape {tuple(count.shape)}, {count.dtype}")
+    if count.device not in (student.device, torch.device("cpu")):
+        raise ValueError(f"count: expected device {student.device} like student, or cpu, got {count.device}")
+    return count.detach()
 
 
 def check_prediction(prediction: Prediction, student: Tensor) -> bool:

@@ -29,6 +29,28 @@ class RatioState(NamedTuple):
     update: bool = False
 
 
+def inside_backward() -> bool:
+    """Whether autograd is running here: a forward is then the second one of an activation checkpoint.
+
+    The state was updated by the first. A second update would give this forward, and so the gradient, other weights than
+    the loss had.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+_library = torch.library.Library("fdkernels", "FRAGMENT")
+_library.define("may_update(Tensor state) -> Tensor")
+torch.library.register_fake("fdkernels::may_update", lambda state: state.new_empty((), dtype=torch.bool), lib=_library)
+
+
+def _may_update(state: Tensor) -> Tensor:
+    return state.new_full((), not inside_backward(), dtype=torch.bool)
+
+
+# An op, since the answer belongs to the run of a compiled graph, not to its tracing.
+_library.impl("may_update", _may_update, "CompositeExplicitAutograd")
+
+
 @torch.no_grad()
 def fdiv_weight(
     logits: Tensor,
@@ -87,7 +109,8 @@ def _normalize_ratio(
         count, ratio_sum = totals
         old = mean.double()
         new = state.decay * old + (1 - state.decay) * ratio_sum / count.clamp(min=1)
-        mean = torch.where(count > 0, new, old).to(mean.dtype)
+        updated = (count > 0) & torch.ops.fdkernels.may_update(mean)
+        mean = torch.where(updated, new, old).to(mean.dtype)
     return log_ratio - torch.where(member, mean.double(), 0.0).sum(1).log(), mean
 
 

@@ -1,0 +1,87 @@
+"""The float options of the raw ops: constants of a graph, or data where a compiled graph is called with changing ones.
+
+torch.compile turns a float that changes from call to call into a symbol. Do not hand a symbol to an op: Inductor
+remembers what it stood for where the graph computed it (`1 + w`), and later calls get old numbers. One tensor of all
+the floats, `numbers`, is right under every compiler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The order in `numbers`. `fdiv_weight_<backend>` has the first six.
+FLOATS = (
+    "t_min", "t_max", "decay", "alpha", "log_ratio_min", "log_ratio_max", "guidance_scale", "fake_guidance_scale", "eps",
+)  # fmt: skip
+WEIGHT_FLOATS = FLOATS[:6]
+
+
+def carried(options: tuple[float | Tensor, ...]) -> tuple[tuple[Any, ...], Tensor | None]:
+    """(options, None) where all are constants, else (zeros, `numbers`): float64 on the CPU, where launchers read it."""
+    if all([is_constant(option) for option in options]):
+        return options, None
+    return (0.0,) * len(options), torch.cat([_as_data(option) for option in options])
+
+
+def is_constant(option: float | Tensor) -> bool:
+    if isinstance(option, Tensor):
+        return False
+    if torch.compiler.is_compiling():
+        return torch.fx.experimental.symbolic_shapes.has_static_value(option)
+    return not isinstance(option, torch.SymFloat | torch.SymInt)
+
+
+def _as_data(option: float | Tensor) -> Tensor:
+    if isinstance(option, Tensor):
+        return option.detach().reshape(1).double()
+    return filled((1,), option, torch.device("cpu"))
+
+
+def filled(shape: tuple[int, ...], value: float, device: torch.device) -> Tensor:
+    """A float64 tensor of one value."""
+    if is_constant(value):
+        return torch.full(shape, value, dtype=torch.float64, device=device)
+    # A product keeps a symbol one; torch.full, torch.tensor and math's functions ask for its value, and each new value
+    # is then a new graph.
+    return torch.ones(shape, dtype=torch.float64, device=device) * value
+
+
+def logarithm(value: float) -> float | Tensor:
+    return math.log(value) if is_constant(value) else filled((), value, torch.device("cpu")).log()
+
+
+def known(arguments: Any) -> Any:
+    """The arguments of an op, as a launcher takes them: `numbers` read."""
+    if arguments.numbers is None:
+        return arguments
+    return _replaced(arguments, checked_numbers(arguments.numbers, FLOATS))
+
+
+def traced(arguments: Any) -> Any:
+    """The same for code that a compiler may be tracing: 0-d tensors on the device of the samples."""
+    if arguments.numbers is None:
+        return arguments
+    return _replaced(arguments, arguments.numbers.to(arguments.student.device).unbind(0))
+
+
+def _replaced(arguments: Any, values: Sequence[Any]) -> Any:
+    return arguments._replace(numbers=None, **dict(zip(FLOATS, values, strict=True)))
+
+
+def checked_numbers(numbers: Tensor, names: Sequence[str]) -> list[float]:
+    """The values of a raw op's `numbers`, checked: no one could before, where a graph computed them."""
+    if numbers.shape != (len(names),) or numbers.dtype != torch.float64 or numbers.device.type != "cpu":
+        raise RuntimeError(
+            f"numbers: expected float64 ({len(names)},) on the CPU, got {tuple(numbers.shape)}, {numbers.dtype} on "
+            f"{numbers.device}"
+        )
+    values = numbers.tolist()
+    for name, value in zip(names, values, strict=True):
+        if not math.isfinite(value):
+            raise RuntimeError(f"{name}: expected a finite number, got {value}")
+    return values
