@@ -327,7 +327,7 @@ inline Tensor new_tensor(Sizes sizes, ScalarType dtype, const Tensor& like) {
   for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d) strides[d] = strides[d + 1] * sizes[d + 1];
   AtenTensorHandle handle;
   const bool cpu = like.is_cpu();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
       cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), cpu ? 0 : like.get_device_index(), &handle));
   return Tensor(handle);

@@ -275,7 +275,7 @@ Tensor cuda_limits(int64_t device) {
   const fdkernels::DeviceLimits& limits = cuda::limits(static_cast<int>(device));
   const int64_t count = 6 + fdkernels::kClusterSizes, one = 1;
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &one, static_cast<int32_t>(ScalarType::Double),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &one, static_cast<int32_t>(ScalarType::Double),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   Tensor values(handle);
   double* to = static_cast<double*>(values.data_ptr());
