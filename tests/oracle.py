@@ -163,6 +163,7 @@ class Expected:
     per_sample: np.ndarray  # (B,): w = h s
     guidance_bound: np.ndarray | None  # of the gradient at upstream 1, in units of 2^-24 (fp32) or 2^-53 (fp64)
     weights: Weights | None
+    h: np.ndarray  # (B,): the weight as used
     bad: np.ndarray  # (B,): the non-finite samples
     stats: dict[str, float]
 
@@ -186,6 +187,7 @@ def score_difference(
     fake_guidance_scale: float | None = None,
     nonfinite: str = "propagate",
     reduction: str = "mean",
+    count: Any = None,
     **options: Any,
 ) -> Expected:
     """Loss, gradient and figures of the weighted score-difference loss."""
@@ -233,7 +235,7 @@ def score_difference(
         replaced = np.nan if nonfinite == "propagate" else 0.0
         g = np.where(bad.reshape(column) & keep, replaced, g)
 
-        total = keep.sum()
+        total = keep.sum() if count is None else float(count)
         counts = keep.reshape(batch, -1).sum(axis=1)
         squares = (g**2).reshape(batch, -1).sum(axis=1)
         if reduction == "mean":
@@ -250,7 +252,7 @@ def score_difference(
                 np.float64
             )
         stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
-    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, bad, stats)
+    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, h, bad, stats)
 
 
 def _mask(mask: Any, x: np.ndarray) -> np.ndarray:

@@ -200,7 +200,8 @@ def fused_fdiv_loss(
         return loss
     if weight_stats is not None:
         stats = torch.cat((weight_stats, stats[WEIGHT_STATS:]))
-    return loss, FDivStats(stats[STATS:], *stats[:STATS].unbind(0))
+    figures, weight = stats.split((STATS, student.shape[0]))
+    return loss, FDivStats(weight, *figures.unbind(0))
 
 
 def fdiv_weight(

@@ -90,6 +90,7 @@ _implement_in_triton("fdiv_weight_triton", "fdiv_weight")
 _implement_in_triton("fdiv_backward_triton", "fdiv_backward")
 _implement_in_triton("fdiv_backward_triton_", "fdiv_backward_")
 
+
 def _below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
     """`op` past its own autograd kernel: around it is an autograd function already."""
 
@@ -194,9 +195,26 @@ for _backend in _BACKENDS:
 
 def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
     """(loss, stats), differentiable with respect to the student alone."""
+    if torch.compiler.is_exporting():
+        return _exported(backend, call)
     loss, stats = _FusedFdivLoss.apply(call.student, backend, call)
     if backend != "reference":
         mark_updated(call.ratio_mean, call.update)
+    return loss, stats
+
+
+def _exported(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
+    """An exported graph keeps no autograd function: it has to hold an op that knows its own gradient."""
+    if backend not in _BACKENDS:
+        if call.with_grad:
+            raise RuntimeError(
+                f"fused_fdiv_loss: torch.export would lose the gradient of the {backend} backend; export with backend= "
+                f"one of {', '.join(_BACKENDS)}, or under torch.no_grad()"
+            )
+        loss, _, _, stats = reference.fdiv(call)
+        return loss, stats
+    op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
+    loss, _, _, stats = op(*call)
     return loss, stats
 
 

@@ -46,7 +46,10 @@ def check_raw(call: FdivArguments) -> None:
     if call.reduction not in ("mean", "sum", "none"):
         _refuse("reduction", f"mean, sum or none, got {call.reduction!r}")
     if call.count is not None and (
-        call.reduction != "mean" or call.count.numel() != 1 or call.count.device not in (device, torch.device("cpu")) or call.count.is_complex()
+        call.reduction != "mean"
+        or call.count.numel() != 1
+        or call.count.device not in (device, torch.device("cpu"))
+        or call.count.is_complex()
     ):
         _refuse("count", f"one real value on {device} or the CPU, with reduction mean", call.count)
     check_raw_weighting(

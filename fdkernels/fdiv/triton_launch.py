@@ -60,7 +60,13 @@ def fdiv_weight(
     weighting = _weighting(logits, t, None, ratio_mean, edges)
     constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
     with on(logits.device):
-        start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update and not inside_backward())])
+        start(
+            [
+                _weigh(
+                    weighting, weight, stats, constants, divergence, normalize_weight, update and not inside_backward()
+                )
+            ]
+        )
     return weight, stats
 
 

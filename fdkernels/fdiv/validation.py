@@ -11,7 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdkernels.checks import FLOATS, check_choice, check_like_student, check_number, check_per_sample, check_tensor
+from fdkernels.checks import (
+    FLOATS,
+    check_choice,
+    check_like_student,
+    check_number,
+    check_per_sample,
+    check_tensor,
+    is_traced,
+)
 from fdkernels.divergences import Divergence, from_kernel, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv import weight as torch_weight
@@ -56,7 +64,9 @@ class Weighting(NamedTuple):
             state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
             if divergence.kernel == "alpha":
                 divergence = from_kernel("alpha", alpha)
-            return torch_weight.fdiv_weight(logits, t, state, divergence, (low, high), self.normalize_weight, self.group)
+            return torch_weight.fdiv_weight(
+                logits, t, state, divergence, (low, high), self.normalize_weight, self.group
+            )
         result = op(
             logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
             alpha, low, high, self.normalize_weight, data,

@@ -25,13 +25,17 @@ FIGURES = (
 
 
 def check(case, backend):
-    stats, expected = case.run(backend, stats=True).stats, case.expected().stats
-    assert isinstance(stats, fdk.FDivStats) and set(stats._fields) == set(FIGURES)
-    for name, value in stats._asdict().items():
+    stats, expected = case.run(backend, stats=True).stats, case.expected()
+    assert isinstance(stats, fdk.FDivStats) and set(stats._fields) == {"weight", *FIGURES}
+    h = torch.as_tensor(expected.h)
+    assert stats.weight.dtype == torch.float64 and not stats.weight.requires_grad
+    torch.testing.assert_close(stats.weight, h, rtol=1e-6, atol=0)
+    for name in FIGURES:
+        value, figures = getattr(stats, name), expected.stats
         assert value.dim() == 0 and value.is_floating_point() and not value.requires_grad, name
-        assert math.isclose(value, expected[name], rel_tol=2e-6, abs_tol=0) or (
-            value.isnan() and math.isnan(expected[name])
-        ), (name, value.item(), expected[name])
+        assert math.isclose(value, figures[name], rel_tol=2e-6, abs_tol=0) or (
+            value.isnan() and math.isnan(figures[name])
+        ), (name, value.item(), figures[name])
     return stats
 
 
@@ -92,5 +96,22 @@ def test_group_free_custom_divergence(backend):
         case.but(divergence=own).run(backend, stats=True),
         case.but(divergence="alpha(0.5)").run(backend, stats=True),
     )
-    for name in FIGURES:
+    for name in ("weight", *FIGURES):
         torch.testing.assert_close(getattr(mine.stats, name), getattr(theirs.stats, name), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("given", (True, False))
+def test_weight_of_samples_that_are_not_finite(backend, given):
+    """h of the others is as if they were not there; theirs is NaN, also where "zero" drops them from the loss."""
+    case = make((9, 3, 6, 5), nonfinite="zero", divergence="kl")
+    case = case.but(t=case.t.clone().index_fill(0, torch.tensor([2]), torch.nan))
+    if given:
+        case = case.but(logits=None, divergence="rkl", weight=torch.linspace(0.5, 3, 9))
+    weight, expected = case.run(backend, stats=True).stats.weight, torch.as_tensor(case.expected().h)
+    expected[2] = torch.nan
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("batch", (1, 33, 700))
+def test_weight_of_any_batch(backend, batch):
+    check(make((batch, 3), heads=3, divergence="jeffreys"), backend)

@@ -1,0 +1,74 @@
+"""Activation checkpointing runs a forward twice: the normalizer moves once, and the gradient is that of the loss."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import fdkernels as fdk
+from tests.cases import make, normalizer
+from tests.device import place
+
+pytestmark = pytest.mark.contract("state")
+
+CASE = make((16, 3, 4, 4)).on()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def checkpointed(step, reentrant):
+    return lambda student: checkpoint(step, student, use_reentrant=reentrant)
+
+
+def compiled(step):
+    return torch.compile(step, backend="aot_eager")
+
+
+WAYS = {
+    "reentrant": lambda step: checkpointed(step, True),
+    "not reentrant": lambda step: checkpointed(step, False),
+    "reentrant, of a compiled step": lambda step: checkpointed(compiled(step), True),
+    "of a compiled step": lambda step: checkpointed(compiled(step), False),
+    "inside a compiled step": lambda step: compiled(checkpointed(step, False)),
+}
+WEIGHED_IN = {
+    "the kernel": {"divergence": "kl"},
+    "PyTorch": {"divergence": fdk.Divergence("test_checkpoint", lambda log_ratio: log_ratio)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("weighed_in", WEIGHED_IN)
+def test_checkpointed_loss(backend, way, weighed_in):
+    def outcome(wrap):
+        state = place(normalizer(4))
+
+        def step(student):
+            return fdk.fused_fdiv_loss(
+                student, CASE.teacher, CASE.fake, CASE.logits, CASE.t, normalizer=state, backend=backend,
+                **WEIGHED_IN[weighed_in],
+            )  # fmt: skip
+
+        student = CASE.student.clone().requires_grad_()
+        loss = wrap(step)(student)
+        loss.backward()
+        return loss.detach(), student.grad, state.mean
+
+    for plain, twice in zip(outcome(lambda step: step), outcome(WAYS[way]), strict=True):
+        torch.testing.assert_close(twice, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_fdiv_weight_in_a_backward(backend):
+    """A hook's call stands for any forward that autograd runs: the state is used as it stands."""
+    state = place(normalizer(4))
+    before, version, found = state.mean.clone(), state.mean._version, []
+    eager = fdk.fdiv_weight(CASE.logits, CASE.t, normalizer=place(normalizer(4)).eval(), backend=backend)
+    leaf = torch.ones((), requires_grad=True)
+    leaf.register_hook(lambda _: found.append(fdk.fdiv_weight(CASE.logits, CASE.t, normalizer=state, backend=backend)))
+    (leaf * 2).backward()
+    assert torch.equal(state.mean, before) and (backend == "reference" or state.mean._version == version)
+    assert torch.equal(found[0], eager)

@@ -1,0 +1,171 @@
+"""Float options that change from call to call of a compiled step: one graph, and the right numbers from all of them."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fdkernels as fdk
+from fdkernels import floats
+from tests.cases import make, normalizer
+from tests.device import on_device, place
+from tests.fdkernels.test_compile import raw_arguments
+
+pytestmark = pytest.mark.contract("compile")
+
+VALUES = (2.0, 3.5, 1.25, 0.5, 0.25)
+CASE = make((8, 3, 4, 4), logit_scale=3.0).on()
+OTHER = CASE.teacher + 0.2
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def loss(student, backend, **options):
+    return fdk.fused_fdiv_loss(student, CASE.teacher, CASE.fake, CASE.logits, CASE.t, backend=backend, **options)
+
+
+def prediction(kind, **levels):
+    return fdk.Prediction(kind, OTHER, **levels)
+
+
+# Each float option, computed inside the step from a number that changes.
+STEPS = {
+    "guidance_scale": lambda x, v, backend: loss(x, backend, teacher_uncond=OTHER, guidance_scale=1 + v),
+    "fake_guidance_scale": lambda x, v, backend: loss(x, backend, fake_uncond=OTHER, fake_guidance_scale=2 * v),
+    "0-d guidance_scale": lambda x, v, backend: loss(
+        x, backend, teacher_uncond=OTHER, guidance_scale=1 + v * torch.ones((), dtype=torch.float64)
+    ),
+    "eps": lambda x, v, backend: loss(x, backend, eps=0.3 * v),
+    "ratio_range": lambda x, v, backend: loss(x, backend, ratio_range=(0.1 * v, 2.0 + v)),
+    "count": lambda x, v, backend: loss(x, backend, count=int(4 * v)),
+    "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10)),
+    "sigma_data": lambda x, v, backend: loss(x, backend, prediction=prediction("edm", sigma=v, sigma_data=0.5 * v)),
+    "weighed in PyTorch": lambda x, v, backend: loss(x, backend, divergence=OWN, ratio_range=(0.1 * v, 2.0 + v)),
+    "many": lambda x, v, backend: loss(
+        x, backend, divergence="kl", ratio_range=(0.1 * v, 2.0 + v), teacher_uncond=OTHER, guidance_scale=1 + v, eps=0.3 * v,
+        count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
+    ),
+}  # fmt: skip
+OWN = fdk.Divergence("test_compiled_floats", lambda log_ratio: 0.5 * log_ratio)  # weighed in PyTorch on every backend
+
+
+@pytest.mark.parametrize("dynamic", (None, True))
+def test_one_graph(backend, dynamic):
+    hold(backend, "many", dynamic, "aot_eager")
+
+
+@pytest.mark.backends("native")
+@pytest.mark.parametrize("name", STEPS)
+def test_one_graph_of_each(backend, name):
+    hold(backend, name, None, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ("guidance_scale", "eps"))
+@pytest.mark.backends("native", "triton")
+def test_inductor(backend, name):
+    """It computed with old numbers from the third one on."""
+    hold(backend, name, None, "inductor")
+
+
+def hold(backend, name, dynamic, compiler):
+    """By default torch takes a first number for a constant."""
+
+    def step(student, value):
+        return STEPS[name](student, value, backend)
+
+    compiled = torch.compile(step, backend=compiler, fullgraph=True, dynamic=dynamic)
+    for i, value in enumerate(VALUES):
+        found, expected = (CASE.student.clone().requires_grad_() for _ in range(2))
+        with torch.compiler.set_stance("fail_on_recompile" if i > (0 if dynamic else 1) else "default"):
+            compiled(found, value).backward()
+        step(expected, value).backward()
+        error = (found.grad - expected.grad).norm() / expected.grad.norm()
+        assert error < 1e-6, (value, error)
+
+
+@pytest.mark.parametrize("name", ("ratio_range", "alpha"))
+def test_weight_alone(backend, name):
+    def weight(value):
+        if name == "ratio_range":
+            return fdk.fdiv_weight(CASE.logits, ratio_range=(0.1 * value, 2 + value), backend=backend)
+        return fdk.fdiv_weight(CASE.logits, divergence="kl", ratio_range=(0.1, 2 * value), backend=backend)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(weight, backend=counter, fullgraph=True)
+    for value in VALUES:
+        torch.testing.assert_close(compiled(value), weight(value), rtol=1e-6, atol=0)
+    assert counter.frame_count <= 2
+
+
+def test_decay_schedule(backend):
+    """Attributes of the normalizer change too."""
+    state, eager = place(normalizer(4)), place(normalizer(4))
+    step = torch.compile(lambda x: loss(x, backend, normalizer=state), backend="aot_eager", fullgraph=True)
+    for decay in (0.9, 0.5, 0.25, 0.75):
+        state.decay = eager.decay = decay
+        torch.testing.assert_close(step(CASE.student), loss(CASE.student, backend, normalizer=eager), rtol=1e-6, atol=0)
+        torch.testing.assert_close(state.mean, eager.mean, rtol=1e-6, atol=0)
+
+
+@pytest.mark.backends("native", "triton")
+def test_a_number_that_is_not_finite_is_refused_as_the_graph_runs(backend):
+    def step(student, value):
+        return loss(student, backend, teacher_uncond=OTHER, guidance_scale=1 + value)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled(CASE.student, 2.0)
+    with pytest.raises((RuntimeError, ValueError), match="guidance_scale: expected a finite number, got inf"):
+        compiled(CASE.student, float("inf"))
+
+
+@pytest.mark.backends("native", "triton")
+def test_numbers_stand_in_for_the_floats(backend):
+    call = raw_arguments(logits=CASE.logits[:4].contiguous(), with_stats=False)
+    op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
+    values = [getattr(call, name) for name in floats.FLOATS]
+    moved = call._replace(**dict.fromkeys(floats.FLOATS, 7.0), numbers=torch.tensor(values, dtype=torch.float64))
+    for as_floats, as_data in zip(op(*fresh(call)), op(*fresh(moved)), strict=True):
+        assert torch.equal(as_floats, as_data)
+    for wrong in (torch.zeros(3, dtype=torch.float64), torch.zeros(9), torch.zeros(9, 1, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="numbers: expected"):
+            op(*call._replace(numbers=wrong))
+
+
+def fresh(call):
+    return call._replace(ratio_mean=call.ratio_mean.clone())
+
+
+@pytest.mark.parametrize(
+    "scale", (torch.tensor(4.5), torch.tensor(4.5, dtype=torch.float64), torch.tensor(4)), ids=repr
+)
+def test_guidance_scale_of_a_0d_tensor(backend, scale):
+    case = make((4, 3, 6, 5)).but(teacher_uncond=torch.ones(4, 3, 6, 5))
+    number, tensor = (case.but(guidance_scale=v).run(backend) for v in (scale.item(), scale))
+    assert torch.equal(number.grad, tensor.grad)
+
+
+def test_guidance_scale_of_one_needs_no_unconditional_output(backend):
+    case = make((8, 3, 6, 5))
+    assert torch.equal(case.but(guidance_scale=1.0, fake_guidance_scale=1).run(backend).grad, case.run(backend).grad)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (torch.ones(2), r"guidance_scale: expected a number or a real 0-d CPU tensor, got \(2,\)"),
+        (torch.ones((), device="meta"), "guidance_scale: expected a number or a real 0-d CPU tensor, got .* on meta"),
+        (torch.tensor(True), "guidance_scale: .*torch.bool"),
+        (torch.tensor(torch.nan), "guidance_scale: expected a finite number, got nan"),
+    ],
+)
+def test_bad_scales(backend, scale, message):
+    case = make((8, 3)).on()
+    with pytest.raises(ValueError, match=message):
+        on_device(fdk.fused_fdiv_loss)(
+            case.student, case.teacher, case.fake, case.logits, teacher_uncond=case.fake, guidance_scale=scale,
+            backend=backend,
+        )  # fmt: skip
