@@ -63,7 +63,7 @@ struct FdivArguments {
   bool zero_nonfinite;
   std::string reduction;
   bool with_grad, with_stats;
-  OptionalTensor count;
+  OptionalTensor divisor;
 };
 
 using WeightResults = std::tuple<Tensor, Tensor>;                // h, figures
@@ -113,7 +113,7 @@ FdivResults fdiv_op(Tensor student, Tensor teacher, Tensor fake, OptionalTensor 
                     double t_min, double t_max, double decay, bool update, std::string divergence, double alpha,
                     double log_ratio_min, double log_ratio_max, bool normalize_weight, bool dmd_scale, double eps,
                     OptionalTensor scale, int64_t scale_inner, OptionalTensor mask, int64_t mask_inner,
-                    bool zero_nonfinite, std::string reduction, bool with_grad, bool with_stats, OptionalTensor count,
+                    bool zero_nonfinite, std::string reduction, bool with_grad, bool with_stats, OptionalTensor divisor,
                     OptionalTensor numbers) {
   FdivArguments call{student,
                      teacher,
@@ -141,7 +141,7 @@ FdivResults fdiv_op(Tensor student, Tensor teacher, Tensor fake, OptionalTensor 
                      reduction,
                      with_grad,
                      with_stats,
-                     count};
+                     divisor};
   if (numbers) {
     auto floats = floats_of(call.ratio, call.options);
     floats.insert(floats.end(), {{"guidance_scale", &call.guidance_scale},
@@ -307,15 +307,15 @@ inline Problem problem(const FdivArguments& call) {
     p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
   }
   STD_TORCH_CHECK(!(call.logits && call.weight), "weight: expected without logits");
-  p.count_given = call.count.has_value();
-  if (call.count) {
-    STD_TORCH_CHECK(p.reduction == Reduction::mean && call.count->numel() == 1,
-                    "count: expected one value, with reduction mean");
-    STD_TORCH_CHECK(call.count->is_cpu() || same_device(*call.count, student),
-                    "count: expected student's device or the CPU");
-    if (call.count->is_cpu()) {
-      const double count = to_double(*call.count, 1, "count")[0];
-      p.count = count < 1 ? 1 : count;
+  p.divisor_given = call.divisor.has_value();
+  if (call.divisor) {
+    STD_TORCH_CHECK(p.reduction == Reduction::mean && call.divisor->numel() == 1,
+                    "divisor: expected one value, with reduction mean");
+    STD_TORCH_CHECK(call.divisor->is_cpu() || same_device(*call.divisor, student),
+                    "divisor: expected student's device or the CPU");
+    if (call.divisor->is_cpu()) {
+      const double divisor = to_double(*call.divisor, 1, "divisor")[0];
+      p.divisor = divisor < 1 ? 1 : divisor;
     }
   }
   return p;

@@ -173,10 +173,10 @@ FdivResults fdiv(const FdivArguments& arguments) {
   w.state = ratio_state(arguments.ratio, like, arguments.t.has_value());
   w.options = weight_options(arguments.options);
   if (!arguments.logits) w.state = {};
-  const RealValues count = arguments.count && !arguments.count->is_cpu()
-                               ? real_values(*arguments.count, like, 1, "count")
-                               : RealValues{like, {}};
-  call.count = count.reals;
+  const RealValues divisor = arguments.divisor && !arguments.divisor->is_cpu()
+                                 ? real_values(*arguments.divisor, like, 1, "divisor")
+                                 : RealValues{like, {}};
+  call.divisor = divisor.reals;
 
   const Outputs out(arguments);
   cuda::Results& r = call.r;
@@ -276,7 +276,7 @@ Tensor cuda_limits(int64_t device) {
   const int64_t count = 6 + fdkernels::kClusterSizes, one = 1;
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &one, static_cast<int32_t>(ScalarType::Double),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   Tensor values(handle);
   double* to = static_cast<double*>(values.data_ptr());
   to[0] = limits.capability, to[1] = limits.multiprocessors;

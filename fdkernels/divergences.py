@@ -70,7 +70,11 @@ class Divergence:
 
 
 def _builtin(
-    name: str, log_weight: Callable[[Tensor], Tensor], *aliases: str, row: str | None = None, alpha: float | Tensor | None = None
+    name: str,
+    log_weight: Callable[[Tensor], Tensor],
+    *aliases: str,
+    row: str | None = None,
+    alpha: float | Tensor | None = None,
 ) -> Divergence:
     divergence = Divergence(name, log_weight, aliases)
     object.__setattr__(divergence, "kernel", row or name)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 # The order in `numbers`. `fdiv_weight_<backend>` has the first six.
 FLOATS = (
-    "t_min", "t_max", "decay", "alpha", "log_ratio_min", "log_ratio_max", "guidance_scale", "fake_guidance_scale", "eps",
+    "t_min", "t_max", "decay", "alpha", "log_ratio_min", "log_ratio_max",
+    "guidance_scale", "fake_guidance_scale", "eps",
 )  # fmt: skip
 WEIGHT_FLOATS = FLOATS[:6]
 

@@ -90,8 +90,8 @@ class Run {
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
     if (p_.reduction == Reduction::sum) return;
-    if (p_.count_given) {
-      std::fill(divisor_.begin(), divisor_.end(), p_.count);
+    if (p_.divisor_given) {
+      std::fill(divisor_.begin(), divisor_.end(), p_.divisor);
       return;
     }
     const std::vector<double> kept = count_kept(p_, threads_);

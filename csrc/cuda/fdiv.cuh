@@ -87,9 +87,9 @@ __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
-  if (p.count_given) {
-    const double count = call.count.data != nullptr ? real_at(call.count, 0) : p.count;
-    return count < 1 ? 1 : count;
+  if (p.divisor_given) {
+    const double divisor = call.divisor.data != nullptr ? real_at(call.divisor, 0) : p.divisor;
+    return divisor < 1 ? 1 : divisor;
   }
   if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);

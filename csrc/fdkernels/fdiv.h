@@ -49,8 +49,8 @@ struct Problem {
   double eps;
   bool zero_nonfinite;
   Reduction reduction;
-  bool count_given;  // N of a mean is the caller's, not the number of unmasked elements
-  double count;      // it, at least 1, where the host knows it
+  bool divisor_given;  // N of a mean is the caller's, not the number of unmasked elements
+  double divisor;      // it, at least 1, where the host knows it
   bool with_stats;
   void* gradient;  // contiguous, in student's dtype; null: loss only
   bool wide;       // arithmetic in double, since an N-sized input is

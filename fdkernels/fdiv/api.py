@@ -12,7 +12,6 @@ from fdkernels.checks import check_choice, check_like_student, check_student, ch
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.arguments import STATS
-from fdkernels.floats import carried
 from fdkernels.fdiv.validation import (
     check_count,
     check_guidance,
@@ -25,6 +24,7 @@ from fdkernels.fdiv.validation import (
     check_weighting,
 )
 from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState
+from fdkernels.floats import carried
 from fdkernels.layout import as_table, dense_samples, memory_order
 from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
@@ -111,8 +111,8 @@ def fused_fdiv_loss(
         mask: bool, (B,) or of student's rank and broadcastable to it; True is kept. The loss divides by the number of
             kept elements; the dmd mean stays over all n.
         prediction: how raw predictions map to x0 (`Prediction`); None: teacher and fake are x0.
-        teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number, or
-            a 0-d CPU tensor; 1 may be given without an unconditional output.
+        teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number,
+            or a 0-d CPU tensor; 1 may be given without an unconditional output.
         nonfinite: a sample is non-finite if its combined logit, t, weight, scale or a kept element of x (with
             scale="dmd"), τ or f is. "propagate" makes its gradient and loss NaN; "zero" drops it (N is unchanged).
         reduction: "mean", "sum" (½ Σ g²), or "none": (B,), ½ mean_i g_bi² of each sample.

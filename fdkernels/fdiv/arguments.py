@@ -55,7 +55,7 @@ class FdivArguments(NamedTuple):
     reduction: str
     with_grad: bool
     with_stats: bool
-    count: Tensor | None = None
+    divisor: Tensor | None = None
     """One value: N of the mean, in place of the number of unmasked elements. On the student's device or the CPU."""
     numbers: Tensor | None = None
     """On the CPU: the floats above, in the order of `floats.py` and in their place."""

@@ -29,7 +29,7 @@ _FDIV = """(
     Tensor(a!)? ratio_mean, Tensor? edges, float t_min, float t_max, float decay, bool update,
     str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight,
     bool dmd_scale, float eps, Tensor? scale, SymInt scale_inner, Tensor? mask, SymInt mask_inner,
-    bool zero_nonfinite, str reduction, bool with_grad, bool with_stats, Tensor? count=None, Tensor? numbers=None
+    bool zero_nonfinite, str reduction, bool with_grad, bool with_stats, Tensor? divisor=None, Tensor? numbers=None
 ) -> (Tensor loss, Tensor gradient, Tensor unscale, Tensor stats)"""
 
 _FDIV_WEIGHT = """(

@@ -45,13 +45,11 @@ def check_raw(call: FdivArguments) -> None:
             _refuse(name, f"dense rows of {'bool' if name == 'mask' else 'floats'} on {device}", table)
     if call.reduction not in ("mean", "sum", "none"):
         _refuse("reduction", f"mean, sum or none, got {call.reduction!r}")
-    if call.count is not None and (
-        call.reduction != "mean"
-        or call.count.numel() != 1
-        or call.count.device not in (device, torch.device("cpu"))
-        or call.count.is_complex()
-    ):
-        _refuse("count", f"one real value on {device} or the CPU, with reduction mean", call.count)
+    given = call.divisor
+    if given is not None:
+        fits = given.numel() == 1 and given.device in (device, torch.device("cpu")) and not given.is_complex()
+        if not fits or call.reduction != "mean":
+            _refuse("divisor", f"one real value on {device} or the CPU, with reduction mean", given)
     check_raw_weighting(
         shape[0], device, call.logits, call.t, call.weight, call.ratio_mean, call.edges, call.divergence
     )

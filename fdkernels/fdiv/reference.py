@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fdkernels.divergences import from_kernel
 from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.floats import traced
 from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState, fdiv_weight
+from fdkernels.floats import traced
 
 
 @torch.no_grad()
@@ -92,8 +92,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = keep.sum(1).double()
     if call.reduction != "none":
         count = count.sum()
-    if call.count is not None:
-        count = call.count.to(device, torch.float64).reshape(())
+    if call.divisor is not None:
+        count = call.divisor.to(device, torch.float64).reshape(())
     divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
     loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor

@@ -51,7 +51,7 @@ class Operands(NamedTuple):
     scale_table: Any
     mask: Any
     """Always a Table."""
-    count: Any
+    divisor: Any
     """One value: N of a mean, where the caller gives it."""
     end: None = None
     """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""

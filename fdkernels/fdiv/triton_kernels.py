@@ -65,14 +65,14 @@ def _is_last(ticket):
 
 
 @triton.jit
-def _given_count(count):
+def _given_divisor(divisor):
     """At least 1; NaN stays NaN."""
-    given = tl.load(count).to(tl.float64)
+    given = tl.load(divisor).to(tl.float64)
     return tl.where(given < 1.0, 1.0, given)
 
 
 @triton.jit
-def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
+def _divisor(mask, given, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
     """N of the loss, where it can be known before the elements: the mask's own entries are counted."""
     one = tl.zeros_like(b).to(tl.float64) + 1.0
     if REDUCTION == "sum":
@@ -81,8 +81,8 @@ def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MA
         divisor = one * elements
         if mask is not None:
             divisor = tl.maximum(counted(mask, b, 1, elements, 1024), 1.0)
-    elif count is not None:
-        divisor = one * _given_count(count)
+    elif given is not None:
+        divisor = one * _given_divisor(given)
     else:
         divisor = one * elements * batch
         if mask is not None:
@@ -144,7 +144,7 @@ def fdiv_fwd_kernel(
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
-    divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
+    divisor = _divisor(operands.mask, operands.divisor, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = w / divisor
     if results.unscale is not None:
         power = float16_power(divisor)
@@ -276,8 +276,8 @@ def _weigh_all(
     if weighting.logits is not None:
         mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
         summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
-    if REDUCTION == "mean" and operands.count is not None:
-        kept = _given_count(operands.count)
+    if REDUCTION == "mean" and operands.divisor is not None:
+        kept = _given_divisor(operands.divisor)
     elif REDUCTION == "mean":
         for chunk in range(chunks):
             b = chunk * SAMPLES + tl.arange(0, SAMPLES)

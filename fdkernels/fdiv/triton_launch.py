@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.floats import WEIGHT_FLOATS, checked_numbers, known
 from fdkernels.fdiv.raw_checks import check_raw, check_raw_weighting
 from fdkernels.fdiv.triton_elements import Column, Images, Operands, Table
 from fdkernels.fdiv.triton_kernels import (
@@ -28,6 +27,7 @@ from fdkernels.fdiv.triton_kernels import (
 from fdkernels.fdiv.triton_plan import Plan, backward_plan, heads_at_a_time, next_power_of_2, plan
 from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
 from fdkernels.fdiv.weight import WEIGHT_STATS, inside_backward
+from fdkernels.floats import WEIGHT_FLOATS, checked_numbers, known
 
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
@@ -60,13 +60,8 @@ def fdiv_weight(
     weighting = _weighting(logits, t, None, ratio_mean, edges)
     constants = _constants(log_ratio_min, log_ratio_max, t_min, t_max, weighting.bins, decay, alpha)
     with on(logits.device):
-        start(
-            [
-                _weigh(
-                    weighting, weight, stats, constants, divergence, normalize_weight, update and not inside_backward()
-                )
-            ]
-        )
+        update = update and not inside_backward()
+        start([_weigh(weighting, weight, stats, constants, divergence, normalize_weight, update)])
     return weight, stats
 
 
@@ -88,7 +83,7 @@ def forward_plan(call: FdivArguments) -> Plan:
     heads = 0 if call.logits is None else _heads(call.logits)
     bins = 0 if call.ratio_mean is None else call.ratio_mean.numel()
     entries = 0
-    if call.mask is not None and call.reduction != "sum" and call.count is None:
+    if call.mask is not None and call.reduction != "sum" and call.divisor is None:
         shared = call.reduction == "none" or call.mask.shape[0] == 1
         entries = call.mask.shape[1] * (1 if shared else batch)
     return plan(
@@ -277,17 +272,17 @@ def _operands(call: FdivArguments) -> Operands:
         _table(call.a, call.coefficient_inner), _table(call.c, call.coefficient_inner),
         _table(call.scale, call.scale_inner),
         _table(None if call.mask is None else call.mask.view(torch.uint8), call.mask_inner, fewest=1),
-        _on_device(call.count, call.student.device),
+        _on_device(call.divisor, call.student.device),
     )  # fmt: skip
 
 
-def _on_device(count: Tensor | None, device: torch.device) -> Tensor | None:
+def _on_device(divisor: Tensor | None, device: torch.device) -> Tensor | None:
     """A number of the host's is filled in, not copied: a copy would make the host wait."""
-    if count is None:
+    if divisor is None:
         return None
-    if count.device != device:
-        return torch.full((), count.item(), dtype=torch.float64, device=device)
-    return _readable(count)
+    if divisor.device != device:
+        return torch.full((), divisor.item(), dtype=torch.float64, device=device)
+    return _readable(divisor)
 
 
 def _images(tensor: Tensor | None) -> Images | None:

@@ -23,8 +23,8 @@ from fdkernels.checks import (
 from fdkernels.divergences import Divergence, from_kernel, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv import weight as torch_weight
-from fdkernels.floats import carried, filled, logarithm
 from fdkernels.fdiv.weight import RatioState
+from fdkernels.floats import carried, filled, logarithm
 from fdkernels.layout import broadcastable
 from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
@@ -64,9 +64,8 @@ class Weighting(NamedTuple):
             state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
             if divergence.kernel == "alpha":
                 divergence = from_kernel("alpha", alpha)
-            return torch_weight.fdiv_weight(
-                logits, t, state, divergence, (low, high), self.normalize_weight, self.group
-            )
+            log_ratio_range, normalize = (low, high), self.normalize_weight
+            return torch_weight.fdiv_weight(logits, t, state, divergence, log_ratio_range, normalize, self.group)
         result = op(
             logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
             alpha, low, high, self.normalize_weight, data,
@@ -154,11 +153,7 @@ def check_guidance(
         return 1.0
     if scale is None:
         raise ValueError(f"{scale_name}: expected beside {name}, got None")
-    number: float | Tensor
-    if isinstance(scale, Tensor):
-        number = _check_scalar(scale_name, scale)
-    else:
-        number = check_number(scale_name, scale)
+    number = _check_scalar(scale_name, scale) if isinstance(scale, Tensor) else check_number(scale_name, scale)
     if uncond is None:
         if isinstance(number, Tensor) or number != 1.0:
             raise ValueError(f"{name}: expected beside {scale_name} = {scale}, got None")
@@ -172,7 +167,8 @@ def _check_scalar(name: str, value: Tensor) -> float | Tensor:
     check_tensor(name, value)
     if value.dim() or value.device.type != "cpu" or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(
-            f"{name}: expected a number or a real 0-d CPU tensor, got {tuple(value.shape)}, {value.dtype} on {value.device}"
+            f"{name}: expected a number or a real 0-d CPU tensor, got {tuple(value.shape)}, {value.dtype} on "
+            f"{value.device}"
         )
     return value.detach() if is_traced(value) else check_number(name, value.item())
 

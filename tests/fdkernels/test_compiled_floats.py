@@ -42,12 +42,12 @@ STEPS = {
     "eps": lambda x, v, backend: loss(x, backend, eps=0.3 * v),
     "ratio_range": lambda x, v, backend: loss(x, backend, ratio_range=(0.1 * v, 2.0 + v)),
     "count": lambda x, v, backend: loss(x, backend, count=int(4 * v)),
-    "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10)),
+    "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=v / 10, sigma=0.1 + v)),
     "sigma_data": lambda x, v, backend: loss(x, backend, prediction=prediction("edm", sigma=v, sigma_data=0.5 * v)),
     "weighed in PyTorch": lambda x, v, backend: loss(x, backend, divergence=OWN, ratio_range=(0.1 * v, 2.0 + v)),
     "many": lambda x, v, backend: loss(
-        x, backend, divergence="kl", ratio_range=(0.1 * v, 2.0 + v), teacher_uncond=OTHER, guidance_scale=1 + v, eps=0.3 * v,
-        count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
+        x, backend, divergence="kl", ratio_range=(0.1 * v, 2.0 + v), teacher_uncond=OTHER, guidance_scale=1 + v,
+        eps=0.3 * v, count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
     ),
 }  # fmt: skip
 OWN = fdk.Divergence("test_compiled_floats", lambda log_ratio: 0.5 * log_ratio)  # weighed in PyTorch on every backend
@@ -142,7 +142,8 @@ def fresh(call):
 @pytest.mark.parametrize(
     "scale", (torch.tensor(4.5), torch.tensor(4.5, dtype=torch.float64), torch.tensor(4)), ids=repr
 )
-def test_guidance_scale_of_a_0d_tensor(backend, scale):
+def test_guidance_scale_of_a_0d_tensor(backend, dtype):
+    scale = torch.tensor(4.5).to(dtype)
     case = make((4, 3, 6, 5)).but(teacher_uncond=torch.ones(4, 3, 6, 5))
     number, tensor = (case.but(guidance_scale=v).run(backend) for v in (scale.item(), scale))
     assert torch.equal(number.grad, tensor.grad)
