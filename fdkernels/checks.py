@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,6 +25,29 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() if it is sharded along the batch"
         )
+
+
+def is_readable(value: Tensor) -> bool:
+    """Whether the host may look at a tensor's values: a plain CPU tensor, where nothing traces or fakes its ops.
+
+    Elsewhere a look costs a device sync, bakes one value into a graph, or raises.
+    """
+    return (
+        not is_traced()
+        and type(value) in (Tensor, nn.Parameter)
+        and value.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+def is_traced() -> bool:
+    """Whether ops are recorded or faked rather than run: torch.compile, export, make_fx, jit.trace, FakeTensorMode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or _len_torch_dispatch_stack_pre_dispatch() > 0
+    )
 
 
 def check_number(name: str, value: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdkernels.checks import check_number
+from fdkernels.checks import check_number, check_tensor, is_readable, is_traced
+
+DTYPES = {"mean": torch.float32, "edges": torch.float64}
 
 
 class RatioNormalizer(nn.Module):
@@ -29,7 +33,10 @@ class RatioNormalizer(nn.Module):
         t_range: (t0, t1); bin i covers t0 + [i, i+1)·(t1-t0)/bins, and values outside go to the end bins.
         decay: in [0, 1); 0 takes the current batch alone, which at small batches drives every ratio towards 1.
         edges: the bins-1 interior edges of unequal bins within t_range, increasing and right-open, in place of uniform
-            ones. Saved in state_dict, unlike t_range: build the module with the same arguments before loading.
+            ones; a tensor or numbers. Saved in state_dict, unlike t_range: build the module with the same arguments
+            before loading.
+
+    A module made on the meta device starts at ones, with its edges, wherever `to_empty` puts it.
 
     Raises:
         ValueError: bins < 1, decay outside [0, 1), t0 >= t1 or not finite, edges of a wrong number or order.
@@ -40,6 +47,8 @@ class RatioNormalizer(nn.Module):
     bins: int
     t_range: tuple[float, float]
     decay: float
+    # The edges that the module was built with, on the host: the meta device keeps no values.
+    _first_edges: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -58,17 +67,14 @@ class RatioNormalizer(nn.Module):
         t0, t1 = (check_number("t_range", end) for end in t_range)
         if t0 >= t1:
             raise ValueError(f"t_range: expected t0 < t1, got ({t0}, {t1})")
-        if edges is not None:
-            edges = torch.as_tensor(edges).detach().to(torch.float64, copy=True)
-            if edges.shape != (bins - 1,):
-                raise ValueError(f"edges: expected shape ({bins - 1},) for {bins} bins, got {tuple(edges.shape)}")
-            if not bool(torch.isfinite(edges).all()) or bool((edges.diff() <= 0).any()):
-                raise ValueError(f"edges: expected finite, strictly increasing values, got {edges.tolist()}")
-            if edges.numel() and not t0 <= float(edges[0]) <= float(edges[-1]) <= t1:
-                raise ValueError(f"edges: expected within t_range ({t0}, {t1}), got {edges.tolist()}; pass t_range too")
         self.bins = int(bins)
         self.t_range = (t0, t1)
         self.decay = float(decay)
+        if edges is not None:
+            edges = _as_edges(edges, self.bins, self.t_range)
+            self._first_edges = _values(edges)
+            if self._first_edges is not None:
+                edges = torch.tensor(self._first_edges, dtype=torch.float64)  # on the device where `mean` goes
         self.register_buffer("mean", torch.ones(self.bins, dtype=torch.float32))
         self.register_buffer("edges", edges)
 
@@ -81,26 +87,68 @@ class RatioNormalizer(nn.Module):
         Raises:
             ValueError: non-finite values, or too few distinct ones for that many bins.
         """
-        t = torch.as_tensor(t).detach().double().cpu().reshape(-1)
-        if t.numel() < max(2, bins):
-            raise ValueError(f"t: expected at least {max(2, bins)} samples, got {t.numel()}")
-        if not bool(torch.isfinite(t).all()):
-            raise ValueError(f"t: expected finite samples, got {int((~torch.isfinite(t)).sum())} others")
-        ordered = t.sort().values
+        t = (t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")).detach()
+        if t.is_meta:
+            raise ValueError("t: expected samples, got a meta tensor, which has no values; draw them on device='cpu'")
+        ordered = t.double().cpu().reshape(-1).sort().values
+        if ordered.numel() < max(2, bins):
+            raise ValueError(f"t: expected at least {max(2, bins)} samples, got {ordered.numel()}")
         # Picked, not interpolated, and without torch.quantile's limit of 16 million elements.
-        edges = ordered[[i * t.numel() // bins for i in range(1, bins)]] if bins > 1 else ordered[:0]
+        picked = torch.tensor([i * ordered.numel() // bins for i in range(1, bins)], dtype=torch.int64, device="cpu")
+        edges = ordered[picked]
+        if not is_readable(ordered):
+            return cls(bins, decay=decay, edges=edges)
+        if not bool(torch.isfinite(ordered).all()):
+            raise ValueError(f"t: expected finite samples, got {int((~torch.isfinite(ordered)).sum())} others")
         if bool((edges.diff() <= 0).any()) or float(ordered[0]) >= float(ordered[-1]):
             raise ValueError(f"t: too few distinct values for {bins} bins; pass fewer bins, or edges of your own")
         return cls(bins, (float(ordered[0]), float(ordered[-1])), decay, edges)
+
+    def reset_parameters(self) -> None:
+        """Back to the start: a mean of ones, and the edges that the module was built with."""
+        for name in self._buffers:
+            self._reset(name)
+
+    @torch.no_grad()
+    def _reset(self, name: str) -> None:
+        buffer = self._buffers[name]
+        if buffer is None:
+            return
+        if name == "mean":
+            buffer.fill_(1.0)
+        elif self._first_edges is None:
+            buffer.fill_(torch.nan)  # built on the meta device from edges without values: a call refuses these
+        else:
+            buffer.copy_(torch.tensor(self._first_edges, dtype=torch.float64, device="cpu"))
+
+    def knows_edges(self) -> bool:
+        """False between a construction from edges without values (on the meta device) and `load_state_dict`."""
+        if self.edges is not None and self._first_edges is None:
+            self._first_edges = _values(self.edges)
+            return self._first_edges is None or all(map(math.isfinite, self._first_edges))
+        return True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RatioNormalizer:
         before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]
-            if new is not None and new.dtype != old.dtype:
+            if new is None:
+                continue
+            if old.is_meta and not new.is_meta:  # to_empty
+                self._buffers[name] = new if new.dtype == old.dtype else torch.empty_like(old, device=new.device)
+                self._reset(name)
+            elif new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, dtype in DTYPES.items():
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and not value.is_complex():
+                # load_state_dict(assign=True) takes a tensor as it comes, from a checkpoint in half precision too.
+                state_dict[prefix + name] = value.detach().to(dtype).contiguous()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         bins = f"t_range={self.t_range}" if self.edges is None else "edges=custom"
@@ -110,3 +158,34 @@ class RatioNormalizer(nn.Module):
         raise TypeError(
             "RatioNormalizer holds the state only: pass it as normalizer= to fused_fdiv_loss or fdiv_weight"
         )
+
+
+def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
+    """edges in float64, on the CPU and checked where they have values that the host can look at."""
+    if not isinstance(edges, Tensor):
+        try:
+            edges = torch.as_tensor(edges, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"edges: expected a tensor or numbers, got {edges!r}") from None
+    check_tensor("edges", edges)
+    if edges.is_complex():
+        raise ValueError(f"edges: expected a real dtype, got {edges.dtype}")
+    edges = edges.detach().to(torch.float64)
+    if edges.shape != (bins - 1,):
+        raise ValueError(f"edges: expected shape ({bins - 1},) for {bins} bins, got {tuple(edges.shape)}")
+    values = _values(edges)
+    if values is None:
+        return edges
+    if not all(map(math.isfinite, values)) or any(after <= before for before, after in itertools.pairwise(values)):
+        raise ValueError(f"edges: expected finite, strictly increasing values, got {list(values)}")
+    if values and not t_range[0] <= values[0] <= values[-1] <= t_range[1]:
+        raise ValueError(f"edges: expected within t_range {t_range}, got {list(values)}; pass t_range too")
+    return edges
+
+
+def _values(edges: Tensor) -> tuple[float, ...] | None:
+    """Of edges anywhere but on the meta device, nor traced or faked."""
+    if edges.is_meta or is_traced():
+        return None
+    edges = edges.detach().cpu()
+    return tuple(edges.tolist()) if is_readable(edges) else None

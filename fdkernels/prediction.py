@@ -9,11 +9,12 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdkernels.checks import check_number, did_you_mean
+from fdkernels.checks import check_number, did_you_mean, is_readable
 from fdkernels.layout import as_broadcast, broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
@@ -95,30 +96,41 @@ class Prediction:
         ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
         for name, known in ranges.items():
             if known is not None and not (known[0] >= 0 and known[1] < math.inf):
-                values = _wide(getattr(self, name)).reshape(-1)
-                bad = values[~(torch.isfinite(values) & (values >= 0))].tolist()
-                raise ValueError(f"{name}: expected finite numbers >= 0, got {', '.join(map(str, bad[:4]))}")
+                bad = _not_levels(getattr(self, name))
+                raise ValueError(f"{name}: expected finite numbers >= 0, got {', '.join(map(repr, bad[:4]))}")
         alpha, sigma = ranges.get("alpha"), ranges["sigma"]
         if self.kind == "epsilon" and alpha is not None and alpha[0] < MIN_EPSILON_ALPHA:
             raise ValueError(
-                f"alpha: epsilon needs alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha[0]:g}; "
+                f"alpha: epsilon needs alpha >= {MIN_EPSILON_ALPHA} (x0 divides by it), got {alpha[0]!r}; "
                 "use a v- or flow-predicting network at terminal noise, or leave such timesteps out"
             )
-        if self.kind == "v_prediction" and alpha is not None and sigma is not None:
+        if self.kind == "v_prediction":
             # Schedules in half precision miss the circle by about 1e-3.
-            wide_alpha, wide_sigma = (self._aligned(name) for name in ("alpha", "sigma"))
-            off = (wide_alpha**2 + wide_sigma**2 - 1).abs().max()
-            if bool(off > 1e-2):
-                raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off:g}")
+            off = self._largest(lambda alpha, sigma: alpha * alpha + sigma * sigma - 1)
+            if off is not None and off > 1e-2:
+                raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off!r}")
         if self.kind == "flow_prediction" and sigma is not None and sigma[1] > 1:
-            raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]:g}")
+            raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]!r}")
+
+    def _largest(self, difference: Callable[[Any, Any], Any]) -> float | None:
+        """The largest |difference(alpha, sigma)| over x_t; None where the host can't look at the levels."""
+        levels: tuple[Any, Any] = (self.alpha, self.sigma)
+        tensors = [level for level in levels if isinstance(level, Tensor)]
+        if not tensors:
+            return abs(difference(*map(float, levels)))
+        if not all(is_readable(level) and level.numel() for level in tensors):
+            return None
+        return difference(*(self._aligned(name) for name in ("alpha", "sigma"))).abs().max().item()
 
     def _aligned(self, name: str) -> Tensor:
         """A level known on the host, in float64 there, as it broadcasts over x_t."""
-        value = _wide(getattr(self, name))
+        value = getattr(self, name)
+        if not isinstance(value, Tensor):
+            return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        value = value.detach().double()
         if value.dim() == 0 or self.noisy is None:
             return value
-        return broadcastable(name, value, torch.empty(()).expand(self.noisy.shape))
+        return broadcastable(name, value, torch.empty((), device="cpu").expand(self.noisy.shape))
 
     def coefficients(self, student: Tensor) -> tuple[Tensor, Tensor]:
         """(a, c) in float64, of one shape, with student's rank and broadcastable to it."""
@@ -140,15 +152,18 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
 
 
 def _host_range(value: float | Tensor) -> tuple[float, float] | None:
-    """(least, largest), NaN where one is; None where reading the value would cost a device sync, or there is none."""
+    """(least, largest), NaN where one is; None where the host can't look at the values, or there are none."""
     if not isinstance(value, Tensor):
         return float(value), float(value)
-    if value.device.type != "cpu" or not value.numel():
+    if not is_readable(value) or not value.numel():
         return None
     value = value.detach()
     least, largest = (value if value.dtype in _ORDERED else value.double()).aminmax()
     return least.item(), largest.item()
 
 
-def _wide(value: float | Tensor) -> Tensor:
-    return value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+def _not_levels(value: float | Tensor) -> list[float]:
+    if not isinstance(value, Tensor):
+        return [float(value)]
+    value = value.detach().double().reshape(-1)
+    return value[~(torch.isfinite(value) & (value >= 0))].tolist()

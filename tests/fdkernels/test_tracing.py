@@ -1,0 +1,126 @@
+"""Where ops are faked or recorded (FakeTensorMode, make_fx, jit.trace, meta tensors, torch.func), no value is read."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import fdkernels as fdk
+from tests.cases import normalizer
+
+pytestmark = [
+    pytest.mark.contract("compile"),
+    pytest.mark.cpu_only("the same Python runs ahead of every device's kernels"),
+]
+
+KINDS = ("epsilon", "v_prediction", "flow_prediction", "edm")
+SHAPE = (8, 3, 4, 4)
+
+
+def prediction(kind: str, noisy: Tensor, sigma: Tensor | float) -> fdk.Prediction:
+    alpha = 1 - sigma if kind == "flow_prediction" else (1 - sigma**2) ** 0.5
+    return fdk.Prediction(kind, noisy, alpha=alpha, sigma=sigma)
+
+
+def coefficients(kind: str, noisy: Tensor, sigma: Tensor) -> Tensor:
+    return torch.stack(prediction(kind, noisy, sigma).coefficients(noisy))
+
+
+def inputs(requires_grad: bool = True) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    student, teacher, fake, noisy = (torch.randn(SHAPE, generator=generator) for _ in range(4))
+    logits, t, sigma = (torch.rand(8, generator=generator) for _ in range(3))
+    return student.requires_grad_(requires_grad), teacher, fake, noisy, logits, t, 0.05 + 0.9 * sigma
+
+
+def gradient(backend: str, kind: str, state: fdk.RatioNormalizer, *tensors: Tensor) -> Tensor:
+    student, teacher, fake, noisy, logits, t, sigma = tensors
+    loss = fdk.fused_fdiv_loss(
+        student, teacher, fake, logits, t, normalizer=state, prediction=prediction(kind, noisy, sigma),
+        mask=torch.arange(8) > 1, backend=backend,
+    )  # fmt: skip
+    return torch.autograd.grad(loss, student)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fake_tensors(backend, kind):
+    """What a memory estimator does: build everything, and run a step, with tensors that have no values."""
+    with FakeTensorMode():
+        tensors = inputs()
+        for state in (fdk.RatioNormalizer(4), fdk.RatioNormalizer(3, edges=torch.rand(2)), None):
+            assert gradient(backend, kind, state, *tensors).shape == SHAPE
+        samples = fdk.RatioNormalizer.from_samples(torch.rand(100))
+        assert gradient(backend, kind, samples, *tensors).shape == SHAPE
+        prediction(kind, tensors[0], 0.6)
+
+
+def test_numbers_are_checked_under_fake_tensors_too():
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"^alpha, sigma: v_prediction needs .*got a difference of"):
+        fdk.Prediction("v_prediction", torch.ones(SHAPE), alpha=0.5, sigma=0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ("real", "fake", "symbolic"))
+def test_make_fx_of_a_prediction(kind, mode):
+    noisy, sigma = inputs()[3], inputs()[6]
+    for pre_dispatch in (False, True):
+        graph = make_fx(lambda *v: coefficients(kind, *v), tracing_mode=mode, pre_dispatch=pre_dispatch)(noisy, sigma)
+        other = sigma.flip(0)
+        assert torch.equal(graph(noisy, other), coefficients(kind, noisy, other))
+
+
+@pytest.mark.parametrize("mode", ("real", "fake", "symbolic"))
+def test_make_fx_of_a_step(backend, mode):
+    """The recorded graph, run on other data, gives what the call gives: no value of the first data is baked in."""
+    state = normalizer(4).eval()
+
+    def step(*tensors: Tensor) -> Tensor:
+        return gradient(backend, "v_prediction", state, *tensors)
+
+    graph = make_fx(step, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs())
+    flipped = [v.detach().flip(0) for v in inputs()]
+    expected = step(flipped[0].clone().requires_grad_(), *flipped[1:])
+    torch.testing.assert_close(graph(*flipped), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_under_torch_func(kind):
+    """Neither a value of one sample for all, nor an error: a Prediction is an affine map, and may be differentiated."""
+    noisy, sigma = inputs()[3][:, :1], inputs()[6]
+    pair = torch.stack((sigma, sigma.flip(0)))
+    mapped = torch.func.vmap(lambda s: coefficients(kind, noisy, s))(pair)
+    assert torch.equal(mapped, torch.stack([coefficients(kind, noisy, s) for s in pair]))
+    torch.func.jvp(lambda s: coefficients(kind, noisy, s), (sigma,), (torch.ones_like(sigma),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jit_trace_sees_no_value(kind):
+    noisy, sigma = inputs()[3], inputs()[6]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(lambda *v: coefficients(kind, *v), (noisy, sigma))
+    told = [str(w.message) for w in caught if "prediction.py" in w.filename and "Python number" in str(w.message)]
+    assert not told
+    assert torch.equal(traced(noisy, sigma.flip(0)), coefficients(kind, noisy, sigma.flip(0)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_meta_tensors(kind):
+    with torch.device("meta"):
+        state = fdk.RatioNormalizer(4)
+        student, *others = (torch.empty_like(v) for v in inputs())
+        assert gradient("auto", kind, state, student.requires_grad_(), *others).is_meta
+        prediction(kind, torch.ones(SHAPE), 0.6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_default_device(kind):
+    """Levels of the CPU are looked at on the CPU, wherever new tensors go by default."""
+    noisy, sigma = inputs()[3], inputs()[6]
+    with torch.device("meta"):
+        prediction(kind, noisy, sigma)
+        with pytest.raises(ValueError, match=r"^sigma: expected finite"):
+            fdk.Prediction(kind, noisy, alpha=sigma, sigma=-sigma)
