@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -63,10 +64,16 @@ class Divergence:
             raise TypeError(f"log_weight: expected a function of log r, got {type(self.log_weight).__name__}")
 
     def __reduce__(self) -> Any:
-        # Built-in ones are found by name, so that modules that hold one can be pickled although theirs are lambdas.
-        if self.kernel is not None:
+        # Built-in ones are found by name, so that modules that hold one can be pickled although theirs are lambdas; so
+        # are registered ones whose function pickle can't find.
+        if self.kernel is not None or (_registry.get(self.name) is self and not _is_importable(self.log_weight)):
             return resolve, (self.name,)
         return Divergence, (self.name, self.log_weight, self.aliases)
+
+
+def _is_importable(function: Callable[..., Any]) -> bool:
+    """Whether pickle finds it: by its name in its module, or as an object."""
+    return not isinstance(function, FunctionType) or "<" not in function.__qualname__
 
 
 def _builtin(

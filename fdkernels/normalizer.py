@@ -123,9 +123,14 @@ class RatioNormalizer(nn.Module):
 
     def knows_edges(self) -> bool:
         """False between a construction from edges without values (on the meta device) and `load_state_dict`."""
-        if self.edges is not None and self._first_edges is None:
-            self._first_edges = _values(self.edges)
-            return self._first_edges is None or all(map(math.isfinite, self._first_edges))
+        if self.edges is None or self._first_edges is not None:
+            return True
+        values = _values(self.edges)
+        if values is None:  # nothing to know, where ops are faked
+            return True
+        if not all(map(math.isfinite, values)):
+            return False
+        self._first_edges = values
         return True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RatioNormalizer:

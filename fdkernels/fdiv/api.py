@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -315,3 +317,27 @@ class FDivLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"divergence={self.divergence.name!r}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and torch.save, which can't hold a process group: it is left out."""
+        state = {**self.__dict__, "options": dict(self.options)}
+        state.pop("_compiled_call_impl", None)  # as in nn.Module: what is compiled stays with this process
+        if self.options["group"] is not None:
+            warnings.warn("FDivLoss: a pickle can't hold the process group: group is None once loaded", stacklevel=2)
+            state["options"]["group"] = None
+        return state
+
+    def __copy__(self) -> FDivLoss:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FDivLoss:
+        """A copy that shares the process group, so that `AveragedModel` can make one."""
+        group = self.options["group"]
+        if group is not None:
+            memo[id(group)] = group
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
+        copied.__dict__.update(copy.deepcopy(state, memo))
+        return copied

@@ -224,14 +224,34 @@ def _check_normalizer(
         raise ValueError("logits: a normalizer needs them, got None")
     if t is None:
         raise ValueError("t: a normalizer needs the noise level of each sample, got None")
-    compiling = torch.compiler.is_compiling()
-    if not compiling and normalizer.mean.is_inference() and not torch.is_inference_mode_enabled():
+    mean, edges, bins = normalizer.mean, normalizer.edges, normalizer.bins
+    _check_state("mean", mean, (bins,), torch.float32, device)
+    if not torch.compiler.is_compiling() and mean.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError("normalizer: made under torch.inference_mode, so its state can't change outside; make it anew")
-    if normalizer.mean.device != device:
+    if edges is not None:
+        _check_state("edges", edges, (bins - 1,), torch.float64, device)
+        if not torch.compiler.is_compiling() and not normalizer.knows_edges():
+            raise ValueError(
+                "normalizer.edges: expected values, got a module made on the meta device from edges without any; "
+                "load its state_dict, or pass edges as numbers"
+            )
+    return RatioState(mean, edges, *normalizer.t_range, normalizer.decay, normalizer.training)
+
+
+def _check_state(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """What a load, a wrapper or an assignment left in a normalizer's buffer."""
+    check_tensor(f"normalizer.{name}", value)
+    if value.device != device:
+        raise ValueError(f"normalizer: expected device {device}, got {value.device}; call .to({str(device)!r})")
+    if value.shape != shape:
+        raise ValueError(f"normalizer.{name}: expected shape {shape}, got {tuple(value.shape)}")
+    if value.dtype != dtype:
         raise ValueError(
-            f"normalizer: expected device {device}, got {normalizer.mean.device}; call .to({str(device)!r})"
+            f"normalizer.{name}: expected {dtype}, got {value.dtype}; keep it out of what casts buffers (FSDP's "
+            f"buffer_dtype), or convert it back: normalizer.{name} = normalizer.{name}.to({dtype})"
         )
-    return RatioState(normalizer.mean, normalizer.edges, *normalizer.t_range, normalizer.decay, normalizer.training)
+    if not value.is_contiguous():
+        raise ValueError(f"normalizer.{name}: expected a contiguous tensor, got strides {value.stride()}")
 
 
 def _check_group(group: Any) -> None:

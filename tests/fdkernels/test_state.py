@@ -8,7 +8,7 @@ import torch
 import fdkernels as fdk
 from tests import oracle
 from tests.cases import make, normalizer, same_bits
-from tests.device import on_device
+from tests.device import on_device, place
 
 pytestmark = pytest.mark.contract("state")
 
@@ -203,3 +203,147 @@ def test_widest_range_keeps_the_state_finite(backend):
 def test_edges_lie_within_the_range():
     with pytest.raises(ValueError, match="t_range"):
         fdk.RatioNormalizer(4, edges=torch.tensor([1.0, 5.0, 20.0]))
+
+
+EDGES = (0.1, 0.2, 0.6)
+
+
+@pytest.mark.parametrize("assign", (True, False))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_loads_a_checkpoint_of_another_dtype(backend, case, dtype, assign):
+    """load_state_dict(assign=True) takes a checkpoint's tensors as they are: in its dtype, and strides too."""
+    model = torch.nn.ModuleDict({"normalizer": fdk.RatioNormalizer(4, edges=EDGES)})
+    mean = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=dtype)
+    strided = torch.stack((mean, mean), 1)[:, 0]
+    checkpoint = {"normalizer.mean": strided, "normalizer.edges": torch.tensor([0.125, 0.25, 0.5], dtype=dtype)}
+    model.load_state_dict(checkpoint, assign=assign)
+    state = model["normalizer"]
+    assert state.mean.dtype == torch.float32 and state.edges.dtype == torch.float64
+    assert state.mean.tolist() == mean.tolist() and state.edges.tolist() == [0.125, 0.25, 0.5]
+    case.but(normalizer=state).check(backend)
+
+
+@pytest.mark.parametrize("assign", (True, False))
+def test_checkpoints_of_another_shape(assign):
+    state = fdk.RatioNormalizer(4, edges=EDGES)
+    with pytest.raises(RuntimeError, match=r"size mismatch for mean.*torch.Size\(\[5\]\)"):
+        state.load_state_dict({"mean": torch.ones(5), "edges": torch.tensor(EDGES)}, assign=assign)
+    with pytest.raises(RuntimeError, match=r"size mismatch for edges"):
+        state.load_state_dict({"mean": torch.ones(4), "edges": torch.ones(4)}, assign=assign)
+    with pytest.raises(RuntimeError, match="Unexpected key.*edges"):
+        fdk.RatioNormalizer(4).load_state_dict(state.state_dict(), assign=assign)
+
+
+def fsdp_casts(state, dtype):
+    """What FSDP1 does to buffers, given a `buffer_dtype`."""
+    state.mean.data = state.mean.data.to(dtype)
+
+
+def assign_mean(state, dtype):
+    state.mean = state.mean.to(dtype)
+
+
+def assign_edges(state, dtype):
+    state.edges = state.edges.to(dtype)
+
+
+SPOILT = {
+    "FSDP1's buffer_dtype": (
+        lambda s: fsdp_casts(s, torch.bfloat16),
+        r"mean: expected torch.float32, got torch.bfloat16",
+    ),
+    "float64 mean": (lambda s: assign_mean(s, torch.float64), r"mean: expected torch.float32, got torch.float64"),
+    "float32 edges": (lambda s: assign_edges(s, torch.float32), r"edges: expected torch.float64, got torch.float32"),
+    "longer mean": (lambda s: setattr(s, "mean", torch.ones(7)), r"mean: expected shape \(4,\), got \(7,\)"),
+    "shorter edges": (lambda s: setattr(s, "edges", s.edges[:2]), r"edges: expected shape \(3,\), got \(2,\)"),
+    "strided mean": (lambda s: setattr(s, "mean", torch.ones(8)[::2]), r"mean: expected a contiguous.*strides \(2,\)"),
+    "no mean": (lambda s: setattr(s, "mean", None), r"mean: expected a tensor, got NoneType"),
+    "edges elsewhere": (lambda s: setattr(s, "edges", s.edges.to("meta")), r": expected device \S+, got meta"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize("weight_alone", (True, False))
+def test_spoilt_state_is_refused_by_name(backend, case, what, weight_alone):
+    """On every backend, before anything runs."""
+    spoil, message = SPOILT[what]
+    state = place(fdk.RatioNormalizer(4, edges=EDGES))
+    spoil(state)
+    before = None if state.mean is None else state.mean.clone()
+    placed = case.on()
+    with pytest.raises((ValueError, TypeError), match=rf"^normalizer(\.|){message}"):
+        if weight_alone:
+            fdk.fdiv_weight(placed.logits, placed.t, normalizer=state, backend=backend)
+        else:
+            placed.but(normalizer=state).call(backend)
+    assert before is None or torch.equal(before, state.mean)
+
+
+def test_functional_call_with_another_dtype(backend, case):
+    placed = case.on()
+    loss = fdk.FDivLoss(bins=4, backend=backend).to(placed.student.device)
+    arguments = (placed.student, placed.teacher, placed.fake, placed.logits, placed.t)
+    mean = place(torch.full((4,), 0.5, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"^normalizer.mean: expected torch.float32, got torch.bfloat16"):
+        torch.func.functional_call(loss, {"normalizer.mean": mean}, arguments)
+    torch.func.functional_call(loss, {"normalizer.mean": mean.float()}, arguments)
+
+
+SAMPLES = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+
+
+BUILT = {
+    "uniform": lambda: fdk.RatioNormalizer(4),
+    "edges": lambda: fdk.RatioNormalizer(4, edges=EDGES),
+    "from samples": lambda: fdk.RatioNormalizer.from_samples(SAMPLES, bins=4),
+}
+
+
+@pytest.mark.parametrize("how", BUILT)
+def test_meta_construction(backend, case, how):
+    """As FSDP and torchtitan build models: on the meta device, then to_empty, then reset_parameters."""
+    expected = BUILT[how]()
+    with torch.device("meta"):
+        model = torch.nn.ModuleDict({"normalizer": BUILT[how]()})
+    assert model["normalizer"].mean.is_meta and model["normalizer"].t_range == expected.t_range
+    empty = torch.empty_like
+
+    def garbage(*args, **kwargs):
+        return empty(*args, **kwargs).fill_(1e30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty_like", garbage)
+        model.to_empty(device="cpu")
+    state = model["normalizer"]
+    for reset in (lambda: None, state.reset_parameters):
+        reset()
+        assert same_bits(state.mean, torch.ones(4))
+        assert expected.edges is None or same_bits(state.edges, expected.edges)
+        case.but(normalizer=state).check(backend)
+        case.call(backend, normalizer=state)
+        assert not torch.equal(state.mean, torch.ones(4))
+
+
+def test_meta_edges_without_values(backend, case):
+    """`edges=torch.tensor(...)` under the meta device is lost: the module waits for a checkpoint, and says so."""
+    with torch.device("meta"):
+        state = fdk.RatioNormalizer(4, edges=torch.tensor(EDGES))
+        with pytest.raises(ValueError, match="^t: expected samples, got a meta tensor"):
+            fdk.RatioNormalizer.from_samples(torch.rand(100))
+    state.to_empty(device="cpu")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^normalizer.edges: expected values.*state_dict"):
+            case.call(backend, normalizer=state)
+    state.load_state_dict(fdk.RatioNormalizer(4, edges=EDGES).state_dict())
+    case.but(normalizer=state).check(backend)
+
+
+def test_loaded_into_meta(backend, case):
+    """Buffers that a checkpoint filled stay, and what it lacks starts afresh."""
+    with torch.device("meta"):
+        state = fdk.RatioNormalizer(4, edges=EDGES)
+    state.load_state_dict({"mean": torch.tensor([0.5, 1.0, 1.5, 2.0])}, assign=True, strict=False)
+    state.to(torch.bfloat16)
+    state._apply(lambda v: v if not v.is_meta else torch.full_like(v, 1e30, device="cpu"))
+    assert state.mean.tolist() == [0.5, 1.0, 1.5, 2.0] and state.edges.tolist() == list(EDGES)
+    case.but(normalizer=state).check(backend)
