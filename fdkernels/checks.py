@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
 from collections.abc import Iterable
@@ -14,13 +15,26 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+LONGEST = 200  # characters of a user's value in a message
+
 
 def check_tensor(name: str, value: Any) -> None:
     """A plain tensor: a DTensor's shard would be taken for the whole."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    check_dense(name, value)
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise TypeError(f"{name}: expected a plain tensor, got one inside a torch.func transform (vmap, grad, jvp)")
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """Sizes, strides and elements that are what they seem."""
+    if value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one; pad it and pass a mask")
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if value.is_quantized:
+        raise TypeError(f"{name}: expected a plain tensor, got a quantized one; pass {name}.dequantize()")
     if type(value).__name__ == "DTensor":
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() if it is sharded along the batch"
@@ -52,21 +66,18 @@ def is_traced() -> bool:
 
 def check_number(name: str, value: Any) -> float:
     """A finite real number, NumPy's scalars included."""
-    # Compared, not math.isfinite, which torch.compile does not trace for a float that changes from call to call.
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not -math.inf < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
+    number = as_float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {shown(value)}")
+    return number
 
 
-def is_traced(value: Tensor) -> bool:
-    """Whether a tensor's values are not to be read: a compiler or a fake mode looks on, or they do not exist."""
-    return (
-        torch.compiler.is_compiling()
-        or type(value) not in (Tensor, torch.nn.Parameter)
-        or value.is_meta
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.is_functorch_wrapped_tensor(value)
-    )
+def as_float(value: Any) -> float:
+    """As float(), but infinite for a whole number or fraction that no float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
 def check_student(student: Any) -> None:
@@ -108,11 +119,52 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of an unknown-name error: the nearest name, where one is near, and all of them."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
+    written = name[:LONGEST].lower() if isinstance(name, str) else ""
+    near = difflib.get_close_matches(written, by_lower, n=1, cutoff=0.4)
     hint = f"; did you mean {by_lower[near[0]]!r}?" if near else "."
     return f"{hint} Known: {', '.join(known)}"
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A user's value as a message prints it: as repr does, but short, soon done, and never an error of its own."""
+    try:
+        text = _abridged(value, 3)
+    except Exception:  # of a __repr__ or __len__ that is not ours
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _abridged(value: Any, depth: int) -> str:
+    """Numbers, strings and the first elements of containers; of anything else its type.
+
+    A repr of another's may run without end: over a few lines of YAML whose aliases nest, say.
+    """
+    if isinstance(value, (str, bytes)):
+        return repr(value) if len(value) <= LONGEST else f"{value[:LONGEST]!r}..."
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a whole number of {value.bit_length()} bits"
+    if value is None or isinstance(value, (numbers.Number, torch.dtype, torch.device)):
+        return repr(value)
+    left, right = _BRACKETS.get(type(value), ("", ""))
+    if not left:
+        return f"a value of type {type(value).__name__}"
+    if not depth:
+        return f"{left}...{right}"
+    parts = [_abridged(part, depth - 1) for part in itertools.islice(value, 6)]
+    if isinstance(value, dict):
+        first = itertools.islice(value.values(), 6)
+        parts = [f"{key}: {_abridged(part, depth - 1)}" for key, part in zip(parts, first, strict=True)]
+    if len(value) > 6:
+        parts.append("...")
+    comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    return f"{left}{', '.join(parts)}{comma}{right}"
+
+
+_BRACKETS: dict[type, tuple[str, str]] = {
+    list: ("[", "]"), tuple: ("(", ")"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("{", "}"),
+}  # fmt: skip

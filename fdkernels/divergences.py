@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fdkernels.checks import did_you_mean
+from fdkernels.checks import did_you_mean, shown
 
 LOG_2 = math.log(2.0)
 
@@ -58,7 +58,8 @@ class Divergence:
     def __post_init__(self) -> None:
         if not isinstance(self.aliases, tuple) or not all(isinstance(name, str) for name in (self.name, *self.aliases)):
             raise TypeError(
-                f"Divergence: expected a str name and a tuple of str aliases, got {self.name!r}, {self.aliases!r}"
+                f"Divergence: expected a str name and a tuple of str aliases, got {shown(self.name)}, "
+                f"{shown(self.aliases)}"
             )
         if not callable(self.log_weight):
             raise TypeError(f"log_weight: expected a function of log r, got {type(self.log_weight).__name__}")
@@ -144,7 +145,7 @@ def register_divergence(divergence: Divergence) -> Divergence:
     names = (divergence.name, *divergence.aliases)
     for name in names:
         if name in _by_alias or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
-            raise ValueError(f"register_divergence: the name {name!r} is taken")
+            raise ValueError(f"register_divergence: the name {shown(name)} is taken")
     _registry[divergence.name] = divergence
     _by_alias.update(dict.fromkeys(names, divergence))
     return divergence
@@ -173,9 +174,9 @@ def _resolve_unlisted(name: str) -> Divergence:
         try:
             return alpha(float(call[1]))
         except ValueError:
-            raise ValueError(f"divergence: expected alpha(a) with a finite number a, got {name!r}") from None
+            raise ValueError(f"divergence: expected alpha(a) with a finite number a, got {shown(name)}") from None
     if name in _TOTAL_VARIATION:
         raise ValueError(
             "divergence: total variation has f''(r) = 0 almost everywhere, so its weight is zero and gives no gradient"
         )
-    raise ValueError(f"divergence: unknown name {name!r}{did_you_mean(name, [*_by_alias, 'alpha(a)'])}")
+    raise ValueError(f"divergence: unknown name {shown(name)}{did_you_mean(name, [*_by_alias, 'alpha(a)'])}")

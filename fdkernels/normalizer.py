@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fdkernels.checks import check_number, check_tensor, is_readable, is_traced
+from fdkernels.checks import check_number, check_tensor, is_readable, is_traced, shown
 
 DTYPES = {"mean": torch.float32, "edges": torch.float64}
 
@@ -47,6 +48,8 @@ class RatioNormalizer(nn.Module):
     bins: int
     t_range: tuple[float, float]
     decay: float
+    # What has been seen of t (`fdiv/t_range.py`).
+    watch: Any = None
     # The edges that the module was built with, on the host: the meta device keeps no values.
     _first_edges: tuple[float, ...] | None = None
 
@@ -58,15 +61,16 @@ class RatioNormalizer(nn.Module):
         edges: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or bins < 1:
-            raise ValueError(f"bins: expected a whole number of at least 1, got {bins!r}")
+        _check_bins(bins)
         if not 0.0 <= check_number("decay", decay) < 1.0:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
+            raise ValueError(f"decay: expected a number in [0, 1), got {shown(decay)}")
         if not isinstance(t_range, Sequence) or len(t_range) != 2:
-            raise ValueError(f"t_range: expected two numbers (t0, t1), got {t_range!r}")
+            raise ValueError(f"t_range: expected two numbers (t0, t1), got {shown(t_range)}")
         t0, t1 = (check_number("t_range", end) for end in t_range)
         if t0 >= t1:
             raise ValueError(f"t_range: expected t0 < t1, got ({t0}, {t1})")
+        if edges is None and not sys.float_info.min <= (t1 - t0) / bins < math.inf:
+            raise ValueError(f"t_range: expected bins of a width that float64 holds, got ({t0}, {t1}) in {bins}")
         self.bins = int(bins)
         self.t_range = (t0, t1)
         self.decay = float(decay)
@@ -88,6 +92,10 @@ class RatioNormalizer(nn.Module):
             ValueError: non-finite values, or too few distinct ones for that many bins.
         """
         t = (t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")).detach()
+        _check_bins(bins)
+        check_tensor("t", t)
+        if t.is_complex():
+            raise ValueError(f"t: expected a real dtype, got {t.dtype}")
         if t.is_meta:
             raise ValueError("t: expected samples, got a meta tensor, which has no values; draw them on device='cpu'")
         ordered = t.double().cpu().reshape(-1).sort().values
@@ -165,13 +173,18 @@ class RatioNormalizer(nn.Module):
         )
 
 
+def _check_bins(bins: Any) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or not 1 <= int(bins) < 2**31:
+        raise ValueError(f"bins: expected a whole number of at least 1 (and below 2^31), got {shown(bins)}")
+
+
 def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
     """edges in float64, on the CPU and checked where they have values that the host can look at."""
     if not isinstance(edges, Tensor):
         try:
             edges = torch.as_tensor(edges, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"edges: expected a tensor or numbers, got {edges!r}") from None
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(f"edges: expected a tensor or numbers, got {shown(edges)}") from None
     check_tensor("edges", edges)
     if edges.is_complex():
         raise ValueError(f"edges: expected a real dtype, got {edges.dtype}")
@@ -182,9 +195,9 @@ def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
     if values is None:
         return edges
     if not all(map(math.isfinite, values)) or any(after <= before for before, after in itertools.pairwise(values)):
-        raise ValueError(f"edges: expected finite, strictly increasing values, got {list(values)}")
+        raise ValueError(f"edges: expected finite, strictly increasing values, got {shown(list(values))}")
     if values and not t_range[0] <= values[0] <= values[-1] <= t_range[1]:
-        raise ValueError(f"edges: expected within t_range {t_range}, got {list(values)}; pass t_range too")
+        raise ValueError(f"edges: expected within t_range {t_range}, got {shown(list(values))}; pass t_range too")
     return edges
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdkernels.checks import check_number, did_you_mean, is_readable
+from fdkernels.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown
 from fdkernels.layout import as_broadcast, broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
@@ -79,8 +79,8 @@ class Prediction:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"prediction: unknown kind {self.kind!r}{did_you_mean(self.kind, KINDS)}")
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
+            raise ValueError(f"prediction: unknown kind {shown(self.kind)}{did_you_mean(self.kind, KINDS)}")
         if self.kind == "sample":
             return
         if not isinstance(self.noisy, Tensor):
@@ -88,7 +88,7 @@ class Prediction:
         for name in KINDS[self.kind].needs:
             _check_level(name, getattr(self, name), self.kind)
         if check_number("sigma_data", self.sigma_data) <= 0:
-            raise ValueError(f"sigma_data: expected a positive number, got {self.sigma_data}")
+            raise ValueError(f"sigma_data: expected a positive number, got {shown(self.sigma_data)}")
         if not torch.compiler.is_compiling():
             self._check_values()
 
@@ -145,6 +145,7 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
     if value is None:
         raise ValueError(f"{name}: {kind} needs it, got None")
     if isinstance(value, Tensor):
+        check_dense(name, value)
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{name}: expected a real number or tensor, got {value.dtype}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -154,7 +155,7 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
 def _host_range(value: float | Tensor) -> tuple[float, float] | None:
     """(least, largest), NaN where one is; None where the host can't look at the values, or there are none."""
     if not isinstance(value, Tensor):
-        return float(value), float(value)
+        return as_float(value), as_float(value)
     if not is_readable(value) or not value.numel():
         return None
     value = value.detach()
@@ -164,6 +165,6 @@ def _host_range(value: float | Tensor) -> tuple[float, float] | None:
 
 def _not_levels(value: float | Tensor) -> list[float]:
     if not isinstance(value, Tensor):
-        return [float(value)]
+        return [as_float(value)]
     value = value.detach().double().reshape(-1)
     return value[~(torch.isfinite(value) & (value >= 0))].tolist()

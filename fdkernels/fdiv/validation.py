@@ -18,10 +18,11 @@ from fdkernels.checks import (
     check_number,
     check_per_sample,
     check_tensor,
-    is_traced,
+    is_readable,
+    shown,
 )
 from fdkernels.divergences import Divergence, from_kernel, resolve
-from fdkernels.fdiv import ops
+from fdkernels.fdiv import ops, t_range
 from fdkernels.fdiv import weight as torch_weight
 from fdkernels.fdiv.weight import RatioState
 from fdkernels.floats import carried, filled, logarithm
@@ -89,7 +90,7 @@ def check_weighting(
 ) -> Weighting:
     resolved = resolve(divergence)
     if not isinstance(normalize_weight, bool):
-        raise TypeError(f"normalize_weight: expected a bool, got {normalize_weight!r}")
+        raise TypeError(f"normalize_weight: expected a bool, got {shown(normalize_weight)}")
     log_ratio_range = check_ratio_range(ratio_range)
     if t is not None:
         check_per_sample("t", t, batch, device)
@@ -102,6 +103,8 @@ def check_weighting(
         raise ValueError(f"logits: divergence {resolved.name!r} needs logits (or weight=), got None")
     if normalizer is not None:
         state = _check_normalizer(normalizer, logits, t, device)
+        if t is not None and not torch.compiler.is_compiling():
+            _warn_about_t(normalizer, t)
     if group is not None:
         _check_group(group)
     elif logits is not None and not torch.compiler.is_compiling():
@@ -116,8 +119,8 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | 
         return -WIDEST_LOG_RATIO, WIDEST_LOG_RATIO
     try:
         low, high = (float(end) for end in ratio_range)
-    except (TypeError, ValueError):
-        raise ValueError(f"ratio_range: expected two numbers (lo, hi) or None, got {ratio_range!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"ratio_range: expected two numbers (lo, hi) or None, got {shown(ratio_range)}") from None
     if not 0.0 < low < high < math.inf:
         raise ValueError(f"ratio_range: expected 0 < lo < hi < inf (None: the widest, e^±80), got ({low}, {high})")
     if low < WIDEST_RATIO[0] or high > WIDEST_RATIO[1]:
@@ -136,11 +139,11 @@ def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> None
 def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduction: str) -> None:
     if isinstance(scale, str):
         if scale != "dmd":
-            raise ValueError(f"scale: expected 'dmd', a tensor or None, got {scale!r}")
+            raise ValueError(f"scale: expected 'dmd', a tensor or None, got {shown(scale)}")
     elif scale is not None:
         check_tensor("scale", scale)
     if check_number("eps", eps) < 0.0:
-        raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
+        raise ValueError(f"eps: expected a number >= 0, got {shown(eps)}")
     check_choice("nonfinite", nonfinite, ("propagate", "zero"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
 
@@ -170,7 +173,7 @@ def _check_scalar(name: str, value: Tensor) -> float | Tensor:
             f"{name}: expected a number or a real 0-d CPU tensor, got {tuple(value.shape)}, {value.dtype} on "
             f"{value.device}"
         )
-    return value.detach() if is_traced(value) else check_number(name, value.item())
+    return check_number(name, value.item()) if is_readable(value) else value.detach()
 
 
 def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> Tensor | None:
@@ -181,7 +184,7 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
         raise ValueError(f"count: expected with reduction='mean', got reduction={reduction!r}")
     if not isinstance(count, Tensor):
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-            raise ValueError(f"count: expected a whole number of at least 1 or a tensor, got {count!r}")
+            raise ValueError(f"count: expected a whole number of at least 1 or a tensor, got {shown(count)}")
         return filled((), float(count), torch.device("cpu"))
     check_tensor("count", count)
     if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
@@ -257,6 +260,13 @@ def _check_state(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dty
 def _check_group(group: Any) -> None:
     if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         raise TypeError(f"group: expected a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
+
+
+def _warn_about_t(normalizer: RatioNormalizer, t: Tensor) -> None:
+    # Once for each t_range: a trainer may build its loss anew every step, and another range is another mistake.
+    complaint = t_range.complaint(normalizer, t)
+    if complaint is not None:
+        _warn_once(f"t_range {normalizer.t_range}", complaint)
 
 
 def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: bool, normalize_weight: bool) -> None:
