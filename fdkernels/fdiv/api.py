@@ -104,7 +104,8 @@ def fused_fdiv_loss(
         logits: (B,) or (B, H), the discriminator's on x_t, log r = logit; H heads are averaged. Not needed for rkl.
         t: (B,), the noise level in the normalizer's units, any real dtype.
         divergence: a name of `fdkernels.divergences()`, "alpha(0.5)", or a `Divergence`.
-        weight: (B,), h itself, in place of logits, normalizer and group.
+        weight: h itself, in place of logits, normalizer and group: one number a sample, (B,) or (B, 1, ...), or one
+            for all, () or (1,).
         normalizer: divides r by its running mean per noise level (`RatioNormalizer`); needs logits and t.
         ratio_range: r is clamped to it; None means (e^-80, e^80).
         normalize_weight: divide h by its mean over the batch.
@@ -147,7 +148,7 @@ def fused_fdiv_loss(
             f"got {tuple(student.shape)}"
         )
     if weight is not None:
-        check_weight_alone(weight, student, logits=logits, normalizer=normalizer, group=group)
+        weight = check_weight_alone(weight, student, logits=logits, normalizer=normalizer, group=group)
     weighting = check_weighting(
         student.shape[0], student.device, logits, t, divergence, normalizer, ratio_range, normalize_weight, group,
         needs_logits=weight is None,

@@ -129,11 +129,25 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | 
     return logarithm(low), logarithm(high)
 
 
-def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> None:
+def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tensor:
+    """weight as (B,): of one number a sample, (B,) or (B, 1, ...), or one for all, () or (1, ...).
+
+    A Python number is refused: computed inside of a compiled function it would be a constant of the graph.
+    """
     for name, value in excluded.items():
         if value is not None:
             raise ValueError(f"{name}: expected None beside weight=, which is h itself, got {type(value).__name__}")
-    check_per_sample("weight", weight, student.shape[0], student.device)
+    check_tensor("weight", weight)
+    batch = student.shape[0]
+    if any(size != 1 for size in weight.shape[1:]) or (weight.dim() and weight.shape[0] not in (1, batch)):
+        raise ValueError(
+            f"weight: expected one number a sample, of shape ({batch},) or ({batch}, 1, ...), or one for all, got "
+            f"{tuple(weight.shape)}"
+        )
+    if weight.dim() != 1 or weight.shape[0] != batch:
+        weight = weight.reshape(-1).expand(batch)
+    check_per_sample("weight", weight, batch, student.device)
+    return weight
 
 
 def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduction: str) -> None:

@@ -89,6 +89,14 @@ BAD = {
         {"weight": torch.ones(3), "logits": None, "normalizer": None},
         r"^weight: expected .*\(8,\).*got \(3,\)",
     ),
+    "weight of an element": (
+        {"weight": torch.ones(8, 3), "logits": None, "normalizer": None},
+        r"^weight: expected .*\(8,\).*got \(8, 3\)",
+    ),
+    "weight of an element of the last dimension": (
+        {"weight": torch.ones(1, 1, 1, 8), "logits": None, "normalizer": None},
+        r"^weight: expected .*\(8,\).*got \(1, 1, 1, 8\)",
+    ),
     "weight as a number": (
         {"weight": 1.0, "logits": None, "normalizer": None},
         r"^weight: expected a tensor, got float",

@@ -118,3 +118,26 @@ def test_a_state_without_mass_drops_its_samples_alone(backend):
     expected = on_device(fdk.fdiv_weight)(logits[1:], t[1:], normalizer=normalizer, **options)
     assert weight[0].isnan()
     torch.testing.assert_close(weight[1:], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
+@pytest.mark.parametrize("shape", ((4, 1), (4, 1, 1, 1), (4, 1, 1, 1, 1), (1,), (), (1, 1, 1, 1)), ids=str)
+def test_weight_of_any_shape_that_is_one_number_a_sample(backend, shape, dtype):
+    case = make((4, 3, 5, 6), heads=None, weight=None)
+    values = torch.tensor([0.5, 1.0, 2.0, 0.25], dtype=dtype) if shape[:1] == (4,) else torch.tensor(0.75, dtype=dtype)
+    expected = case.but(weight=values.expand(4).contiguous()).run(backend)
+    found = case.but(weight=values.reshape(shape)).run(backend)
+    assert torch.equal(found.grad, expected.grad) and torch.equal(found.loss, expected.loss)
+
+
+def test_weight_of_strides_and_of_a_batch_of_one(backend):
+    case = make((1, 3, 5, 6), heads=None, weight=torch.tensor([0.5]))
+    expected = case.run(backend)
+    for shape in ((), (1,), (1, 1), (1, 1, 1, 1)):
+        assert torch.equal(case.but(weight=torch.full(shape, 0.5)).run(backend).grad, expected.grad)
+    case = make((4, 3, 5, 6), heads=None, weight=torch.tensor([0.5, 1.0, 2.0, 0.25]))
+    strided = torch.stack((case.options["weight"], torch.zeros(4)), 1)[:, :1]
+    assert strided.stride() == (2, 1)
+    assert torch.equal(case.but(weight=strided).run(backend).grad, case.run(backend).grad)
+    transposed = case.options["weight"].expand(1, 4).t()
+    assert torch.equal(case.but(weight=transposed).run(backend).grad, case.run(backend).grad)
