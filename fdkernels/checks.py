@@ -6,6 +6,7 @@ import difflib
 import itertools
 import math
 import numbers
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+warned: set[str] = set()  # what this process has been warned of
 
 LONGEST = 200  # characters of a user's value in a message
 
@@ -128,6 +131,12 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
+
+
+def warn_once(key: str, message: str, stacklevel: int) -> None:
+    if key not in warned:
+        warned.add(key)
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def shown(value: Any) -> str:

@@ -7,7 +7,10 @@ same table for the kernels; a test compares the two.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,20 +138,44 @@ def register_divergence(divergence: Divergence) -> Divergence:
     """Make a divergence of your own available by name.
 
     On every backend its weight runs in PyTorch (`log_weight` on a float64 tensor), followed by the fused kernel.
+    Registered again from the same place, as by a notebook's cell that runs twice, it replaces the earlier one.
 
     Raises:
         TypeError: not a `Divergence`.
-        ValueError: a name or alias is taken.
+        ValueError: a name or alias is taken, by a built-in divergence or by a function from another place.
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"register_divergence: expected a Divergence, got {type(divergence).__name__}")
     names = (divergence.name, *divergence.aliases)
+    earlier = [_by_alias[name] for name in names if name in _by_alias]
     for name in names:
-        if name in _by_alias or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
+        owner = _by_alias.get(name)
+        replaces = owner is not None and owner.kernel is None and _place(owner) == _place(divergence)
+        if (owner is not None and not replaces) or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
             raise ValueError(f"register_divergence: the name {shown(name)} is taken")
+    for owner in earlier:
+        _registry.pop(owner.name, None)
+        for name in (owner.name, *owner.aliases):
+            _by_alias.pop(name, None)
     _registry[divergence.name] = divergence
     _by_alias.update(dict.fromkeys(names, divergence))
     return divergence
+
+
+def _place(divergence: Divergence) -> Any:
+    """Where its function was written: the same for what a cell, a reload or a repeated call defines anew."""
+    function: Any = divergence.log_weight
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if isinstance(function, FunctionType):
+        name, code = (function.__module__, function.__qualname__), function.__code__
+        # A cell's file name changes with its text; no such file exists, except for ipykernel's debugger.
+        from_cell = not os.path.exists(code.co_filename) or "ipykernel_" in code.co_filename
+        return name if from_cell or "<lambda>" not in name[1] else (*name, code.co_filename, code.co_firstlineno)
+    kind = type(function)
+    is_of_the_user = kind.__module__.partition(".")[0] not in ("builtins", "torch", "numpy")
+    return (kind.__module__, kind.__qualname__) if is_of_the_user else id(function)
 
 
 def from_kernel(row: str, alpha_parameter: float | Tensor) -> Divergence:

@@ -14,13 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdkernels.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown
+from fdkernels.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once, warned
 from fdkernels.layout import as_broadcast, broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
 MIN_EPSILON_ALPHA = 1e-4
 # That aminmax knows.
 _ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+# What ties alpha and sigma together. Levels in half precision miss it by about 1e-3.
+_SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
+    "VP": lambda alpha, sigma: alpha * alpha + sigma * sigma - 1,
+    "VE": lambda alpha, sigma: alpha - 1,
+    "flow": lambda alpha, sigma: alpha + sigma - 1,
+}
+SCHEDULE_TOLERANCE = 1e-2
+_NO_SCHEDULE = "levels of no schedule"
+_FROM_CUMPROD = "from alphas_cumprod, alpha = alphas_cumprod.sqrt() and sigma = (1 - alphas_cumprod).sqrt()"
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class Prediction:
     Raises:
         ValueError: unknown kind (the nearest is named), a missing alpha or sigma; and where the host can know the
             values without a device sync (floats, CPU tensors): a non-finite or negative one, alpha below 1e-4 with
-            `epsilon`, α² + σ² other than 1 with `v_prediction`, σ beyond 1 with `flow_prediction`.
+            `epsilon`, α² + σ² other than 1 with `v_prediction`, σ beyond 1 with `flow_prediction`. With `epsilon` it
+            warns once of levels that no usual schedule has (α² + σ² = 1, α = 1, α + σ = 1): alphas_cumprod as alpha.
         TypeError: alpha or sigma that is neither a number nor a real tensor.
 
     Example:
@@ -105,12 +117,29 @@ class Prediction:
                 "use a v- or flow-predicting network at terminal noise, or leave such timesteps out"
             )
         if self.kind == "v_prediction":
-            # Schedules in half precision miss the circle by about 1e-3.
-            off = self._largest(lambda alpha, sigma: alpha * alpha + sigma * sigma - 1)
-            if off is not None and off > 1e-2:
-                raise ValueError(f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off!r}")
+            off = self._largest(_SCHEDULES["VP"])
+            if off is not None and off > SCHEDULE_TOLERANCE:
+                raise ValueError(
+                    f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off!r}; "
+                    f"{_FROM_CUMPROD}"
+                )
+        if self.kind == "epsilon" and _NO_SCHEDULE not in warned and not self._is_on_a_schedule():
+            warn_once(
+                _NO_SCHEDULE,
+                "alpha, sigma: expected levels of a schedule (VP: alpha² + sigma² = 1, VE: alpha = 1, or flow: alpha + "
+                f"sigma = 1), got others, which scale the gradient wrongly where they are a mistake; {_FROM_CUMPROD}",
+                4,
+            )
         if self.kind == "flow_prediction" and sigma is not None and sigma[1] > 1:
             raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]!r}")
+
+    def _is_on_a_schedule(self) -> bool:
+        """Whether one schedule may have made all the levels: also where the host can't look at them."""
+        for difference in _SCHEDULES.values():
+            off = self._largest(difference)
+            if off is None or off <= SCHEDULE_TOLERANCE:
+                return True
+        return False
 
     def _largest(self, difference: Callable[[Any, Any], Any]) -> float | None:
         """The largest |difference(alpha, sigma)| over x_t; None where the host can't look at the levels."""
@@ -120,6 +149,8 @@ class Prediction:
             return abs(difference(*map(float, levels)))
         if not all(is_readable(level) and level.numel() for level in tensors):
             return None
+        if len(tensors) == 2 and tensors[0].shape == tensors[1].shape:
+            return difference(*(level.detach().double() for level in tensors)).abs().max().item()
         return difference(*(self._aligned(name) for name in ("alpha", "sigma"))).abs().max().item()
 
     def _aligned(self, name: str) -> Tensor:

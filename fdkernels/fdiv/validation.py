@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from fdkernels.checks import (
     check_tensor,
     is_readable,
     shown,
+    warn_once,
 )
 from fdkernels.divergences import Divergence, from_kernel, resolve
 from fdkernels.fdiv import ops, t_range
@@ -33,8 +33,6 @@ from fdkernels.prediction import Prediction
 WIDEST_LOG_RATIO = 80.0  # ratio_range=None: e^±80 and its inverse are normal float32 numbers
 WIDEST_RATIO = (math.exp(-WIDEST_LOG_RATIO) * (1 - 1e-12), math.exp(WIDEST_LOG_RATIO) * (1 + 1e-12))
 SMALLEST_BATCH = 8  # below it, dividing h by its batch mean leaves little of the divergence
-
-_warned: set[str] = set()
 
 
 class Weighting(NamedTuple):
@@ -280,27 +278,23 @@ def _warn_about_t(normalizer: RatioNormalizer, t: Tensor) -> None:
     # Once for each t_range: a trainer may build its loss anew every step, and another range is another mistake.
     complaint = t_range.complaint(normalizer, t)
     if complaint is not None:
-        _warn_once(f"t_range {normalizer.t_range}", complaint)
+        warn_once(f"t_range {normalizer.t_range}", complaint, 4)
 
 
 def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: bool, normalize_weight: bool) -> None:
     flat = divergence.kernel == "rkl"
     if normalize_weight and not flat and batch < SMALLEST_BATCH:
-        _warn_once(
+        warn_once(
             "small batch",
             f"normalize_weight over {batch} samples flattens the weight (at 1 every divergence is rkl): "
             "pass group= for statistics over all ranks, or compute fdiv_weight over more samples and pass weight=",
+            4,
         )
     statistics = has_normalizer or (normalize_weight and not flat)
     if statistics and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        _warn_once(
+        warn_once(
             "group",
             f"group=None takes the weight's statistics over this process alone, in a world of {dist.get_world_size()}: "
             "pass group=torch.distributed.group.WORLD for the global batch",
+            4,
         )
-
-
-def _warn_once(key: str, message: str) -> None:
-    if key not in _warned:
-        _warned.add(key)
-        warnings.warn(message, stacklevel=5)

@@ -95,10 +95,10 @@ def scenarios(backend: str, rank: int, pair: Any) -> dict[Any, Any]:
 
 
 def warnings_without_group(backend: str) -> list[str]:
-    from fdkernels.fdiv import validation
+    from fdkernels import checks
 
     case = make((8, 3, 4, 4))
-    validation._warned.clear()
+    checks.warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         case.but(divergence="rkl").call(backend)

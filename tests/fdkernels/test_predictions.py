@@ -1,5 +1,6 @@
 """Raw predictions and guidance: x0 = a·x_t + c·prediction, with the x_t term cancelled exactly."""
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import testing
+from fdkernels import checks, testing
 from tests import oracle
 from tests.cases import Case, make
 
@@ -154,3 +155,65 @@ def test_high_noise(backend, levels):
     case = make(shape, heads=None, divergence="rkl")
     case = case.but(prediction=fdk.Prediction("epsilon", noisy, alpha=alpha, sigma=sigma))
     case.but(student=clean, teacher=teacher, fake=teacher + 0.001).check(backend)
+
+
+CUMPROD = torch.tensor([0.9, 0.5, 0.2, 0.01], dtype=torch.float64)
+VP = (CUMPROD.sqrt(), (1 - CUMPROD).sqrt())
+SCHEDULES = {
+    "VP": VP,
+    "VE": (1.0, torch.tensor([0.1, 2.0, 40.0, 80.0])),
+    "flow": (1 - CUMPROD, CUMPROD),
+    "per frame": tuple(v.reshape(2, 2, 1, 1, 1) for v in VP),
+    "numbers": (0.6, 0.8),
+    "VP, mixed": (0.8, torch.full((4,), 0.6)),
+    "half": tuple(v.half() for v in VP),
+    "bfloat16": tuple(v.bfloat16() for v in VP),
+    "bfloat16 flow": ((1 - CUMPROD).bfloat16(), CUMPROD.bfloat16()),
+}
+OFF = {
+    "alphas_cumprod": (CUMPROD, (1 - CUMPROD).sqrt()),
+    "alphas_cumprod in half": (CUMPROD.half(), (1 - CUMPROD).sqrt().half()),
+    "one sample of four": (torch.cat((VP[0][:3], CUMPROD[1:2])), torch.cat((VP[1][:3], (1 - CUMPROD[1:2]).sqrt()))),
+    "squared sigma": (CUMPROD.sqrt(), 1 - CUMPROD),
+    "numbers": (0.36, 0.8),
+    "of two shapes": (CUMPROD[1], (1 - CUMPROD[1]).sqrt().reshape(1, 1, 1, 1, 1)),
+}
+
+
+def warnings_of(alpha, sigma, kind="epsilon", noisy=None):
+    noisy = torch.zeros(SHAPE) if noisy is None else noisy
+    checks.warned.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fdk.Prediction(kind, noisy, alpha=alpha, sigma=sigma)
+        fdk.Prediction(kind, noisy, alpha=alpha, sigma=sigma)
+    return caught
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_levels_of_a_schedule_pass(name):
+    assert not warnings_of(*SCHEDULES[name])
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_levels_of_no_schedule_warn_once(name):
+    (warning,) = warnings_of(*OFF[name])
+    for part in ("alpha² + sigma² = 1", "alpha = 1", "alpha + sigma = 1", "alphas_cumprod.sqrt()"):
+        assert part in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_levels_that_the_host_cannot_know_do_not_warn():
+    alpha, sigma = (v.to("meta") for v in OFF["alphas_cumprod"])
+    assert not warnings_of(alpha, sigma, noisy=torch.zeros(SHAPE, device="meta"))
+
+
+def test_kinds_that_do_without_alpha_take_any():
+    alpha, _ = OFF["alphas_cumprod"]
+    for kind in ("flow_prediction", "edm"):
+        assert not warnings_of(alpha, (1 - CUMPROD).sqrt(), kind)
+
+
+def test_alphas_cumprod_for_v_prediction_names_the_root():
+    with pytest.raises(ValueError, match=r"^alpha, sigma: v_prediction needs .*alphas_cumprod\.sqrt\(\)"):
+        fdk.Prediction("v_prediction", torch.zeros(SHAPE), alpha=CUMPROD, sigma=(1 - CUMPROD).sqrt())

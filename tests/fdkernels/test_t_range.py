@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels.fdiv import t_range, validation
+from fdkernels import checks
+from fdkernels.fdiv import t_range
 from tests.device import on_device
 
 pytestmark = [pytest.mark.contract("state"), pytest.mark.cpu_only("the GPU's event and memory have a stand-in here")]
@@ -19,7 +20,7 @@ LEVELS = TIMESTEPS / 1000
 
 @pytest.fixture(autouse=True)
 def _nothing_told_yet():
-    validation._warned.clear()
+    checks.warned.clear()
 
 
 def told(normalizer, *batches, backend="auto", **options):
