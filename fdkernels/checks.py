@@ -70,7 +70,7 @@ def is_traced() -> bool:
 def check_number(name: str, value: Any) -> float:
     """A finite real number, NumPy's scalars included."""
     number = as_float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number):
+    if number - number != 0.0:  # not finite; torch.compile does not trace math.isfinite of a float that varies
         raise ValueError(f"{name}: expected a finite number, got {shown(value)}")
     return number
 

@@ -107,6 +107,26 @@ def test_jit_trace_sees_no_value(kind):
     assert torch.equal(traced(noisy, sigma.flip(0)), coefficients(kind, noisy, sigma.flip(0)))
 
 
+class Unreadable(Tensor):
+    """A subclass whose values are its own affair."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (Tensor.item, Tensor.aminmax, Tensor.tolist, Tensor.__bool__, Tensor.__float__):
+            raise AssertionError(f"{func.__name__} of a subclass")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensor_subclasses(kind):
+    noisy, sigma = inputs()[3], inputs()[6]
+    found = prediction(kind, noisy, sigma.as_subclass(Unreadable)).coefficients(noisy)
+    assert torch.equal(torch.stack(found).as_subclass(Tensor), coefficients(kind, noisy, sigma))
+    prediction(kind, noisy, torch.nn.Parameter(sigma))
+    with pytest.raises(ValueError, match="^sigma: expected finite"):
+        fdk.Prediction(kind, noisy, alpha=sigma, sigma=torch.nn.Parameter(-sigma))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_meta_tensors(kind):
     with torch.device("meta"):
