@@ -226,7 +226,8 @@ def score_difference(
         w = h.reshape(column) * s
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
         bad = ~np.isfinite(g).reshape(batch, -1).all(axis=1) | ~np.isfinite(h)
-        bad |= ~np.isfinite(np.broadcast_to(s, x.shape)).reshape(batch, -1).all(axis=1)
+        read = keep | (s[0].size == 1)  # of a scale that varies within a sample, what masked elements have is not read
+        bad |= ~(np.isfinite(np.broadcast_to(s, x.shape)) | ~read).reshape(batch, -1).all(axis=1)
         if t is not None:
             bad |= ~np.isfinite(float64(t))
         if isinstance(scale, str):
@@ -270,22 +271,27 @@ def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple
 
 
 def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, shape) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """FDivStats of a batch whose samples are all finite."""
+    """FDivStats: over the finite samples, whose share of the batch the effective sample size counts."""
     raw = h if given is None else given.raw
+    finite = np.isfinite(raw) if t is None else np.isfinite(raw) & np.isfinite(float64(t))
+    mean = functools.partial(np.mean, where=finite) if finite.any() else lambda _: np.nan
+    used = raw[finite] if finite.any() else np.full(1, np.nan)
+    gap = np.abs(difference)
+    gap = np.where(~keep & ~np.isfinite(gap), 0.0, gap)
     figures = {
-        "weight_min": raw.min(),
-        "weight_mean": raw.mean(),
-        "weight_max": raw.max(),
-        "effective_sample_size": raw.sum() ** 2 / (len(raw) * (raw**2).sum()),
-        "ratio_mean": np.nan if given is None else given.ratio.mean(),
-        "clip_fraction": np.nan if given is None else given.clipped.mean(),
+        "weight_min": used.min(),
+        "weight_mean": used.mean(),
+        "weight_max": used.max(),
+        "effective_sample_size": used.sum() ** 2 / (len(raw) * (used**2).sum()),
+        "ratio_mean": np.nan if given is None else mean(given.ratio),
+        "clip_fraction": np.nan if given is None else mean(given.clipped),
         "grad_norm": np.sqrt((grad**2).sum()),
-        "relative_gap": np.abs(difference).mean() / distance.mean(),
+        "relative_gap": np.divide(gap[~bad].sum(), distance[~bad].sum()),
         "nonfinite_samples": float(bad.sum()),
         "out_of_range_fraction": np.nan,
     }
     if normalizer is not None:
         t0, t1 = normalizer.t_range
         level = float64(t)
-        figures["out_of_range_fraction"] = ((level < t0) | (level > t1)).mean()
+        figures["out_of_range_fraction"] = mean((level < t0) | (level > t1))
     return {name: float(value) for name, value in figures.items()}

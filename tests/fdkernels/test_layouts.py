@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fdkernels as fdk
 from tests.cases import make, normalizer
@@ -42,7 +43,14 @@ def batch_last(v):
     return v.permute(*range(1, v.dim()), 0).contiguous().permute(v.dim() - 1, *range(v.dim() - 1))
 
 
-LAYOUTS = {f.__name__: f for f in (channels_last, sliced, batch_sliced, misaligned, transposed, batch_last)}
+def frames_first(v):
+    """(B, F, C, ...) in memory."""
+    return v.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+LAYOUTS = {
+    f.__name__: f for f in (channels_last, sliced, batch_sliced, misaligned, transposed, batch_last, frames_first)
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -119,12 +127,86 @@ def test_offsets_of_every_alignment(backend):
         case.but(student=shifted[0], teacher=shifted[1], fake=shifted[2]).check(backend)
 
 
+@pytest.mark.parametrize("layout", ("contiguous", *LAYOUTS))
+def test_operands_of_a_video_in_any_order(backend, layout):
+    """What frames, channels or rows share, in the order in which memory has them: runs of 1 to 192 elements."""
+    batch, channels, frames, rows, columns = shape = (2, 2, 3, 4, 4) if backend == "triton" else (4, 2, 3, 8, 8)
+    generator = torch.Generator().manual_seed(3)
+    change = LAYOUTS.get(layout, torch.Tensor.contiguous)
+    case = make(shape, heads=None)
+    case = case.but(student=change(case.student), teacher=change(case.teacher))
+    noisy = change(torch.randn(shape, generator=generator))
+    for size in (
+        (batch, 1, frames, 1, 1),
+        (1, channels, 1, 1, 1),
+        (batch, channels, frames, 1, 1),
+        (1, 1, frames, rows, 1),
+    ):
+        table = 0.2 + 2 * torch.rand(size, generator=generator)
+        keep = torch.rand(size, generator=generator) < 0.6
+        keep.view(-1)[0], keep.view(-1)[-1] = True, False
+        case.but(scale=table, mask=keep).check(backend)
+        case.but(prediction=fdk.Prediction("edm", noisy, sigma=table), mask=keep, reduction="none").check(backend)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the image-sized copies among the operations that run inside it."""
+
+    NAMES = ("clone", "copy_", "_to_copy", "contiguous")
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        copies = func.namespace == "aten" and func.overloadpacket.__name__ in self.NAMES
+        self.count += copies and result.numel() == self.elements
+        return result
+
+
+# How many of x, τ and f are copied where x or all three have a layout.
+COPIES = {
+    "contiguous": (0, 0),
+    "channels_last": (2, 0),
+    "transposed": (2, 0),
+    "frames_first": (2, 0),
+    "batch_sliced": (0, 0),
+    "misaligned": (0, 0),
+    "sliced": (1, 3),
+    "batch_last": (1, 3),
+}
+
+
+@pytest.mark.cpu_only("which operations run")
+@pytest.mark.parametrize("layout", COPIES)
+@pytest.mark.parametrize("rank", (4, 5))
+def test_what_is_copied(backend, layout, rank):
+    """A dense sample is read in the order in which it lies; the others take that order for one copy each."""
+    case = make((3, 2, 3, 4, 2)[-rank:], heads=None, scale=None)
+    change = LAYOUTS.get(layout, torch.Tensor.contiguous)
+    student = change(case.student).detach().requires_grad_()
+    for others, expected in zip((torch.Tensor.contiguous, change), COPIES[layout], strict=True):
+        given = case.but(teacher=others(case.teacher), fake=others(case.fake))
+        with Copies(student.numel()) as copies:
+            loss = given.call(backend, student)
+        if backend != "reference":  # whose arithmetic may copy too
+            assert copies.count == expected
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert gradient.shape == student.shape
+        if "slice" not in layout and layout != "batch_last":
+            assert gradient.stride() == student.stride()
+
+
 def test_gradient_keeps_the_strides_that_autograd_expects(backend):
     """A channels_last parameter gets a channels_last gradient: what optimizers and DDP buckets want."""
     case = make((4, 3, 8, 8))
     student = channels_last(case.student).clone(memory_format=torch.preserve_format).requires_grad_()
     case.call(backend, student).backward()
     assert student.grad.stride() == student.stride()
+    # Not by a copy of autograd's: `.grad` takes a parameter's strides whatever the loss hands back.
+    (gradient,) = torch.autograd.grad(case.call(backend, student), student)
+    assert gradient.stride() == student.stride()
 
 
 def test_the_inputs_are_left_alone(backend):

@@ -73,6 +73,24 @@ def test_strided_masks(backend):
     make(SHAPE, mask=random_mask((5, 6, 2, 3, 4)).permute(4, 3, 2, 1, 0)).check(backend)
 
 
+@pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
+def test_rows_with_a_stride_of_their_own(backend, reduction):
+    """Masks and scales cut out of wider ones, whose other entries say something else."""
+    # Frames of fewer and of more than 64 elements.
+    for shape in ((4, 3, 1, 4, 4),) if backend == "triton" else ((4, 3, 2, 6, 5), (4, 3, 2, 8, 8)):
+        case = make(shape, heads=None, reduction=reduction)
+        wide = random_mask((8, 5, 1, 1, 1))
+        wide[:, 1] = ~wide[:, 0]
+        for mask in (wide[:4, :1], wide[::2, 1:2], wide[:4, :3], wide[4:, ::2], wide[3:4, 1:4]):
+            case.but(mask=mask).check(backend)
+        rows = random_mask((4, 2, 1, *shape[3:]))
+        case.but(mask=rows[:, 1:]).check(backend)
+        case.but(mask=rows[:, :1].expand(shape)).check(backend)
+        scale = 0.1 + torch.rand(8, 5, 1, 1, 1, generator=torch.Generator().manual_seed(4))
+        for table in (scale[:4, :1], scale[::2, 1:4], scale[3:4, 1:4]):
+            case.but(scale=table).check(backend)
+
+
 def test_mask_with_channels_last(backend):
     case = make((4, 3, 6, 5), mask=random_mask((4, 3, 6, 5)))
     case.but(student=case.student.to(memory_format=torch.channels_last)).check(backend)

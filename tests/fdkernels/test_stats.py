@@ -77,6 +77,60 @@ def test_predictions_and_masks(backend):
     check(make((5, 3, 6, 5), mask=mask), backend)
 
 
+BAD = {
+    "logits": {"logits": [1, 4]},
+    "t": {"t": [0]},
+    "logits and t": {"logits": [2], "t": [3]},
+    "images": {"fake": [1], "teacher": [4]},
+    "student": {"student": [2]},
+    "all": {"logits": range(6)},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_of_batches_with_bad_samples(backend, bad):
+    """A bad sample is in no mean; its place in the batch stays in the effective sample size."""
+    for options in ({"normalizer": normalizer(t_range=(0.2, 0.7))}, {"divergence": "kl"}, {"divergence": "rkl"}):
+        case = make((6, 3, 5), logit_scale=3, seed=2, nonfinite="zero", **options)
+        for name, samples in BAD[bad].items():
+            poisoned = getattr(case, name).clone()
+            for b in samples:
+                poisoned[b].view(-1)[-1] = torch.nan
+            case = case.but(**{name: poisoned})
+        stats = check(case, backend)
+        assert stats.nonfinite_samples == sum(map(len, BAD[bad].values()))
+
+
+def test_of_bad_weights(backend):
+    """Given weights, and none with a bad t."""
+    case = make((5, 3, 6, 5), heads=None, nonfinite="zero", weight=torch.tensor([0.5, torch.nan, 2, torch.inf, 3]))
+    assert check(case, backend).effective_sample_size < 0.6
+    t = torch.tensor([0.5, 0.1, torch.nan, 0.4, 0.6])
+    case = make((5, 3, 6, 5), heads=None, nonfinite="zero").but(t=t)
+    assert check(case, backend).effective_sample_size == 0.8
+    check(case.but(weight=torch.tensor([0.5, 1, 2, 0.1, 3]), divergence="js"), backend)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+@pytest.mark.parametrize("name", ("student", "teacher", "fake", "noisy"))
+def test_whatever_a_mask_hides(backend, name, value):
+    """In a mask's elements, rows or frames: what is not finite there counts as 0, what is finite counts."""
+    shape = (2, 3, 2, 4, 4) if backend == "triton" else (4, 3, 2, 8, 8)
+    for size in (shape, (1, 3, 1, 1, 1), (shape[0], 1, 1, shape[3], 1), (shape[0], 3, 1, 1, 1)):
+        generator = torch.Generator().manual_seed(3)
+        mask = torch.rand(size, generator=generator) < 0.6
+        mask.view(-1)[0], mask.view(-1)[-1] = True, False
+        case = make(shape, heads=None, mask=mask)
+        hidden = ~mask.expand(shape)
+        hidden[..., ::2, :] = False  # some of a masked run are fine
+        if name == "noisy":
+            noisy = torch.randn(shape, generator=generator).masked_fill(hidden, value)
+            case = case.but(prediction=fdk.Prediction("edm", noisy, sigma=0.75))
+        else:
+            case = case.but(**{name: getattr(case, name).masked_fill(hidden, value)})
+        assert check(case, backend).relative_gap > 0
+
+
 def test_asking_changes_nothing(backend):
     case = make((9, 3, 6, 5), normalizer=normalizer())
     plain, with_stats = case.run(backend), case.run(backend, stats=True)

@@ -1,0 +1,162 @@
+"""Scales, noise levels and masks that runs of elements share, as the frames of a video do: on both sides of every
+length from which a backend has other loops for them."""
+
+import pytest
+import torch
+
+import fdkernels as fdk
+from tests.cases import Case, make
+from tests.fdkernels import test_nonfinite, test_stats
+
+pytestmark = pytest.mark.contract("exactness")
+
+# CPU: runs of 64 and more have loops of their own, in blocks of 512 and sums of 64, 128 or 256. CUDA: vectors of 2, 4
+# or 8, of which a thread adds 16 elements.
+LENGTHS = {
+    "reference": (1, 60, 64),
+    "native": (1, 3, 4, 6, 60, 63, 64, 65, 127, 128, 129, 255, 257, 511, 512, 513, 1030),
+    "triton": (16, 22),  # a sample of 128 elements in one program, more in tiles of 64, as tests/conftest.py has it
+}
+SOME = {"reference": (64,), "native": (5, 63, 64, 600), "triton": (16, 22)}
+# Operands by the shape of their tables, of samples of 3 frames with 2 rows of some length.
+TABLES = {
+    "scale": {"scale": (2, 3, 2, 1)},
+    "scale of the batch": {"scale": (1, 3, 2, 1)},
+    "scale within channels": {"scale": (2, 1, 2, 1)},
+    "mask": {"mask": (2, 3, 2, 1)},
+    "levels": {"levels": (2, 3, 2, 1)},
+    "levels, x unread": {"levels": (2, 3, 2, 1), "scale": None},
+    "all alike": {"levels": (2, 3, 2, 1), "scale": (2, 3, 2, 1), "mask": (2, 3, 2, 1)},
+    "scale cuts the mask's": {"scale": (2, 3, 2, 1), "mask": (2, 3, 1, 1)},
+    "scale cuts the levels'": {"scale": (2, 3, 2, 1), "levels": (2, 3, 1, 1)},
+    "mask cuts the scale's": {"mask": (2, 3, 2, 1), "scale": (1, 3, 1, 1), "levels": (2, 1, 1, 1)},
+    "levels cut the mask's": {"levels": (2, 3, 2, 1), "mask": (1, 3, 1, 1)},
+    "levels, one scale a sample": {"levels": (1, 3, 1, 1), "scale": (2, 1, 1, 1)},
+    "mask of elements": {"mask": (1, 1, 2, 0), "levels": (2, 3, 1, 1)},
+}  # a size of 0: the run's length
+
+
+def shared(name: str, length: int, dtype: torch.dtype = torch.float32, **options) -> Case:
+    """A batch with the operands of TABLES, whose entries differ by far more than any tolerance."""
+    shape = (2, 3, 2, length)
+    case = make(shape, dtype, heads=None, seed=length, **options)
+    generator = torch.Generator().manual_seed(length)
+    for option, size in TABLES[name].items():
+        if size is None:
+            case = case.but(**{option: None})
+            continue
+        entries = torch.rand([length if s == 0 else s for s in size], generator=generator, dtype=torch.float64)
+        if option == "levels":
+            noisy = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            case = case.but(prediction=fdk.Prediction("edm", noisy.to(dtype), sigma=0.2 + 2 * entries))
+        elif option == "scale":
+            case = case.but(scale=(0.1 + entries).to(torch.float64 if dtype == torch.float64 else torch.float32))
+        else:
+            mask = entries < 0.6
+            mask.view(-1)[0], mask.view(-1)[-1] = True, False
+            case = case.but(mask=mask)
+    return case
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
+def test_lengths(backend, name, dtype):
+    lengths = LENGTHS[backend]
+    if backend == "triton":  # interpreted, a program costs milliseconds
+        lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
+    # Each reduction divides by another count of what a mask keeps.
+    reduction = {torch.bfloat16: "mean", torch.float16: "sum"}.get(dtype, "none")
+    for length in lengths:
+        shared(name, length, dtype, reduction=reduction).check(backend)
+
+
+@pytest.mark.backends("native")
+@pytest.mark.parametrize("name", ("scale", "mask", "all alike", "scale cuts the mask's"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
+    """Float32 predictions, and an unconditional one."""
+    for length in (60, 64, 65):
+        shared(name, length, dtype, predictions=torch.float32).check(backend)
+        case = shared(name, length, dtype)
+        uncond = torch.randn(case.teacher.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        case.but(teacher_uncond=uncond, guidance_scale=1.5).check(backend)
+        case.but(fake_uncond=uncond, fake_guidance_scale=0.5).check(backend)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_figures(backend, name):
+    for length in SOME[backend][-2:]:
+        test_stats.check(shared(name, length, torch.bfloat16 if length == 64 else torch.float32), backend)
+
+
+@pytest.mark.backends("reference", "native")
+@pytest.mark.cpu_only("chunks of 16,384 elements, samples of 1 MiB, threads")
+@pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize("length", (2730, 2731, 5462, 14563, 14564))
+def test_samples_on_both_sides_of_a_chunk(backend, length, threads):
+    """Runs that a chunk's end cuts; samples that a thread takes alone, and those that all threads share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for name in ("all alike", "levels, x unread", "mask of elements"):
+            case = shared(name, length, reduction="none")
+            case.check(backend)
+            # Found in one chunk, and the gradients of all are zeros.
+            bad = test_nonfinite.poison(case.fake, 1, torch.nan)
+            case.but(fake=bad, mask=None, nonfinite="zero").check(backend)
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- entries that are not finite
+
+
+@pytest.mark.parametrize("value", (torch.inf, torch.nan))
+@pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
+@pytest.mark.parametrize("name", ("scale", "scale within channels"))
+def test_a_bad_scale(backend, name, nonfinite, value):
+    for length in SOME[backend]:
+        dtype = torch.bfloat16 if length in (16, 64) else torch.float32
+        case = shared(name, length, dtype, nonfinite=nonfinite, reduction="none")
+        scale = test_nonfinite.poison(case.options["scale"], 1, value)
+        test_nonfinite.check(case.but(scale=scale), backend)
+        # 0 times infinity is not zero.
+        same = torch.where(scale.isfinite(), case.fake, case.teacher)
+        test_nonfinite.check(case.but(scale=scale, fake=same), backend)
+
+
+@pytest.mark.parametrize("value", (torch.inf, torch.nan))
+@pytest.mark.parametrize("name", ("all alike", "scale cuts the mask's", "mask cuts the scale's"))
+def test_whatever_a_masked_run_holds(backend, name, value):
+    for length in SOME[backend]:
+        case = shared(name, length, torch.bfloat16 if length in (16, 64) else torch.float32)
+        masked = ~case.options["mask"].expand(case.student.shape)
+        case = case.but(**{n: getattr(case, n).masked_fill(masked, value) for n in ("student", "teacher", "fake")})
+        if case.options["scale"].shape == case.options["mask"].shape:
+            case = case.but(scale=case.options["scale"].masked_fill(~case.options["mask"], value))
+        outcome = case.check(backend)
+        assert outcome.grad.isfinite().all() and not outcome.grad[masked].any()
+        assert test_stats.check(case, backend).nonfinite_samples == 0
+
+
+# ---- squares that float32 holds in part, or not at all
+
+
+SIZES = (1e-24, 1e-22, 1e-20, 3e-16, 1e-14, 1e18, 1e22)
+
+
+@pytest.mark.parametrize("name", ("scale", "mask", "levels, x unread", "mask of elements", "none"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_squares_that_underflow_in_part(backend, name, dtype):
+    """A gap of 1e-22 has squares around float32's smallest number: kept, with most of their digits gone."""
+    lengths = SOME[backend]
+    if backend == "triton":
+        lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
+    for length in lengths:
+        case = make((2, 3, 2, length), dtype, heads=None) if name == "none" else shared(name, length, dtype)
+        if case.options.get("scale", "dmd") == "dmd":
+            case = case.but(scale=None)
+        for size in SIZES[1:2] if backend == "triton" else SIZES:
+            fake = (size * case.fake.double()).to(dtype)
+            weight = torch.tensor([1e-7, 3e-7]) / size
+            case.but(teacher=torch.zeros_like(fake), fake=fake, weight=weight).check(backend)
