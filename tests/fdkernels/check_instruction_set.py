@@ -6,6 +6,7 @@ import torch
 
 import fdkernels as fdk
 from tests.cases import make, normalizer
+from tests.fdkernels.test_runs import TABLES, shared
 
 
 def main(backend: str, level: str) -> None:
@@ -18,6 +19,10 @@ def main(backend: str, level: str) -> None:
             noisy = case.student + 0.25
             case.but(prediction=fdk.Prediction("edm", noisy, sigma=0.75)).check(backend)
             case.but(reduction="none").check(backend, torch.linspace(0.5, 2, shape[0]))
+    for name in TABLES:
+        for length in (63, 64, 65, 127, 129, 255, 257, 513):
+            shared(name, length, torch.bfloat16).check(backend)
+            shared(name, length, reduction="none").check(backend)
     mixed = make((4, 3, 9, 7), torch.bfloat16, predictions=torch.float32)
     mixed.check(backend)
     mixed.but(fake=mixed.fake.half()).check(backend)

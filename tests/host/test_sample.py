@@ -13,6 +13,7 @@ import fdkernels as fdk
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.arguments import FdivArguments
 from tests.cases import make, normalizer, same_bits
+from tests.fdkernels import test_runs, test_stats
 from tests.fdkernels.test_triton_schedules import OPTIONS, held_out
 from tests.host.run import Team, forward
 
@@ -192,6 +193,39 @@ def test_long_sums(host, monkeypatch):
     case = make((1, 65536), seed=3, heads=None)
     outcome, expected = case.run("native"), case.expected()
     torch.testing.assert_close(outcome.loss.double(), torch.as_tensor(expected.loss), rtol=2e-7, atol=0)
+
+
+# ---- operands that runs of elements share: what tests/fdkernels/test_runs.py asks of every backend
+
+
+@pytest.fixture
+def few_lengths(monkeypatch):
+    monkeypatch.setitem(test_runs.SOME, "native", (5, 64))
+
+
+@pytest.mark.parametrize("name", test_runs.TABLES)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_lengths_of_runs(native, name, dtype):
+    for length in (1, 3, 4, 8, 65):  # multiples of a vector, and lengths that cut one
+        test_runs.shared(name, length, dtype, reduction="none").check(native)
+
+
+@pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
+def test_a_bad_entry(native, few_lengths, nonfinite):
+    test_runs.test_a_bad_scale(native, "scale", nonfinite, torch.inf)
+
+
+@pytest.mark.parametrize("name", ("scale", "levels, x unread", "mask of elements"))
+def test_squares_that_underflow_in_part(native, few_lengths, name):
+    test_runs.test_squares_that_underflow_in_part(native, name, torch.float32)
+
+
+@pytest.mark.parametrize("name", ("student", "teacher", "noisy"))
+def test_figures_of_what_a_mask_hides(native, name):
+    for case in test_stats.hidden(name, torch.inf, (2, 3, 2, 4, 5)):
+        found, expected = case.run(native, stats=True).stats, case.expected().stats
+        for figure in ("grad_norm", "relative_gap", "nonfinite_samples"):
+            assert getattr(found, figure).item() == pytest.approx(expected[figure], rel=2e-6)
 
 
 # ---- slicing
