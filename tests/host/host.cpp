@@ -160,5 +160,8 @@ PYBIND11_MODULE(fdkernels_host, m) {
   m.def("entries", [](int vector, int64_t rows, int64_t inner, int64_t i) {
     return vector == 8 ? entries<8>(rows, inner, i) : vector == 4 ? entries<4>(rows, inner, i) : entries<2>(rows, inner, i);
   });
+  m.def("kept_entries", [](const py::object& mask, int64_t rows, int64_t first, int64_t step) {
+    return kept_entries(table(mask), rows, first, step);
+  });
   m.def("divided", [](int64_t i, int64_t by) { return divided(i, by); });
 }

@@ -228,6 +228,15 @@ def test_figures_of_what_a_mask_hides(native, name):
             assert getattr(found, figure).item() == pytest.approx(expected[figure], rel=2e-6)
 
 
+def test_rows_with_a_stride_of_their_own(native):
+    case = make((4, 3, 2, 4, 4), heads=None, reduction="none")
+    generator = torch.Generator().manual_seed(3)
+    wide = torch.rand(8, 5, 1, 1, 1, generator=generator)
+    for rows in (wide[:4, :1], wide[::2, 1:4], wide[3:4, 1:4]):
+        case.but(mask=rows < 0.6, scale=rows + 0.1).check(native)
+        case.but(mask=(wide < 0.6)[::2, 1:4], scale=rows).check(native)
+
+
 # ---- slicing
 
 
@@ -268,6 +277,17 @@ def test_entries_of_tables(host, vector):
         i = choose.choice((0, 1, 2**31 - 3, 2**32 - 2, 2**40 + 5, choose.randrange(2**44)))
         i = i // vector * vector  # vectors start at their own multiples
         assert host.entries(vector, rows, inner, i) == [(i + k) // inner % rows for k in range(vector)]
+
+
+def test_kept_entries_of_a_mask(host):
+    wide = torch.rand(9, 7, generator=torch.Generator().manual_seed(2)) < 0.5
+    for mask in (wide, wide[:, 2:5], wide[::2, :6], wide[:, :1], wide[:1]):
+        rows, entries = mask.shape
+        given = (mask.data_ptr(), False, mask.stride(0), entries, 1)
+        for step in (1, 4, 100):
+            assert sum(host.kept_entries(given, rows, first, step) for first in range(step)) == mask.sum()
+    shared = (wide.data_ptr(), False, 0, 7, 1)
+    assert sum(host.kept_entries(shared, 3, first, 5) for first in range(5)) == 3 * wide[0].sum()
 
 
 def test_division(host):
