@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import baselines
 from benchmarks.comparisons import dimensions
 from benchmarks.shapes import PRACTICE
-from fdkernels import _core
+from fdkernels import binaries
 from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, Plan, backward_plan, bytes_moved, plan
 
@@ -128,6 +128,8 @@ def our_rows() -> list[str]:
 
 def native_rows() -> list[str]:
     """The CUDA kernels' plans on an H200, with its presumed clusters."""
+    from fdkernels import _core
+
     rows = [
         "| shape | dtype | schedule | blocks × threads | shared memory | prefetch | launches | "
         "bytes an element, cold | predicted |",
@@ -179,7 +181,12 @@ def filled(page: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
     parser.add_argument("--write", action="store_true", help="into the pages")
-    if parser.parse_args().write:
+    given = parser.parse_args()
+    try:
+        binaries.require_core()
+    except ImportError as error:
+        parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing: {error}\n")
+    if given.write:
         for page in PAGES:
             page.write_text(filled(page.read_text()))
     else:

@@ -1,5 +1,9 @@
 """Fused kernels for distribution-matching distillation of diffusion models."""
 
+from fdkernels import binaries as _binaries
+
+__path__ += _binaries.borrowed()
+
 try:
     import torch as _torch  # noqa: F401
 except (ImportError, OSError) as _error:

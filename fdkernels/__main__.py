@@ -16,6 +16,7 @@ import subprocess
 import sys
 
 import fdkernels
+from fdkernels import binaries
 
 
 def main() -> None:
@@ -60,7 +61,10 @@ def run_probe() -> None:
 
 def probe_compiled() -> None:
     print("\nCompiled parts", flush=True)
+    if binaries.borrowed():
+        say("", f"{binaries.folder()} has them, built from the same csrc/ as here")
     try:
+        binaries.require_core()
         import fdkernels._core as core
     except ImportError as error:
         say("_core", f"missing or broken: {error}")

@@ -7,8 +7,9 @@
 On GPUs `native` is CUDA C++, for NVIDIA's alone and those that the library was compiled for; `triton` serves NVIDIA and
 ROCm. Both need compute capability 8.0. A machine with several kinds of GPU is judged by its current one.
 
-`reference` is eager PyTorch and runs anywhere. A backend asked for by name is used or refused, never replaced. With
-FDKERNELS_LOG=1 the first use of each (op, device) names its backend and, where a faster one is missing, why.
+`reference` is eager PyTorch and runs anywhere; where a kernel should have served, "auto" takes it with a warning. A
+backend asked for by name is used or refused, never replaced. With FDKERNELS_LOG=1 the first use of each (op, device)
+names its backend and, where a faster one is missing, why.
 """
 
 from __future__ import annotations
@@ -22,19 +23,17 @@ import itertools
 import logging
 import os
 import re
-from pathlib import Path
+import warnings
 
 import torch
+
+from fdkernels import binaries
 
 BACKENDS = ("reference", "native", "triton")
 
 # Fastest first.
 PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
 
-HOW_TO_BUILD = {
-    "cpu": "run `pip install .` or `make build`",
-    "cuda": "with nvcc on PATH, run `pip install .` or `make build`",
-}
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 
@@ -48,13 +47,14 @@ _chosen: dict[tuple[str, str], str] = {}
 @functools.cache
 def load_native(device_type: str) -> str | None:
     """Load the C++ op library of a device type, "cpu" or "cuda", once. Returns None, or why it can't be used."""
-    library = Path(__file__).parent / f"libfdkernels_{device_type}.so"
-    if not library.exists():
-        return f"{library.name} was not built ({HOW_TO_BUILD[device_type]})"
+    name = f"libfdkernels_{device_type}.so"
+    reason = binaries.unusable(name)
+    if reason is not None:
+        return reason
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(binaries.folder() / name))
     except OSError as error:
-        return f"{library.name} does not load: {error.__cause__ or error}"  # torch's own text leaves the reason out
+        return f"{name} does not load: {error.__cause__ or error}"  # torch's own text leaves the reason out
     return None
 
 
@@ -90,6 +90,7 @@ def _why_not_gpu() -> str | None:
 def _why_not_compiled(capability: tuple[int, int]) -> str | None:
     """Why the CUDA library has no code for a GPU, or this machine's driver can't run it."""
     try:
+        binaries.require_core()
         from fdkernels import _core
     except ImportError as error:
         return f"fdkernels._core, which knows what the CUDA library was built for, does not load: {error}"
@@ -164,6 +165,7 @@ def choose(requested: str, device_type: str) -> str:
         if requested == "auto":
             order = PREFERENCE.get(device_type, ("reference",))
             _chosen[key] = next(b for b in order if unavailable(b, device_type) is None)
+            _warn_of_fallback(_chosen[key], order, device_type)
         else:
             reason = unavailable(requested, device_type)
             if reason is not None:
@@ -174,6 +176,17 @@ def choose(requested: str, device_type: str) -> str:
 
 # What torch.compiler.assume_constant_result sets; calling that here would import all of torch._dynamo.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> None:
+    """Nobody gets eager PyTorch, or loses native to binaries that lie there and do not fit, without being told."""
+    skipped = order[: order.index(chosen)]
+    if skipped and (chosen == "reference" or binaries.misfit(f"libfdkernels_{device_type}.so")):
+        reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in skipped)
+        what = "eager PyTorch, which is slow" if chosen == "reference" else chosen
+        more = f"`python -m fdkernels` says more; backend={chosen!r} asks for it."
+        message = f"fdkernels serves {device_type} tensors with {what}. {reasons}. {more}"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)  # where the loss is called
 
 
 def log_choice(op: str, backend: str, device_type: str) -> None:

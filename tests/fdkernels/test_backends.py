@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import importlib.util
+import re
 import sys
+import warnings
 
 import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import _core, backends
+from fdkernels import _core, backends, binaries
 
 pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
 
@@ -161,13 +163,42 @@ def test_what_compiled_code_serves(arch, capabilities):
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 def test_a_library_that_is_not_there_or_none(monkeypatch, tmp_path, device_type):
-    monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends.py"))
+    monkeypatch.setattr(binaries, "PACKAGE", tmp_path)
+    monkeypatch.setattr(sys, "path", [])
     library = tmp_path / f"libfdkernels_{device_type}.so"
     load = backends.load_native.__wrapped__
     assert load(device_type).startswith(f"{library.name} was not built (")
     assert ("nvcc" in load(device_type)) == (device_type == "cuda")
     library.write_bytes(b"not a library" * 100)
     assert load(device_type).startswith(f"{library.name} does not load: ") and "invalid ELF header" in load(device_type)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "machine", "chosen", "said"),
+    [
+        ("cpu", {}, "native", None),
+        ("cpu", {"library": "it was not built"}, "reference", "eager .*native: it was not built. "),
+        ("cuda", {}, "native", None),
+        # A machine without nvcc has no CUDA library, and Triton is what it is meant to take.
+        ("cuda", {"library": "it was not built"}, "triton", None),
+        ("cuda", {"library": "it is stale", "misfit": True}, "triton", "triton. native: it is stale. "),
+        ("cuda", {"capability": (7, 5)}, "reference", r"eager .*native: compute cap.*; triton: compute cap"),
+        ("mps", {}, "reference", None),
+    ],
+)
+def test_what_auto_gives_up_is_said_once(monkeypatch, pretend, device_type, machine, chosen, said):
+    misfit = "stale" if machine.pop("misfit", False) else None
+    pretend(**machine)
+    monkeypatch.setattr(binaries, "misfit", lambda name: misfit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [backends.choose("auto", device_type) for _ in range(3)] == [chosen] * 3
+        assert backends.choose("reference", device_type) == "reference"  # who asks for it knows
+    assert len(caught) == (said is not None)
+    for warning in caught:
+        assert warning.category is RuntimeWarning
+        assert re.search(f"^fdkernels serves {device_type} tensors with {said}", str(warning.message))
+        assert f"`python -m fdkernels` says more; backend={chosen!r} asks for it" in str(warning.message)
 
 
 def test_log_names_what_is_faster_and_missing(monkeypatch, pretend, caplog):

@@ -85,6 +85,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, setup_file: ModuleType) -> P
     return built
 
 
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and no checkout on its path; its Python."""
+    python = make_environment(tmp_path_factory.mktemp("environment") / "venv", reuse=True)
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())
+    assert run.returncode == 0, run.stdout + run.stderr
+    return python
+
+
 def build_wheel(folder: Path, cuda_archs: str) -> None:
     source = copy_checkout(folder / f"checkout-{os.getpid()}")
     build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(folder)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.packaging.conftest import ROOT, clean_variables, make_environment
+from tests.packaging.conftest import ROOT, clean_variables
 
 SMOKE = """
 import json, sys, torch
@@ -34,16 +33,6 @@ print(json.dumps({
     "difference": (gradients["native"] - gradients["reference"]).norm().item(),
 }))
 """
-
-
-@pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and no checkout on its path; its Python."""
-    python = make_environment(tmp_path_factory.mktemp("environment") / "venv", reuse=True)
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
-    run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())
-    assert run.returncode == 0, run.stdout + run.stderr
-    return python
 
 
 def test_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""In a clone, whose Python files hide the installed ones: whose binaries serve, and what is said where none do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fdkernels import binaries
+from tests.packaging.conftest import ROOT, clean_variables, copy_checkout
+
+USE = """
+import json, torch
+import fdkernels as fdk
+from fdkernels import backends
+
+x = torch.randn(8, 3, requires_grad=True)
+def loss(x, **options):
+    return fdk.fused_fdiv_loss(x, torch.ones(8, 3), torch.zeros(8, 3), torch.randn(8), **options)
+for _ in range(2):
+    loss(x).backward()
+torch.compile(loss, fullgraph=True, backend="eager")(x).backward()
+try:
+    loss(x, backend="native")
+    refused = ""
+except RuntimeError as error:
+    refused = str(error)
+print(json.dumps([fdk.__file__, sorted(map(str, torch.ops.loaded_libraries)), backends.choose("auto", "cpu"), refused]))
+"""
+CORE = """
+from fdkernels import _core
+import fdkernels._core as same
+assert same is _core
+print(_core.__file__)
+"""
+PLAN = ("-m", "fdkernels", "plan", "--shape", "8,4,64,64")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A fresh clone, where nothing was built."""
+    target = copy_checkout(tmp_path / "clone")
+    shutil.copytree(ROOT / "benchmarks", target / "benchmarks", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    return target
+
+
+def build_in_place(clone: Path) -> None:
+    """As `make build` leaves it."""
+    for file in (ROOT / "fdkernels").glob("*.so"):
+        shutil.copy(file, clone / "fdkernels" / file.name)
+
+
+def change(clone: Path) -> None:
+    """A `git pull` that touches C++."""
+    with (clone / "csrc/ops.cpp").open("a") as file:
+        file.write("// another line\n")
+
+
+class Run:
+    def __init__(self, python: Path, clone: Path, *arguments: str) -> None:
+        done = subprocess.run([python, *arguments], capture_output=True, text=True, cwd=clone, env=clean_variables())
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+
+def use(python: Path, clone: Path) -> tuple[list[str], str, str, str]:
+    """Libraries that a training step loads, what auto takes, why not native, and what is warned."""
+    run = Run(python, clone, "-c", USE)
+    assert run.code == 0, run.err
+    file, libraries, auto, refused = json.loads(run.out)
+    assert Path(file).is_relative_to(clone)
+    return libraries, auto, refused, run.err
+
+
+def assert_says_in_a_line(python: Path, clone: Path, what: str) -> None:
+    """The report goes on, a command stops; each with the reason, none with a traceback."""
+    report = Run(python, clone, "-m", "fdkernels")
+    assert report.code == 0 and report.err == ""
+    told = [line.split()[0] for line in report.out.splitlines() if what in line]
+    assert {"_core", "libfdkernels_cpu", "native"} <= set(told) and "auto picks reference" in report.out
+    for command in (PLAN, ("-m", "benchmarks.traffic")):
+        run = Run(python, clone, *command)
+        assert run.code == 1 and what in run.err and run.err.count("\n") == 1
+    assert Run(python, clone, "-m", "benchmarks", "--help").code == 0
+
+
+def assert_warned_once(python: Path, clone: Path, what: str) -> None:
+    libraries, auto, refused, warned = use(python, clone)
+    assert libraries == [] and auto == "reference"
+    assert refused.startswith("backend 'native' is not available for cpu tensors: ") and what in refused
+    assert warned.count("RuntimeWarning") == 1
+    assert "fdkernels serves cpu tensors with eager PyTorch" in warned and what in warned
+
+
+def test_the_installed_binaries_serve_a_clone_of_the_same_sources(installed: Path, clone: Path) -> None:
+    libraries, auto, refused, warned = use(installed, clone)
+    assert (auto, refused, warned) == ("native", "", "")
+    environment = installed.parents[1]
+    assert len(libraries) == 1 and Path(libraries[0]).is_relative_to(environment)
+    core = Run(installed, clone, "-c", CORE)
+    assert Path(core.out.strip()).is_relative_to(environment), core.err
+    report = Run(installed, clone, "-m", "fdkernels")
+    assert "libfdkernels_cpu  loads" in report.out and "auto picks native" in report.out
+    (line,) = (line for line in report.out.splitlines() if line.endswith("has them, built from the same csrc/ as here"))
+    assert Path(line.split()[0]).is_relative_to(environment)
+    assert "predicted" in Run(installed, clone, *PLAN).out
+    assert Run(installed, clone, "-m", "benchmarks", "--help").code == 0
+
+
+def test_the_installed_binaries_of_other_sources_do_not(installed: Path, clone: Path) -> None:
+    change(clone)
+    what = f"the source tree {clone} hides the fdkernels that is installed in {installed.parents[1]}"
+    assert_warned_once(installed, clone, what)
+    assert_says_in_a_line(installed, clone, "built from other sources: run from another folder, or `make build` or")
+    # From another folder it serves.
+    libraries = Run(installed, clone.parent, "-c", USE.replace("fdk.__file__", "''")).out
+    assert "libfdkernels_cpu.so" in libraries and "native" in libraries
+
+
+def test_a_clone_without_binaries_anywhere(uninstalled: Path, clone: Path) -> None:
+    what = "was not built (run `pip install .` or `make build` in the source tree)"
+    assert_warned_once(uninstalled, clone, what)
+    assert_says_in_a_line(uninstalled, clone, what)
+
+
+def test_binaries_in_place_go_before_installed_ones(installed: Path, clone: Path) -> None:
+    build_in_place(clone)
+    libraries, auto, _, warned = use(installed, clone)
+    assert auto == "native" and warned == ""
+    assert libraries == [str(clone / "fdkernels/libfdkernels_cpu.so")]
+    assert Run(installed, clone, "-c", CORE).out.startswith(str(clone))
+
+
+def test_stale_binaries_in_place_are_refused(uninstalled: Path, clone: Path) -> None:
+    build_in_place(clone)
+    change(clone)
+    assert_warned_once(uninstalled, clone, "libfdkernels_cpu.so was built from other sources than csrc/ has now")
+    assert Run(uninstalled, clone, "-m", "fdkernels").out.count("than csrc/ has now: run `make build`") >= 3
+    run = Run(uninstalled, clone, *PLAN)
+    assert run.code == 1 and "run `make build`" in run.err and run.err.count("\n") == 1
+
+
+def test_every_binary_holds_the_digest_of_its_sources(wheel: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(wheel, tmp_path, "zip")
+    files = [*(tmp_path / "fdkernels").glob("*.so"), *(ROOT / "fdkernels").glob("*.so")]
+    assert len(files) >= 4
+    assert {binaries.built_from(file) for file in files} == {binaries.digest()}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("ops.cpp", True), ("cpu/new.h", True), ("cuda/new.cu", True), ("notes.txt", False), (".#ops.cpp", False)],
+)
+def test_what_the_digest_is_of(clone: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts: bool) -> None:
+    monkeypatch.setattr(binaries, "PACKAGE", clone / "fdkernels")
+    before = binaries.digest()
+    (clone / "csrc" / name).write_text("// other\n")
+    assert (binaries.digest() != before) == counts
+
+
+def test_an_installed_package_has_no_sources_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder csrc that another project left in site-packages is not ours."""
+    monkeypatch.setattr(binaries, "PACKAGE", tmp_path / "fdkernels")
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "fdkernels").mkdir()
+    (tmp_path / "fdkernels/libfdkernels_cpu.so").write_bytes(b"of some build")
+    assert binaries.digest() is None and binaries.unusable("libfdkernels_cpu.so") is None
