@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fdistill import config, run
-from fdistill.checkpoint import Checkpoints
-from fdistill.config import Config, ConfigError
+# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
+from fdistill import config
+from fdistill.config import Config, ConfigError, GmmConfig
+from fdistill.task import Interrupted
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+# The extra `train`, by the names to import and to install.
+PACKAGES = {
+    "PIL": "pillow",
+    "diffusers": "diffusers",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "torchmetrics": "torchmetrics",
+    "tqdm": "tqdm",
+    "yaml": "pyyaml",
+}
+NOT_FOR_GMM = {"diffusers", "sklearn", "torchmetrics"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,16 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments)
     else:
         args.overrides += rest
-    from fdistill.trainer import Interrupted
-
     try:
         return args.command(args)
     except ConfigError as error:
         message, status = str(error), EXIT_USAGE
     except ModuleNotFoundError as error:
-        if error.name not in {"diffusers", "sklearn", "torchmetrics", "matplotlib", "PIL", "jinja2"}:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in PACKAGES:
             raise
-        message, status = f"{error.name} is missing; try: pip install 'fdkernels[train]'", EXIT_USAGE
+        install = " ".join(name for module, name in PACKAGES.items() if module == missing or not _installed(module))
+        message, status = f"{missing} is not installed; what the trainer lacks: pip install {install}", EXIT_USAGE
     except Interrupted as stop:
         message, status = f"{stop}. Go on with: {_resume_command(arguments)}", EXIT_INTERRUPTED
     except KeyboardInterrupt:
@@ -76,13 +91,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _check_packages(cfg: Config) -> None:
+    """Before minutes are spent on what can't be measured or drawn in the end."""
+    for module in PACKAGES:
+        if not _installed(module) and not (isinstance(cfg, GmmConfig) and module in NOT_FOR_GMM):
+            raise ModuleNotFoundError(name=module)
+
+
 def _train(args: argparse.Namespace) -> int:
+    from fdistill import run
+    from fdistill.checkpoint import Checkpoints
+
     cfg = config.load(args.preset, args.overrides)
     if args.resume and args.fresh:
         raise ConfigError("--resume and --fresh exclude each other")
     if args.dry_run:
         print(run.plan(cfg))
         return 0
+    _check_packages(cfg)
     folder = run.folder_of(cfg)
     if run.prepare(cfg, args.resume, args.fresh):
         print(f"{folder} is finished already; --fresh trains it anew.")
@@ -98,16 +128,19 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from fdistill import compare
-
     divergences = [name.strip() for name in args.divergences.split(",") if name.strip()]
     if not divergences or args.seeds < 1:
         raise ConfigError("compare: expected at least one divergence and one seed")
+    _check_packages(config.load(args.preset, args.overrides))
+    from fdistill import compare
+
     print(compare.run_all(args.preset, args.overrides, divergences, args.seeds))
     return 0
 
 
 def _student_folder(folder: Path) -> tuple[Config, Path]:
+    from fdistill import run
+
     settings = run.settings_of(folder)
     if not (folder / "student").is_dir():
         raise ConfigError(f"{folder} has no student yet; finish it with: fdistill train ... --resume")
@@ -115,6 +148,8 @@ def _student_folder(folder: Path) -> tuple[Config, Path]:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    from fdistill import run
+
     cfg, student = _student_folder(args.run)
     if args.count < 1:
         raise ConfigError(f"--count: expected at least 1, got {args.count}")

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
+import reprlib
 import typing
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import fdkernels as fdk
 
@@ -129,6 +130,10 @@ class GmmConfig(Config):
 
 TASKS: dict[str, type[Config]] = {"digits": DigitsConfig, "gmm": GmmConfig}
 
+MOST_SHOWN = 200  # characters of a value in a message
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxstring = 3, 9, 9, 80
+
 # Settings that neither decide the next step nor what is measured at the end.
 _PRESENTATION = frozenset({"name", "out", "cache", "log_every", "checkpoint_every", "keep"})
 
@@ -148,11 +153,8 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise ConfigError(f"expected key=value, got {override!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a YAML value: {error}") from None
+            raise ConfigError(f"expected key=value, got {shown(override)}")
+        value = _parsed(text, f"{cut(key)}: {shown(text)} is not a YAML value")
         for part in reversed(key.split(".")):
             value = {part: value}
         settings = _merge(settings, value)
@@ -165,9 +167,10 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 def from_dict(settings: dict[str, Any]) -> Config:
     """The config that plain values describe; raises as `load`."""
-    if settings.get("task") not in TASKS:
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {settings.get('task')!r}")
-    cls = TASKS[settings["task"]]
+    task = settings.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {shown(task)}")
+    cls = TASKS[task]
     cfg = _build(cls, settings, "", cls)
     _check(cfg)
     return cfg
@@ -177,19 +180,50 @@ def _read(source: str) -> dict[str, Any]:
     if source in presets():
         text = (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text()
     elif not source.endswith((".yaml", ".yml")):
-        raise ConfigError(f"unknown preset {source!r}; expected {' or '.join(presets())}, or the path of a .yaml file")
-    elif not Path(source).is_file():
-        raise ConfigError(f"no such file: {source}")
+        raise ConfigError(
+            f"unknown preset {shown(source)}; expected {' or '.join(presets())}, or the path of a .yaml file"
+        )
+    elif not os.path.isfile(source):  # Path.is_file raises on a name too long
+        raise ConfigError(f"no such file: {cut(source)}")
     else:
         text = Path(source).read_text()
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    settings = mapping(text, source)
+    base = settings.pop("preset", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{source}: preset: expected a name or a path, got {shown(base)}")
+    return _merge(_read(base), settings)
+
+
+def mapping(text: str, source: str) -> dict[str, Any]:
+    """The settings in a file's text."""
+    settings = _parsed(text, f"{source}: not valid YAML")
     if not isinstance(settings, dict):
         raise ConfigError(f"{source}: expected a mapping of settings, got {type(settings).__name__}")
-    base = settings.pop("preset", None)
-    return settings if base is None else _merge(_read(str(base)), settings)
+    return settings
+
+
+def _parsed(text: str, fault: str) -> Any:
+    import yaml  # here, so that --help works without it
+
+    try:
+        return yaml.safe_load(text)
+    # Whatever PyYAML's constructors meet: a date of month 13, an integer too long, brackets without end.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{fault}: {cut(str(error), 500)}") from None
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut: a few aliases of YAML's can stand for a gigabyte."""
+    try:
+        return cut(_short.repr(value))
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"a long {type(value).__name__}"
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -208,14 +242,14 @@ def _keys(cls: Any, prefix: str = "") -> list[str]:
 def _build(cls: Any, settings: Any, prefix: str, root: type[Config]) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(settings, dict):
-        raise ConfigError(f"{prefix.rstrip('.')}: expected settings ({', '.join(_keys(cls))}), got {settings!r}")
+        raise ConfigError(f"{prefix.rstrip('.')}: expected settings ({', '.join(_keys(cls))}), got {shown(settings)}")
     values = {}
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if key not in hints:
             same_leaf = [known for known in _keys(root) if known.split(".")[-1] == str(key)]
-            nearest = same_leaf or difflib.get_close_matches(path, _keys(root), n=1, cutoff=0.0)
-            raise ConfigError(f"unknown setting {path!r}; did you mean {nearest[0]!r}?")
+            nearest = same_leaf or difflib.get_close_matches(cut(path), _keys(root), n=1, cutoff=0.0)
+            raise ConfigError(f"unknown setting {shown(path)}; did you mean {nearest[0]!r}?")
         inner = dataclasses.is_dataclass(hints[key])
         values[key] = _build(hints[key], value, path + ".", root) if inner else _coerce(hints[key], value, path)
     return cls(**values)
@@ -230,33 +264,33 @@ def _coerce(kind: Any, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if type(value) is kind:
         return value
     if kind is str and type(value) is int:  # name=7
         return str(value)
-    raise ConfigError(f"{path}: expected {kind.__name__ if origin is None else kind}, got {value!r}")
+    raise ConfigError(f"{path}: expected {kind.__name__ if origin is None else kind}, got {shown(value)}")
 
 
 def _check(cfg: Config) -> None:
     for key in ("steps", "batch", "log_every", "checkpoint_every", "keep"):
         if getattr(cfg, key) < 1:
-            raise ConfigError(f"{key}: expected at least 1, got {getattr(cfg, key)}")
+            raise ConfigError(f"{key}: expected at least 1, got {shown(getattr(cfg, key))}")
     trained = ("student", "fake", "discriminator")
     for role in (role for phase in cfg.phases for role in phase):
         if role not in trained:
-            raise ConfigError(f"phases: expected roles out of {', '.join(trained)}, got {role!r}")
+            raise ConfigError(f"phases: expected roles out of {', '.join(trained)}, got {shown(role)}")
     if not any("student" in phase for phase in cfg.phases):
         raise ConfigError("phases: no phase updates the student")
     for role in trained:
         schedule = getattr(cfg, role).schedule
         if schedule not in ("constant", "cosine"):
-            raise ConfigError(f"{role}.schedule: expected constant or cosine, got {schedule!r}")
+            raise ConfigError(f"{role}.schedule: expected constant or cosine, got {shown(schedule)}")
     if not 0 <= cfg.ema < 1:
         raise ConfigError(f"ema: expected a number in [0, 1), got {cfg.ema}")
     if ".." in Path(cfg.name).parts or Path(cfg.name).is_absolute():
-        raise ConfigError(f"name: expected a folder below {cfg.out}, got {cfg.name!r}")
+        raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, got {shown(cfg.name)}")
     try:  # the library knows its divergences, ranges and backends
         loss, device = cfg.loss, torch.device(cfg.device)
         fdk.RatioNormalizer(loss.bins, decay=loss.decay)
@@ -267,7 +301,7 @@ def _check(cfg: Config) -> None:
             backend=loss.backend,
         )
     except (ValueError, RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(f"loss: {error}") from None
+        raise ConfigError(f"loss: {cut(str(error), 500)}") from None
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
 
@@ -291,5 +325,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
         elif a != b and prefix + key not in _PRESENTATION:
-            found.append(f"{prefix}{key}: {a} -> {b}")
+            found.append(f"{prefix}{key}: {_bare(a)} -> {_bare(b)}")
     return found
+
+
+def _bare(value: object) -> str:
+    return cut(value) if isinstance(value, str) else shown(value)

@@ -27,8 +27,8 @@ from fdistill.networks import (
     per_sample,
 )
 from fdistill.roles import Average, Role
-from fdistill.task import EpochSampler, Task
-from fdistill.trainer import BAR_SECONDS, Distiller, Interrupted, stop_requests
+from fdistill.task import EpochSampler, Interrupted, Task
+from fdistill.trainer import BAR_SECONDS, Distiller, stop_requests
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from fdistill import config
 from fdistill.checkpoint import Checkpoints, write_atomically
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
 from fdistill.networks import parameter_count
@@ -29,7 +30,7 @@ def task_class(cfg: Config) -> type[Task]:
         from fdistill.gmm import GmmTask
 
         return GmmTask
-    raise ConfigError(f"task: expected digits or gmm, got {cfg.task!r}")
+    raise ConfigError(f"task: expected digits or gmm, got {config.shown(cfg.task)}")
 
 
 def folder_of(cfg: Config) -> Path:
@@ -41,7 +42,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run: it has no config.yaml")
-    return yaml.safe_load(path.read_text())
+    return config.mapping(path.read_text(), str(path))
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from fdistill.networks import Denoiser
 
 
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state."""
+
+
 class Task(ABC):
     """A teacher, data like the teacher's, and fresh student, fake score and discriminator for it."""
 

@@ -23,14 +23,10 @@ from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config
 from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import Average, Meter, Role
-from fdistill.task import Task
+from fdistill.task import Interrupted, Task
 
 # A terminal is redrawn often; a log file or a CI's output gets a line now and then.
 BAR_SECONDS = 0.3 if sys.stderr.isatty() else 20.0
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved its state."""
 
 
 class Distiller:

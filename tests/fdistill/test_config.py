@@ -42,6 +42,78 @@ def test_a_bad_setting_is_named(overrides, message):
     assert message in str(error.value)
 
 
+def alias_bomb(levels=9):
+    """YAML of a few hundred characters whose value has 9 ** levels numbers."""
+    lists = [f"a{i}: &a{i} [{', '.join(['7' if i == 0 else f'*a{i - 1}'] * 9)}]" for i in range(levels)]
+    return "{" + ", ".join(lists) + "}"
+
+
+BOMB = alias_bomb()
+LONG = "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, BOMB) for key in ("steps", "task", "student.lr", "student.betas", "phases", "eval", "name", "nothing")),
+        *((key, LONG) for key in ("steps", "task", "student", "student.schedule", "device", "loss.backend", LONG)),
+        ("name", f"../{LONG}"),
+        ("phases", f"[[{LONG}]]"),
+        ("steps", f"[{LONG}"),  # no YAML
+        ("steps", f"!{LONG} 1"),
+        ("steps", "9" * 5000),  # more digits than Python reads
+        ("steps", "-0x" + "f" * 5000),  # or prints
+        ("seed", "[" * 1500),
+        ("ema", "1" + "0" * 400),  # beyond a float
+        ("seed", "2026-13-41"),
+        ("seed", "!!timestamp x"),
+        ("task", "[digits]"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_a_message_shows_of_a_value_is_cut(key, value):
+    with pytest.raises(ConfigError) as error:
+        load("digits", [f"{key}={value}"])
+    assert len(str(error.value)) < 1200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"preset: {BOMB}", "preset: expected a name or a path"),
+        (f"preset: {LONG}", "unknown preset"),
+        (f"preset: {LONG}.yaml", "no such file"),
+        (f"preset: digits\nsteps: {BOMB}", "steps: expected int"),
+        (f"preset: digits\n? {LONG}\n: 1", "unknown setting|not valid YAML"),
+        (f"task: {BOMB}", "task: expected one of"),
+        (f"[{LONG}]", "expected a mapping of settings, got list"),
+        (f"steps: [{LONG}", "not valid YAML"),
+    ],
+    ids=lambda text: text[-20:],
+)
+def test_and_so_it_is_of_a_file(text, message, workplace):
+    (workplace / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load("mine.yaml")
+    assert len(str(error.value)) < 1200
+
+
+def test_differences_are_cut_too():
+    bomb = yaml.safe_load(BOMB)
+    (told,) = config.differences({"steps": bomb}, {"steps": LONG})
+    assert told.startswith("steps: {'a0': [7, 7") and len(told) < 600
+
+
+def test_shown():
+    assert [config.shown(value) for value in ("kl", 1.5, None, [0.1, 2], True)] == [
+        "'kl'",
+        "1.5",
+        "None",
+        "[0.1, 2]",
+        "True",
+    ]
+
+
 def test_a_setting_of_another_task_is_unknown():
     with pytest.raises(ConfigError, match="unknown setting 'teacher"):
         load("gmm", ["teacher.lr=2"])
