@@ -218,9 +218,9 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
             error(f"{name} {path}: {'is a folder' if path.is_dir() else 'cannot be written'}")
     if given.html is not None:
         try:
-            import benchmarks.page  # noqa: F401
+            import jinja2  # noqa: F401
         except ImportError as failure:
-            error(f"--html: {failure} (pip install 'fdkernels[train]')")
+            error(f"--html: {failure}: pip install jinja2")
     if len(given.compare or ()) > 2:
         error(f"--compare: expected OLD.json or OLD.json NEW.json, got {len(given.compare)} files")
     try:

@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from benchmarks.comparisons import CASE, Report, dimensions, load
 from benchmarks.glance import lines as glance
 from benchmarks.plots import BOX, farthest, predictions, roofline
@@ -70,6 +68,8 @@ def write(report: Report, path: Path) -> None:
 
 
 def render(report: Report) -> str:
+    import jinja2  # here, so that the rest works without it
+
     reader = Reader(report)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -337,6 +337,8 @@ def main() -> None:
     given = parser.parse_args()
     try:
         write(load(given.report), given.page)
+    except ModuleNotFoundError as failure:
+        parser.error(f"{failure}: pip install jinja2")
     except (ValueError, OSError) as failure:
         parser.error(str(failure))
 

@@ -12,6 +12,7 @@ import torch
 
 import benchmarks.__main__ as cli
 import benchmarks.run as running
+from benchmarks import page
 from benchmarks.formulas import FORMULAS
 from benchmarks.measure import Skipped
 from tests.benchmarks.tiny import measured, row
@@ -48,6 +49,19 @@ def stopped(arguments, capsys):
         cli.main(arguments)
     assert stop.value.code == 2
     return capsys.readouterr().err
+
+
+def test_only_the_page_needs_jinja2(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert cli.main(TINY) == 0
+    asked = stopped([*TINY, "--html", str(tmp_path / "page.html")], capsys)
+    assert "--html: import of jinja2 halted; None in sys.modules: pip install jinja2" in asked
+    report = tmp_path / "report.json"
+    assert cli.main([*TINY, "--json", str(report)]) == 0
+    monkeypatch.setattr(sys, "argv", ["page", str(report), str(tmp_path / "page.html")])
+    with pytest.raises(SystemExit):
+        page.main()
+    assert "None in sys.modules: pip install jinja2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
