@@ -1,0 +1,112 @@
+"""python -m tests.check_versions [2.10.0 ...]: what `make check-versions` runs; ends with a table in Markdown.
+
+For each version: an environment (build/versions/<name>/environment, reused when it is there), a source distribution of
+this checkout, `pip install` of it, and a core part of the suite, in a folder that holds the tests alone, so that the
+installed package is what runs. Output goes to build/versions/<name>/log.txt. CUDA is compiled where
+FDKERNELS_CUDA_ARCHS names architectures.
+
+torch's CPU build is taken where an index has it. Where none has, the CUDA build is, without its CUDA libraries: empty
+stand-ins are compiled for them (stand_ins.py, with gcc, nm, readelf and ldd), and its CPU code runs as it is.
+
+Core: what depends on torch, Python, NumPy or Triton, in a few minutes on two cores: results of every backend, state,
+autograd, torch.compile, raw ops, errors, Triton's schedules in its interpreter.
+
+Exit code 1 where a version did not build or a test failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from tests.check_versions import environments
+from tests.check_versions.environments import Failed, Version, run
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build/versions"
+# Each torch with its own Triton; .venv has Python 3.11, torch 2.13 and Triton 3.8.
+VERSIONS = (
+    Version("2.10.0", "3.10", "3.6.0"),
+    Version("2.11.0", "3.12", "3.6.0"),
+    Version("2.13.0", "3.12", "3.7.1"),
+    Version("2.14.1", "3.13", "3.8.0"),
+)
+CORE = (
+    "exactness", "weights", "reductions", "masks", "predictions", "nonfinite", "stats", "state", "autograd", "layouts",
+    "compile", "raw_ops", "bad_input", "backends", "determinism", "triton_schedules",
+)  # fmt: skip
+WHERE = "import fdkernels; print('from', fdkernels.__file__)"
+TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest's last line
+
+
+def build(python: str, folder: Path, log: TextIO) -> None:
+    """`pip install` of a source distribution: as `pip install .`, without a build folder in this checkout."""
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    run(log, sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder / "dist"), cwd=ROOT)
+    (source,) = (folder / "dist").iterdir()
+    # --no-deps: pip would complete a CUDA build of torch.
+    install = ("install", "--verbose", "--force-reinstall", "--no-deps", "--no-cache-dir", str(source))
+    archs = os.environ.get("FDKERNELS_CUDA_ARCHS", "none")
+    run(log, python, "-m", "pip", "--disable-pip-version-check", *install, cwd=folder, FDKERNELS_CUDA_ARCHS=archs)
+
+
+def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
+    """The core tests, against the installed package; pytest's totals."""
+    checkout = folder / "checkout"
+    shutil.rmtree(checkout, ignore_errors=True)
+    shutil.copytree(ROOT / "tests", checkout / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    found = run(log, python, "-c", WHERE, cwd=checkout)
+    if f"from {folder / 'environment'}/" not in found:
+        raise Failed(f"not the installed package: {found}")
+    run(log, python, "-m", "fdkernels", cwd=checkout)
+    files = [f"tests/fdkernels/test_{name}.py" for name in CORE]
+    output = run(log, python, "-m", "pytest", "-q", "--tb=short", "-n", workers, *files, cwd=checkout)
+    return TOTALS.findall(output)[-1]
+
+
+def check(version: Version, workers: str) -> tuple[str, str]:
+    """("ok" or "failed", what there is to say)."""
+    folder = FOLDER / version.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.txt").unlink(missing_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        try:
+            python = environments.make(version, folder / "environment", log)
+            begun = time.monotonic()
+            build(python, folder, log)
+            built = time.monotonic() - begun
+            return "ok", f"{built:.0f} s | {test(python, folder, log, workers)}"
+        except Failed as failure:
+            totals = TOTALS.findall(str(failure))
+            return "failed", f"| {totals[-1] if totals else failure.last_words()}; see {folder / 'log.txt'}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.check_versions", description=__doc__.split("\n")[0])
+    parser.add_argument("torch", nargs="*", help=f"of {', '.join(v.torch for v in VERSIONS)}; default: all")
+    parser.add_argument("--workers", default="2", help="of pytest (%(default)s)")
+    given = parser.parse_args()
+    unknown = set(given.torch) - {version.torch for version in VERSIONS}
+    if unknown:
+        parser.error(f"torch: expected versions of the table, got {', '.join(sorted(unknown))}")
+    rows = []
+    for version in VERSIONS:
+        if not given.torch or version.torch in given.torch:
+            print(f"{version.name} ...", flush=True)
+            rows.append((version, *check(version, given.workers)))
+            print(f"  {rows[-1][1]}: {rows[-1][2]}", flush=True)
+    print("\n| torch | Python | Triton | | build from source | core tests |\n|---|---|---|---|---|---|")
+    for version, status, said in rows:
+        print(f"| {version.torch} | {version.python} | {version.triton} | {status} | {said} |")
+    return 1 if any(status != "ok" for _, status, _ in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
