@@ -5,8 +5,11 @@
 # make readme-figures  the README's figures and tables of speed, from benchmarks/results
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
+# make check-versions  build from source and run the core tests under the oldest and newest torch, Python and Triton
+#             (VERSIONS="2.10.0 2.11.0": these alone)
 # make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed
-#             (STAGES=build,test: these alone; DEVICE=cpu: a rehearsal)
+#             (STAGES=build,test: these alone; BUDGET=540: seconds of each; DEVICE=cpu: a rehearsal)
+# make gpu-command OUT=folder STAGES=build  print the same as a command for a machine that has neither git nor make
 # make build  recompile the binaries in place after a change in csrc/ (FDKERNELS_CUDA_ARCHS=90: for these GPUs alone)
 # make format rewrite Python and C++ sources in the project's style
 #
@@ -22,7 +25,9 @@ WORKERS ?= auto
 ALL ?=
 OUT ?=
 STAGES ?=
+BUDGET ?=
 DEVICE ?= cuda
+VERSIONS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -30,7 +35,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_ROOTS := fdkernels python benchmarks tests setup.py
 
-.PHONY: demo test lint bench readme-figures build check-kernels gpu-check format FORCE
+.PHONY: demo test lint bench readme-figures build check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -57,9 +62,19 @@ build: $(VENV)/.stamp-build
 check-kernels: $(VENV)/.stamp-build
 	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
 
+check-versions: $(VENV)/.stamp-deps
+	$(BIN)/python -m tests.check_versions $(VERSIONS)
+
+GPU_CHECK = -m tests.gpu_check --out '$(or $(OUT),$(error OUT=folder: where to write))' --device $(DEVICE) \
+  $(if $(STAGES),--stages $(STAGES)) $(if $(BUDGET),--budget $(BUDGET))
+
 # Installs nothing: such a machine may reach no index.
 gpu-check:
-	$(PYTHON) -m tests.gpu_check --out '$(or $(OUT),$(error make gpu-check OUT=folder: where to write))' --device $(DEVICE) $(if $(STAGES),--stages $(STAGES))
+	$(PYTHON) $(GPU_CHECK)
+
+# Names the commit, which a copy without .git does not know.
+gpu-command:
+	@echo "FDKERNELS_COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude='*') $(PYTHON) $(strip $(GPU_CHECK))"
 
 format: $(VENV)/.stamp-deps
 	$(BIN)/ruff check --fix $(PY_ROOTS)

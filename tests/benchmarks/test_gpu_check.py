@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +18,7 @@ import fdkernels as fdk
 from tests.gpu_check import __main__ as check
 from tests.gpu_check import bench, children, profiling, sanitize, small_cases, suite
 from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import PLAN, Options, Stage
+from tests.gpu_check.stage import PLAN, Stage
 
 CONFTEST = "from tests.conftest import *\nfrom tests.conftest import _usable, _small_programs\n"
 FINE = """
@@ -44,14 +47,6 @@ def write_tests(tmp_path):
         return str(folder)
 
     return write
-
-
-@pytest.fixture
-def stage(tmp_path):
-    def make(name="test", budget=60.0, tests=(), device="cpu"):
-        return Stage(name, Options(tmp_path, device, budget, sys.executable, tuple(tests), {"commit": "c0ffee"}))
-
-    return make
 
 
 def script(path: Path, text: str) -> str:
@@ -84,8 +79,11 @@ def test_all_stages_but_build(tmp_path, write_tests):
     parts = {part["name"]: part for part in found["sanitize"]["parts"]}
     assert parts["cases, native"]["right"] == parts["cases, triton"]["right"] == len(sanitize.CPU_CASES)
     assert parts["compute-sanitizer"]["status"] == "refused"
-    rows = json.loads((out / found["bench"]["report"]).read_text())["rows"]
-    assert {row["variant"] for row in rows} == {"native", "fastgen eager", "dmd2 eager"}
+    rows = {name: json.loads((out / file).read_text())["rows"] for name, file in found["bench"]["reports"].items()}
+    assert {name: {row["variant"] for row in of} for name, of in rows.items()} == {
+        "own": {"native"}, "peers": {"native", "fastgen eager", "dmd2 eager"}, "compiled": {"native", "fastgen eager"},
+    }  # fmt: skip
+    rows = [row for of in rows.values() for row in of]
     assert all(row["low_us"] <= row["time_us"] <= row["high_us"] and not row["wrong"] for row in rows)
     profiled, ncu = found["profile"]["parts"]
     assert any("fdiv_native" in event["name"] for event in profiled["kernels"]) and ncu["status"] == "refused"
@@ -115,11 +113,58 @@ def broken_stage(_):
     ],
 )
 def test_exit_codes(name, run, status, code, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(check.STAGES, name, run)
+    monkeypatch.setitem(check.KNOWN, name, run)
     monkeypatch.setattr(children, "run", lambda *_, **__: Done(0, 0.0, '{"commit": "c0ffee"}'))
     assert check.main(["--out", str(tmp_path), "--device", "cpu", "--stages", name]) == code
     assert json.loads((tmp_path / f"{name}.json").read_text())["status"] == status
     assert f"{name:9} {status}" in capsys.readouterr().out
+
+
+def test_nothing_runs_after_a_failed_build(tmp_path, monkeypatch, capsys):
+    """In the same call, or in a later one of the same folder, until a build succeeds."""
+    begun, builds = [], {"status": "failed"}
+    monkeypatch.setitem(check.KNOWN, "build", lambda stage: stage.add("build_ext", builds["status"]))
+    monkeypatch.setitem(check.KNOWN, "test", lambda stage: (begun.append("test"), stage.add("a file", "ok")))
+    monkeypatch.setattr(children, "run", lambda *_, **__: Done(0, 0.0, '{"commit": "c0ffee"}'))
+    call = ["--out", str(tmp_path), "--device", "cpu", "--stages"]
+    assert check.main([*call, "build,test"]) == 1
+    assert check.main([*call, "test"]) == 1
+    assert begun == [] and not (tmp_path / "test.json").exists()
+    assert "test      not run    the build failed" in capsys.readouterr().out
+    builds["status"] = "ok"
+    assert check.main([*call, "build,test"]) == 0
+    assert check.main([*call, "test"]) == 0
+    assert begun == ["test", "test"]
+
+
+def test_what_has_ended_is_on_disk(stage):
+    """However the call ends: the machine is rented."""
+    found = stage("sanitize")
+    for status in ("ok", "refused"):
+        found.add(f"a part, {status}", status)
+        on_disk = json.loads((found.options.out / "sanitize.json").read_text())
+        assert on_disk["status"] == status and not on_disk["finished"] and on_disk["parts"] == found.parts
+    assert found.finish()["finished"] and json.loads((found.options.out / "sanitize.json").read_text())["finished"]
+
+
+def test_no_backend_waits_for_the_others():
+    files = [(file, backend, 3) for backend in ("none", "native", "reference", "triton") for file in ("b", "a")]
+    order = suite.interleaved([*files, ("a", "unknown", 1)])
+    assert [file for file, _, _ in order] == ["b"] * 4 + ["a"] * 4
+    assert [backend for _, backend, _ in order] == ["triton", "native", "none", "reference"] * 2
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_the_command_for_a_bare_machine_names_the_commit():
+    make = ["make", "-s", "gpu-command", "OUT=a folder", "STAGES=own", "BUDGET=540", "PYTHON=python3"]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "FDKERNELS_COMMIT"))}
+    run = subprocess.run(make, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+    commit, python, *arguments = shlex.split(run.stdout)
+    assert re.fullmatch(r"FDKERNELS_COMMIT=[0-9a-f]{40}(-dirty)?", commit)
+    assert [python, *arguments] == [
+        "python3", "-m", "tests.gpu_check",
+        "--out", "a folder", "--device", "cuda", "--stages", "own", "--budget", "540",
+    ]  # fmt: skip
 
 
 def test_a_child_is_ended_with_its_own_children(tmp_path):
@@ -226,13 +271,13 @@ def test_an_ncu_that_refuses_is_asked_once_a_backend(stage, tmp_path, monkeypatc
 def benched(found, report, monkeypatch):
     """The stage, over a benchmark that writes this report and has exit code 0."""
 
-    def benchmarks(name, *arguments):
+    def benchmarks(name, *arguments, **options):
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(report))
         return Done(0, 1.0, "")
 
     monkeypatch.setattr(found, "python", benchmarks)
-    bench.run(found)
-    assert json.loads((found.options.out / found.details["report"]).read_text()) == report
+    bench.run_alone("own")(found)
+    assert json.loads((found.options.out / found.details["reports"]["own"]).read_text()) == report
 
 
 def skipped(what, kind, ours=True):
@@ -255,14 +300,14 @@ def test_what_the_benchmark_skipped(stage, monkeypatch):
     found = stage("bench")
     benched(found, {"rows": [row, weight], "comparisons": compared, "skipped": parts}, monkeypatch)
     assert [(part["name"], part["status"]) for part in found.parts] == [
-        ("benchmarks", "timed out"), ("triton", "refused"), ("native", "failed"), ("compile", "refused"),
-        ("wan", "refused"),
+        ("own", "timed out"), ("own: triton", "refused"), ("own: native", "failed"), ("own: compile", "refused"),
+        ("own: wan", "refused"),
     ]  # fmt: skip
     assert found.parts[0]["text"] == "no time for pixels" and found.parts[2]["text"] == "because of native"
     assert found.summary == [
-        "fastgen sdxl bf16 native: 8 µs, 82 % of the ceiling, 25 µs a call on the host; "
+        "own: fastgen sdxl bf16 native: 8 µs, 82 % of the ceiling, 25 µs a call on the host; "
         "7.00 × fastgen eager, broken not compared",
-        "weight sdxl bf16 native: 8 µs; 7.00 × fastgen eager",
+        "own: weight sdxl bf16 native: 8 µs; 7.00 × fastgen eager",
     ]
 
 
@@ -289,4 +334,6 @@ def test_a_failure_a_hang_and_what_comes_after_it(write_tests, stage, monkeypatc
     assert later["status"] == "not run" and later["tests"] == 1
     (failure,) = found.details["failures"]
     assert "test_broken" in failure["test"] and "one is not two" in failure["text"]
-    assert found.finish()["status"] == "failed"
+    on_disk = json.loads((found.options.out / "test.json").read_text())
+    assert on_disk["failures"] == [failure] and on_disk["totals"]["none"]["not run"] == 1
+    assert not on_disk["finished"] and found.finish()["finished"] and found.status == "failed"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.check_kernels.compiled import run, tool
-from tests.check_kernels.machine_code import Block, Instruction, functions, in_flight, stretches
+from tests.check_kernels.machine_code import SYSTEM_SHARED, Block, Instruction, functions, in_flight, stretches
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "fdkernels/libfdkernels_cuda.so"
@@ -23,7 +23,6 @@ _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64
 _MANGLED = re.compile(
     r"(fdiv_[a-z]+_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
-SYSTEM_SHARED = 1024  # bytes a block, which CUDA takes for itself and counts with a kernel's own from sm_90 on
 # Slow paths of 64-bit division and of double's division and square root; warps that have diverged (sm_80).
 ARITHMETIC = re.compile(r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$")
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+SYSTEM_SHARED = 1024  # bytes a block, which CUDA takes for itself and counts with a kernel's own from sm_90 on
+
 _FUNCTION = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _LINE = re.compile(
     r"^(?P<label>\.L_x_\w+):"

@@ -13,7 +13,8 @@ from tests.check_kernels import cuda_library
 from tests.check_kernels.broken_cuda import BROKEN, UNBROKEN, compile_broken, find_nvcc
 from tests.check_kernels.cuda_claims import failures, library_failures, planned
 from tests.check_kernels.cuda_library import LIBRARY, CudaKernel, Types, architectures, kernels
-from tests.check_kernels.machine_code import functions, in_flight, stretches
+from tests.check_kernels.machine_code import SYSTEM_SHARED, functions, in_flight, stretches
+from tests.gpu.test_plans import STATIC_SHARED
 
 pytestmark = pytest.mark.cpu_only("inspects what was compiled")
 
@@ -144,6 +145,11 @@ def test_the_table_names_what_fails(monkeypatch, capsys):
     assert good.startswith("fdiv_cluster_kernel<bf16, bf16, f32> ") and good.endswith("ok")
     assert re.search(r"\b8 .*spills 8 bytes$", broken)
     assert rest[-1] == "2 kernels of setup.py for sm_90: 1 as claimed, 1 not"
+
+
+def test_the_test_of_launches_allows_what_cuda_takes_of_each_block():
+    """A profiler may count it with a kernel's own: 3,216 bytes of a flagship's for the 2,192 that it declares."""
+    assert planned("kStaticShared") + SYSTEM_SHARED <= STATIC_SHARED
 
 
 @pytest.mark.parametrize(

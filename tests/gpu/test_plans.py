@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.cases import make, normalizer, same_bits
+from tests.check_kernels.machine_code import SYSTEM_SHARED
 from tests.gpu.calls import EVERY_OPTION, PLAN, PRACTICE, READ_AGAIN, batch, hold, in_float64, make_batch, planned
 from tests.gpu.conftest import skip_unless_possible
-from tests.gpu_check.small_cases import NO_SCHEDULE
+from tests.gpu_check.stage import NO_SCHEDULE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends("native")]
 
@@ -17,7 +18,8 @@ PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Student and predictions: every combination of types that has kernels of its own, and the odd mixes.
 TYPES = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP64, FP64))
-STATIC_SHARED = 3 * 1024  # bytes, at most, that a kernel has beside a plan's
+# Bytes, at most, that a kernel has beside a plan's: its own static ones, and those that CUDA takes of each block.
+STATIC_SHARED = 3 * 1024 + SYSTEM_SHARED
 
 
 def names(types):

@@ -1,7 +1,8 @@
 """python -m tests.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
 
-Exit code 1 where build, test or sanitize failed. What a machine refuses (a profiler without permission, a missing tool)
-and what no time was left for is written down and printed, and fails nothing.
+Exit code 1 where a stage that asks whether we are right failed. What a machine refuses (a profiler without permission,
+a missing tool) and what no time was left for is written down and printed, and fails nothing. After a failed build no
+other stage begins, in this call or, with the same folder, in a later one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.gpu_check import bench, build, children, profiling, sanitize, suite
+from tests.gpu_check import bench, build, children, experiments, profiling, sanitize, suite
 from tests.gpu_check.stage import Options, Stage, last_line
 
 STAGES: dict[str, Callable[[Stage], None]] = {
@@ -26,22 +27,31 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "bench": bench.run,
     "profile": profiling.run,
 }
-FATAL = ("build", "test", "sanitize")
+# For the first minutes on a GPU, a call each; they run where they are named.
+EXPERIMENTS: dict[str, Callable[[Stage], None]] = {
+    "cases": experiments.run_cases,
+    "own": bench.run_alone("own"),
+    "plans": experiments.run_plans,
+    "peers": bench.run_alone("peers"),
+}
+KNOWN = STAGES | EXPERIMENTS
+FATAL = ("build", "test", "sanitize", "cases")
 SHOWN = ("device", "driver", "torch", "triton", "cuda", "commit")
 
 
 def stage_names(text: str) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in STAGES]
+    unknown = [name for name in names if name not in KNOWN]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; known: {', '.join(STAGES)}")
-    return [name for name in STAGES if name in names]
+        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; known: {', '.join(KNOWN)}")
+    return [name for name in KNOWN if name in names]
 
 
 def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--stages", type=stage_names, default=list(STAGES), help=f"of {','.join(STAGES)}")
+    named = f"of {', '.join(STAGES)} (default: these), {', '.join(EXPERIMENTS)}"
+    parser.add_argument("--stages", type=stage_names, default=list(STAGES), metavar="NAME,...", help=named)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with tiny shapes")
     parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS", help="of each stage: %(default)s")
     parser.add_argument("--tests", nargs="+", default=["tests/gpu", "tests/fdkernels"], metavar="PATH")
@@ -60,16 +70,28 @@ def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
     print(f"{name}:", flush=True)
     stage = Stage(name, options)
     try:
-        STAGES[name](stage)
+        KNOWN[name](stage)
     except Exception:
         stage.add("the check itself", "failed", text=traceback.format_exc())
     return stage.finish(), stage.summary
 
 
+def build_failed(out: Path) -> bool:
+    """In this call, or in an earlier one that wrote to the same folder."""
+    file = out / "build.json"
+    return file.exists() and json.loads(file.read_text())["status"] != "ok"
+
+
 def main(arguments: list[str] | None = None) -> int:
     options, names = parse(arguments)
     print(", ".join(f"{key}: {options.setting.get(key)}" for key in SHOWN))
-    found = [run_stage(name, options) for name in names]
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    skipped: list[str] = []
+    for name in names:
+        if name != "build" and build_failed(options.out):
+            skipped.append(name)
+        else:
+            found.append(run_stage(name, options))
     print("\n" + ", ".join(f"{key}: {options.setting.get(key)}" for key in SHOWN))
     for result, summary in found:
         parts = Counter(part["status"] for part in result["parts"])
@@ -83,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
         not_run = [part["name"] for part in result["parts"] if part["status"] == "not run"]
         if not_run:
             print(f"          no time for {', '.join(not_run[:6])}{', ...' if len(not_run) > 6 else ''}")
-    print(f"{options.out}: log.txt, {', '.join(f'{name}.json' for name in names)}")
-    return 1 if any(r["stage"] in FATAL and r["status"] == "failed" for r, _ in found) else 0
+    for name in skipped:
+        print(f"{name:9} not run    the build failed: {options.out / 'build.json'}; --stages build tries again")
+    print(f"{options.out}: {', '.join(['log.txt', *(result['stage'] + '.json' for result, _ in found)])}")
+    return 1 if skipped or any(r["stage"] in FATAL and r["status"] == "failed" for r, _ in found) else 0
 
 
 def _stop(*_: object) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.gpu_check import children
-from tests.gpu_check.stage import SHORTEST, UNAVAILABLE, Stage
+from tests.gpu_check.stage import UNAVAILABLE, Stage
 
 # Names of benchmarks.shapes, by device.
 BACKENDS = {"cuda": ("native", "triton"), "cpu": ("native",)}
@@ -107,8 +107,7 @@ def traced(stage: Stage, subject: Subject) -> bool:
 def profiled(stage: Stage, ncu: str, kind: str, subject: Subject) -> bool:
     """False where ncu refused."""
     name = f"ncu, {kind}, {subject}"
-    if stage.left() < SHORTEST:
-        stage.add(name, "not run")
+    if not stage.has_time(name):
         return True
     done = stage.child(name, [ncu, *COMMON, *NCU[kind], *one_call(stage, subject)], limit=NCU_SECONDS)
     rows = parsed(done.output)

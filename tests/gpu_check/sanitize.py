@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.gpu_check import children
 from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import PLAN, SHORTEST, UNAVAILABLE, Stage
+from tests.gpu_check.stage import PLAN, UNAVAILABLE, Stage
 
 TOOLS = {
     "memcheck": ("--report-api-errors", "no"),  # what PyTorch asks and handles itself; our launches are checked
@@ -79,6 +79,8 @@ def counted(output: str) -> dict[str, int]:
 
 def plainly(stage: Stage, subject: Subject, usable: list[Subject]) -> None:
     """Without a tool: the results alone."""
+    if not stage.has_time(f"cases, {subject}"):
+        return
     done = stage.child(f"cases, {subject}", cases(stage, subject), limit=120, environment={PLAN: subject.plan})
     status = "refused" if done.code == UNAVAILABLE else done.status
     text = "" if status == "ok" else done.tail(30)
@@ -124,8 +126,7 @@ def sees(stage: Stage, tool: str, name: str, planted: Path | None) -> bool:
 
 def sanitized(stage: Stage, tool: str, name: str, subject: Subject) -> None:
     title = f"{name}, {subject}"
-    if stage.left() < SHORTEST:
-        stage.add(title, "not run", tool=name)
+    if not stage.has_time(title, tool=name):
         return
     done = stage.child(
         title, command(tool, name, *cases(stage, subject)), limit=RUN_SECONDS,

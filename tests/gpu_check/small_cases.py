@@ -20,9 +20,8 @@ import fdkernels as fdk
 from fdkernels import backends
 from tests.cases import Case, make, normalizer
 from tests.device import place
-from tests.gpu_check.stage import PLAN, UNAVAILABLE
+from tests.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
 
-NO_SCHEDULE = "no allowed schedule"  # what the native backend says where the one asked for cannot hold a sample
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
 

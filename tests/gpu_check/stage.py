@@ -18,6 +18,7 @@ from tests.gpu_check.children import Done
 STATUSES = ("failed", "timed out", "refused", "ok")
 PLAN = "FDKERNELS_CUDA_PLAN"  # makes native kernels take a schedule, in tests and experiments
 UNAVAILABLE = 3  # exit code of a child whose backend cannot run here
+NO_SCHEDULE = "no allowed schedule"  # what the native backend says where the plan asked for cannot hold a sample
 SHORTEST = 3.0  # seconds left in a stage below which no child is started
 
 
@@ -55,6 +56,13 @@ class Stage:
     def left(self) -> float:
         return self.options.budget - (time.monotonic() - self.start)
 
+    def has_time(self, name: str, **details: Any) -> bool:
+        """Whether a part can still begin; where it cannot, that is noted."""
+        if self.left() >= SHORTEST:
+            return True
+        self.add(name, "not run", **details)
+        return False
+
     def child(
         self, name: str, command: Sequence[str], *, limit: float | None = None, environment: Mapping[str, str] = {}
     ) -> Done:
@@ -80,6 +88,7 @@ class Stage:
         figures = ", ".join(f"{key} {value}" for key, value in details.items() if isinstance(value, int) and value)
         with self.lock:
             self.parts.append({**part, **details})
+            self.write(finished=False)
             if status != "not run":
                 shown = "; ".join(v for v in (figures, last_line(text)) if v)
                 print(f"  {name}: {status}, {seconds:.0f} s{'; ' if shown else ''}{shown}", flush=True)
@@ -102,9 +111,18 @@ class Stage:
 
     def finish(self) -> dict[str, Any]:
         """Write the stage's JSON and return it."""
+        with self.lock:
+            return self.write(finished=True)
+
+    def write(self, finished: bool) -> dict[str, Any]:
+        """The stage's JSON as it stands, whole at any moment: whoever rents the machine may end it without a word."""
         result = {
-            "stage": self.name, "status": self.status, "seconds": round(time.monotonic() - self.start, 1),
-            "device": self.options.device, "setting": self.options.setting, **self.details, "parts": self.parts,
+            "stage": self.name, "status": self.status, "finished": finished,
+            "seconds": round(time.monotonic() - self.start, 1), "device": self.options.device,
+            "setting": self.options.setting, **self.details, "parts": self.parts,
         }  # fmt: skip
-        (self.options.out / f"{self.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        file = self.options.out / f"{self.name}.json"
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        part.replace(file)
         return result

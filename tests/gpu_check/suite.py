@@ -1,23 +1,23 @@
 """Stage test: the contract suite and the GPU tests, each file and backend in a process of its own.
 
-Cold compilations make Triton's tests the slowest, so they come last.
+File by file, each on every backend before the next, so that where time ends every backend has been shown as far.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
-import tempfile
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import SHORTEST, Stage
+from tests.gpu_check.stage import Stage
 
-PASSES = ("native", "none", "reference", "triton")
+# In this order for each file: cold compilations make Triton's the longest, so they start first.
+BACKENDS = ("triton", "native", "none", "reference")
 FILE_SECONDS = 300  # of one file and backend; beyond it something hangs
 TEST_SECONDS = 100  # of one test, after which the log gets every thread's stack
 MOST_FAILURES = 100  # whose texts are kept
@@ -25,22 +25,53 @@ WORST = ("failed", "skipped", "passed", "unfinished")
 
 
 def run(stage: Stage) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        collected = collect(stage, Path(folder))
-        cores = os.cpu_count() or 1
-        for backend in PASSES:
-            files = [(file, tests) for file, of, tests in collected if of == backend]
-            # A file's tests are compiled by several processes where they are Triton's; elsewhere starting them costs
-            # more than they save.
-            workers = 4 if backend == "triton" and cores >= 4 and importlib.util.find_spec("xdist") else 0
-            width = max(1, cores // (workers or 2))
-            threads = max(1, cores // width)
-            jobs = [
-                functools.partial(run_file, stage, file, backend, tests, workers, threads, Path(folder))
-                for file, tests in files
-            ]
-            stage.together(jobs, width)
-    finish(stage)
+    records = stage.options.out / "records"
+    shutil.rmtree(records, ignore_errors=True)
+    records.mkdir()
+    cores = os.cpu_count() or 1
+    width = max(1, cores // 2)
+    threads = max(1, cores // width)
+    totals = Totals()
+    found = interleaved(collect(stage, records))
+    stage.together(
+        (functools.partial(run_file, stage, *each, threads, records / str(i), totals) for i, each in enumerate(found)),
+        width,
+    )
+    if not any(counts["passed"] for counts in totals.by_backend.values()):
+        stage.add("any test at all", "failed", text="no test passed")
+    for backend, counts in totals.by_backend.items():
+        stage.summary.append(f"{backend:10} " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items()))
+    stage.summary += [f"failed: {failure['test']}: {failure['text'][:200]}" for failure in totals.failures[:20]]
+
+
+class Totals:
+    """Of all files so far: outcomes by backend, the table of contracts, the failures' texts."""
+
+    def __init__(self) -> None:
+        self.by_backend: dict[str, Counter[str]] = defaultdict(Counter)
+        self.contracts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+        self.failures: list[dict[str, str]] = []
+
+    def add(self, stage: Stage, backend: str, outcomes: dict[str, dict[str, Any]], not_run: int) -> None:
+        with stage.lock:
+            for test, line in outcomes.items():
+                self.by_backend[backend][line["outcome"]] += 1
+                if line.get("contract"):
+                    self.contracts[line["contract"]][backend][line["outcome"]] += 1
+                if line["outcome"] == "failed":
+                    self.failures.append({"test": test, "text": line["text"]})
+            if not_run:
+                self.by_backend[backend]["not run"] += not_run
+            stage.details |= {
+                "totals": self.by_backend, "contracts": self.contracts, "failures": self.failures[:MOST_FAILURES],
+            }  # fmt: skip
+
+
+def interleaved(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """File by file in their order, within a file backend by backend."""
+    files = list(dict.fromkeys(file for file, _, _ in found))
+    known = [each for each in found if each[1] in BACKENDS]
+    return sorted(known, key=lambda each: (files.index(each[0]), BACKENDS.index(each[1])))
 
 
 def pytest(stage: Stage, name: str, record: Path, *arguments: str, **options: Any) -> Done:
@@ -59,8 +90,8 @@ def collect(stage: Stage, folder: Path) -> list[tuple[str, str, int]]:
         stage.add("collect", done.status, done.seconds, done.tail())
     found = [(name(line["file"]), line["backend"], line["tests"]) for line in lines(record)]
     for file, backend, tests in found:
-        if backend not in PASSES:
-            text = f"{tests} tests of {backend!r}, which is in no pass"
+        if backend not in BACKENDS:
+            text = f"{tests} tests of {backend!r}, which is none of them"
             stage.add(f"{file}, {backend}", "failed", text=text, file=file, backend=backend, tests=tests)
     return found
 
@@ -75,16 +106,15 @@ def lines(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found if line.endswith("}")]
 
 
-def run_file(stage: Stage, file: str, backend: str, tests: int, workers: int, threads: int, folder: Path) -> None:
+def run_file(stage: Stage, file: str, backend: str, tests: int, threads: int, record: Path, totals: Totals) -> None:
     title = f"{file}, {backend}"
     of: dict[str, Any] = {"file": file, "backend": backend, "tests": tests}
-    if stage.left() < SHORTEST:
-        stage.add(title, "not run", **of)
+    if not stage.has_time(title, **of):
+        totals.add(stage, backend, {}, tests)
         return
-    record = folder / title.replace("/", "-")
     done = pytest(
-        stage, title, record, "--only", backend, *(("-n", str(workers)) if workers else ()), file,
-        limit=FILE_SECONDS, environment={"OMP_NUM_THREADS": str(threads)},
+        stage, title, record, "--only", backend, file, limit=FILE_SECONDS,
+        environment={"OMP_NUM_THREADS": str(threads)},
     )  # fmt: skip
     outcomes = outcomes_of(lines(record))
     counts = Counter(outcome["outcome"] for outcome in outcomes.values())
@@ -93,8 +123,9 @@ def run_file(stage: Stage, file: str, backend: str, tests: int, workers: int, th
     text = "" if status == "ok" else done.tail()
     if unfinished and status != "ok":
         text += f"\nwas in {', '.join(unfinished[:4])}"
+    totals.add(stage, backend, outcomes, max(0, tests - len(outcomes)))
     figures = {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")}
-    stage.add(title, status, done.seconds, text, **of, **figures, outcomes=outcomes)
+    stage.add(title, status, done.seconds, text, **of, **figures)
 
 
 def outcomes_of(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -105,25 +136,3 @@ def outcomes_of(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if before is None or WORST.index(line["outcome"]) < WORST.index(before["outcome"]):
             worst[line["test"]] = line
     return worst
-
-
-def finish(stage: Stage) -> None:
-    """Totals by backend, the table of contracts, and the failures' texts."""
-    totals: dict[str, Counter[str]] = defaultdict(Counter)
-    contracts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    failures = []
-    for part in stage.parts:
-        for test, line in part.pop("outcomes", {}).items():
-            totals[part["backend"]][line["outcome"]] += 1
-            if line.get("contract"):
-                contracts[line["contract"]][part["backend"]][line["outcome"]] += 1
-            if line["outcome"] == "failed":
-                failures.append({"test": test, "text": line["text"]})
-        if part["status"] == "not run":
-            totals[part["backend"]]["not run"] += part["tests"]
-    if not any(counts["passed"] for counts in totals.values()):
-        stage.add("any test at all", "failed", text="no test passed")
-    stage.details |= {"totals": totals, "contracts": contracts, "failures": failures[:MOST_FAILURES]}
-    for backend, counts in totals.items():
-        stage.summary.append(f"{backend:10} " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items()))
-    stage.summary += [f"failed: {failure['test']}: {failure['text'][:200]}" for failure in failures[:20]]
