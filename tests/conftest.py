@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,15 @@ INTERPRETED = Limits(
     tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
 
-# On a GPU: what has nothing to do with it, and may need packages that its machine has not.
+# On a GPU: what has nothing to do with it, and may need packages that its machine has not. Without hypothesis, on any
+# device: what imports it.
 collect_ignore: list[str] = []
 ELSEWHERE = ("packaging", "fdistill", "benchmarks", "host")
-NEED_HYPOTHESIS = ("fdkernels/test_properties.py", "fdkernels/test_triton_plan.py", "fdkernels/test_plan.py")
+NEED_HYPOTHESIS = tuple(
+    str(file.relative_to(Path(__file__).parent))
+    for file in sorted(Path(__file__).parent.glob("fdkernels/test_*.py"))
+    if re.search(r"^(?:import|from) hypothesis\b", file.read_text(), re.MULTILINE)
+)
 
 
 def _round_like_a_gpu():
@@ -60,8 +67,11 @@ def pytest_configure(config):
     has_hypothesis = importlib.util.find_spec("hypothesis") is not None
     table = ContractTable()
     if device.name() == "cuda":
-        collect_ignore.extend((*ELSEWHERE, *(() if has_hypothesis else NEED_HYPOTHESIS)))
-        table.excused = {"distributed"} if has_hypothesis else {"distributed", "properties"}
+        collect_ignore.extend(ELSEWHERE)
+        table.excused.add("distributed")
+    if not has_hypothesis:
+        collect_ignore.extend(NEED_HYPOTHESIS)
+        table.excused.add("properties")
     config.pluginmanager.register(table, "contract-table")
     if has_hypothesis:
         _register_profiles()
@@ -99,10 +109,11 @@ def _register_profiles():
 
 
 def pytest_report_header():
+    lines = [f"not collected: {', '.join(collect_ignore)}"] if collect_ignore else []
     if device.name() == "cpu":
-        return None
+        return lines
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here"
-    return [f"device: {card}", f"not collected on it: {', '.join(collect_ignore)}"]
+    return [f"device: {card}", *lines]
 
 
 def pytest_collection_modifyitems(items):
