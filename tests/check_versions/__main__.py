@@ -38,8 +38,7 @@ VERSIONS = (
     Version("2.14.1", "3.13", "3.8.0"),
 )
 CORE = (
-    "exactness", "weights", "reductions", "masks", "predictions", "nonfinite", "stats", "state", "autograd", "layouts",
-    "compile", "raw_ops", "bad_input", "backends", "determinism", "triton_schedules",
+    "raw_ops", "state", "autograd", "compile", "exactness", "weights", "bad_input", "backends", "triton_schedules",
 )  # fmt: skip
 WHERE = "import fdkernels; print('from', fdkernels.__file__)"
 TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest's last line

@@ -79,7 +79,8 @@ def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
 def build_failed(out: Path) -> bool:
     """In this call, or in an earlier one that wrote to the same folder."""
     file = out / "build.json"
-    return file.exists() and json.loads(file.read_text())["status"] != "ok"
+    parts = json.loads(file.read_text())["parts"] if file.exists() else []
+    return any(part["status"] != "ok" for part in parts)
 
 
 def main(arguments: list[str] | None = None) -> int:
