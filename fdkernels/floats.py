@@ -24,7 +24,7 @@ WEIGHT_FLOATS = FLOATS[:6]
 
 def carried(options: tuple[float | Tensor, ...]) -> tuple[tuple[Any, ...], Tensor | None]:
     """(options, None) where all are constants, else (zeros, `numbers`): float64 on the CPU, where launchers read it."""
-    if all([is_constant(option) for option in options]):
+    if all(map(is_constant, options)):
         return options, None
     return (0.0,) * len(options), torch.cat([_as_data(option) for option in options])
 

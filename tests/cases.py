@@ -120,6 +120,17 @@ def assert_loss(actual: Tensor, expected: Any, normalized: bool = False) -> None
     )
 
 
+def assert_stats(stats: fdk.FDivStats, expected: oracle.Expected) -> None:
+    """Of a batch; expected figures are of one whose samples are all finite."""
+    torch.testing.assert_close(stats.weight, torch.as_tensor(expected.h), rtol=1e-6, atol=0)
+    for name, value in expected.stats.items():
+        figure = getattr(stats, name)
+        assert figure.dim() == 0, name
+        torch.testing.assert_close(
+            figure.item(), value, rtol=2e-6, atol=0, equal_nan=True, msg=lambda m: f"{name}: {m}"
+        )
+
+
 def make(
     shape: tuple[int, ...] = (4, 3, 8, 8),
     dtype: torch.dtype = torch.float32,

@@ -113,7 +113,10 @@ class Distiller:
             loss = loss + cfg.gan_weight * gan
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
-        for name, value in stats._asdict().items():
+        figures = stats._asdict()
+        h = figures.pop("weight")  # NaN where a sample was dropped
+        figures["weight_spread"] = (h - h.nanmean()).square().nanmean().sqrt()
+        for name, value in figures.items():
             self.meter.add(f"health/{name}", value)
 
     def weighting(self, logits: Tensor, sigma: Tensor) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def test_health_is_logged(tiny_digits):
     distiller.train()
     row = log_without_time(distiller.folder)[-1]
     assert row["step"] == 12
-    assert {f"health/{name}" for name in fdk.FDivStats._fields} <= row.keys()
+    figures = {*fdk.FDivStats._fields, "weight_spread"} - {"weight"}
+    assert {f"health/{name}" for name in figures} <= row.keys() and row["health/weight_spread"] > 0
     for name in ("student", "fake", "discriminator"):
         assert row[f"{name}/grad_norm"] > 0
         assert int(distiller.roles[name].skipped) == 0

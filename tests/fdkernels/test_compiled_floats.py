@@ -42,7 +42,7 @@ STEPS = {
     "eps": lambda x, v, backend: loss(x, backend, eps=0.3 * v),
     "ratio_range": lambda x, v, backend: loss(x, backend, ratio_range=(0.1 * v, 2.0 + v)),
     "count": lambda x, v, backend: loss(x, backend, count=int(4 * v)),
-    "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=v / 10, sigma=0.1 + v)),
+    "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=v / 9, sigma=v + 1)),
     "sigma_data": lambda x, v, backend: loss(x, backend, prediction=prediction("edm", sigma=v, sigma_data=0.5 * v)),
     "weighed in PyTorch": lambda x, v, backend: loss(x, backend, divergence=OWN, ratio_range=(0.1 * v, 2.0 + v)),
     "many": lambda x, v, backend: loss(
@@ -139,9 +139,8 @@ def fresh(call):
     return call._replace(ratio_mean=call.ratio_mean.clone())
 
 
-@pytest.mark.parametrize(
-    "scale", (torch.tensor(4.5), torch.tensor(4.5, dtype=torch.float64), torch.tensor(4)), ids=repr
-)
+@pytest.mark.cpu_only("a 0-d tensor stays on the CPU whatever the samples are on")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.int64), ids=str)
 def test_guidance_scale_of_a_0d_tensor(backend, dtype):
     scale = torch.tensor(4.5).to(dtype)
     case = make((4, 3, 6, 5)).but(teacher_uncond=torch.ones(4, 3, 6, 5))

@@ -80,6 +80,8 @@ def divisors(call: FdivArguments) -> Tensor:
     batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
     if call.reduction == "sum":
         return torch.ones(batch, dtype=torch.float64)
+    if call.divisor is not None:
+        return call.divisor.double().reshape(1).expand(batch).clamp(min=1)
     kept = torch.full((batch,), float(elements), dtype=torch.float64)
     if call.mask is not None:
         kept = call.mask.double().mean(1).expand(batch) * elements
@@ -126,5 +128,5 @@ def forward(host: ModuleType, call: FdivArguments, team: Team) -> tuple[Tensor, 
         loss.to(torch.float64 if student.dtype == torch.float64 else torch.float32),
         gradient if call.with_grad else empty.to(student.dtype),
         (1 / (power if call.reduction == "none" else power[0])).float() if student.dtype == torch.float16 else empty,
-        torch.cat((weight_stats, torch.stack(figures))) if call.with_stats else empty.double(),
+        torch.cat((weight_stats, torch.stack(figures), h)) if call.with_stats else empty.double(),
     )
