@@ -85,7 +85,7 @@ def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_figures(backend, name):
-    for length in SOME[backend][-2:]:
+    for length in SOME[backend][:1] if backend == "triton" else SOME[backend][-2:]:
         test_stats.check(shared(name, length, torch.bfloat16 if length == 64 else torch.float32), backend)
 
 
@@ -128,7 +128,7 @@ def test_a_bad_scale(backend, name, nonfinite, value):
 @pytest.mark.parametrize("value", (torch.inf, torch.nan))
 @pytest.mark.parametrize("name", ("all alike", "scale cuts the mask's", "mask cuts the scale's"))
 def test_whatever_a_masked_run_holds(backend, name, value):
-    for length in SOME[backend]:
+    for length in SOME[backend][-1:] if backend == "triton" else SOME[backend]:
         case = shared(name, length, torch.bfloat16 if length in (16, 64) else torch.float32)
         masked = ~case.options["mask"].expand(case.student.shape)
         case = case.but(**{n: getattr(case, n).masked_fill(masked, value) for n in ("student", "teacher", "fake")})
@@ -160,3 +160,14 @@ def test_squares_that_underflow_in_part(backend, name, dtype):
             fake = (size * case.fake.double()).to(dtype)
             weight = torch.tensor([1e-7, 3e-7]) / size
             case.but(teacher=torch.zeros_like(fake), fake=fake, weight=weight).check(backend)
+
+
+@pytest.mark.parametrize("size", (1e-22, 1e20))
+def test_images_of_any_size(backend, size):
+    """The dmd scale makes the loss free of x's unit; the squares of the gap are not."""
+    for length in SOME[backend][:2]:
+        case = shared("levels", length)
+        prediction = case.options["prediction"]
+        images = {n: size * getattr(case, n) for n in ("student", "teacher", "fake")}
+        scaled = fdk.Prediction("edm", size * prediction.noisy, sigma=prediction.sigma)
+        case.but(**images, prediction=scaled, eps=0.0).check(backend)

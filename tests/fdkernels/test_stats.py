@@ -81,8 +81,8 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_of_batches_with_bad_samples(backend, bad):
     """A bad sample is in no mean; its place in the batch stays in the effective sample size."""
-    for options in ({"normalizer": normalizer(t_range=(0.2, 0.7))}, {"divergence": "kl"}, {"divergence": "rkl"}):
-        case = make((6, 3, 5), logit_scale=3, seed=2, nonfinite="zero", **options)
+    for options in ({"normalizer": normalizer(t_range=(0.2, 0.7))}, {"divergence": "kl"}):
+        case = make((6, 3), logit_scale=3, seed=2, nonfinite="zero", **options)
         for name, samples in BAD[bad].items():
             poisoned = getattr(case, name).clone()
             for b in samples:

@@ -220,6 +220,10 @@ def test_squares_that_underflow_in_part(native, few_lengths, name):
     test_runs.test_squares_that_underflow_in_part(native, name, torch.float32)
 
 
+def test_images_of_any_size(native, few_lengths):
+    test_runs.test_images_of_any_size(native, 1e-22)
+
+
 @pytest.mark.parametrize("name", ("student", "teacher", "noisy"))
 def test_figures_of_what_a_mask_hides(native, name):
     for case in test_stats.hidden(name, torch.inf, (2, 3, 2, 4, 5)):
