@@ -16,6 +16,8 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+_transforms_are_active = torch._C._are_functorch_transforms_active
+
 warned: set[str] = set()  # what this process has been warned of
 
 LONGEST = 200  # characters of a user's value in a message
@@ -23,25 +25,30 @@ LONGEST = 200  # characters of a user's value in a message
 
 def check_tensor(name: str, value: Any) -> None:
     """A plain tensor: a DTensor's shard would be taken for the whole."""
+    check_dense(name, value)
+    if _transforms_are_active() and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise TypeError(
+            f"{name}: expected a plain tensor, got one inside a torch.func transform (vmap, grad, jvp, ...)"
+        )
+
+
+def check_dense(name: str, value: Any) -> None:
+    """A tensor whose sizes and strides are what they seem; one inside a torch.func transform too."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    check_dense(name, value)
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise TypeError(f"{name}: expected a plain tensor, got one inside a torch.func transform (vmap, grad, jvp)")
-
-
-def check_dense(name: str, value: Tensor) -> None:
-    """Sizes, strides and elements that are what they seem."""
     if value.is_nested:
         raise TypeError(f"{name}: expected a dense tensor, got a nested one; pad it and pass a mask")
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
-    if value.is_quantized:
-        raise TypeError(f"{name}: expected a plain tensor, got a quantized one; pass {name}.dequantize()")
-    if type(value).__name__ == "DTensor":
+    if type(value) is not Tensor and type(value).__name__ == "DTensor":
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() if it is sharded along the batch"
         )
+
+
+def check_real(name: str, value: Tensor) -> None:
+    if value.is_complex() or value.dtype == torch.bool or value.is_quantized:
+        raise ValueError(f"{name}: expected a real dtype, got {value.dtype}")
 
 
 def is_readable(value: Tensor) -> bool:
@@ -112,8 +119,7 @@ def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *,
     if not fits or value.shape[0] != batch:
         expected = f"({batch},) or ({batch}, heads)" if heads else f"({batch},)"
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
-    if value.is_complex() or value.dtype == torch.bool:
-        raise ValueError(f"{name}: expected a real dtype, got {value.dtype}")
+    check_real(name, value)
     if value.device != device:
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
 

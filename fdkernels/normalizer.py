@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdkernels.checks import check_number, check_tensor, is_readable, is_traced, shown
+from fdkernels.checks import check_number, check_real, check_tensor, is_readable, is_traced, shown
 
 DTYPES = {"mean": torch.float32, "edges": torch.float64}
 
@@ -94,8 +94,7 @@ class RatioNormalizer(nn.Module):
         t = (t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")).detach()
         _check_bins(bins)
         check_tensor("t", t)
-        if t.is_complex():
-            raise ValueError(f"t: expected a real dtype, got {t.dtype}")
+        check_real("t", t)
         if t.is_meta:
             raise ValueError("t: expected samples, got a meta tensor, which has no values; draw them on device='cpu'")
         ordered = t.double().cpu().reshape(-1).sort().values
@@ -186,8 +185,7 @@ def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"edges: expected a tensor or numbers, got {shown(edges)}") from None
     check_tensor("edges", edges)
-    if edges.is_complex():
-        raise ValueError(f"edges: expected a real dtype, got {edges.dtype}")
+    check_real("edges", edges)
     edges = edges.detach().to(torch.float64)
     if edges.shape != (bins - 1,):
         raise ValueError(f"edges: expected shape ({bins - 1},) for {bins} bins, got {tuple(edges.shape)}")

@@ -9,6 +9,7 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import checks, testing
+from fdkernels import prediction as prediction_module
 from tests import oracle
 from tests.cases import Case, make
 
@@ -183,6 +184,7 @@ OFF = {
 def warnings_of(alpha, sigma, kind="epsilon", noisy=None):
     noisy = torch.zeros(SHAPE) if noisy is None else noisy
     checks.warned.clear()
+    prediction_module._looks = iter(range(16))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fdk.Prediction(kind, noisy, alpha=alpha, sigma=sigma)
@@ -206,6 +208,16 @@ def test_levels_of_no_schedule_warn_once(name):
 def test_levels_that_the_host_cannot_know_do_not_warn():
     alpha, sigma = (v.to("meta") for v in OFF["alphas_cumprod"])
     assert not warnings_of(alpha, sigma, noisy=torch.zeros(SHAPE, device="meta"))
+
+
+def test_only_the_first_are_looked_at(monkeypatch):
+    checks.warned.clear()
+    monkeypatch.setattr(prediction_module, "_looks", iter(range(2)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for alpha, sigma in (VP, VP, OFF["alphas_cumprod"]):
+            fdk.Prediction("epsilon", torch.zeros(SHAPE), alpha=alpha, sigma=sigma)
+    assert not caught
 
 
 def test_kinds_that_do_without_alpha_take_any():
