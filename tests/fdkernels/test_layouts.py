@@ -193,6 +193,22 @@ def test_what_is_copied(backend, layout, rank):
             assert gradient.stride() == student.stride()
 
 
+@pytest.mark.cpu_only("which operations run")
+@pytest.mark.backends("native", "triton")
+def test_what_needs_no_copy(backend):
+    """A dimension of one, whatever its stride is; a mask and a scale that the caller has expanded."""
+    wide = torch.randn(3, 4, 3, 6, generator=torch.Generator().manual_seed(0))
+    x, teacher, fake = wide[0, :, ::3], wide[1, :, ::3], wide[2, :, ::3]
+    assert x.shape == (4, 1, 6) and x.stride() == (18, 18, 1)
+    keep = torch.tensor([True, False, True, True])[:, None, None].expand(4, 1, 6)
+    case = make((4, 1, 6), heads=None).but(student=x, teacher=teacher, fake=fake, mask=keep)
+    for scale in (None, torch.rand(1, 1, 6).expand(4, 1, 6)):
+        with Copies(x.numel()) as copies:
+            case.call(backend, scale=scale)
+        assert copies.count == 0
+        case.but(scale=scale).check(backend)
+
+
 def test_gradient_keeps_the_strides_that_autograd_expects(backend):
     """A channels_last parameter gets a channels_last gradient: what optimizers and DDP buckets want."""
     case = make((4, 3, 8, 8))
