@@ -96,6 +96,12 @@ def test_a_file_that_cannot_be_imported(write_tests, stage):
     assert found.status == "failed" and any("nothing_of_that_name" in part.get("text", "") for part in found.parts)
 
 
+def test_no_process_for_what_is_skipped(write_tests, stage, tmp_path):
+    skipped = "import pytest\n\n@pytest.mark.gpu\ndef test_on_a_gpu():\n    pass\n"
+    found = suite.collect(stage(tests=[write_tests(fine=FINE, skipped=skipped)]), tmp_path)
+    assert {Path(file).name for file, _, _ in found} == {"test_fine.py"}
+
+
 def broken_stage(_):
     raise RuntimeError("the stage itself")
 

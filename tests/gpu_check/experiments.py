@@ -31,7 +31,7 @@ def planned(stage: Stage, name: str, sizes: str) -> None:
     if not stage.has_time(title):
         return
     device = "present" if stage.is_gpu else "h200"
-    done = stage.python(title, "-m", "fdkernels", "plan", "--shape", sizes, *CALL, "--device", device, limit=60)
+    done = stage.python(title, "-m", "fdkernels", "plan", "--shape", sizes, *CALL, "--device", device)
     stage.details.setdefault("plans", {})[name] = done.output.strip()
     stage.add(title, done.status, done.seconds, "" if done.status == "ok" else done.tail())
 

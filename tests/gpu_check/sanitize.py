@@ -81,7 +81,7 @@ def plainly(stage: Stage, subject: Subject, usable: list[Subject]) -> None:
     """Without a tool: the results alone."""
     if not stage.has_time(f"cases, {subject}"):
         return
-    done = stage.child(f"cases, {subject}", cases(stage, subject), limit=120, environment={PLAN: subject.plan})
+    done = stage.child(f"cases, {subject}", cases(stage, subject), limit=RUN_SECONDS, environment={PLAN: subject.plan})
     status = "refused" if done.code == UNAVAILABLE else done.status
     text = "" if status == "ok" else done.tail(30)
     stage.add(f"cases, {subject}", status, done.seconds, text, **counted(done.output))
