@@ -28,6 +28,7 @@ import warnings
 import torch
 
 from fdkernels import binaries
+from fdkernels.checks import shown
 
 BACKENDS = ("reference", "native", "triton")
 
@@ -66,7 +67,7 @@ def unavailable(backend: str, device_type: str) -> str | None:
         return _why_not_native(device_type)
     if backend == "triton":
         return _why_not_triton(device_type)
-    raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {shown(backend)}")
 
 
 def _why_not_native(device_type: str) -> str | None:

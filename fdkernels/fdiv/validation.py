@@ -171,7 +171,7 @@ def check_guidance(
     number = _check_scalar(scale_name, scale) if isinstance(scale, Tensor) else check_number(scale_name, scale)
     if uncond is None:
         if isinstance(number, Tensor) or number != 1.0:
-            raise ValueError(f"{name}: expected beside {scale_name} = {scale}, got None")
+            raise ValueError(f"{name}: expected beside {scale_name} = {shown(scale)}, got None")
         return 1.0
     check_like_student(name, uncond, student)
     return number

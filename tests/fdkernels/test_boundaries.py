@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels.fdiv import validation
+from fdkernels import checks
 from tests.cases import make
 
 IMAGE = torch.zeros(2, 3, 4, 4)
@@ -90,7 +90,7 @@ def test_options(backend, name, taken, refused):
 @pytest.mark.contract("bad input")
 @pytest.mark.parametrize("batch", (1, 7, 8))
 def test_the_smallest_batch_without_a_warning(backend, batch):
-    validation._warned.clear()
+    checks.warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         make((batch, 2, 3)).call(backend)
