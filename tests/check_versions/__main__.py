@@ -8,8 +8,9 @@ FDKERNELS_CUDA_ARCHS names architectures.
 torch's CPU build is taken where an index has it. Where none has, the CUDA build is, without its CUDA libraries: empty
 stand-ins are compiled for them (stand_ins.py, with gcc, nm, readelf and ldd), and its CPU code runs as it is.
 
-Core: what depends on torch, Python, NumPy or Triton, in a few minutes on two cores: results of every backend, state,
-autograd, torch.compile, raw ops, errors, Triton's schedules in its interpreter.
+Core: what depends on torch, Python, NumPy or Triton, in a few minutes on two cores: results, state, autograd,
+torch.compile, export, raw ops, errors on native and reference; schedules, weights, state and raw ops of Triton, in its
+interpreter.
 
 Exit code 1 where a version did not build or a test failed.
 """
@@ -38,8 +39,10 @@ VERSIONS = (
     Version("2.14.1", "3.13", "3.8.0"),
 )
 CORE = (
-    "raw_ops", "state", "autograd", "compile", "exactness", "weights", "bad_input", "backends", "triton_schedules",
+    "raw_ops", "state", "autograd", "compile", "compiled_floats", "checkpoint", "export", "tracing", "exactness",
+    "weights", "bad_input", "backends",
 )  # fmt: skip
+OF_TRITON = ("raw_ops", "state", "checkpoint", "weights", "triton_schedules")
 WHERE = "import fdkernels; print('from', fdkernels.__file__)"
 TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest's last line
 
@@ -65,9 +68,13 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
     if f"from {folder / 'environment'}/" not in found:
         raise Failed(f"not the installed package: {found}")
     run(log, python, "-m", "fdkernels", cwd=checkout)
-    files = [f"tests/fdkernels/test_{name}.py" for name in CORE]
-    output = run(log, python, "-m", "pytest", "-q", "--tb=short", "-n", workers, *files, cwd=checkout)
-    return TOTALS.findall(output)[-1]
+    totals = []
+    for names, backends in ((CORE, ("native", "reference")), (OF_TRITON, ("triton",))):
+        files = [f"tests/fdkernels/test_{name}.py" for name in names]
+        chosen = [f"--backend={backend}" for backend in backends]
+        output = run(log, python, "-m", "pytest", "-q", "--tb=short", "-n", workers, *chosen, *files, cwd=checkout)
+        totals.append(f"{' and '.join(backends)}: {TOTALS.findall(output)[-1]}")
+    return " · ".join(totals)
 
 
 def check(version: Version, workers: str) -> tuple[str, str]:
