@@ -161,6 +161,8 @@ def choose(requested: str, device_type: str) -> str:
         ValueError: unknown name.
         RuntimeError: a backend asked for by name is not available; says why.
     """
+    if not isinstance(requested, str):
+        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {shown(requested)}")
     key = (requested, device_type)
     if key not in _chosen:
         if requested == "auto":

@@ -66,8 +66,8 @@ def digest() -> str | None:
     csrc = PACKAGE.parent / "csrc"
     if not (csrc / "fdkernels").is_dir():
         return None
-    files = (file for file in csrc.rglob("[!.]*") if file.suffix in SUFFIXES)  # hidden ones are an editor's
-    names = sorted(file.relative_to(csrc).as_posix() for file in files)
+    names = sorted(file.relative_to(csrc).as_posix() for file in csrc.rglob("*") if file.suffix in SUFFIXES)
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]  # an editor's
     lines = (f"{hashlib.sha256((csrc / name).read_bytes()).hexdigest()} {name}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -165,6 +165,8 @@ def _abridged(value: Any, depth: int) -> str:
         return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, (numbers.Number, torch.dtype, torch.device)):
         return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     left, right = _BRACKETS.get(type(value), ("", ""))
     if not left:
         return f"a value of type {type(value).__name__}"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fdkernels.checks import did_you_mean, shown
+from fdkernels.checks import check_number, did_you_mean, shown
+from fdkernels.floats import is_constant
 
 LOG_2 = math.log(2.0)
 
@@ -77,7 +78,14 @@ class Divergence:
 
 def _is_importable(function: Callable[..., Any]) -> bool:
     """Whether pickle finds it: by its name in its module, or as an object."""
+    function = _unwrapped(function)
     return not isinstance(function, FunctionType) or "<" not in function.__qualname__
+
+
+def _unwrapped(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def _builtin(
@@ -123,10 +131,9 @@ def alpha(a: float) -> Divergence:
     Raises:
         ValueError: a is not finite.
     """
-    a = float(a)
-    if not math.isfinite(a):
-        raise ValueError(f"alpha: expected a finite number, got {a}")
-    return _builtin(f"alpha({a!r})", lambda L: a * L, row="alpha", alpha=a)
+    a = check_number("alpha", a)
+    name = f"alpha({a!r})" if is_constant(a) else "alpha"  # a symbol of torch.compile's has no value to name
+    return _builtin(name, lambda L: a * L, row="alpha", alpha=a)
 
 
 def divergences() -> dict[str, Divergence]:
@@ -150,8 +157,10 @@ def register_divergence(divergence: Divergence) -> Divergence:
     earlier = [_by_alias[name] for name in names if name in _by_alias]
     for name in names:
         owner = _by_alias.get(name)
-        replaces = owner is not None and owner.kernel is None and _place(owner) == _place(divergence)
-        if (owner is not None and not replaces) or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
+        replaces = owner is None or (
+            owner.kernel is None and owner.name in names and _place(owner) == _place(divergence)
+        )
+        if not replaces or name in _TOTAL_VARIATION or _ALPHA_CALL.fullmatch(name):
             raise ValueError(f"register_divergence: the name {shown(name)} is taken")
     for owner in earlier:
         _registry.pop(owner.name, None)
@@ -164,9 +173,7 @@ def register_divergence(divergence: Divergence) -> Divergence:
 
 def _place(divergence: Divergence) -> Any:
     """Where its function was written: the same for what a cell, a reload or a repeated call defines anew."""
-    function: Any = divergence.log_weight
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = _unwrapped(divergence.log_weight)
     function = inspect.unwrap(getattr(function, "__func__", function))
     if isinstance(function, FunctionType):
         name, code = (function.__module__, function.__qualname__), function.__code__

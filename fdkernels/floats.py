@@ -20,10 +20,13 @@ FLOATS = (
     "guidance_scale", "fake_guidance_scale", "eps",
 )  # fmt: skip
 WEIGHT_FLOATS = FLOATS[:6]
+_SYMBOLS = (torch.SymFloat, torch.SymInt)
 
 
 def carried(options: tuple[float | Tensor, ...]) -> tuple[tuple[Any, ...], Tensor | None]:
     """(options, None) where all are constants, else (zeros, `numbers`): float64 on the CPU, where launchers read it."""
+    if not torch.compiler.is_compiling() and all(type(option) is float for option in options):
+        return options, None  # an eager call: soon done
     if all(map(is_constant, options)):
         return options, None
     return (0.0,) * len(options), torch.cat([_as_data(option) for option in options])
@@ -34,7 +37,7 @@ def is_constant(option: float | Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():
         return torch.fx.experimental.symbolic_shapes.has_static_value(option)
-    return not isinstance(option, torch.SymFloat | torch.SymInt)
+    return not isinstance(option, _SYMBOLS)
 
 
 def _as_data(option: float | Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class RatioNormalizer(nn.Module):
             ones; a tensor or numbers. Saved in state_dict, unlike t_range: build the module with the same arguments
             before loading.
 
+    A call inside a backward, such as the second forward of an activation checkpoint, reads the state and leaves it. Its
+    weights are the first forward's where no other call updated the state in between: with several checkpointed calls
+    before one backward, compute `fdiv_weight` outside and pass `weight=`.
+
     A module made on the meta device starts at ones, with its edges, wherever `to_empty` puts it.
 
     Raises:

@@ -321,8 +321,7 @@ class FDivLoss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and torch.save, which can't hold a process group: it is left out."""
-        state = {**self.__dict__, "options": dict(self.options)}
-        state.pop("_compiled_call_impl", None)  # as in nn.Module: what is compiled stays with this process
+        state = {**self._state(), "options": dict(self.options)}
         if self.options["group"] is not None:
             warnings.warn("FDivLoss: a pickle can't hold the process group: group is None once loaded", stacklevel=2)
             state["options"]["group"] = None
@@ -330,8 +329,12 @@ class FDivLoss(nn.Module):
 
     def __copy__(self) -> FDivLoss:
         copied = type(self).__new__(type(self))
-        copied.__dict__.update(self.__dict__)
+        copied.__dict__.update(self._state())
         return copied
+
+    def _state(self) -> dict[str, Any]:
+        """Without what `compile()` made: it belongs to this process, and computes with this module."""
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FDivLoss:
         """A copy that shares the process group, so that `AveragedModel` can make one."""
@@ -339,6 +342,5 @@ class FDivLoss(nn.Module):
         if group is not None:
             memo[id(group)] = group
         copied = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
-        copied.__dict__.update(copy.deepcopy(state, memo))
+        copied.__dict__.update(copy.deepcopy(self._state(), memo))
         return copied

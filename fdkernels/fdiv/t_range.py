@@ -32,9 +32,13 @@ def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
     least, largest = extremes
     return (
         f"t: expected noise levels within the normalizer's t_range {normalizer.t_range}, got {least!r} to {largest!r}: "
-        "those outside share its end bins. Pass t_range=(0, 999) for DDPM's integer timesteps, "
-        "or t / 1000"
+        f"those outside share its end bins; pass the t_range that t is drawn from{_of_ddpm(normalizer, t)}"
     )
+
+
+def _of_ddpm(normalizer: RatioNormalizer, t: Tensor) -> str:
+    steps = normalizer.t_range == (0.0, 1.0) or not t.is_floating_point()
+    return " (t_range=(0, 999) for DDPM's integer timesteps, or t / 1000)" if steps else ""
 
 
 def _are_outside(extremes: tuple[float, float], normalizer: RatioNormalizer) -> bool:

@@ -6,12 +6,14 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fdkernels.checks import (
     FLOATS,
+    as_float,
     check_choice,
     check_like_student,
     check_number,
@@ -152,8 +154,10 @@ def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduct
     if isinstance(scale, str):
         if scale != "dmd":
             raise ValueError(f"scale: expected 'dmd', a tensor or None, got {shown(scale)}")
-    elif scale is not None:
+    elif isinstance(scale, Tensor):
         check_tensor("scale", scale)
+    elif scale is not None:
+        raise TypeError(f"scale: expected 'dmd', a tensor or None, got {shown(scale)}")
     if check_number("eps", eps) < 0.0:
         raise ValueError(f"eps: expected a number >= 0, got {shown(eps)}")
     check_choice("nonfinite", nonfinite, ("propagate", "zero"))
@@ -168,6 +172,7 @@ def check_guidance(
         return 1.0
     if scale is None:
         raise ValueError(f"{scale_name}: expected beside {name}, got None")
+    scale = _as_tensor(scale)
     number = _check_scalar(scale_name, scale) if isinstance(scale, Tensor) else check_number(scale_name, scale)
     if uncond is None:
         if isinstance(number, Tensor) or number != 1.0:
@@ -175,6 +180,11 @@ def check_guidance(
         return 1.0
     check_like_student(name, uncond, student)
     return number
+
+
+def _as_tensor(value: Any) -> Any:
+    """NumPy's arrays as tensors: of NumPy's scalars torch.compile makes arrays."""
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _check_scalar(name: str, value: Tensor) -> float | Tensor:
@@ -194,16 +204,20 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
         return None
     if reduction != "mean":
         raise ValueError(f"count: expected with reduction='mean', got reduction={reduction!r}")
+    count = _as_tensor(count)
     if not isinstance(count, Tensor):
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+        whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+        if not whole or not 1 <= as_float(count) < math.inf:
             raise ValueError(f"count: expected a whole number of at least 1 or a tensor, got {shown(count)}")
-        return filled((), float(count), torch.device("cpu"))
+        # A host's number is read by the launcher; in a graph it would keep CUDA graphs from being used.
+        device = student.device if torch.compiler.is_compiling() else torch.device("cpu")
+        return filled((), as_float(count), device)
     check_tensor("count", count)
     if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
         raise ValueError(f"count: expected one real value, got shape {tuple(count.shape)}, {count.dtype}")
     if count.device not in (student.device, torch.device("cpu")):
         raise ValueError(f"count: expected device {student.device} like student, or cpu, got {count.device}")
-    return count.detach()
+    return count.detach().reshape(())
 
 
 def check_prediction(prediction: Prediction, student: Tensor) -> bool:

@@ -62,6 +62,25 @@ def test_checkpointed_loss(backend, way, weighed_in):
         torch.testing.assert_close(twice, plain, rtol=1e-6, atol=1e-9)
 
 
+def test_two_calls_before_one_backward(backend):
+    """A second forward reads the state after both: exact with weights from outside, as the docs say."""
+
+    def step(student, weight):
+        return fdk.fused_fdiv_loss(student, CASE.teacher, CASE.fake, weight=weight, backend=backend)
+
+    def outcome(wrap):
+        state, student = place(normalizer(4)), CASE.student.clone().requires_grad_()
+        losses = []
+        for scale in (1.0, 2.0):
+            weight = fdk.fdiv_weight(CASE.logits * scale, CASE.t, normalizer=state, backend=backend)
+            losses.append(wrap(lambda x, weight=weight: step(x, weight))(student * scale))
+        sum(losses).backward()
+        return student.grad, state.mean
+
+    for plain, twice in zip(outcome(lambda step: step), outcome(WAYS["not reentrant"]), strict=True):
+        assert torch.equal(plain, twice)
+
+
 def test_fdiv_weight_in_a_backward(backend):
     """A hook's call stands for any forward that autograd runs: the state is used as it stands."""
     state = place(normalizer(4))

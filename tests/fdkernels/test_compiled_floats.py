@@ -1,5 +1,6 @@
 """Float options that change from call to call of a compiled step: one graph, and the right numbers from all of them."""
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -92,7 +93,7 @@ def test_weight_alone(backend, name):
     def weight(value):
         if name == "ratio_range":
             return fdk.fdiv_weight(CASE.logits, ratio_range=(0.1 * value, 2 + value), backend=backend)
-        return fdk.fdiv_weight(CASE.logits, divergence="kl", ratio_range=(0.1, 2 * value), backend=backend)
+        return fdk.fdiv_weight(CASE.logits, divergence=fdk.alpha(0.5 * value), backend=backend)
 
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(weight, backend=counter, fullgraph=True)
@@ -146,6 +147,17 @@ def test_guidance_scale_of_a_0d_tensor(backend, dtype):
     case = make((4, 3, 6, 5)).but(teacher_uncond=torch.ones(4, 3, 6, 5))
     number, tensor = (case.but(guidance_scale=v).run(backend) for v in (scale.item(), scale))
     assert torch.equal(number.grad, tensor.grad)
+
+
+@pytest.mark.parametrize("kind", (np.float32, np.float64, np.int64))
+def test_numpy_scalars(backend, kind):
+    def step(student, scale, count):
+        return loss(student, backend, teacher_uncond=OTHER, guidance_scale=scale, count=count)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    expected = step(CASE.student, 2.0, 50)
+    torch.testing.assert_close(step(CASE.student, kind(2), np.int64(50)), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(compiled(CASE.student, kind(2), np.int64(50)), expected, rtol=1e-6, atol=0)
 
 
 def test_guidance_scale_of_one_needs_no_unconditional_output(backend):

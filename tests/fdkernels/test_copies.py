@@ -73,7 +73,7 @@ def test_pickles_drop_the_group_and_say_so(group, there_and_back):
 def test_a_compiled_loss_is_copied_uncompiled():
     loss = fdk.FDivLoss("kl")
     loss.compile(backend="eager")
-    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+    for copied in (copy.copy(loss), copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert copied._compiled_call_impl is None
 
 
@@ -107,9 +107,10 @@ def test_divergences_of_ones_own(how, there_and_back):
     )
 
 
-def test_a_registered_lambda_is_pickled_by_name():
+@pytest.mark.parametrize("wrap", (lambda f: f, functools.partial), ids=("lambda", "partial"))
+def test_a_registered_lambda_is_pickled_by_name(wrap):
     """As README registers one. Where it is not registered, loading names it."""
-    own = fdk.register_divergence(fdk.Divergence("test_pickled_lambda", lambda log_ratio: 0.5 * log_ratio))
+    own = fdk.register_divergence(fdk.Divergence("test_pickled_lambda", wrap(lambda log_ratio: 0.5 * log_ratio)))
     loss = fdk.FDivLoss("test_pickled_lambda")
     assert pickle.loads(pickle.dumps(loss)).divergence is own
     elsewhere = pickle.dumps(loss).replace(b"test_pickled_lambda", b"test_pickled_absent")

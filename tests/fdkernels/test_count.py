@@ -17,7 +17,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 @pytest.mark.parametrize("mask", (None, (8, 3, 1, 1, 1), SHAPE), ids=("no mask", "frames", "elements"))
 @pytest.mark.parametrize(
     "count",
-    (977, torch.tensor(5000), torch.tensor([12.0]), torch.tensor(3.5, dtype=torch.bfloat16), torch.tensor(7).byte()),
+    (977, torch.tensor(5000), torch.tensor([[12.0]]), torch.tensor(3.5, dtype=torch.bfloat16), torch.tensor(7).byte()),
     ids=repr,
 )
 def test_divides_by_it(backend, dtype, mask, count):
@@ -63,6 +63,7 @@ def test_without_samples(backend):
     [
         ({"count": 0}, "count: expected a whole number of at least 1 or a tensor, got 0"),
         ({"count": True}, "count: .*got True"),
+        ({"count": 10**400}, "count: expected a whole number .*bits"),
         ({"count": 3.0}, "count: .*got 3.0"),
         ({"count": torch.ones(2)}, r"count: expected one real value, got shape \(2,\)"),
         ({"count": torch.tensor(True)}, "count: .*torch.bool"),

@@ -110,6 +110,19 @@ def test_replacing_drops_the_old_aliases(registry):
         weigh("test_cell_0.5")
 
 
+@pytest.mark.parametrize("aliases", [("test_x",), ("test_two",)])
+def test_an_alias_of_another_name_is_taken(registry, aliases):
+    """Also from the same place, such as one factory: nothing is replaced that was not named."""
+
+    def divergence(name, *aliases):
+        return fdk.Divergence(name, lambda log_ratio: 0.5 * log_ratio, aliases)
+
+    fdk.register_divergence(divergence("test_one", *aliases))
+    with pytest.raises(ValueError, match="is taken"):
+        fdk.register_divergence(divergence("test_two", "test_x"))
+    assert "test_one" in fdk.divergences() and "test_two" not in fdk.divergences()
+
+
 def test_name_and_alias_may_change_places(registry):
     def f(log_ratio):
         return 0.5 * log_ratio

@@ -150,11 +150,19 @@ def test_every_binary_holds_the_digest_of_its_sources(wheel: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("ops.cpp", True), ("cpu/new.h", True), ("cuda/new.cu", True), ("notes.txt", False), (".#ops.cpp", False)],
+    [
+        ("ops.cpp", True),
+        ("cpu/new.h", True),
+        ("cuda/new.cu", True),
+        ("notes.txt", False),
+        (".#ops.cpp", False),
+        (".ipynb_checkpoints/ops.cpp", False),
+    ],
 )
 def test_what_the_digest_is_of(clone: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts: bool) -> None:
     monkeypatch.setattr(binaries, "PACKAGE", clone / "fdkernels")
     before = binaries.digest()
+    (clone / "csrc" / name).parent.mkdir(exist_ok=True)
     (clone / "csrc" / name).write_text("// other\n")
     assert (binaries.digest() != before) == counts
 
