@@ -143,6 +143,34 @@ def test_nothing_runs_after_a_failed_build(tmp_path, monkeypatch, capsys):
     assert begun == ["test", "test"]
 
 
+@pytest.mark.parametrize(("report", "ended", "runs"), [("failed", False, True), ("ok", True, False)])
+def test_what_blocks_after_a_build(report, ended, runs, tmp_path, monkeypatch):
+    """A build that somebody ended, though an earlier one was good; not a failed report of one that succeeded."""
+    begun, status = [], iter(("ok", report))
+
+    def build(stage):
+        if (tmp_path / "ended").exists():
+            raise SystemExit(143)
+        stage.add("build_ext", "ok")
+        stage.add("python -m fdkernels", next(status))
+
+    monkeypatch.setitem(check.KNOWN, "build", build)
+    monkeypatch.setitem(check.KNOWN, "bench", lambda stage: (begun.append("bench"), stage.add("a row", "ok")))
+    monkeypatch.setattr(children, "run", lambda *_, **__: Done(0, 0.0, '{"commit": "c0ffee"}'))
+    call = ["--out", str(tmp_path), "--device", "cpu", "--stages"]
+    assert check.main([*call, "bench"]) == 0, "built by hand"
+    assert check.main([*call, "build,bench"]) == 0
+    begun.clear()
+    if ended:
+        (tmp_path / "ended").touch()
+        with pytest.raises(SystemExit):
+            check.main([*call, "build"])
+    else:
+        check.main([*call, "build"])
+    assert check.main([*call, "bench"]) == (0 if runs else 1)
+    assert begun == ["bench"] * runs
+
+
 def test_what_has_ended_is_on_disk(stage):
     """However the call ends: the machine is rented."""
     found = stage("sanitize")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from benchmarks import __main__ as command
 from benchmarks.shapes import LARGE, PRACTICE
 from tests.gpu_check import bench, experiments, sanitize
-from tests.gpu_check.children import Done
+from tests.gpu_check.__main__ import stage_names
+from tests.gpu_check.children import ROOT, Done
 from tests.gpu_check.stage import PLAN, Stage
 
 
@@ -57,6 +60,13 @@ def test_a_plan_that_cannot_hold_a_sample_is_an_answer(stage):
     assert [(part["name"], part["status"], part.get("not possible")) for part in found.parts] == [
         ("cluster:1", "ok", 1), ("grid", "failed", 1), ("grid: wan", "failed", None),
     ]  # fmt: skip
+
+
+def test_the_first_half_hour_fits():
+    """Every stage of a call has its own budget; calls are of ten minutes; starts and transfers take time, too."""
+    calls = re.findall(r"^\| `STAGES=(\S+) BUDGET=(\d+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    seconds = [len(stage_names(names)) * int(budget) for names, budget in calls]
+    assert len(calls) >= 5 and max(seconds) <= 540 and sum(seconds) <= 1600
 
 
 def test_cases_in_every_plan_and_what_is_planned(stage, monkeypatch):

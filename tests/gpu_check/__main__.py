@@ -1,8 +1,8 @@
 """python -m tests.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
 
 Exit code 1 where a stage that asks whether we are right failed. What a machine refuses (a profiler without permission,
-a missing tool) and what no time was left for is written down and printed, and fails nothing. After a failed build no
-other stage begins, in this call or, with the same folder, in a later one.
+a missing tool) and what no time was left for is written down and printed, and fails nothing. After a build that failed
+or was ended no other stage begins, in this call or, with the same folder, in a later one.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
     """(its JSON, its lines of the summary)."""
     print(f"{name}:", flush=True)
     stage = Stage(name, options)
+    stage.write(finished=False)  # an earlier call's file would be taken for this one's, should this one be ended
     try:
         KNOWN[name](stage)
     except Exception:
@@ -77,10 +78,12 @@ def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
 
 
 def build_failed(out: Path) -> bool:
-    """In this call, or in an earlier one that wrote to the same folder."""
+    """In this call, or in an earlier one that wrote to the same folder. Where there was none, people build by hand."""
     file = out / "build.json"
-    parts = json.loads(file.read_text())["parts"] if file.exists() else []
-    return any(part["status"] != "ok" for part in parts)
+    if not file.exists():
+        return False
+    build = json.loads(file.read_text())
+    return not build["finished"] or not any((p["name"], p["status"]) == ("build_ext", "ok") for p in build["parts"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not_run:
             print(f"          no time for {', '.join(not_run[:6])}{', ...' if len(not_run) > 6 else ''}")
     for name in skipped:
-        print(f"{name:9} not run    the build failed: {options.out / 'build.json'}; --stages build tries again")
+        print(f"{name:9} not run    the build failed or was ended: {options.out / 'build.json'}; again: --stages build")
     print(f"{options.out}: {', '.join(['log.txt', *(result['stage'] + '.json' for result, _ in found)])}")
     return 1 if skipped or any(r["stage"] in FATAL and r["status"] == "failed" for r, _ in found) else 0
 

@@ -1,8 +1,8 @@
 """A pytest plugin: the tests of one backend alone, and a line of JSON for each as it ends.
 
 So a run that hangs or crashes still tells what it had shown, and in which test it was. `--only none` takes the tests
-that have no backend. With --collect-only the lines count tests by file and backend instead, but for
-those that are to be skipped.
+that have no backend. With --collect-only the lines count tests by file and backend instead. They leave out the tests
+that pytest will skip.
 """
 
 from __future__ import annotations
