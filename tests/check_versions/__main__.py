@@ -40,7 +40,7 @@ VERSIONS = (
 )
 CORE = (
     "raw_ops", "state", "autograd", "compile", "compiled_floats", "checkpoint", "export", "tracing", "exactness",
-    "weights", "bad_input", "backends",
+    "weights", "count", "stats", "copies", "bad_input", "backends",
 )  # fmt: skip
 OF_TRITON = ("raw_ops", "state", "checkpoint", "weights", "triton_schedules")
 WHERE = "import fdkernels; print('from', fdkernels.__file__)"
