@@ -77,7 +77,7 @@ SCHEDULES = (
 # More than any GPU holds: part of each sample is read a second time.
 READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID, "grid")
 
-OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence")
+OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence", "count")
 EVERY_OPTION = (
     *OPTIONS, "unequal bins", "eval", "scale per row", "no scale", "flow per channel", "epsilon, guided twice", "sum",
     "a bad sample", "a dropped sample",
@@ -109,6 +109,9 @@ def make_batch(
         changes = {"normalizer": normalizer(3).eval(), "divergence": "alpha(-0.7)", "normalize_weight": False}
     elif option == "mask":
         changes = {"mask": uniform(*shape) < 0.7, "nonfinite": "zero"}
+    elif option == "count":
+        mask = uniform(*shape) < 0.7
+        changes = {"mask": mask, "count": (2 * mask.sum()).float()}  # half of a step; kernels read it on the device
     elif option == "mask per row":
         changes = {"mask": uniform(shape[0], 1, shape[2], *rest) < 0.7}
     elif option == "scale per row":

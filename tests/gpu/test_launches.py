@@ -31,6 +31,11 @@ MORE = (
     (Schedule("native", "blocks, counted first", SOME, COUNT + CLUSTER, "cluster:1"), "mask"),
     (Schedule("native", "blocks, weighed and counted first", MANY, WEIGH + COUNT + CLUSTER, "cluster:1"), "mask"),
     (Schedule("native", "the grid, weighed and counted first", MANY, WEIGH + COUNT + GRID, "grid"), "mask"),
+    # With a count of the caller's nothing is counted, and a mask of any size leaves a sample whole.
+    (Schedule("triton", "whole, its count given", SOME, WHOLE), "count"),
+    (Schedule("triton", "whole, weighed first, its count given", MANY, WEIGH + WHOLE), "count"),
+    (Schedule("native", "blocks, weighed first, their count given", MANY, WEIGH + CLUSTER, "cluster:1"), "count"),
+    (Schedule("native", "the grid, weighed first, its count given", MANY, WEIGH + GRID, "grid"), "count"),
     (READ_AGAIN, "normalizer"),
 )
 FORWARD = [

@@ -146,6 +146,15 @@ def test_a_thousand_repeats(backend, schedule, heads, bins, weigh_first, dtype):
     hold(case, first, in_float64(case))
 
 
+@pytest.mark.parametrize(("schedule", "heads", "bins", "weigh_first"), REPEATED, ids=str)
+def test_a_count_on_the_device(backend, schedule, heads, bins, weigh_first):
+    case = repeated_case(schedule, heads, bins, torch.float32)
+    mask = torch.rand(case.student.shape, device="cuda") < 0.7
+    for count in (2 * mask.sum(), torch.full((), 12345.5, device="cuda")):
+        counted = case.but(mask=mask, count=count)
+        hold(counted, counted.run(backend), in_float64(counted))
+
+
 @pytest.mark.parametrize("name", ("SDXL", "Wan"))
 def test_float16_under_a_loss_scale(backend, name):
     """g/N is below float16's smallest number here: scaled first, then rounded."""

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fdkernels as fdk
+from fdkernels import checks
 from fdkernels._triton import launch
+from fdkernels.fdiv import t_range
 from tests.cases import ORDER
 from tests.gpu.calls import KERNELS, OPTIONS, PRACTICE, READ_AGAIN, SCHEDULES, batch, hold, in_float64, same
 
@@ -83,6 +85,30 @@ def test_no_host_sync_under_an_upstream(backend, dtype, value):
     with no_host_sync():
         kept, last = step()
     assert torch.equal(kept, last)
+
+
+def test_looks_at_t_wait_for_nothing(backend, monkeypatch):
+    """Timesteps where noise levels are expected: told at a later call; not asked while a graph is captured."""
+    timesteps = torch.linspace(0, 999, 64, device="cuda").round().long()
+    case = batch(PRACTICE["CIFAR"]).but(t=timesteps)
+    case.but(**case.fresh_options()).call(backend)  # compiles, without a look
+    monkeypatch.setattr(t_range, "LOOKS", 4)
+    monkeypatch.setattr(checks, "warned", set())
+    with no_host_sync():
+        case.call(backend)
+    watch = case.options["normalizer"].watch
+    assert isinstance(watch.pending, t_range.DeviceExtremes)
+    torch.cuda.synchronize()
+    with pytest.warns(UserWarning, match=r"^t: .*t_range \(0\.0, 1\.0\), got 0\.0 to 999\.0"):
+        case.call(backend)
+    pending, left = watch.pending, watch.left
+    assert isinstance(pending, t_range.DeviceExtremes) and left == 2
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = case.call(backend)
+    assert (watch.pending, watch.left) == (pending, left)
+    graph.replay()
+    assert loss.isfinite() and pending.arrived() == (0.0, 999.0)
 
 
 class Captured:

@@ -27,7 +27,7 @@ ERROR_CODE = 99
 RUN_SECONDS = 240
 # Every schedule that the native kernels can be made to take, beside the planned one.
 NATIVE_PLANS = ("", "cluster:1", "cluster:4", "cluster:16", "grid")
-CPU_CASES = ("CIFAR", "guided", "bad samples")
+CPU_CASES = ("CIFAR", "guided", "count", "bad samples")
 # Without PyTorch's pool every tensor is an allocation of its own, with bounds that a tool sees.
 ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error).*")

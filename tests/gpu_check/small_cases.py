@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,12 @@ def misaligned(shape: tuple[int, ...]) -> Case:
     return case.but(student=shifted(case.student), teacher=shifted(case.teacher), fake=shifted(case.fake))
 
 
+def half_of_a_step(shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> Case:
+    """A mask beside a count that the kernels read on the device."""
+    mask = uniform(*shape) < 0.7
+    return make(shape, dtype, mask=mask, count=(2 * mask.sum()).float(), **options)
+
+
 def with_bad_samples(shape: tuple[int, ...]) -> Case:
     case = make(shape, FP32, nonfinite="zero", mask=uniform(shape[0], 1, *shape[2:]) < 0.7)
     case.fake[1].view(-1)[-1] = torch.nan
@@ -78,6 +85,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "flow a frame": lambda: make(VIDEO, BF16, prediction=raw("flow_prediction", VIDEO, (2, 1, 5, 1, 1))),
     "mask a frame": lambda: make(VIDEO, FP16, mask=uniform(2, 1, 5, 1, 1) < 0.7),
     "mask of every element": lambda: make((3, 2, 999), FP32, mask=uniform(3, 2, 999) < 0.7),
+    "count": lambda: half_of_a_step((3, 2, 999), BF16, normalizer=normalizer(4)),
+    "count, split": lambda: half_of_a_step((2, 4, 64, 65), FP16),
+    "count, many samples": lambda: half_of_a_step((1030, 8), FP32, heads=4),
     "bad samples": lambda: with_bad_samples((5, 2, 6, 50)),
     "none": lambda: make((4, 3, 100), FP16, reduction="none"),
     "sum, no scale": lambda: make((4, 3, 100), FP32, reduction="sum", scale=None, heads=None),
