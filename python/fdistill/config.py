@@ -177,23 +177,44 @@ def from_dict(settings: dict[str, Any]) -> Config:
 
 
 def _read(source: str) -> dict[str, Any]:
+    """The settings of a preset or file over those that it starts from."""
+    layers: dict[str, dict[str, Any]] = {}  # by the file's one path, whatever it is called where it is named
+    chain, base = [], source
+    while base is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"{chain[-1]}: preset: expected a name or a path, got {shown(base)}")
+        chain.append(base)
+        text, place = _text(base), os.path.realpath(base)
+        if place in layers:
+            raise ConfigError(f"preset: expected no cycle of files, got {cut(' -> '.join(chain), 500)}")
+        layers[place] = mapping(text, base)
+        base = layers[place].pop("preset", None)
+    settings: dict[str, Any] = {}
+    for layer in reversed(layers.values()):
+        settings = _merge(settings, layer)
+    return settings
+
+
+def _text(source: str) -> str:
     if source in presets():
-        text = (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text()
-    elif not source.endswith((".yaml", ".yml")):
+        return (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    if not source.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"unknown preset {shown(source)}; expected {' or '.join(presets())}, or the path of a .yaml file"
         )
-    elif not os.path.isfile(source):  # Path.is_file raises on a name too long
+    if not os.path.isfile(source):  # Path.is_file raises on a name too long
         raise ConfigError(f"no such file: {cut(source)}")
-    else:
-        text = Path(source).read_text()
-    settings = mapping(text, source)
-    base = settings.pop("preset", None)
-    if base is None:
-        return settings
-    if not isinstance(base, str):
-        raise ConfigError(f"{source}: preset: expected a name or a path, got {shown(base)}")
-    return _merge(_read(base), settings)
+    return file_text(source)
+
+
+def file_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        fault = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise ConfigError(f"{path}: expected text in UTF-8, got {fault}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def mapping(text: str, source: str) -> dict[str, Any]:

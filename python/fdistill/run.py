@@ -42,7 +42,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run: it has no config.yaml")
-    return config.mapping(path.read_text(), str(path))
+    return config.mapping(config.file_text(str(path)), str(path))
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
-from fdistill import config
+from fdistill import config, run
 from fdistill.config import ConfigError, load
 
 
@@ -135,6 +137,57 @@ def test_a_file_starts_from_a_preset(tmp_path):
     cfg, base = load("mine.yaml"), load("digits")
     assert (cfg.loss.divergence, cfg.seed, cfg.name) == ("kl", 4, "mine-kl-seed4")
     assert (cfg.loss.gan_weight, cfg.phases) == (base.loss.gan_weight, base.phases)
+
+
+def test_files_that_start_from_files(workplace):
+    (workplace / "first.yaml").write_text("preset: digits\nloss: {divergence: kl, bins: 7}\nseed: 4\n")
+    (workplace / "second.yaml").write_text("preset: first.yaml\nloss: {bins: 5}\n")
+    cfg = load("second.yaml")
+    assert (cfg.loss.divergence, cfg.loss.bins, cfg.seed, cfg.name) == ("kl", 5, 4, "second-kl-seed4")
+
+
+@pytest.mark.parametrize(
+    ("presets", "cycle"),
+    [
+        ({"a": "a.yaml"}, "a.yaml -> a.yaml"),
+        ({"a": "./a.yaml"}, "a.yaml -> ./a.yaml"),
+        ({"a": "b.yaml", "b": "c.yaml", "c": "b.yaml"}, "a.yaml -> b.yaml -> c.yaml -> b.yaml"),
+    ],
+)
+def test_files_in_a_cycle(presets, cycle, workplace):
+    for name, preset in presets.items():
+        (workplace / f"{name}.yaml").write_text(f"preset: {preset}\n")
+    with pytest.raises(ConfigError) as error:
+        load("a.yaml")
+    assert str(error.value) == f"preset: expected no cycle of files, got {cycle}"
+
+
+def test_more_files_than_python_recurses(workplace):
+    for i in range(1200):
+        (workplace / f"{i}.yaml").write_text(f"preset: {f'{i + 1}.yaml' if i < 1199 else 'gmm'}\n")
+    assert load("0.yaml").task == "gmm"
+
+
+NO_TEXT = "seed: 1  # grün\n".encode("latin-1")
+
+
+def test_a_file_that_is_not_utf_8(workplace):
+    (workplace / "mine.yaml").write_bytes(NO_TEXT)
+    (workplace / "config.yaml").write_bytes(NO_TEXT)
+    for read in (lambda: load("mine.yaml"), lambda: run.settings_of(workplace)):
+        with pytest.raises(ConfigError, match=r"\.yaml: expected text in UTF-8, got byte 0xfc at position 13"):
+            read()
+
+
+def test_a_file_that_cannot_be_read(workplace, monkeypatch):
+    (workplace / "mine.yaml").write_text("preset: gmm\n")
+
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(ConfigError, match="mine.yaml: cannot be read: Permission denied"):
+        load("mine.yaml")
 
 
 @pytest.mark.parametrize(
