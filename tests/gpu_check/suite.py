@@ -65,6 +65,7 @@ class Totals:
             stage.details |= {
                 "totals": self.by_backend, "contracts": self.contracts, "failures": self.failures[:MOST_FAILURES],
             }  # fmt: skip
+            stage.write(finished=False)  # what is not run is noted as a part before it is counted here
 
 
 def interleaved(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
