@@ -118,7 +118,7 @@ BAD = {
     "scale of another shape": ({"scale": torch.ones(8, 3)}, r"^scale: expected .*\(8,\).*got \(8, 3\)"),
     "scale of another batch": ({"scale": torch.ones(4)}, r"^scale: expected .*\(8,\).*got \(4,\)"),
     "integer scale": ({"scale": torch.ones(8, dtype=torch.int64)}, r"^scale: expected .*got torch\.int64"),
-    "scale as a number": ({"scale": 2.0}, r"^scale: expected .*got float"),
+    "scale as a number": ({"scale": 2.0}, r"^scale: expected .*got 2\.0"),
     "negative eps": ({"eps": -1e-6}, r"^eps: expected .*got -1e-06"),
     "eps of NaN": ({"eps": NAN}, r"^eps: expected .*got nan"),
     "float mask": ({"mask": torch.ones(SHAPE)}, r"^mask: expected .*bool.*got torch\.float32"),
