@@ -173,10 +173,11 @@ FdivResults fdiv(const FdivArguments& arguments) {
   w.state = ratio_state(arguments.ratio, like, arguments.t.has_value());
   w.options = weight_options(arguments.options);
   if (!arguments.logits) w.state = {};
-  const RealValues divisor = arguments.divisor && !arguments.divisor->is_cpu()
-                                 ? real_values(*arguments.divisor, like, 1, "divisor")
-                                 : RealValues{like, {}};
-  call.divisor = divisor.reals;
+  OptionalTensor divisor;
+  if (arguments.divisor && !arguments.divisor->is_cpu()) {
+    divisor = torch::stable::to(*arguments.divisor, ScalarType::Double);
+    call.divisor = static_cast<const double*>(divisor->data_ptr());
+  }
 
   const Outputs out(arguments);
   cuda::Results& r = call.r;

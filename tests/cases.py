@@ -122,7 +122,7 @@ def assert_loss(actual: Tensor, expected: Any, normalized: bool = False) -> None
 
 def assert_stats(stats: fdk.FDivStats, expected: oracle.Expected) -> None:
     """Of a batch; expected figures are of one whose samples are all finite."""
-    torch.testing.assert_close(stats.weight, torch.as_tensor(expected.h), rtol=1e-6, atol=0)
+    torch.testing.assert_close(stats.weight, torch.as_tensor(expected.h), rtol=1e-6, atol=0, equal_nan=True)
     figures = {name: float(getattr(stats, name)) for name in expected.stats}
     torch.testing.assert_close(figures, expected.stats, rtol=2e-6, atol=0, equal_nan=True)
 

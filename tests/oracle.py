@@ -252,8 +252,9 @@ def score_difference(
             bound = np.broadcast_to(4 * (teacher_size + fake_size) * np.abs(c * w) / divisor, x.shape).astype(
                 np.float64
             )
+        used = h if t is None else np.where(np.isfinite(float64(t)), h, np.nan)
         stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
-    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, h, bad, stats)
+    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, used, bad, stats)
 
 
 def _mask(mask: Any, x: np.ndarray) -> np.ndarray:

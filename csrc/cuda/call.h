@@ -52,7 +52,7 @@ struct Call {
   int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
-  Reals divisor;  // N of a mean, where the caller gave it on the device
+  const double* divisor;  // N of a mean, where the caller gave it on the device
 };
 
 // ---- what a launch needs to know of a kernel; null where a combination is not compiled

@@ -88,7 +88,7 @@ __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
   if (p.divisor_given) {
-    const double divisor = call.divisor.data != nullptr ? real_at(call.divisor, 0) : p.divisor;
+    const double divisor = call.divisor != nullptr ? *call.divisor : p.divisor;
     return divisor < 1 ? 1 : divisor;
   }
   if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
@@ -133,7 +133,6 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
     record[2 * p.batch] = sums.nonfinite ? 0.0 : sums.gap;
     record[3 * p.batch] = sums.nonfinite ? 0.0 : sums.distance;
     record[4 * p.batch] = sums.nonfinite;
-    if (r.stats != nullptr) r.stats[kStats + b] = h;
   }
   return w / divisor * power;
 }
@@ -169,6 +168,9 @@ __device__ inline void report(const Call& call, Shared& shared) {
     }
   }
   const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
+  for (int64_t b = threadIdx.x; r.stats != nullptr && b < p.batch; b += blockDim.x) {
+    r.stats[kStats + b] = weighs ? weights_of(call).h[b] : given_weight(call.w, b);
+  }
   if (r.stats != nullptr && r.weight_stats) {
     if (!weighs) {
       store_given_weight_stats(call.w, p.batch, r.stats, shared.scratch);
