@@ -309,18 +309,20 @@ inline Problem problem(const FdivArguments& call) {
     p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
   }
   STD_TORCH_CHECK(!(call.logits && call.weight), "weight: expected without logits");
-  p.divisor_given = call.divisor.has_value();
   if (call.divisor) {
     STD_TORCH_CHECK(p.reduction == Reduction::mean && call.divisor->numel() == 1,
                     "divisor: expected one value, with reduction mean");
     STD_TORCH_CHECK(call.divisor->is_cpu() || same_device(*call.divisor, student),
                     "divisor: expected student's device or the CPU");
-    if (call.divisor->is_cpu()) {
-      const double divisor = to_double(*call.divisor, 1, "divisor")[0];
-      p.divisor = divisor < 1 ? 1 : divisor;
-    }
   }
   return p;
+}
+
+// N of a mean that the host knows, at least 1; 0 where the call gives none, or gives it on a device.
+inline double host_divisor(const FdivArguments& call) {
+  if (!call.divisor || !call.divisor->is_cpu()) return 0;
+  const double divisor = to_double(*call.divisor, 1, "divisor")[0];
+  return divisor < 1 ? 1 : divisor;
 }
 
 // A new contiguous tensor. The C shim costs a fraction of torch::stable::empty, which goes through the dispatcher.

@@ -173,6 +173,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   w.state = ratio_state(arguments.ratio, like, arguments.t.has_value());
   w.options = weight_options(arguments.options);
   if (!arguments.logits) w.state = {};
+  call.host_divisor = host_divisor(arguments);
   OptionalTensor divisor;
   if (arguments.divisor && !arguments.divisor->is_cpu()) {
     divisor = torch::stable::to(*arguments.divisor, ScalarType::Double);
@@ -196,7 +197,8 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
   p.aligned = is_aligned(p, vector_of(loads));
-  const fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? w.heads : 0, w.state.bins);
+  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? w.heads : 0, w.state.bins);
+  if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
   const fdkernels::Plan plan = fdkernels::plan(shape, target.limits(), allowed());
   const bool grid = plan.schedule == fdkernels::Schedule::grid;
   const int parts = plan.count_first ? 2 * target.limits().multiprocessors : 0;

@@ -77,7 +77,8 @@ FdivResults fdiv(const FdivArguments& call) {
   p.weight = h.data();
   p.gradient = call.with_grad ? out.gradient.data_ptr() : nullptr;
   std::vector<double> losses(out.per_sample ? p.batch : 1);
-  fdkernels::cpu::fdiv(p, threads(), losses.data(), out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
+  fdkernels::cpu::fdiv(p, host_divisor(call), threads(), losses.data(),
+                       out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
                        call.with_stats ? stats : nullptr);
   for (size_t b = 0; b < losses.size(); ++b) {
     if (out.is_double) {

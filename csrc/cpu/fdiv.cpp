@@ -81,7 +81,7 @@ void add(Sums& total, const Sums& part) {
 
 class Run {
  public:
-  Run(const Problem& problem, const Threads& threads)
+  Run(const Problem& problem, double divisor, const Threads& threads)
       : p_(problem),
         threads_(threads),
         reduce_(problem.wide ? kernels().reduce_wide : kernels().reduce),
@@ -90,8 +90,8 @@ class Run {
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
     if (p_.reduction == Reduction::sum) return;
-    if (p_.divisor_given) {
-      std::fill(divisor_.begin(), divisor_.end(), p_.divisor);
+    if (divisor != 0) {
+      std::fill(divisor_.begin(), divisor_.end(), divisor);
       return;
     }
     const std::vector<double> kept = count_kept(p_, threads_);
@@ -184,8 +184,8 @@ class Run {
 
 }  // namespace
 
-void fdiv(const Problem& problem, const Threads& threads, double* loss, float* unscale, double* stats) {
-  Run run(problem, threads);
+void fdiv(const Problem& problem, double divisor, const Threads& threads, double* loss, float* unscale, double* stats) {
+  Run run(problem, divisor, threads);
   run.elements();
   run.results(loss, unscale, stats);
 }

@@ -14,10 +14,11 @@ struct Threads {
   ParallelFor parallel_for;
 };
 
+// divisor: N of a mean that the caller gave; 0: the unmasked elements.
 // Everything the op returns beside the gradient, which `problem.gradient` receives. loss: one value, or one per sample
 // with Reduction::none; unscale: as many, written for a float16 gradient alone; stats: null, or kStats values of which
 // the first kWeightStats are the caller's.
-void fdiv(const Problem& problem, const Threads& threads, double* loss, float* unscale, double* stats);
+void fdiv(const Problem& problem, double divisor, const Threads& threads, double* loss, float* unscale, double* stats);
 
 // out = gradient * factor[b], samples of `elements` each; per_sample false: one factor. Moves nothing where out is
 // gradient and the factor is 1.

@@ -50,11 +50,9 @@ struct Problem {
   bool zero_nonfinite;
   Reduction reduction;
   bool with_stats;
-  void* gradient;      // contiguous, in student's dtype; null: loss only
-  bool wide;           // arithmetic in double, since an N-sized input is
-  bool aligned;        // every sample of every N-sized tensor starts at a multiple of 16 bytes; the CPU does not ask
-  bool divisor_given;  // N of a mean is the caller's, not the number of unmasked elements
-  double divisor;      // it, at least 1, where the host knows it
+  void* gradient;  // contiguous, in student's dtype; null: loss only
+  bool wide;       // arithmetic in double, since an N-sized input is
+  bool aligned;    // every sample of every N-sized tensor starts at a multiple of 16 bytes; the CPU does not ask
 };
 
 // Sums over a run of elements. Masked ones count in neither energy nor nonfinite.

@@ -52,7 +52,7 @@ inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t h
   shape.written = p.gradient != nullptr ? student : 0;
   shape.heads = heads;
   shape.bins = bins;
-  if (p.mask.data != nullptr && p.reduction == Reduction::mean && !p.divisor_given) {
+  if (p.mask.data != nullptr && p.reduction == Reduction::mean) {
     shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
   }
   return shape;
