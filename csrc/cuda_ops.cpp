@@ -210,7 +210,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   r.records = workspace.take(cuda::kRecorded * p.batch);
   r.exchange = workspace.take(exchanged);
   if (plan.weigh_first) {
-    double* h = workspace.take(p.batch);
+    double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
     double* scratch = workspace.take(cuda::weigh_scratch(p.batch, w.state.bins));
     cuda::launch_weigh(w, p.batch, h, r.stats, scratch, target.stream);
     cuda::check_launch("fdiv_weight_kernel");

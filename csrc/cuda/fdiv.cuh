@@ -166,8 +166,9 @@ __device__ inline void report(const Call& call, Shared& shared) {
     }
   }
   const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
-  for (int64_t b = threadIdx.x; r.stats != nullptr && b < p.batch; b += blockDim.x) {
-    r.stats[kStats + b] = weighs ? weights_of(call).h[b] : given_weight(call.w, b);
+  if (r.stats != nullptr && weighs) {
+#pragma unroll 1
+    for (int64_t b = threadIdx.x; b < p.batch; b += blockDim.x) r.stats[kStats + b] = weights_of(call).h[b];
   }
   if (r.stats != nullptr && r.weight_stats) {
     if (!weighs) {

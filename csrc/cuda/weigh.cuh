@@ -153,6 +153,7 @@ __device__ inline void store_given_weight_stats(const Weighting& w, int64_t batc
   Extremes found;
   for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
     const double h = given_weight(w, b);
+    stats[kStats + b] = h;
     if (!is_finite(h)) continue;
     add_relative(sums, h);
     add(sums, found, h);
