@@ -131,18 +131,23 @@ def _graph_is_freed() -> bool:
     return keep_graph is not None and not keep_graph()
 
 
+def _forward(ctx: Any, student: Tensor, backend: str, call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
+    outputs = _FORWARD[backend](student, *call[1:])
+    ctx.save_for_backward(*outputs[1:3])
+    ctx.backend = backend
+    ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
+    return outputs
+
+
 class _FusedFdivLoss(Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
-        # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
-        loss, gradient, unscale, stats = _FORWARD[backend](student, *call[1:])
-        ctx.save_for_backward(gradient, unscale)
+        loss, _, _, stats = _forward(ctx, student, backend, call)
         # A saved-tensor hook may hand its own tensor back, which is not ours to write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
-        ctx.backend = backend
         ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
         return loss, stats
 
     @staticmethod
@@ -167,13 +172,10 @@ class _RawFdiv(_FusedFdivLoss):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, backend: str, call: FdivArguments) -> tuple[Tensor, ...]:  # type: ignore[override]
-        loss, gradient, unscale, stats = _FORWARD[backend](student, *call[1:])
-        ctx.save_for_backward(gradient, unscale)
+        outputs = _forward(ctx, student, backend, call)
         ctx.may_write_in_place = False  # the caller has the gradient too
-        ctx.backend = backend
-        ctx.mark_non_differentiable(gradient, unscale, stats)
-        ctx.set_materialize_grads(False)
-        return loss, gradient, unscale, stats
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
 
 
 def _implement_autograd(backend: str) -> None:
@@ -205,16 +207,12 @@ def fdiv(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
 
 def _exported(backend: str, call: FdivArguments) -> tuple[Tensor, Tensor]:
     """An exported graph keeps no autograd function: it has to hold an op that knows its own gradient."""
-    if backend not in _BACKENDS:
-        if call.with_grad:
-            raise RuntimeError(
-                f"fused_fdiv_loss: torch.export would lose the gradient of the {backend} backend; export with backend= "
-                f"one of {', '.join(_BACKENDS)}, or under torch.no_grad()"
-            )
-        loss, _, _, stats = reference.fdiv(call)
-        return loss, stats
-    op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
-    loss, _, _, stats = op(*call)
+    if backend not in _BACKENDS and call.with_grad:
+        raise RuntimeError(
+            f"fused_fdiv_loss: torch.export would lose the gradient of the {backend} backend; export with backend= "
+            f"one of {', '.join(_BACKENDS)}, or under torch.no_grad()"
+        )
+    loss, _, _, stats = _FORWARD[backend](*call)
     return loss, stats
 
 

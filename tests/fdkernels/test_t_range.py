@@ -54,7 +54,10 @@ def test_the_warning_names_the_caller():
         (fdk.RatioNormalizer(t_range=(0, 1)), torch.full((8,), 1.0, dtype=torch.bfloat16)),
         (fdk.RatioNormalizer(), torch.tensor([0.5] * 7 + [torch.inf])),  # not finite: takes part in nothing
         (fdk.RatioNormalizer(), torch.tensor([0.5] * 7 + [torch.nan])),
-        (fdk.RatioNormalizer.from_samples(torch.linspace(0.01, 0.8, 100)), torch.tensor([0.5] * 7 + [1.3])),  # a tail
+        (
+            fdk.RatioNormalizer.from_samples(torch.linspace(0.01, 0.8, 100)),
+            torch.tensor([0.5] * 5 + [130.0] * 3),
+        ),  # a tail
     ],
     ids=("levels", "timesteps", "rounded", "end", "inf", "nan", "from samples"),
 )
@@ -67,8 +70,9 @@ def test_either_side_and_any_dtype(t):
     assert len(told(fdk.RatioNormalizer(), t)) == 1
 
 
-def test_timesteps_for_a_normalizer_from_samples():
-    assert len(told(fdk.RatioNormalizer.from_samples(LEVELS, bins=4), TIMESTEPS)) == 1
+@pytest.mark.parametrize("t", (TIMESTEPS, -TIMESTEPS, torch.tensor([0.5] * 3 + [130.0] * 5)))
+def test_another_unit_than_that_of_the_samples(t):
+    assert len(told(fdk.RatioNormalizer.from_samples(LEVELS, bins=4), t)) == 1
 
 
 def test_once_for_each_range():
@@ -109,10 +113,10 @@ class FakeCopy:
 
     def __init__(self, t):
         type(self).started += 1
-        self.extremes = float(t.min()), float(t.max())
+        self.levels = float(t.min()), float(t.median()), float(t.max())
 
     def arrived(self):
-        return self.extremes if self.has_arrived else None
+        return self.levels if self.has_arrived else None
 
 
 @pytest.fixture
@@ -123,7 +127,7 @@ def gpu(monkeypatch):
         capturing = False
         copy = type("Copy", (FakeCopy,), {})
 
-    monkeypatch.setattr(t_range, "DeviceExtremes", Device.copy)
+    monkeypatch.setattr(t_range, "DeviceLevels", Device.copy)
     monkeypatch.setattr(t_range, "is_readable", lambda t: False)
     monkeypatch.setattr(t_range, "DEVICES_THAT_COPY", ("cpu",))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Device.capturing)

@@ -97,18 +97,18 @@ def test_looks_at_t_wait_for_nothing(backend, monkeypatch):
     with no_host_sync():
         case.call(backend)
     watch = case.options["normalizer"].watch
-    assert isinstance(watch.pending, t_range.DeviceExtremes)
+    assert isinstance(watch.pending, t_range.DeviceLevels)
     torch.cuda.synchronize()
     with pytest.warns(UserWarning, match=r"^t: .*t_range \(0\.0, 1\.0\), got 0\.0 to 999\.0"):
         case.call(backend)
     pending, left = watch.pending, watch.left
-    assert isinstance(pending, t_range.DeviceExtremes) and left == 2
+    assert isinstance(pending, t_range.DeviceLevels) and left == 2
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = case.call(backend)
     assert (watch.pending, watch.left) == (pending, left)
     graph.replay()
-    assert loss.isfinite() and pending.arrived() == (0.0, 999.0)
+    assert loss.isfinite() and pending.arrived() == (0.0, 492.0, 999.0)
 
 
 class Captured:
