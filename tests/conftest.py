@@ -176,3 +176,14 @@ def _small_programs(monkeypatch):
         from fdkernels.fdiv import triton_plan
 
         monkeypatch.setattr(triton_plan, "LIMITS", INTERPRETED)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """torch.compile without the graphs of other tests."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()

@@ -8,16 +8,9 @@ import fdkernels as fdk
 from tests.cases import make, normalizer
 from tests.device import place
 
-pytestmark = pytest.mark.contract("state")
+pytestmark = [pytest.mark.contract("state"), pytest.mark.usefixtures("fresh_compiler")]
 
 CASE = make((16, 3, 4, 4)).on()
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def checkpointed(step, reentrant):

@@ -12,14 +12,7 @@ from fdkernels.fdiv.weight import RatioState, fdiv_weight
 from tests.cases import make, normalizer
 from tests.device import place
 
-pytestmark = pytest.mark.contract("compile")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_compiler")]
 
 
 def compiled_loss(backend, compiler, **options):

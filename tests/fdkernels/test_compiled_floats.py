@@ -11,18 +11,13 @@ from tests.cases import make, normalizer
 from tests.device import on_device, place
 from tests.fdkernels.test_compile import raw_arguments
 
-pytestmark = pytest.mark.contract("compile")
+pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_compiler")]
 
+# Before, torch compiles `x * (1 + v)` anew for each v, and so whatever a step computes for us.
+TORCH_COMPUTES_WITH_SYMBOLS = torch.__version__ >= "2.13"
 VALUES = (2.0, 3.5, 1.25, 0.5, 0.25)
 CASE = make((8, 3, 4, 4), logit_scale=3.0).on()
 OTHER = CASE.teacher + 0.2
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def loss(student, backend, **options):
@@ -33,8 +28,9 @@ def prediction(kind, **levels):
     return fdk.Prediction(kind, OTHER, **levels)
 
 
-# Each float option, computed inside the step from a number that changes.
+# Each float option, from a number that changes: as it comes, and computed inside the step.
 STEPS = {
+    "as it comes": lambda x, v, backend: loss(x, backend, teacher_uncond=OTHER, guidance_scale=v),
     "guidance_scale": lambda x, v, backend: loss(x, backend, teacher_uncond=OTHER, guidance_scale=1 + v),
     "fake_guidance_scale": lambda x, v, backend: loss(x, backend, fake_uncond=OTHER, fake_guidance_scale=2 * v),
     "0-d guidance_scale": lambda x, v, backend: loss(
@@ -74,6 +70,7 @@ def test_inductor(backend, name):
 
 def hold(backend, name, dynamic, compiler):
     """By default torch takes a first number for a constant."""
+    one_graph = name in ("as it comes", "0-d guidance_scale") or TORCH_COMPUTES_WITH_SYMBOLS
 
     def step(student, value):
         return STEPS[name](student, value, backend)
@@ -81,7 +78,8 @@ def hold(backend, name, dynamic, compiler):
     compiled = torch.compile(step, backend=compiler, fullgraph=True, dynamic=dynamic)
     for i, value in enumerate(VALUES):
         found, expected = (CASE.student.clone().requires_grad_() for _ in range(2))
-        with torch.compiler.set_stance("fail_on_recompile" if i > (0 if dynamic else 1) else "default"):
+        is_compiled = one_graph and i > (0 if dynamic else 1)
+        with torch.compiler.set_stance("fail_on_recompile" if is_compiled else "default"):
             compiled(found, value).backward()
         step(expected, value).backward()
         error = (found.grad - expected.grad).norm() / expected.grad.norm()
@@ -99,7 +97,7 @@ def test_weight_alone(backend, name):
     compiled = torch.compile(weight, backend=counter, fullgraph=True)
     for value in VALUES:
         torch.testing.assert_close(compiled(value), weight(value), rtol=1e-6, atol=0)
-    assert counter.frame_count <= 2
+    assert counter.frame_count <= 2 or not TORCH_COMPUTES_WITH_SYMBOLS
 
 
 def test_decay_schedule(backend):

@@ -168,9 +168,8 @@ def test_built_in_names_stay_taken(registry):
             fdk.register_divergence(fdk.Divergence(name, fdk.divergences()["js"].log_weight))
 
 
-def test_a_compiled_call_sees_the_new_one(registry):
+def test_a_compiled_call_sees_the_new_one(registry, fresh_compiler):
     """By its name, in a graph that is there already."""
-    torch._dynamo.reset()
     compiled = torch.compile(
         lambda logits: fdk.fdiv_weight(logits, divergence="test_cell", normalize_weight=False), backend="eager"
     )
@@ -178,4 +177,3 @@ def test_a_compiled_call_sees_the_new_one(registry):
         run(CELLS["lambda"].format(power=power), "<stdin>")
         found = compiled(torch.full((8,), 2.0))
         torch.testing.assert_close(found, torch.full((8,), 2 * power).exp())
-    torch._dynamo.reset()

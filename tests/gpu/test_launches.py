@@ -97,14 +97,6 @@ def test_extra_memory(backend, name):
     assert extra <= student.numel() * student.element_size() + 2**18
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 def compiled_step(backend, mode, **options):
     def step(student, teacher, fake, logits, t):
         loss = fdk.fused_fdiv_loss(student * 1.0, teacher, fake, logits, t, backend=backend, **options)
