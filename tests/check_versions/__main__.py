@@ -45,6 +45,7 @@ CORE = (
 OF_TRITON = ("raw_ops", "state", "checkpoint", "weights", "triton_schedules")
 WHERE = "import fdkernels; print('from', fdkernels.__file__)"
 TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest's last line
+COUNTS = re.compile(r"\d+ (?:passed|skipped|xfailed)")
 
 
 def build(python: str, folder: Path, log: TextIO) -> None:
@@ -73,7 +74,8 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
         files = [f"tests/fdkernels/test_{name}.py" for name in names]
         chosen = [f"--backend={backend}" for backend in backends]
         output = run(log, python, "-m", "pytest", "-q", "--tb=short", "-n", workers, *chosen, *files, cwd=checkout)
-        totals.append(f"{' and '.join(backends)}: {TOTALS.findall(output)[-1]}")
+        counts = COUNTS.findall(TOTALS.findall(output)[-1])
+        totals.append(f"{' and '.join(backends)}: {', '.join(counts)}")
     return " · ".join(totals)
 
 
