@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import baselines
 from benchmarks.comparisons import dimensions
 from benchmarks.shapes import PRACTICE
-from fdkernels import binaries
 from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, Plan, backward_plan, bytes_moved, plan
 
@@ -183,7 +182,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into the pages")
     given = parser.parse_args()
     try:
-        binaries.require_core()
+        import fdkernels._core  # noqa: F401
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing: {error}\n")
     if given.write:

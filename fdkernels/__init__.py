@@ -1,8 +1,10 @@
 """Fused kernels for distribution-matching distillation of diffusion models."""
 
+import sys as _sys
+
 from fdkernels import binaries as _binaries
 
-__path__ += _binaries.borrowed()
+_sys.meta_path.insert(0, _binaries.CoreFinder)
 
 try:
     import torch as _torch  # noqa: F401

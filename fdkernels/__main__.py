@@ -61,10 +61,9 @@ def run_probe() -> None:
 
 def probe_compiled() -> None:
     print("\nCompiled parts", flush=True)
-    if binaries.borrowed():
+    if binaries.folder() != binaries.PACKAGE and not binaries.misfit(binaries.CORE):
         say("", f"{binaries.folder()} has them, built from the same csrc/ as here")
     try:
-        binaries.require_core()
         import fdkernels._core as core
     except ImportError as error:
         say("_core", f"missing or broken: {error}")

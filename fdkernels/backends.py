@@ -23,12 +23,11 @@ import itertools
 import logging
 import os
 import re
-import warnings
 
 import torch
 
 from fdkernels import binaries
-from fdkernels.checks import shown
+from fdkernels.checks import shown, warn
 
 BACKENDS = ("reference", "native", "triton")
 
@@ -91,7 +90,6 @@ def _why_not_gpu() -> str | None:
 def _why_not_compiled(capability: tuple[int, int]) -> str | None:
     """Why the CUDA library has no code for a GPU, or this machine's driver can't run it."""
     try:
-        binaries.require_core()
         from fdkernels import _core
     except ImportError as error:
         return f"fdkernels._core, which knows what the CUDA library was built for, does not load: {error}"
@@ -189,7 +187,7 @@ def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> 
         what = "eager PyTorch, which is slow" if chosen == "reference" else chosen
         more = f"`python -m fdkernels` says more; backend={chosen!r} asks for it."
         message = f"fdkernels serves {device_type} tensors with {what}. {reasons}. {more}"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)  # where the loss is called
+        warn(message, RuntimeWarning)
 
 
 def log_choice(op: str, backend: str, device_type: str) -> None:

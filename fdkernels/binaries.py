@@ -4,8 +4,8 @@ They lie beside the package's Python files. A checkout, which has csrc/ beside t
 `make build`. Whoever stands in it after `pip install .` imports the checkout's Python files, which hide the installed
 ones; then the installed binaries serve.
 
-Every binary holds a digest of the csrc/ that it was built from. A checkout uses none of another csrc/: Python passes
-arguments by a schema that those sources may not share.
+Every binary holds a digest of the csrc/ that it was built from. A checkout uses none of another csrc/, whether they lie
+in it or are installed: Python passes arguments by a schema that those sources may not share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import hashlib
 import re
 import sys
 import sysconfig
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 CORE = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -22,8 +25,12 @@ SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 
 def folder() -> Path:
-    """Of the compiled files: the package itself, or where it has none the installed one that it hides."""
-    return PACKAGE if _has_binaries(PACKAGE) else _hidden() or PACKAGE
+    """Of the compiled files: the package itself, or where it is a checkout without fitting ones, one that it hides."""
+    sources = digest()
+    if sources is None:
+        return PACKAGE
+    found = [package for package in (PACKAGE, *_hidden()) if (package / CORE).exists()]
+    return next((package for package in found if built_from(package / CORE) == sources), (*found, PACKAGE)[0])
 
 
 def unusable(name: str) -> str | None:
@@ -37,10 +44,9 @@ def unusable(name: str) -> str | None:
 def misfit(name: str) -> str | None:
     """Where a compiled file is there, but not known to belong to these sources: what to do about it."""
     file, sources = folder() / name, digest()
-    borrowed = file.parent != PACKAGE
-    if not file.exists() or (sources is None and not borrowed) or sources == built_from(file):
+    if not file.exists() or sources is None or sources == built_from(file):
         return None
-    if not borrowed:
+    if file.parent == PACKAGE:
         return f"{file} was built from other sources than csrc/ has now: run `make build`"
     return (
         f"the source tree {PACKAGE.parent} hides the fdkernels that is installed in {file.parents[1]}, which was built "
@@ -48,17 +54,17 @@ def misfit(name: str) -> str | None:
     )
 
 
-def borrowed() -> list[str]:
-    """What `fdkernels.__path__` lacks for `fdkernels._core` to be found: the folder of an installed one that fits."""
-    found = folder()
-    return [] if found == PACKAGE or unusable(CORE) else [str(found)]
+class CoreFinder:
+    """Imports `fdkernels._core` from `folder`, or says why there is none to import."""
 
-
-def require_core() -> None:
-    """Raise ImportError where `from fdkernels import _core` would find nothing, or what other sources were built to."""
-    reason = unusable(CORE)
-    if reason is not None:
-        raise ImportError(reason)
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> ModuleSpec | None:
+        if name != "fdkernels._core":
+            return None
+        reason = unusable(CORE)
+        if reason is not None:
+            raise ImportError(reason)
+        return spec_from_file_location(name, folder() / CORE)
 
 
 def digest() -> str | None:
@@ -78,11 +84,7 @@ def built_from(file: Path) -> str | None:
     return found[1].decode() if found else None
 
 
-def _has_binaries(package: Path) -> bool:
-    return any(package.glob("*.so"))
-
-
-def _hidden() -> Path | None:
-    """The next fdkernels on the path that has binaries."""
+def _hidden() -> list[Path]:
+    """Every other fdkernels on the path."""
     packages = (Path(entry or ".").resolve() / "fdkernels" for entry in sys.path)
-    return next((p for p in packages if p != PACKAGE.resolve() and _has_binaries(p)), None)
+    return [package for package in packages if package != PACKAGE.resolve()]

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -69,9 +71,14 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_fakes, _get_current_dispatch_mode_stack())))
         or _len_torch_dispatch_stack_pre_dispatch() > 0
     )
+
+
+def _fakes(mode: Any) -> bool:
+    """Of torch's own modes, those that trace or fake; FlopCounterMode and a user's run what they see."""
+    return getattr(mode, "_mode_key", None) is not None
 
 
 def check_number(name: str, value: Any) -> float:
@@ -139,10 +146,18 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
-def warn_once(key: str, message: str, stacklevel: int) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """As of the line that called the library, through however much of it and of torch."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fdkernels", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def warn_once(key: str, message: str) -> None:
     if key not in warned:
         warned.add(key)
-        warnings.warn(message, stacklevel=stacklevel + 1)
+        warn(message)
 
 
 def shown(value: Any) -> str:

@@ -145,7 +145,8 @@ def register_divergence(divergence: Divergence) -> Divergence:
     """Make a divergence of your own available by name.
 
     On every backend its weight runs in PyTorch (`log_weight` on a float64 tensor), followed by the fused kernel.
-    Registered again from the same place, as by a notebook's cell that runs twice, it replaces the earlier one.
+    Registered again from the same place, as by a notebook's cell that runs twice, it replaces the earlier one. All
+    cells are one place, in which functions are told apart by name: lambdas of two cells replace each other.
 
     Raises:
         TypeError: not a `Divergence`.

@@ -7,7 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fdkernels import binaries, devices
+from fdkernels import devices
 
 if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits, Plan
@@ -30,7 +30,6 @@ def main(arguments: list[str]) -> None:
     parser = command_line()
     given = parser.parse_args(arguments)
     try:
-        binaries.require_core()
         from fdkernels import _core
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing or broken: {error}\n")

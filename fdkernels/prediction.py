@@ -124,12 +124,12 @@ class Prediction:
                     f"alpha, sigma: v_prediction needs alpha² + sigma² = 1, got a difference of {off!r}; "
                     f"{_FROM_CUMPROD}"
                 )
-        if self.kind == "epsilon" and next(_looks, None) is not None and not self._is_on_a_schedule():
+        are_known = alpha is not None and sigma is not None
+        if self.kind == "epsilon" and are_known and next(_looks, None) is not None and not self._is_on_a_schedule():
             warn_once(
                 "levels of no schedule",
                 "alpha, sigma: expected levels of a schedule (VP: alpha² + sigma² = 1, VE: alpha = 1, or flow: alpha + "
                 f"sigma = 1), got others, which scale the gradient wrongly where they are a mistake; {_FROM_CUMPROD}",
-                4,
             )
         if self.kind == "flow_prediction" and sigma is not None and sigma[1] > 1:
             raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]!r}")

@@ -87,7 +87,7 @@ __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
-  if (call.host_divisor > 0) return call.host_divisor;
+  if (call.host_divisor != 0) return call.host_divisor;
   if (call.divisor != nullptr) return *call.divisor < 1 ? 1 : *call.divisor;
   if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);

@@ -6,7 +6,7 @@ All of them share the end bins. DDPM's integer timesteps with the default t_rang
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from fdkernels.normalizer import RatioNormalizer
 # How many calls of a normalizer are looked at: a wrong unit shows in the first already.
 LOOKS = 16
 DEVICES_THAT_COPY = ("cuda",)  # into pinned memory, behind an event; ROCm's are called so too
-Levels = tuple[float, float, float]  # the least, the median and the largest of a batch
+
+
+class Levels(NamedTuple):
+    """What is seen of a batch's finite t; the others take part in nothing."""
+
+    least: float
+    largest: float
+    outside: float  # the fraction outside of t_range
 
 
 def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
@@ -27,29 +34,23 @@ def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
         watch = normalizer.watch = RangeWatch(LOOKS)
     if not watch.left and watch.pending is None:
         return None
-    levels = watch.look(t)
-    if levels is None or not _are_outside(levels, normalizer):
+    has_edges = normalizer.edges is not None
+    t0, t1 = normalizer.t_range
+    # Rounding leaves uniform bins' range by a little. The samples that edges came from have tails.
+    slack = 0.0 if has_edges else 0.01 * (t1 - t0)
+    levels = watch.look(t, t0 - slack, t1 + slack)
+    if levels is None or not levels.outside > (0.5 if has_edges else 0.0):
         return None
-    least, _, largest = levels
+    if has_edges:
+        advice = "draw the samples of from_samples, or take t_range and edges, as t is drawn"
+    elif normalizer.t_range == (0.0, 1.0) or not t.is_floating_point():
+        advice = "pass the t_range that t is drawn from (t_range=(0, 999) for DDPM's integer timesteps, or t / 1000)"
+    else:
+        advice = "pass the t_range that t is drawn from"
     return (
-        f"t: expected noise levels within the normalizer's t_range {normalizer.t_range}, got {least!r} to {largest!r}: "
-        f"those outside share its end bins; pass the t_range that t is drawn from{_of_ddpm(normalizer, t)}"
+        f"t: expected noise levels within the normalizer's t_range {normalizer.t_range}, got {levels.least!r} to "
+        f"{levels.largest!r}: those outside share its end bins; {advice}"
     )
-
-
-def _of_ddpm(normalizer: RatioNormalizer, t: Tensor) -> str:
-    steps = normalizer.t_range == (0.0, 1.0) or not t.is_floating_point()
-    return " (t_range=(0, 999) for DDPM's integer timesteps, or t / 1000)" if steps else ""
-
-
-def _are_outside(levels: Levels, normalizer: RatioNormalizer) -> bool:
-    """Any by more than rounding; of edges of one's own, from samples say, half the batch: a tail may lie beyond."""
-    (least, median, largest), (t0, t1) = levels, normalizer.t_range
-    if normalizer.edges is not None:
-        least = largest = median
-    slack = (t1 - t0) * 0.01
-    below, above = t0 - slack - least, largest - t1 - slack
-    return 0.0 < below < math.inf or 0.0 < above < math.inf  # non-finite t take part in nothing
 
 
 class RangeWatch:
@@ -63,13 +64,13 @@ class RangeWatch:
         # For copies and pickles of the normalizer: an event and its memory belong to this process.
         return RangeWatch, (self.left,)
 
-    def look(self, t: Tensor) -> Levels | None:
-        """Of this t, or on a GPU of an earlier one; None where none is known yet."""
+    def look(self, t: Tensor, low: float, high: float) -> Levels | None:
+        """At this t, or on a GPU at an earlier one; None where nothing is known yet."""
         if is_traced() or not t.numel():
             return None
         if is_readable(t):
             self.left -= self.left > 0
-            return _as_levels(_levels(t))
+            return Levels(*_levels(t, low, high).tolist())
         if t.device.type not in DEVICES_THAT_COPY or torch.cuda.is_current_stream_capturing():
             return None
         levels = None if self.pending is None else self.pending.arrived()
@@ -77,28 +78,26 @@ class RangeWatch:
             self.pending = None
         if self.left and self.pending is None:
             self.left -= 1
-            self.pending = DeviceLevels(t)
+            self.pending = DeviceLevels(t, low, high)
         return levels
 
 
 class DeviceLevels:
     """Levels of a GPU's tensor, on their way to the host behind what is queued there."""
 
-    def __init__(self, t: Tensor) -> None:
+    def __init__(self, t: Tensor, low: float, high: float) -> None:
         with torch.cuda.device(t.device):
             self._host = torch.empty(3, dtype=torch.float64, device="cpu", pin_memory=True)
-            self._host.copy_(_levels(t), non_blocking=True)
+            self._host.copy_(_levels(t, low, high), non_blocking=True)
             self._event = torch.cuda.current_stream().record_event()
 
     def arrived(self) -> Levels | None:
-        return _as_levels(self._host) if self._event.query() else None
+        return Levels(*self._host.tolist()) if self._event.query() else None
 
 
-def _levels(t: Tensor) -> Tensor:
+def _levels(t: Tensor, low: float, high: float) -> Tensor:
     t = t.detach().double()
-    return torch.stack((t.amin(), t.median(), t.amax()))
-
-
-def _as_levels(values: Tensor) -> Levels:
-    least, median, largest = values.tolist()
-    return least, median, largest
+    is_finite = t.isfinite()
+    is_outside = ((t < low) | (t > high)) & is_finite
+    least, largest = t.where(is_finite, math.inf).amin(), t.where(is_finite, -math.inf).amax()
+    return torch.stack((least, largest, is_outside.sum() / is_finite.sum()))

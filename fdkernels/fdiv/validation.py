@@ -56,23 +56,22 @@ class Weighting(NamedTuple):
     def compute(self, backend: str, logits: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """(h in float64, its statistics)."""
         state, divergence = self.state, self.divergence
-        op = None if self.in_torch else ops.WEIGHT.get(backend)
         floats, data = carried(self.floats(state))
-        if op is None and data is not None:
-            floats = data.to(logits.device).unbind(0)
-        t_min, t_max, decay, alpha, low, high = floats
-        if op is None:
-            state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
-            if divergence.kernel == "alpha":
-                divergence = from_kernel("alpha", alpha)
-            log_ratio_range, normalize = (low, high), self.normalize_weight
-            return torch_weight.fdiv_weight(logits, t, state, divergence, log_ratio_range, normalize, self.group)
-        result = op(
-            logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
-            alpha, low, high, self.normalize_weight, data,
-        )  # fmt: skip
-        ops.mark_updated(state.mean, state.update)
-        return result
+        op = None if self.in_torch else ops.WEIGHT.get(backend)
+        if op is not None:
+            t_min, t_max, decay, alpha, low, high = floats
+            result = op(
+                logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
+                alpha, low, high, self.normalize_weight, data,
+            )  # fmt: skip
+            ops.mark_updated(state.mean, state.update)
+            return result
+        known: Any = floats if data is None else data.to(logits.device).unbind(0)
+        t_min, t_max, decay, alpha, low, high = known
+        state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
+        if divergence.kernel == "alpha":
+            divergence = from_kernel("alpha", alpha)
+        return torch_weight.fdiv_weight(logits, t, state, divergence, (low, high), self.normalize_weight, self.group)
 
 
 def check_weighting(
@@ -118,7 +117,7 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | 
     if ratio_range is None:
         return -WIDEST_LOG_RATIO, WIDEST_LOG_RATIO
     try:
-        low, high = (float(end) for end in ratio_range)
+        low, high = (float(end) for end in (() if isinstance(ratio_range, str) else ratio_range))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"ratio_range: expected two numbers (lo, hi) or None, got {shown(ratio_range)}") from None
     if not 0.0 < low < high < math.inf:
@@ -217,6 +216,8 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
         raise ValueError(f"count: expected one real value, got shape {tuple(count.shape)}, {count.dtype}")
     if count.device not in (student.device, torch.device("cpu")):
         raise ValueError(f"count: expected device {student.device} like student, or cpu, got {count.device}")
+    if is_readable(count) and not math.isfinite(count.item()):
+        raise ValueError(f"count: expected a finite number, got {count.item()!r}")
     return count.detach().reshape(())
 
 
@@ -292,7 +293,7 @@ def _warn_about_t(normalizer: RatioNormalizer, t: Tensor) -> None:
     # Once for each t_range: a trainer may build its loss anew every step, and another range is another mistake.
     complaint = t_range.complaint(normalizer, t)
     if complaint is not None:
-        warn_once(f"t_range {normalizer.t_range}", complaint, 4)
+        warn_once(f"t_range {normalizer.t_range}", complaint)
 
 
 def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: bool, normalize_weight: bool) -> None:
@@ -302,7 +303,6 @@ def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: b
             "small batch",
             f"normalize_weight over {batch} samples flattens the weight (at 1 every divergence is rkl): "
             "pass group= for statistics over all ranks, or compute fdiv_weight over more samples and pass weight=",
-            4,
         )
     statistics = has_normalizer or (normalize_weight and not flat)
     if statistics and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -310,5 +310,4 @@ def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: b
             "group",
             f"group=None takes the weight's statistics over this process alone, in a world of {dist.get_world_size()}: "
             "pass group=torch.distributed.group.WORLD for the global batch",
-            4,
         )

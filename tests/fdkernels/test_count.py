@@ -67,6 +67,8 @@ def test_without_samples(backend):
         ({"count": 3.0}, "count: .*got 3.0"),
         ({"count": torch.ones(2)}, r"count: expected one real value, got shape \(2,\)"),
         ({"count": torch.tensor(True)}, "count: .*torch.bool"),
+        ({"count": torch.tensor(torch.nan)}, "count: expected a finite number, got nan"),
+        ({"count": torch.tensor(torch.inf)}, "count: expected a finite number, got inf"),
         ({"count": torch.ones((), device="meta")}, "count: expected device cpu"),
         ({"count": 5, "reduction": "sum"}, "count: expected with reduction='mean', got reduction='sum'"),
         ({"count": 5, "reduction": "none"}, "count: expected with reduction='mean'"),

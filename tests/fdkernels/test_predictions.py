@@ -220,6 +220,15 @@ def test_only_the_first_are_looked_at(monkeypatch):
     assert not caught
 
 
+def test_levels_that_the_host_cannot_know_leave_the_looks_to_others(monkeypatch):
+    checks.warned.clear()
+    monkeypatch.setattr(prediction_module, "_looks", iter(range(1)))
+    alpha, sigma = OFF["alphas_cumprod"]
+    fdk.Prediction("epsilon", torch.zeros(SHAPE, device="meta"), alpha=alpha.to("meta"), sigma=sigma.to("meta"))
+    with pytest.warns(UserWarning, match="^alpha, sigma: expected levels of a schedule"):
+        fdk.Prediction("epsilon", torch.zeros(SHAPE), alpha=alpha, sigma=sigma)
+
+
 def test_kinds_that_do_without_alpha_take_any():
     alpha, _ = OFF["alphas_cumprod"]
     for kind in ("flow_prediction", "edm"):

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import fdkernels as fdk
 from fdkernels import checks
@@ -39,9 +40,21 @@ def test_timesteps_with_the_default_range(backend):
         assert part in message
 
 
-def test_the_warning_names_the_caller():
+X = torch.zeros(8, 4)
+CALLS = {
+    "fdiv_weight": lambda state: fdk.fdiv_weight(X[:, 0], TIMESTEPS, normalizer=state),
+    "fused_fdiv_loss": lambda state: fdk.fused_fdiv_loss(X, X, X, X[:, 0], TIMESTEPS, normalizer=state),
+    "FDivLoss": lambda state: fdk.FDivLoss("js", normalizer=state)(X, X, X, X[:, 0], TIMESTEPS),
+    "checkpoint": lambda state: checkpoint(
+        lambda: fdk.fdiv_weight(X[:, 0], TIMESTEPS, normalizer=state), use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_warning_names_the_caller(name):
     with pytest.warns(UserWarning, match="^t: ") as caught:
-        fdk.fdiv_weight(torch.zeros(8), TIMESTEPS, normalizer=fdk.RatioNormalizer())
+        CALLS[name](fdk.RatioNormalizer())
     assert caught[0].filename == __file__
 
 
@@ -65,14 +78,39 @@ def test_nothing_to_tell(normalizer, t):
     assert not told(normalizer, t)
 
 
-@pytest.mark.parametrize("t", (-LEVELS - 0.5, torch.tensor([0.5, 1.5]), torch.tensor([0.5, 40000], dtype=torch.int32)))
+@pytest.mark.parametrize(
+    "t",
+    [
+        -LEVELS - 0.5,
+        torch.tensor([0.5, 1.5]),
+        torch.tensor([0.5, 40000], dtype=torch.int32),
+        torch.tensor([500.0] * 7 + [torch.nan]),
+        torch.tensor([500.0] * 7 + [torch.inf]),
+    ],
+    ids=("below", "above", "int32", "nan", "inf"),
+)
 def test_either_side_and_any_dtype(t):
-    assert len(told(fdk.RatioNormalizer(), t)) == 1
+    (message,) = told(fdk.RatioNormalizer(), t)
+    finite = t[t.isfinite()].double()
+    assert f"got {finite.min().item()} to {finite.max().item()}:" in message
 
 
-@pytest.mark.parametrize("t", (TIMESTEPS, -TIMESTEPS, torch.tensor([0.5] * 3 + [130.0] * 5)))
-def test_another_unit_than_that_of_the_samples(t):
-    assert len(told(fdk.RatioNormalizer.from_samples(LEVELS, bins=4), t)) == 1
+SIGMAS = (1.2 * torch.randn(10_000, generator=torch.Generator().manual_seed(0)) - 1.2).exp()
+
+
+@pytest.mark.parametrize(
+    ("samples", "t"),
+    [
+        (LEVELS, TIMESTEPS),
+        (LEVELS, -TIMESTEPS),
+        (LEVELS, torch.tensor([-130.0] * 3 + [0.5] * 3 + [130.0] * 3)),
+        (SIGMAS, SIGMAS[:64].log() / 4),  # what EDM's network takes
+    ],
+    ids=("above", "below", "both", "skewed"),
+)
+def test_another_unit_than_that_of_the_samples(samples, t):
+    (message,) = told(fdk.RatioNormalizer.from_samples(samples, bins=4), t)
+    assert message.endswith("draw the samples of from_samples, or take t_range and edges, as t is drawn")
 
 
 def test_once_for_each_range():
@@ -111,9 +149,9 @@ class FakeCopy:
     started = 0
     has_arrived = False
 
-    def __init__(self, t):
+    def __init__(self, t, low, high):
         type(self).started += 1
-        self.levels = float(t.min()), float(t.median()), float(t.max())
+        self.levels = t_range.Levels(*t_range._levels(t, low, high).tolist())
 
     def arrived(self):
         return self.levels if self.has_arrived else None

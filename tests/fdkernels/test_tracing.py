@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import fdkernels as fdk
 from tests.cases import normalizer
@@ -144,3 +145,14 @@ def test_another_default_device(kind):
         prediction(kind, noisy, sigma)
         with pytest.raises(ValueError, match=r"^sigma: expected finite"):
             fdk.Prediction(kind, noisy, alpha=sigma, sigma=-sigma)
+
+
+def test_modes_that_run_what_they_see():
+    """Under a counter of operations values are there, and are checked and kept."""
+    with FlopCounterMode(display=False):
+        samples = fdk.RatioNormalizer.from_samples(100 * torch.rand(100), bins=4)
+        with pytest.raises(ValueError, match="edges: expected finite, strictly increasing"):
+            fdk.RatioNormalizer(3, edges=[0.9, 0.1])
+        with pytest.raises(ValueError, match=r"alpha: expected finite numbers >= 0"):
+            fdk.Prediction("epsilon", torch.zeros(8, 3), alpha=-torch.ones(8), sigma=torch.ones(8))
+    assert samples.t_range[1] > 90

@@ -108,7 +108,7 @@ def test_looks_at_t_wait_for_nothing(backend, monkeypatch):
         loss = case.call(backend)
     assert (watch.pending, watch.left) == (pending, left)
     graph.replay()
-    assert loss.isfinite() and pending.arrived() == (0.0, 492.0, 999.0)
+    assert loss.isfinite() and pending.arrived() == (0.0, 999.0, 63 / 64)
 
 
 class Captured:

@@ -134,6 +134,24 @@ def test_binaries_in_place_go_before_installed_ones(installed: Path, clone: Path
     assert Run(installed, clone, "-c", CORE).out.startswith(str(clone))
 
 
+@pytest.mark.parametrize("how", ("stale", "of another Python"))
+def test_installed_binaries_that_fit_go_before_those_in_place_that_do_not(
+    installed: Path, clone: Path, how: str
+) -> None:
+    build_in_place(clone)
+    for file in (clone / "fdkernels").glob("*.so"):
+        if how == "stale":
+            file.write_bytes(file.read_bytes().replace(b"fdkernels sources ", b"fdkernels sources 0"))
+        elif file.name == binaries.CORE:
+            file.rename(file.with_name("_core.cpython-39-x86_64-linux-gnu.so"))
+    libraries, auto, refused, warned = use(installed, clone)
+    assert (auto, refused, warned) == ("native", "", "")
+    assert len(libraries) == 1 and not Path(libraries[0]).is_relative_to(clone)
+    core = Run(installed, clone, "-c", CORE)
+    assert Path(core.out.strip()).is_relative_to(installed.parents[1]), core.err
+    assert "predicted" in Run(installed, clone, *PLAN).out
+
+
 def test_stale_binaries_in_place_are_refused(uninstalled: Path, clone: Path) -> None:
     build_in_place(clone)
     change(clone)
