@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +46,9 @@ def measure() -> tuple[float, list[str], bool]:
 
 
 def test_import_adds_at_most_50_ms_to_torch():
-    """The median of several; of processor time, where the machine is busy with something else."""
+    """The least of several, of processor time: a machine that is busy with something else only adds."""
     times = [measure()[0] for _ in range(5)]
-    assert statistics.median(times) <= BUDGET, times
+    assert min(times) <= BUDGET, times
 
 
 def test_import_brings_nothing_heavy_and_probes_no_device():
