@@ -109,11 +109,11 @@ def write_curves(rows: Rows, path: Path) -> None:
 
     def draw(figure: Figure) -> None:
         columns = min(3, len(panels))
-        grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat
+        grid = list(figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat)
         for axes, panel in zip(grid, panels, strict=False):
             curves(axes, panel, rows)
             axes.set_title(panel.title)
-        for axes in list(grid)[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
 
     render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), path)
