@@ -61,8 +61,9 @@ def run_probe() -> None:
 
 def probe_compiled() -> None:
     print("\nCompiled parts", flush=True)
-    if binaries.folder() != binaries.PACKAGE and not binaries.misfit(binaries.CORE):
-        say("", f"{binaries.folder()} has them, built from the same csrc/ as here")
+    file, reason = binaries.locate(binaries.CORE)
+    if file.parent != binaries.PACKAGE and reason is None:
+        say("", f"{file.parent} has them, built from the same csrc/ as here")
     try:
         import fdkernels._core as core
     except ImportError as error:

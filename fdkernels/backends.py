@@ -48,11 +48,11 @@ _chosen: dict[tuple[str, str], str] = {}
 def load_native(device_type: str) -> str | None:
     """Load the C++ op library of a device type, "cpu" or "cuda", once. Returns None, or why it can't be used."""
     name = f"libfdkernels_{device_type}.so"
-    reason = binaries.unusable(name)
+    file, reason = binaries.locate(name)
     if reason is not None:
         return reason
     try:
-        torch.ops.load_library(str(binaries.folder() / name))
+        torch.ops.load_library(str(file))
     except OSError as error:
         return f"{name} does not load: {error.__cause__ or error}"  # torch's own text leaves the reason out
     return None

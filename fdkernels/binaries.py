@@ -24,47 +24,45 @@ CORE = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
 SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 
-def folder() -> Path:
-    """Of the compiled files: the package itself, or where it is a checkout without fitting ones, one that it hides."""
+def locate(name: str) -> tuple[Path, str | None]:
+    """A compiled file, and why it can't be used, in one sentence: None where it can, as far as is known unloaded.
+
+    It lies in the package itself, or where that is a checkout without fitting ones, in one that it hides.
+    """
     sources = digest()
-    if sources is None:
-        return PACKAGE
-    found = [package for package in (PACKAGE, *_hidden()) if (package / CORE).exists()]
-    return next((package for package in found if built_from(package / CORE) == sources), (*found, PACKAGE)[0])
-
-
-def unusable(name: str) -> str | None:
-    """Why a compiled file can't be used, in one sentence; None where it can, as far as is known without loading it."""
-    if not (folder() / name).exists():
+    packages = [PACKAGE] if sources is None else [p for p in (PACKAGE, *_hidden()) if (p / CORE).exists()]
+    folder = next((p for p in packages if sources and built_from(p / CORE) == sources), (*packages, PACKAGE)[0])
+    file = folder / name
+    if not file.exists():
         nvcc = "with nvcc on PATH, " if "cuda" in name else ""
-        return f"{name} was not built ({nvcc}run `pip install .` or `make build` in the source tree)"
-    return misfit(name)
-
-
-def misfit(name: str) -> str | None:
-    """Where a compiled file is there, but not known to belong to these sources: what to do about it."""
-    file, sources = folder() / name, digest()
-    if not file.exists() or sources is None or sources == built_from(file):
-        return None
-    if file.parent == PACKAGE:
-        return f"{file} was built from other sources than csrc/ has now: run `make build`"
-    return (
+        return file, f"{name} was not built ({nvcc}run `pip install .` or `make build` in the source tree)"
+    if sources is None or sources == built_from(file):
+        return file, None
+    if folder == PACKAGE:
+        return file, f"{file} was built from other sources than csrc/ has now: run `make build`"
+    return file, (
         f"the source tree {PACKAGE.parent} hides the fdkernels that is installed in {file.parents[1]}, which was built "
         "from other sources: run from another folder, or `make build` or `pip install .` here"
     )
 
 
+def misfit(name: str) -> str | None:
+    """Why a file that is there can't be used: it is not known to belong to these sources."""
+    file, reason = locate(name)
+    return reason if file.exists() else None
+
+
 class CoreFinder:
-    """Imports `fdkernels._core` from `folder`, or says why there is none to import."""
+    """Imports `fdkernels._core` from where it fits, or says why there is none to import."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> ModuleSpec | None:
         if name != "fdkernels._core":
             return None
-        reason = unusable(CORE)
+        file, reason = locate(CORE)
         if reason is not None:
             raise ImportError(reason)
-        return spec_from_file_location(name, folder() / CORE)
+        return spec_from_file_location(name, file)
 
 
 def digest() -> str | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fdkernels import backends
-from fdkernels.checks import check_choice, check_like_student, check_student, check_tensor
+from fdkernels.checks import check_choice, check_like_student, check_student, check_tensor, warn
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import ops
 from fdkernels.fdiv.arguments import STATS
@@ -323,7 +322,7 @@ class FDivLoss(nn.Module):
         """For pickle and torch.save, which can't hold a process group: it is left out."""
         state = {**self._state(), "options": dict(self.options)}
         if self.options["group"] is not None:
-            warnings.warn("FDivLoss: a pickle can't hold the process group: group is None once loaded", stacklevel=2)
+            warn("FDivLoss: a pickle can't hold the process group: group is None once loaded")
             state["options"]["group"] = None
         return state
 

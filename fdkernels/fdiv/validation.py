@@ -216,8 +216,8 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
         raise ValueError(f"count: expected one real value, got shape {tuple(count.shape)}, {count.dtype}")
     if count.device not in (student.device, torch.device("cpu")):
         raise ValueError(f"count: expected device {student.device} like student, or cpu, got {count.device}")
-    if is_readable(count) and not math.isfinite(count.item()):
-        raise ValueError(f"count: expected a finite number, got {count.item()!r}")
+    if is_readable(count):
+        check_number("count", count.item())
     return count.detach().reshape(())
 
 

@@ -21,7 +21,7 @@ COMPILED = list(variants.COMPILE_MODES)
 
 
 @pytest.fixture
-def compiling(monkeypatch):
+def compiling(monkeypatch, fresh_compiler):
     """torch.compile without its slow half: what was asked of it, by Dynamo's graphs run as they are."""
     asked, whole = [], torch.compile
 
@@ -30,8 +30,7 @@ def compiling(monkeypatch):
         return whole(function, backend="eager", dynamic=options["dynamic"])
 
     monkeypatch.setattr(torch, "compile", compile)
-    yield asked
-    torch._dynamo.reset()
+    return asked
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -114,6 +114,7 @@ BAD = {
     "negative lo": ({"ratio_range": (-1.0, 1.0)}, r"^ratio_range: expected 0 < .*got \(-1\.0, 1\.0\)"),
     "infinite hi": ({"ratio_range": (0.1, INF)}, r"^ratio_range: expected .*inf.*got \(0\.1, inf\)"),
     "one number": ({"ratio_range": 3.0}, r"^ratio_range: expected .*got 3\.0"),
+    "two digits": ({"ratio_range": "12"}, r"^ratio_range: expected .*got '12'"),
     "unknown scale": ({"scale": "dmd2"}, r"^scale: expected 'dmd'.*got 'dmd2'"),
     "scale of another shape": ({"scale": torch.ones(8, 3)}, r"^scale: expected .*\(8,\).*got \(8, 3\)"),
     "scale of another batch": ({"scale": torch.ones(4)}, r"^scale: expected .*\(8,\).*got \(4,\)"),

@@ -191,4 +191,4 @@ def test_an_installed_package_has_no_sources_to_compare(tmp_path: Path, monkeypa
     (tmp_path / "csrc").mkdir()
     (tmp_path / "fdkernels").mkdir()
     (tmp_path / "fdkernels/libfdkernels_cpu.so").write_bytes(b"of some build")
-    assert binaries.digest() is None and binaries.unusable("libfdkernels_cpu.so") is None
+    assert binaries.digest() is None and binaries.locate("libfdkernels_cpu.so")[1] is None
