@@ -5,12 +5,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,28 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline std::string said(const std::string& text) {
+  return text;
+}
+
+template <class Number>
+  requires std::is_arithmetic_v<Number>
+std::string said(Number number) {
+  return std::to_string(number);
+}
+
+// Without a stream: where a toolchain links the C++ runtime into this library, and the process has another one, a
+// stream of the one uses locales of the other, and crashes. STD_TORCH_CHECK uses one.
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  throw std::runtime_error((said(parts) + ...));
+}
+
+template <class... Parts>
+void expect(bool condition, const Parts&... parts) {
+  if (!condition) refuse(parts...);
+}
 
 struct RatioArguments {
   OptionalTensor mean, edges;
@@ -73,13 +96,13 @@ using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradie
 
 // The floats of `numbers`, in the order of fdkernels/floats.py, put where the call has its own.
 inline void take_numbers(const Tensor& numbers, const std::vector<std::pair<const char*, double*>>& floats) {
-  STD_TORCH_CHECK(numbers.is_cpu() && numbers.dim() == 1 && numbers.size(0) == static_cast<int64_t>(floats.size()) &&
-                      numbers.is_contiguous() && numbers.scalar_type() == ScalarType::Double,
-                  "numbers: expected ", floats.size(), " contiguous float64 values on the CPU");
+  expect(numbers.is_cpu() && numbers.dim() == 1 && numbers.size(0) == static_cast<int64_t>(floats.size()) &&
+             numbers.is_contiguous() && numbers.scalar_type() == ScalarType::Double,
+         "numbers: expected ", floats.size(), " contiguous float64 values on the CPU");
   const double* values = static_cast<const double*>(numbers.data_ptr());
   for (const auto& [name, to] : floats) {
     // No one could check a number before that a graph computed.
-    STD_TORCH_CHECK(std::isfinite(*values), name, ": expected a finite number, got ", *values);
+    expect(std::isfinite(*values), name, ": expected a finite number, got ", *values);
     *to = *values++;
   }
 }
@@ -169,7 +192,7 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
     case ScalarType::Half:
       return DType::f16;
     default:
-      STD_TORCH_CHECK(false, name, ": expected a floating dtype");
+      refuse(name, ": expected a floating dtype");
   }
 }
 
@@ -180,12 +203,12 @@ inline int64_t elements_per_sample(const Tensor& tensor) {
 }
 
 inline Images images(const Tensor& tensor, const Tensor& student, const char* name) {
-  STD_TORCH_CHECK(same_device(tensor, student), name, ": expected student's device");
-  STD_TORCH_CHECK(tensor.dim() == student.dim(), name, ": expected the rank of student");
+  expect(same_device(tensor, student), name, ": expected student's device");
+  expect(tensor.dim() == student.dim(), name, ": expected the rank of student");
   int64_t expected = 1;
   for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
-    STD_TORCH_CHECK(tensor.size(d) == student.size(d), name, ": expected the shape of student");
-    STD_TORCH_CHECK(d == 0 || tensor.size(d) == 1 || tensor.stride(d) == expected, name, ": expected dense samples");
+    expect(tensor.size(d) == student.size(d), name, ": expected the shape of student");
+    expect(d == 0 || tensor.size(d) == 1 || tensor.stride(d) == expected, name, ": expected dense samples");
     if (d > 0) expected *= tensor.size(d);
   }
   return {tensor.data_ptr(), dtype_of(tensor, name), tensor.stride(0)};
@@ -198,17 +221,17 @@ inline Images images(const OptionalTensor& tensor, const Tensor& student, const 
 inline Table table(const OptionalTensor& tensor, int64_t inner, const Tensor& student, int64_t elements, bool is_mask,
                    const char* name) {
   if (!tensor) return {};
-  STD_TORCH_CHECK(same_device(*tensor, student) && tensor->dim() == 2, name,
-                  ": expected a (B or 1, R) tensor on student's device");
+  expect(same_device(*tensor, student) && tensor->dim() == 2, name,
+         ": expected a (B or 1, R) tensor on student's device");
   const int64_t rows = tensor->size(0), entries = tensor->size(1);
-  STD_TORCH_CHECK(rows == student.size(0) || rows == 1, name, ": expected one row, or one per sample");
-  STD_TORCH_CHECK(entries == 1 || tensor->stride(1) == 1, name, ": expected dense rows");
-  STD_TORCH_CHECK(
+  expect(rows == student.size(0) || rows == 1, name, ": expected one row, or one per sample");
+  expect(entries == 1 || tensor->stride(1) == 1, name, ": expected dense rows");
+  expect(
       inner > 0 && inner <= elements && entries > 0 && entries <= elements / inner && elements % (entries * inner) == 0,
       name, ": entries and their runs do not tile a sample");
   const ScalarType dtype = tensor->scalar_type();
-  STD_TORCH_CHECK(is_mask ? dtype == ScalarType::Bool : (dtype == ScalarType::Float || dtype == ScalarType::Double),
-                  name, is_mask ? ": expected bool" : ": expected float32 or float64");
+  expect(is_mask ? dtype == ScalarType::Bool : (dtype == ScalarType::Float || dtype == ScalarType::Double), name,
+         is_mask ? ": expected bool" : ": expected float32 or float64");
   const DType stored = dtype == ScalarType::Double ? DType::f64 : DType::f32;
   return {tensor->data_ptr(), stored, rows == 1 ? 0 : tensor->stride(0), entries, inner};
 }
@@ -221,20 +244,19 @@ inline bool inside_backward() {
 
 inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, bool has_t) {
   if (!ratio.mean) {
-    STD_TORCH_CHECK(!ratio.edges, "edges: expected beside ratio_mean");
+    expect(!ratio.edges, "edges: expected beside ratio_mean");
     return {nullptr, 0, nullptr, 0, 1, 0, false};
   }
   const Tensor& mean = *ratio.mean;
-  STD_TORCH_CHECK(has_t, "t: expected beside ratio_mean");
-  STD_TORCH_CHECK(same_device(mean, like) && mean.dim() == 1 && mean.size(0) > 0 && mean.is_contiguous() &&
-                      mean.scalar_type() == ScalarType::Float,
-                  "ratio_mean: expected a contiguous float32 (bins,) tensor on the others' device");
+  expect(has_t, "t: expected beside ratio_mean");
+  expect(same_device(mean, like) && mean.dim() == 1 && mean.size(0) > 0 && mean.is_contiguous() &&
+             mean.scalar_type() == ScalarType::Float,
+         "ratio_mean: expected a contiguous float32 (bins,) tensor on the others' device");
   const double* edges = nullptr;
   if (ratio.edges) {
-    STD_TORCH_CHECK(same_device(*ratio.edges, like) && ratio.edges->dim() == 1 &&
-                        ratio.edges->size(0) == mean.size(0) - 1 && ratio.edges->is_contiguous() &&
-                        ratio.edges->scalar_type() == ScalarType::Double,
-                    "edges: expected a contiguous float64 (bins - 1,) tensor on the others' device");
+    expect(same_device(*ratio.edges, like) && ratio.edges->dim() == 1 && ratio.edges->size(0) == mean.size(0) - 1 &&
+               ratio.edges->is_contiguous() && ratio.edges->scalar_type() == ScalarType::Double,
+           "edges: expected a contiguous float64 (bins - 1,) tensor on the others' device");
     // Not null for a single bin, whose edges are empty; nothing reads them then.
     edges = mean.size(0) > 1 ? static_cast<const double*>(ratio.edges->data_ptr())
                              : reinterpret_cast<const double*>(mean.data_ptr());
@@ -245,25 +267,25 @@ inline RatioState ratio_state(const RatioArguments& ratio, const Tensor& like, b
 
 inline WeightOptions weight_options(const OptionArguments& given) {
   WeightOptions options{Divergence::rkl, given.alpha, given.log_ratio_min, given.log_ratio_max, given.normalize_weight};
-  STD_TORCH_CHECK(find_divergence(given.divergence.c_str(), &options.divergence), "divergence: unknown name '",
-                  given.divergence, "'");
-  STD_TORCH_CHECK(given.log_ratio_min <= given.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
+  expect(find_divergence(given.divergence.c_str(), &options.divergence), "divergence: unknown name '", given.divergence,
+         "'");
+  expect(given.log_ratio_min <= given.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
   return options;
 }
 
 // (B,) or (B, heads) of the batch; how many heads.
 inline int64_t heads_of(const Tensor& logits, int64_t batch) {
-  STD_TORCH_CHECK((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
-                  "logits: expected shape (B,) or (B, heads)");
+  expect((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
+         "logits: expected shape (B,) or (B, heads)");
   const int64_t heads = logits.dim() == 2 ? logits.size(1) : 1;
-  STD_TORCH_CHECK(heads > 0, "logits: expected at least one head");
+  expect(heads > 0, "logits: expected at least one head");
   return heads;
 }
 
 // A real (B,) or () tensor in double.
 inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
-                  ": expected a CPU tensor with one value per sample");
+  expect(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
+         ": expected a CPU tensor with one value per sample");
   const ScalarType dtype = tensor.scalar_type();
   if (dtype == ScalarType::Float && tensor.is_contiguous()) {
     const float* data = static_cast<const float*>(tensor.data_ptr());
@@ -277,11 +299,11 @@ inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const 
 // All of a call but its weights and its gradient's memory.
 inline Problem problem(const FdivArguments& call) {
   const Tensor& student = call.student;
-  STD_TORCH_CHECK(student.dim() > 0, "student: expected shape (B, ...)");
+  expect(student.dim() > 0, "student: expected shape (B, ...)");
   Problem p{};
   p.batch = student.size(0);
   p.elements = elements_per_sample(student);
-  STD_TORCH_CHECK(p.elements > 0, "student: expected at least one element a sample");
+  expect(p.elements > 0, "student: expected at least one element a sample");
   p.student = images(student, student, "student");
   p.teacher = images(call.teacher, student, "teacher");
   p.fake = images(call.fake, student, "fake");
@@ -290,10 +312,10 @@ inline Problem problem(const FdivArguments& call) {
   p.noisy = images(call.noisy, student, "noisy");
   p.guidance_scale = call.guidance_scale;
   p.fake_guidance_scale = call.fake_guidance_scale;
-  STD_TORCH_CHECK(call.a.has_value() == call.c.has_value() && (!call.noisy || call.c),
-                  "a, c: expected together, and beside noisy");
-  STD_TORCH_CHECK(!call.a || (call.a->dim() == 2 && call.c->dim() == 2 && call.a->size(1) == call.c->size(1)),
-                  "a, c: expected as many entries");
+  expect(call.a.has_value() == call.c.has_value() && (!call.noisy || call.c),
+         "a, c: expected together, and beside noisy");
+  expect(!call.a || (call.a->dim() == 2 && call.c->dim() == 2 && call.a->size(1) == call.c->size(1)),
+         "a, c: expected as many entries");
   p.a = table(call.a, call.coefficient_inner, student, p.elements, false, "a");
   p.c = table(call.c, call.coefficient_inner, student, p.elements, false, "c");
   p.scale = table(call.scale, call.scale_inner, student, p.elements, false, "scale");
@@ -301,19 +323,19 @@ inline Problem problem(const FdivArguments& call) {
   p.dmd_scale = call.dmd_scale;
   p.eps = call.eps;
   p.zero_nonfinite = call.zero_nonfinite;
-  STD_TORCH_CHECK(call.reduction == "mean" || call.reduction == "sum" || call.reduction == "none",
-                  "reduction: unknown '", call.reduction, "'");
+  expect(call.reduction == "mean" || call.reduction == "sum" || call.reduction == "none", "reduction: unknown '",
+         call.reduction, "'");
   p.reduction = call.reduction == "mean" ? Reduction::mean : call.reduction == "sum" ? Reduction::sum : Reduction::none;
   p.with_stats = call.with_stats;
   for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.noisy}) {
     p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
   }
-  STD_TORCH_CHECK(!(call.logits && call.weight), "weight: expected without logits");
+  expect(!(call.logits && call.weight), "weight: expected without logits");
   if (call.divisor) {
-    STD_TORCH_CHECK(p.reduction == Reduction::mean && call.divisor->numel() == 1,
-                    "divisor: expected one value, with reduction mean");
-    STD_TORCH_CHECK(call.divisor->is_cpu() || same_device(*call.divisor, student),
-                    "divisor: expected student's device or the CPU");
+    expect(p.reduction == Reduction::mean && call.divisor->numel() == 1,
+           "divisor: expected one value, with reduction mean");
+    expect(call.divisor->is_cpu() || same_device(*call.divisor, student),
+           "divisor: expected student's device or the CPU");
   }
   return p;
 }
@@ -376,14 +398,14 @@ void fdiv_backward_in_place_op(Tensor gradient, Tensor upstream, Tensor unscale)
 
 // A backward's operands: whether upstream has a value for each sample, after the shapes have been checked.
 inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
-  STD_TORCH_CHECK(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),
-                  "gradient: expected a contiguous tensor");
+  expect(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),
+         "gradient: expected a contiguous tensor");
   const bool per_sample = upstream.dim() == 1;
   const int64_t count = per_sample ? gradient.size(0) : 1;
-  STD_TORCH_CHECK(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
-  STD_TORCH_CHECK(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected upstream's shape, or none");
-  STD_TORCH_CHECK(same_device(upstream, gradient), "upstream: expected gradient's device");
-  STD_TORCH_CHECK(same_device(unscale, gradient), "unscale: expected gradient's device");
+  expect(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
+  expect(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected upstream's shape, or none");
+  expect(same_device(upstream, gradient), "upstream: expected gradient's device");
+  expect(same_device(unscale, gradient), "unscale: expected gradient's device");
   return per_sample;
 }
 

@@ -28,7 +28,7 @@ struct Target {
 
   // The dispatcher sends a call here for any of its tensors.
   static int index_of(const Tensor& tensor, const char* name) {
-    STD_TORCH_CHECK(tensor.is_cuda(), name, ": expected a CUDA tensor");
+    expect(tensor.is_cuda(), name, ": expected a CUDA tensor");
     return tensor.get_device_index();
   }
 
@@ -74,8 +74,8 @@ std::optional<cuda::RealType> real_type(ScalarType type) {
 }
 
 RealValues real_values(const Tensor& given, const Tensor& like, int64_t count, const char* name) {
-  STD_TORCH_CHECK(same_device(given, like) && given.numel() == count, name, ": expected ", count,
-                  " values on the others' device");
+  expect(same_device(given, like) && given.numel() == count, name, ": expected ", count,
+         " values on the others' device");
   const bool readable = real_type(given.scalar_type()).has_value();
   Tensor dense = readable ? given : torch::stable::to(given, ScalarType::Double);
   if (!dense.is_contiguous()) dense = torch::stable::contiguous(dense);
@@ -85,7 +85,7 @@ RealValues real_values(const Tensor& given, const Tensor& like, int64_t count, c
 // One value a sample.
 RealValues per_sample(const OptionalTensor& given, const Tensor& like, int64_t batch, const char* name) {
   if (!given) return {like, {}};
-  STD_TORCH_CHECK(given->dim() == 1, name, ": expected shape (B,)");
+  expect(given->dim() == 1, name, ": expected shape (B,)");
   return real_values(*given, like, batch, name);
 }
 
@@ -129,8 +129,8 @@ bool is_aligned(const Problem& p, int vector) {
 fdkernels::Allowed allowed() {
   const char* text = std::getenv("FDKERNELS_CUDA_PLAN");
   fdkernels::Allowed allowed;
-  STD_TORCH_CHECK(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed),
-                  "FDKERNELS_CUDA_PLAN: expected cluster, cluster:1 to cluster:16 or grid, got '", text, "'");
+  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed),
+         "FDKERNELS_CUDA_PLAN: expected cluster, cluster:1 to cluster:16 or grid, got '", text, "'");
   return allowed;
 }
 
@@ -174,11 +174,9 @@ FdivResults fdiv(const FdivArguments& arguments) {
   w.options = weight_options(arguments.options);
   if (!arguments.logits) w.state = {};
   call.host_divisor = host_divisor(arguments);
-  OptionalTensor divisor;
-  if (arguments.divisor && !arguments.divisor->is_cpu()) {
-    divisor = torch::stable::to(*arguments.divisor, ScalarType::Double);
-    call.divisor = static_cast<const double*>(divisor->data_ptr());
-  }
+  const bool reads_divisor = arguments.divisor && !arguments.divisor->is_cpu();
+  const RealValues divisor = reads_divisor ? real_values(*arguments.divisor, like, 1, "divisor") : RealValues{like, {}};
+  call.divisor = divisor.reals;
 
   const Outputs out(arguments);
   cuda::Results& r = call.r;
@@ -258,7 +256,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   scale.dtype = dtype_of(gradient, "gradient");
   // A stride of 0, as of loss.sum(), is read as it is.
   const auto type = real_type(upstream.scalar_type());
-  STD_TORCH_CHECK(type.has_value(), "upstream: expected a real dtype");
+  expect(type.has_value(), "upstream: expected a real dtype");
   scale.upstream = {upstream.data_ptr(), *type};
   scale.upstream_stride = each ? upstream.stride(0) : 0;
   Tensor powers = unscale.scalar_type() == ScalarType::Float ? unscale : torch::stable::to(unscale, ScalarType::Float);

@@ -21,7 +21,7 @@ void mean_of_heads(const Tensor& logits, int64_t heads, std::vector<double>& com
 
 // The log ratio of each sample, heads averaged.
 std::vector<double> combine(const Tensor& logits, int64_t batch) {
-  STD_TORCH_CHECK(logits.is_cpu(), "logits: expected a CPU tensor");
+  expect(logits.is_cpu(), "logits: expected a CPU tensor");
   const int64_t heads = heads_of(logits, batch);
   std::vector<double> combined(batch);
   if (logits.is_contiguous() && logits.scalar_type() == ScalarType::Float) {

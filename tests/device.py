@@ -31,7 +31,7 @@ def place(value: Any, device: str | torch.device | None = None) -> Any:
     if isinstance(value, dict):
         return {key: place(entry, device) for key, entry in value.items()}
     if isinstance(value, fdk.RatioNormalizer):
-        return value if _is_on(value.mean, device) else copy.deepcopy(value).to(device)
+        return value if value.mean is None or _is_on(value.mean, device) else copy.deepcopy(value).to(device)
     if isinstance(value, fdk.Prediction):
         return replace(value, **{field: place(getattr(value, field), device) for field in ("noisy", "alpha", "sigma")})
     if not _is_movable(value) or _is_on(value, device):

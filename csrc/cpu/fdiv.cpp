@@ -19,20 +19,25 @@
 
 namespace fdkernels {
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-    const char* forced = std::getenv("FDKERNELS_CPU_ISA");
-    const std::string isa = forced == nullptr ? "" : forced;
+namespace {
+
+const Kernels& choose_kernels() {
+  const char* forced = std::getenv("FDKERNELS_CPU_ISA");
+  const std::string isa = forced == nullptr ? "" : forced;
 #if defined(__x86_64__)
-    const bool has_v4 = __builtin_cpu_supports("x86-64-v4"), has_v3 = __builtin_cpu_supports("x86-64-v3");
-    if (has_v4 && (isa.empty() || isa == "v4")) return v4::kernels;
-    if (has_v3 && (isa.empty() || isa == "v3")) return v3::kernels;
+  const bool has_v4 = __builtin_cpu_supports("x86-64-v4"), has_v3 = __builtin_cpu_supports("x86-64-v3");
+  if (has_v4 && (isa.empty() || isa == "v4")) return v4::kernels;
+  if (has_v3 && (isa.empty() || isa == "v3")) return v3::kernels;
 #endif
-    if (isa.empty() || isa == "baseline") return baseline::kernels;
-    throw std::runtime_error("FDKERNELS_CPU_ISA: expected baseline, v3 or v4, as far as this processor goes, got " +
-                             isa);
-  }();
-  return chosen;
+  if (isa.empty() || isa == "baseline") return baseline::kernels;
+  throw std::runtime_error("FDKERNELS_CPU_ISA: expected baseline, v3 or v4, as far as this processor goes, got " + isa);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels* const chosen = &choose_kernels();
+  return *chosen;
 }
 
 namespace cpu {

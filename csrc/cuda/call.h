@@ -52,8 +52,8 @@ struct Call {
   int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
-  const double* divisor;  // N of a mean, where the caller gave it: on the device, or
-  double host_divisor;    // known to the host, at least 1; 0: neither
+  Reals divisor;        // N of a mean, where the caller gave it: on the device, or
+  double host_divisor;  // known to the host, at least 1; 0: neither
 };
 
 // ---- what a launch needs to know of a kernel; null where a combination is not compiled

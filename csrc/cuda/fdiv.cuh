@@ -82,13 +82,17 @@ __device__ inline double count_kept(const Call& call, Scratch& scratch) {
   return kept[0] * static_cast<double>(call.p.elements / mask.entries) * static_cast<double>(call.p.batch / rows);
 }
 
+__device__ inline double at_least_one(double divisor) {
+  return divisor < 1 ? 1 : divisor;  // NaN stays NaN
+}
+
 // N of the loss, but for "none" with a mask, which divides by each sample's own.
 __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
   if (call.host_divisor != 0) return call.host_divisor;
-  if (call.divisor != nullptr) return *call.divisor < 1 ? 1 : *call.divisor;
+  if (call.divisor.data != nullptr) return at_least_one(real_at(call.divisor, 0));
   if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }

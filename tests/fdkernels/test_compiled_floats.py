@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import fdkernels as fdk
 from fdkernels import floats
 from tests.cases import make, normalizer
-from tests.device import on_device, place
+from tests.device import place
 from tests.fdkernels.test_compile import raw_arguments
 
 pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_compiler")]
@@ -175,7 +175,7 @@ def test_guidance_scale_of_one_needs_no_unconditional_output(backend):
 def test_bad_scales(backend, scale, message):
     case = make((8, 3)).on()
     with pytest.raises(ValueError, match=message):
-        on_device(fdk.fused_fdiv_loss)(
+        fdk.fused_fdiv_loss(
             case.student, case.teacher, case.fake, case.logits, teacher_uncond=case.fake, guidance_scale=scale,
             backend=backend,
         )  # fmt: skip

@@ -254,9 +254,12 @@ SPOILT = {
     ),
     "float64 mean": (lambda s: assign_mean(s, torch.float64), r"mean: expected torch.float32, got torch.float64"),
     "float32 edges": (lambda s: assign_edges(s, torch.float32), r"edges: expected torch.float64, got torch.float32"),
-    "longer mean": (lambda s: setattr(s, "mean", torch.ones(7)), r"mean: expected shape \(4,\), got \(7,\)"),
+    "longer mean": (lambda s: setattr(s, "mean", s.mean.new_ones(7)), r"mean: expected shape \(4,\), got \(7,\)"),
     "shorter edges": (lambda s: setattr(s, "edges", s.edges[:2]), r"edges: expected shape \(3,\), got \(2,\)"),
-    "strided mean": (lambda s: setattr(s, "mean", torch.ones(8)[::2]), r"mean: expected a contiguous.*strides \(2,\)"),
+    "strided mean": (
+        lambda s: setattr(s, "mean", s.mean.new_ones(8)[::2]),
+        r"mean: expected a contiguous.*strides \(2,\)",
+    ),
     "no mean": (lambda s: setattr(s, "mean", None), r"mean: expected a tensor, got NoneType"),
     "edges elsewhere": (lambda s: setattr(s, "edges", s.edges.to("meta")), r": expected device \S+, got meta"),
 }
