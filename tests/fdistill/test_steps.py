@@ -169,7 +169,7 @@ class Hand:
         health["nonfinite_samples"] = lost.sum()
         return flat(gradients), figures, health
 
-    def weight(self, logits, sigma, replay):
+    def weight(self, logits, sigma, replay=None):
         """h of the ratio r = e^(mean ℓ), clamped, over its running mean in the bin of σ; of mean 1 over the batch."""
         cfg = self.cfg.loss
         combined = logits.flatten(1).mean(1)
@@ -177,7 +177,7 @@ class Hand:
         health = {"ratio_mean": ratio.mean(), "clip_fraction": (combined.exp() != ratio).double().mean()}
         if cfg.normalize_ratio:
             bins = (sigma[:, None] >= self.edges).sum(1)
-            for i in bins.unique():
+            for i in bins.unique() if replay else ():  # what is measured does not move the means
                 self.mean[i] = cfg.decay * self.mean[i] + (1 - cfg.decay) * ratio[bins == i].mean()
             low, high = self.range
             health["out_of_range_fraction"] = ((sigma < low) | (sigma > high)).double().mean()
@@ -311,8 +311,13 @@ def test_steps_of_every_option(normalize, gan, shuffle, tiny_gmm):
     hold(tiny_gmm, loss)
 
 
-def test_steps_on_every_backend(backend, tiny_gmm):
+def test_steps_on_every_backend(backend, tiny_gmm, monkeypatch):
+    used, fused = [], fdk.fused_fdiv_loss
+    monkeypatch.setattr(
+        fdk, "fused_fdiv_loss", lambda *args, **how: (used.append(how["backend"]), fused(*args, **how))[1]
+    )
     hold(tiny_gmm, [f"loss.backend={backend}"])
+    assert used == [backend] * 4
 
 
 @pytest.mark.parametrize("gan", [0, 0.8])
@@ -343,6 +348,20 @@ def test_a_sample_that_is_not_finite_is_left_out(tiny_gmm):
     for net in (distiller.task.fake, hand.nets["fake"]):
         net.register_forward_hook(lambda *_: _[-1].index_fill(0, torch.tensor([3]), math.nan))
     assert [advance(distiller, hand)["health/nonfinite_samples"] for _ in range(3)] == [1, 1, 1]
+
+
+def test_the_weights_that_a_report_shows(tiny_gmm):
+    """h of the averaged student, with the means as they stand, on noise that no step has drawn."""
+    distiller, hand = pair("gmm", tiny_gmm, [])
+    for _ in range(3):
+        advance(distiller, hand)
+    vector_to_parameters(hand.average, hand.weights("student"))
+    with torch.no_grad():
+        _, noisy, sigma = hand.samples(torch.Generator().manual_seed(hand.cfg.seed + 20_000))
+        logits = hand.nets["discriminator"](hand.nets["teacher"].features(noisy, sigma), sigma)
+        expected, _ = hand.weight(logits, sigma)
+    for found, value in zip(distiller.sample_weights(hand.cfg.batch), (expected, sigma), strict=True):
+        close(torch.from_numpy(found).double(), value, "what is shown", 2e-5)
 
 
 def test_bins_are_of_equal_population(tiny_gmm):
