@@ -247,7 +247,9 @@ def advance(distiller, hand, spoilt=False):
             close(given, optimizer.clipped(gradient), f"{name}'s gradient", TOLERANCE)
         # The update of the gradient that was given: AdamW divides by its size, so errors of small ones would grow.
         updated = optimizer.step(weights, given)
-        torch.testing.assert_close(after, updated, rtol=3e-7, atol=1e-6 * optimizer.cfg.lr, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            after, updated, rtol=3e-7, atol=1e-6 * optimizer.cfg.lr, msg=lambda m, n=name: f"{n}: {m}"
+        )
         vector_to_parameters(after, hand.weights(name))
         expected |= {f"{name}/{key}": value for key, value in figures.items()}
         if name == "student":
