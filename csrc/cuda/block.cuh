@@ -50,11 +50,10 @@ __device__ inline void reduce_warp(double (&values)[N]) {
   }
 }
 
-// Over a block, the same in every thread. The order depends on the number of threads alone.
+// Every warp's values over the block, the same in every thread. The order depends on the number of threads alone.
 template <class Op, int N>
-__device__ inline void reduce_block(double (&values)[N], Scratch& scratch) {
+__device__ inline void share_in_block(double (&values)[N], Scratch& scratch) {
   static_assert(N <= kMaxSums);
-  reduce_warp<Op>(values);
   if (lane() == 0) {
 #pragma unroll
     for (int n = 0; n < N; ++n) scratch.warps[warp()][n] = values[n];
@@ -75,28 +74,38 @@ __device__ inline void reduce_block(double (&values)[N], Scratch& scratch) {
   for (int n = 0; n < N; ++n) values[n] = scratch.totals[n];
 }
 
-__device__ inline double real_at(const Reals& reals, int64_t i) {
-  switch (reals.type) {
+template <class Op, int N>
+__device__ inline void reduce_block(double (&values)[N], Scratch& scratch) {
+  reduce_warp<Op>(values);
+  share_in_block<Op>(values, scratch);
+}
+
+__device__ FDK_CALLED double read_real(const void* data, RealType type, int64_t i) {
+  switch (type) {
     case RealType::f32:
-      return static_cast<const float*>(reals.data)[i];
+      return static_cast<const float*>(data)[i];
     case RealType::f64:
-      return static_cast<const double*>(reals.data)[i];
+      return static_cast<const double*>(data)[i];
     case RealType::bf16:
-      return bf16_to_float(static_cast<const uint16_t*>(reals.data)[i]);
+      return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
     case RealType::f16:
-      return half_to_float(static_cast<const uint16_t*>(reals.data)[i]);
+      return half_to_float(static_cast<const uint16_t*>(data)[i]);
     case RealType::i64:
-      return static_cast<double>(static_cast<const int64_t*>(reals.data)[i]);
+      return static_cast<double>(static_cast<const int64_t*>(data)[i]);
     case RealType::i32:
-      return static_cast<const int32_t*>(reals.data)[i];
+      return static_cast<const int32_t*>(data)[i];
     case RealType::i16:
-      return static_cast<const int16_t*>(reals.data)[i];
+      return static_cast<const int16_t*>(data)[i];
     case RealType::i8:
-      return static_cast<const int8_t*>(reals.data)[i];
+      return static_cast<const int8_t*>(data)[i];
     case RealType::u8:
-      return static_cast<const uint8_t*>(reals.data)[i];
+      return static_cast<const uint8_t*>(data)[i];
   }
   return NAN;
+}
+
+__device__ inline double real_at(const Reals& reals, int64_t i) {
+  return read_real(reals.data, reals.type, i);
 }
 
 using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;

@@ -87,56 +87,65 @@ __device__ inline double at_least_one(double divisor) {
 }
 
 // N of the loss, but for "none" with a mask, which divides by each sample's own.
+template <bool kGeneral>
 __device__ inline double divisor_of(const Call& call, Scratch& scratch) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
   if (call.host_divisor != 0) return call.host_divisor;
   if (call.divisor.data != nullptr) return at_least_one(real_at(call.divisor, 0));
-  if (p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
+  if (kGeneral && p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
 
 // Weights of the batch, and the divisor.
+template <bool kGeneral>
 __device__ inline void begin(const Call& call, Shared& shared) {
   if (call.w.logits.data != nullptr) {
-    const Weights weights = weights_of(call);
-    if (call.p.batch > kSamplesAWarp) {
-      weigh_batch(Block{shared.scratch}, call.w, call.p.batch, weights, shared.weighed);
-    } else if (warp() == 0) {
-      // The others need not wait: thread 0 alone reads h, and by then the block has met.
-      weigh_batch(Warp{}, call.w, call.p.batch, weights, shared.weighed);
+    // Where one warp weighs, the others need not wait: thread 0 alone reads h, and by then the block has met.
+    const bool whole = call.p.batch > kSamplesAWarp;
+    if (whole || warp() == 0) {
+      weigh_batch(Group{whole, shared.scratch}, call.w, call.p.batch, weights_of(call), shared.weighed);
     }
   }
-  const double divisor = divisor_of(call, shared.scratch);
+  const double divisor = divisor_of<kGeneral>(call, shared.scratch);
   if (threadIdx.x == 0) shared.divisor = divisor;
 }
 
 // ---- a sample
 
-// What multiplies a sample's direction, from its team's sums; `reports`: the thread that records what it leaves.
-__device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, double divisor, bool reports) {
+// What thread 0 makes of its team's sums.
+struct Finished {
+  Sums sums;
+  double w, divisor, power;
+};
+
+// What multiplies the sample's direction: the block waits for it.
+__device__ inline double finish_sample(const Call& call, int64_t b, double divisor, Finished& of) {
+  const Problem& p = call.p;
+  const double h = call.w.logits.data != nullptr ? weights_of(call).h[b] : given_weight(call.w, b);
+  of.w = sample_weight(p, b, h, of.sums);
+  of.divisor = p.reduction == Reduction::none && p.mask.data != nullptr ? ::fmax(1.0, of.sums.kept) : divisor;
+  of.power = call.r.unscale != nullptr ? float16_power(of.divisor) : 1.0;
+  return of.w / of.divisor * of.power;
+}
+
+// What the sample leaves for the loss and the figures: the block stores its gradient meanwhile.
+__device__ inline void record_sample(const Call& call, int64_t b, const Finished& of) {
   const Problem& p = call.p;
   const Results& r = call.r;
-  const double h = call.w.logits.data != nullptr ? weights_of(call).h[b] : given_weight(call.w, b);
-  const double w = sample_weight(p, b, h, sums);
   const bool alone = p.reduction == Reduction::none;
-  if (alone && p.mask.data != nullptr) divisor = ::fmax(1.0, sums.kept);
-  const double power = r.unscale != nullptr ? float16_power(divisor) : 1.0;
-  if (reports) {
-    const double energy = w == 0 ? 0.0 : w * w * sums.energy;
-    const double loss = 0.5 * energy / divisor;
-    if (alone && r.wide_loss) static_cast<double*>(r.loss)[b] = loss;
-    if (alone && !r.wide_loss) static_cast<float*>(r.loss)[b] = static_cast<float>(loss);
-    if (r.unscale != nullptr && (alone || b == 0)) r.unscale[b] = static_cast<float>(1.0 / power);
-    double* record = r.records + b;
-    record[0] = energy;
-    record[p.batch] = energy / (divisor * divisor);
-    record[2 * p.batch] = sums.nonfinite ? 0.0 : sums.gap;
-    record[3 * p.batch] = sums.nonfinite ? 0.0 : sums.distance;
-    record[4 * p.batch] = sums.nonfinite;
-  }
-  return w / divisor * power;
+  const double energy = of.w == 0 ? 0.0 : of.w * of.w * of.sums.energy;
+  const double loss = 0.5 * energy / of.divisor;
+  if (alone && r.wide_loss) static_cast<double*>(r.loss)[b] = loss;
+  if (alone && !r.wide_loss) static_cast<float*>(r.loss)[b] = static_cast<float>(loss);
+  if (r.unscale != nullptr && (alone || b == 0)) r.unscale[b] = static_cast<float>(1.0 / of.power);
+  double* record = r.records + b;
+  record[0] = energy;
+  record[p.batch] = energy / (of.divisor * of.divisor);
+  record[2 * p.batch] = of.sums.nonfinite ? 0.0 : of.sums.gap;
+  record[3 * p.batch] = of.sums.nonfinite ? 0.0 : of.sums.distance;
+  record[4 * p.batch] = of.sums.nonfinite;
 }
 
 __device__ inline void to_values(const Sums& sums, double (&values)[kExchanged]) {
@@ -154,6 +163,7 @@ __device__ inline void report(const Call& call, Shared& shared) {
   const Problem& p = call.p;
   const Results& r = call.r;
   double totals[kRecorded] = {};
+#pragma unroll 1
   for (int64_t b = threadIdx.x; b < p.batch; b += blockDim.x) {
 #pragma unroll
     for (int n = 0; n < kRecorded; ++n) totals[n] += __ldcg(r.records + n * p.batch + b);
@@ -202,7 +212,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __gr
   cluster.barrier_arrive();  // no block may write to one that has not begun
 #endif
   prefetch(call, first, part);
-  begin(call, shared);
+  begin<kGeneral>(call, shared);
 #if __CUDA_ARCH__ >= 900
   cluster.barrier_wait();
 #endif
@@ -229,10 +239,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __gr
       }
     }
 #endif
-    if (threadIdx.x == 0) {
-      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
-    }
+    Finished finished{to_sums(values)};
+    if (threadIdx.x == 0) shared.coefficient = finish_sample(call, b, shared.divisor, finished);
     __syncthreads();
+    if (threadIdx.x == 0 && rank == 0) record_sample(call, b, finished);
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
   }
   // Every block has what the others of its cluster wrote to it: none is needed any more by another.
@@ -252,7 +262,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
   const int team = static_cast<int>(gridDim.x), rank = static_cast<int>(blockIdx.x);
   const Part part = part_of(call.p.elements, call.share, call.held, rank, threadIdx.x, blockDim.x);
   prefetch(call, 0, part);
-  begin(call, shared);
+  begin<kGeneral>(call, shared);
 
   const int ahead = call.buffers - 1;
   for (int64_t step = 0; step < batch + ahead; ++step) {
@@ -277,16 +287,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
     }
     __syncthreads();
     double values[kExchanged] = {};
+#pragma unroll 1
     for (int other = threadIdx.x; other < team; other += blockDim.x) {
       const double* from = call.r.exchange + (b * team + other) * kExchanged;
 #pragma unroll
       for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
     }
     reduce_block<Add>(values, shared.scratch);
-    if (threadIdx.x == 0) {
-      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
-    }
+    Finished finished{to_sums(values)};
+    if (threadIdx.x == 0) shared.coefficient = finish_sample(call, b, shared.divisor, finished);
     __syncthreads();
+    if (threadIdx.x == 0 && rank == 0) record_sample(call, b, finished);
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, b), shared.coefficient);
   }
   if (draws_last(call.r.tickets, static_cast<unsigned>(team), shared.drawn)) {

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                        double* stats) {
   __shared__ Scratch scratch;
   __shared__ Weighed weighed;
-  weigh_batch(Block{scratch}, w, batch, to, weighed);
+  weigh_batch(Group{true, scratch}, w, batch, to, weighed);
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
     weight_stats(weighed.sums, weighed.extremes, batch, normalized, stats);

@@ -13,11 +13,26 @@
 #define FDK_HOST_DEVICE
 #endif
 
+// Once in a kernel, and called: what each block runs a few times waits longer for code than for arithmetic.
+#ifdef __CUDA_ARCH__
+#define FDK_CALLED __noinline__
+#else
+#define FDK_CALLED inline
+#endif
+
 namespace fdkernels {
 
+FDK_HOST_DEVICE FDK_CALLED double exponential(double x) {
+  return ::exp(x);
+}
+
+FDK_HOST_DEVICE FDK_CALLED double logarithm(double x) {
+  return ::log(x);
+}
+
 // log(1 + e^x) without overflow, exact to rounding in both tails.
-FDK_HOST_DEVICE inline double softplus(double x) {
-  return (x > 0 ? x : 0.0) + ::log1p(::exp(-::fabs(x)));
+FDK_HOST_DEVICE FDK_CALLED double softplus(double x) {
+  return (x > 0 ? x : 0.0) + ::log1p(exponential(-::fabs(x)));
 }
 
 constexpr double kLog2 = 0.693147180559945309417232121458176568;

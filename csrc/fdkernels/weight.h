@@ -33,7 +33,7 @@ FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const Ratio
   ratio.finite = is_finite(combined) && is_finite(t);
   if (!ratio.finite) return ratio;
   ratio.L = ::fmin(::fmax(combined, options.log_ratio_min), options.log_ratio_max);
-  ratio.r = ::exp(ratio.L);
+  ratio.r = exponential(ratio.L);
   ratio.clipped = ratio.L != combined;
   ratio.outside = state.mean != nullptr && (t < state.t_min || t > state.t_max);
   return ratio;
@@ -68,16 +68,16 @@ FDK_HOST_DEVICE inline void add_relative(WeightSums& sums, double relative) {
 
 // What step 5 subtracts from log h.
 FDK_HOST_DEVICE inline double log_mean_weight(const WeightSums& sums, const Extremes& extremes, bool normalize) {
-  return normalize ? extremes.highest + ::log(sums.total / sums.count) : 0.0;
+  return normalize ? extremes.highest + logarithm(sums.total / sums.count) : 0.0;
 }
 
 // The first kWeightStats figures.
 FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
                                          bool normalized, double* stats) {
   const bool any = sums.count > 0;
-  stats[0] = any ? ::exp(extremes.lowest) : NAN;
-  stats[1] = any ? ::exp(extremes.highest) * (sums.total / sums.count) : NAN;
-  stats[2] = any ? ::exp(extremes.highest) : NAN;
+  stats[0] = any ? exponential(extremes.lowest) : NAN;
+  stats[1] = any ? exponential(extremes.highest) * (sums.total / sums.count) : NAN;
+  stats[2] = any ? exponential(extremes.highest) : NAN;
   stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
   stats[4] = sums.ratios / sums.count;
   stats[5] = sums.clipped / sums.count;
