@@ -281,7 +281,7 @@ class Output:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             if not self.goes_on:
                 raise
 

@@ -109,7 +109,7 @@ def cpu_busy_percent(seconds: float = 0.5) -> float | None:
         return None
 
     def ticks() -> tuple[int, int]:
-        spent = [int(field) for field in file.read_text().split("\n")[0].split()[1:9]]
+        spent = [int(field) for field in file.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
         return sum(spent), spent[3] + spent[4]  # all, idle and waiting for a disk
 
     all_before, idle_before = ticks()
@@ -120,14 +120,17 @@ def cpu_busy_percent(seconds: float = 0.5) -> float | None:
 
 def last_level_cache() -> int:
     """Bytes, as Linux reports them of the first core; 0 where it does not."""
-    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        file.read_text(encoding="utf-8").strip()
+        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     units = {"K": 10, "M": 20, "G": 30}
     return max((int(size[:-1]) << units[size[-1]] for size in sizes if size[-1:] in units), default=0)
 
 
 def cpuinfo() -> str:
     file = Path("/proc/cpuinfo")
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def version(package: str) -> str | None:
@@ -151,7 +154,7 @@ def commit() -> str:
 def output(*command: str) -> str | None:
     """What a command prints, or None where it is missing, fails, or hangs."""
     try:
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() if run.returncode == 0 else None

@@ -187,7 +187,7 @@ def main() -> None:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing: {error}\n")
     if given.write:
         for page in PAGES:
-            page.write_text(filled(page.read_text()))
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print("\n\n".join(tables().values()))
 

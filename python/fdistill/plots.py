@@ -21,6 +21,7 @@ Rows = Sequence[dict[str, Any]]
 COLOURS = ("#3b7dd8", "#e0703a", "#3a9d6e", "#9a62c7", "#c9a227", "#d1495b", "#5f9ea0", "#8d6e63", "#7a8c2e")
 # Of text, of lines: light, then dark.
 THEMES = (("#20242b", "#d9dde3"), ("#e3e6ea", "#3a414c"))
+LEGEND_ROOM = 20  # points between the axes and their title
 
 
 class Panel(NamedTuple):
@@ -79,6 +80,26 @@ def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path
     return light, dark
 
 
+def legend(axes: Axes) -> None:
+    """Above the axes, below their title: inside it would cover some run's data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), borderpad=0.2,
+                    borderaxespad=0.2, handlelength=1.4, columnspacing=1.2)  # fmt: skip
+
+
+def nothing(axes: Axes) -> None:
+    """Words in place of a picture: a run that diverged has no finite values."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center")
+
+
+def finite(*columns: Array) -> list[Array]:
+    """The rows in which every column is finite."""
+    kept = np.logical_and.reduce([np.isfinite(column) for column in columns])
+    return [column[kept] for column in columns]
+
+
 def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
     """A panel's logged values over the iterations, smoothed by a running median, with the raw ones behind."""
     for colour, (key, label) in zip(COLOURS, panel.curves.items(), strict=False):
@@ -96,7 +117,7 @@ def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
     elif axes.lines:
         axes.set_ylim(bottom=0)
     axes.set_xlabel("iteration")
-    axes.legend(loc="best")
+    legend(axes)
 
 
 def shown_panels(rows: Rows) -> list[Panel]:
@@ -106,31 +127,39 @@ def shown_panels(rows: Rows) -> list[Panel]:
 
 def write_curves(rows: Rows, path: Path) -> None:
     panels = shown_panels(rows)
+    columns = max(1, min(3, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
 
     def draw(figure: Figure) -> None:
-        columns = min(3, len(panels))
-        grid = list(figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat)
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axes, panel in zip(grid, panels, strict=False):
             curves(axes, panel, rows)
-            axes.set_title(panel.title)
+            axes.set_title(panel.title, pad=LEGEND_ROOM)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
+        if not panels:
+            nothing(grid[0])
 
-    render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), path)
+    render(draw, (13, 3.4 * lines), path)
 
 
 def weights(axes: Axes, weight: Array, divergence: str) -> None:
+    (weight,) = finite(weight)
+    if not len(weight):
+        return nothing(axes)
     top = max(float(np.quantile(weight, 0.995)), 1.2)
     axes.hist(np.clip(weight, 0, top), bins=48, range=(0, top), color=COLOURS[0], alpha=0.85)
     axes.axvline(1.0, color=COLOURS[1], linewidth=1.5, linestyle="--", label="reverse KL")
     axes.set_xlabel(f"h ({divergence}), mean 1")
     axes.set_ylabel("samples")
-    axes.legend()
+    return legend(axes)
 
 
 def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
-    order = np.argsort(sigma)
-    parts = np.array_split(order, 12)
+    weight, sigma = finite(weight, sigma)
+    if not len(weight):
+        return nothing(axes)
+    parts = np.array_split(np.argsort(sigma), min(12, len(sigma)))
     middle = [float(np.median(sigma[p])) for p in parts]
     low, mean, high = (
         [f(weight[p]) for p in parts] for f in (lambda w: np.quantile(w, 0.1), np.mean, lambda w: np.quantile(w, 0.9))
@@ -141,7 +170,7 @@ def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("noise level σ")
     axes.set_ylabel("h")
-    axes.legend()
+    return legend(axes)
 
 
 def tiles(images: Array, columns: int) -> Array:
@@ -151,7 +180,9 @@ def tiles(images: Array, columns: int) -> Array:
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
     for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
+        picture[top : top + height, left : left + width] = np.clip(
+            (np.nan_to_num(images[i, 0]) + 1) * 127.5, 0, 255
+        ).round()
     return picture
 
 
@@ -177,7 +208,7 @@ def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns:
 
 def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:
     """2-D densities on the square [-extent, extent]², on one scale (a root, so that faint bridges show)."""
-    top = max(float(np.sqrt(density).max()) for _, density in panels)
+    top = max(float(np.sqrt(np.nan_to_num(density)).max()) for _, density in panels) or 1.0
     for axes, (title, density) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         box = (-extent, extent, -extent, extent)
         axes.imshow(np.sqrt(density).T, origin="lower", extent=box, cmap="magma", vmin=0, vmax=top)
@@ -197,10 +228,13 @@ def mode_weights(axes: Axes, sets: Sequence[tuple[str, Array]]) -> None:
     axes.set_xticks(np.arange(len(sets[0][1])) + 0.4 - width / 2, [str(i + 1) for i in range(len(sets[0][1]))])
     axes.set_xlabel("mode")
     axes.set_ylabel("weight")
-    axes.legend()
+    legend(axes)
 
 
 def log_ratios(axes: Axes, true: Array, logits: Array) -> None:
+    true, logits = finite(true, logits)
+    if not len(true):
+        return nothing(axes)
     low, high = np.quantile(true, [0.005, 0.995])
     axes.scatter(true, logits, s=3, alpha=0.25, color=COLOURS[0], linewidths=0)
     axes.plot([low, high], [low, high], color=COLOURS[1], linewidth=1.5, label="exact")
@@ -208,4 +242,4 @@ def log_ratios(axes: Axes, true: Array, logits: Array) -> None:
     axes.set_ylim(low, high)
     axes.set_xlabel("true log p/q")
     axes.set_ylabel("logit")
-    axes.legend()
+    return legend(axes)
