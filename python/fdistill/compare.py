@@ -23,6 +23,8 @@ CONTROL = "-shuffled"
 # Settings that tell the runs apart, by what sets them.
 OURS = {"name": "compare", "loss.divergence": "--divergences", "loss.shuffle_weight": f"NAME{CONTROL} in --divergences"}
 
+SMALLEST_SPAN = 0.02  # of an axis: roundings must not fill it
+
 Results = dict[str, list[dict[str, Any]]]
 
 
@@ -162,5 +164,10 @@ def _draw_arms(axes: Axes, arms: list[list[float]]) -> None:
         else:
             axes.text(0.5, i, "no finite values", transform=axes.get_yaxis_transform(), ha="center", va="center")
     every = [value for values in arms for value in values]
-    if every and min(every) > 0 and max(every) > 1000 * min(every):
+    if not every:
+        return
+    low, high = min(every), max(every)
+    if low > 0 and high > 1000 * low:
         axes.set_xscale("log")  # or one arm that nearly diverged would hide what the others did
+    elif high - low < (least := SMALLEST_SPAN * max(1.0, abs(low), abs(high))):
+        axes.set_xlim((low + high - least) / 2, (low + high + least) / 2)

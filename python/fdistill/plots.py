@@ -80,12 +80,27 @@ def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path
     return light, dark
 
 
+def span(index: int, count: int, columns: int) -> int:
+    """Of twelve columns, how many the card or panel `index` of `count` takes: rows of at most `columns`, all filled,
+    each with as many as the others or one fewer."""
+    rows = -(-count // columns)
+    fewest, longer = divmod(count, rows)
+    return 12 // (fewest + (index < longer * (fewest + 1)))
+
+
 def legend(axes: Axes) -> None:
-    """Above the axes, below their title: inside it would cover some run's data."""
+    """Above the axes, below their title: inside, it would cover some run's data. On the right: an axis of large values
+    has its exponent on the left."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), borderpad=0.2,
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), borderpad=0.2,
                     borderaxespad=0.2, handlelength=1.4, columnspacing=1.2)  # fmt: skip
+
+
+def from_zero(axes: Axes) -> None:
+    """With room above, which a constant (the h of reverse KL) has not by itself."""
+    top = axes.dataLim.y1
+    axes.set_ylim(0, 1.05 * top if top > 0 else 1.0)
 
 
 def nothing(axes: Axes) -> None:
@@ -115,7 +130,7 @@ def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
     if panel.log and axes.lines:
         axes.set_yscale("log")
     elif axes.lines:
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     axes.set_xlabel("iteration")
     legend(axes)
 
@@ -127,18 +142,19 @@ def shown_panels(rows: Rows) -> list[Panel]:
 
 def write_curves(rows: Rows, path: Path) -> None:
     panels = shown_panels(rows)
-    columns = max(1, min(3, len(panels)))
-    lines = max(1, math.ceil(len(panels) / columns))
+    lines = max(1, math.ceil(len(panels) / 3))
 
     def draw(figure: Figure) -> None:
-        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
-        for axes, panel in zip(grid, panels, strict=False):
+        grid = figure.add_gridspec(lines, 12)
+        at = 0
+        for i, panel in enumerate(panels):
+            width = span(i, len(panels), 3)
+            axes = figure.add_subplot(grid[at // 12, at % 12 : at % 12 + width])
             curves(axes, panel, rows)
             axes.set_title(panel.title, pad=LEGEND_ROOM)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
+            at += width
         if not panels:
-            nothing(grid[0])
+            nothing(figure.subplots())
 
     render(draw, (13, 3.4 * lines), path)
 
@@ -167,7 +183,7 @@ def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
     axes.fill_between(middle, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label="10 to 90 %")
     axes.plot(middle, mean, color=COLOURS[0], label="mean")
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.set_xlabel("noise level σ")
     axes.set_ylabel("h")
     return legend(axes)

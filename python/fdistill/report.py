@@ -45,7 +45,7 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
     template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
         title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
-        figures=FIGURES, number=number, span=span,
+        figures=FIGURES, number=number, span=plots.span,
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
         images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()
                 if name in data],
@@ -62,14 +62,6 @@ def number(value: float | None, form: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return format(value, form if abs(value) < 1e6 else ".3g")
-
-
-def span(index: int, count: int, columns: int) -> int:
-    """Of twelve columns, how many the card `index` of `count` takes: rows of at most `columns` cards, all filled, with
-    as many cards in each as in the others or one fewer."""
-    rows = -(-count // columns)
-    fewest, longer = divmod(count, rows)
-    return 12 // (fewest + (index < longer * (fewest + 1)))
 
 
 def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
