@@ -196,9 +196,8 @@ def tiles(images: Array, columns: int) -> Array:
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
     for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        picture[top : top + height, left : left + width] = np.clip(
-            (np.nan_to_num(images[i, 0]) + 1) * 127.5, 0, 255
-        ).round()
+        shown = np.nan_to_num(np.clip(images[i, 0], -1, 1))
+        picture[top : top + height, left : left + width] = ((shown + 1) * 127.5).round()
     return picture
 
 
@@ -252,6 +251,9 @@ def log_ratios(axes: Axes, true: Array, logits: Array) -> None:
     if not len(true):
         return nothing(axes)
     low, high = np.quantile(true, [0.005, 0.995])
+    if low == high:
+        room = max(0.5, 0.1 * abs(low))
+        low, high = low - room, high + room
     axes.scatter(true, logits, s=3, alpha=0.25, color=COLOURS[0], linewidths=0)
     axes.plot([low, high], [low, high], color=COLOURS[1], linewidth=1.5, label="exact")
     axes.set_xlim(low, high)
