@@ -108,8 +108,8 @@ def test_only_the_arms_that_were_asked_for(tiny_gmm, workplace, capsys):
         (["name=mine"], "name: each run"),
     ],
 )
-def test_what_cannot_be_compared_fails_before_anything_is_made(arguments, message, workplace, capsys):
-    assert cli.main(["compare", "gmm", *arguments]) == 2
+def test_what_cannot_be_compared_fails_before_anything_is_made(arguments, message, tiny_gmm, workplace, capsys):
+    assert cli.main(["compare", "gmm", *arguments, *tiny_gmm]) == 2
     assert message in capsys.readouterr().err
     assert list(workplace.iterdir()) == []
 
