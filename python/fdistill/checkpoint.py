@@ -39,7 +39,7 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """The newest whole checkpoint. Without a readable `latest` (a crash between two renames): the last step."""
         try:
-            named = self.folder / (self.folder / "latest").read_text().strip()
+            named = self.folder / (self.folder / "latest").read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             steps = self._steps()
             return steps[-1] if steps else None
@@ -56,7 +56,7 @@ class Checkpoints:
 
 def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     _sync(partial)
     partial.replace(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,41 +36,58 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
     """Write report.html and curves.png into a run's folder, from its metrics and the files that lie there."""
     rows = read_log(folder / "log.jsonl")
     plots.write_curves(rows, folder / "curves.png")
-    with np.load(folder / "evaluation.npz") as archive:
-        data = {name: archive[name] for name in archive.files}
+    data = _arrays(folder / "evaluation.npz")
     frames = sorted((folder / "progress").glob("step-*.png"))
     curves = [
         _figure(panel.title, panel.reading, lambda f, p=panel: plots.curves(f.subplots(), p, rows))
         for panel in plots.shown_panels(rows)
     ]
-    template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(), autoescape=True)
+    template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
         title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
-        figures=FIGURES,
+        figures=FIGURES, number=number, span=plots.span,
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
-        images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()],
+        images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()
+                if name in data],
         densities=_densities(data, settings) if "p" in data else [],
         frames=[[int(frame.stem.removeprefix("step-")), _uri(frame.read_bytes(), "png")] for frame in frames],
-        weights=_weights(data, settings["loss"]["divergence"]), curves=curves,
+        weights=_weights(data, settings["loss"]["divergence"]) if "weight" in data else [], curves=curves,
         settings_text=yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100),
     )  # fmt: skip
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure as text: a dash where a run that diverged has none, an exponent where it is large."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return format(value, form if abs(value) < 1e6 else ".3g")
 
 
 def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The figures of a run as text: by figure, then by set."""
-    keys = [key for key in FIGURES if key in result["student"]]
-    sets = [name for name in SETS if name in result]
-    return {key: {name: format(result[name][key], FIGURES[key][2]) for name in sets} for key in keys}
+    keys = [key for key in FIGURES if key in (result.get("student") or {})]
+    sets = [name for name in SETS if result.get(name)]
+    return {key: {name: number(result[name].get(key), FIGURES[key][2]) for name in sets} for key in keys}
 
 
 def summary(folder: Path, result: dict[str, Any]) -> str:
     """The figures of a finished run as a small table, and where its report is."""
-    rows = shown(result)
-    lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)]
-    for name in next(iter(rows.values())):
+    rows, path = shown(result), folder / "report.html"
+    lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)] if rows else []
+    for name in next(iter(rows.values()), ()):
         lines.append(f"{SETS[name]:30}" + "".join(f"{cells[name]:>11}" for cells in rows.values()))
-    return "\n".join((*lines, f"report: {folder / 'report.html'}"))
+    if result.get("diverged"):
+        lines.append("This run diverged; a figure that does not exist is a dash.")
+    # A comparison's runs have none.
+    return "\n".join((*lines, *([f"report: {path}"] if path.exists() else [])))
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _uri(data: bytes, kind: str) -> str:

@@ -48,7 +48,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 def result_of(folder: Path) -> dict[str, Any] | None:
     """The metrics of a finished run, else None."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:

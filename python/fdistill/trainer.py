@@ -205,7 +205,7 @@ class Distiller:
             self._snapshot()
         start = time.perf_counter() - self.seconds
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
-        with log_path.open("a") as log, stop_requests() as stop, bar:
+        with log_path.open("a", encoding="utf-8") as log, stop_requests() as stop, bar:
             while self.step < self.cfg.steps:
                 self.iteration()
                 bar.update()
@@ -263,7 +263,7 @@ def stop_requests() -> Iterator[list[int]]:
 def read_log(path: Path) -> list[dict[str, float]]:
     """The rows of a log; a last line cut off by a crash is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -273,7 +273,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _rewind(path: Path, step: int) -> None:
     rows = [row for row in read_log(path) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _headline(row: dict[str, float]) -> dict[str, str]:
