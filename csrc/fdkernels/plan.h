@@ -103,12 +103,14 @@ constexpr int kRegistersAThread = 112,
 // some load while others wait for their sums.
 constexpr int kCrowdedThreads = 192;
 
-// The model's constants, in seconds. Not measured yet: a GPU's datasheet and public microbenchmarks.
-constexpr double kStart = 3e-6;          // launch, weights, first bytes, the last block's report
-constexpr double kClusterWait = 1.0e-6;  // block sums, cluster barrier, coefficient; half of it for one block
-constexpr double kGridWait = 2.5e-6;     // the same through global memory
-constexpr double kOverlapped = 0.5e-6;   // what is left of a wait while another sample's bytes move
+// The model's constants, in seconds, from an H100 (docs/decisions.md, "First run on a GPU").
+constexpr double kStart = 10e-6;         // launch, weights, first bytes, the last block's report
+constexpr double kClusterWait = 1.5e-6;  // block sums, cluster barrier, coefficient; half of it for one block
+constexpr double kGridWait = 5e-6;       // the same through global memory
+constexpr double kOverlapped = 2e-6;     // what is left of a wait while another block's sample moves
+constexpr double kAhead = 2.5e-6;        // what is left of the grid's while it loads the next sample
 constexpr double kFasterAlone = 3;       // a multiprocessor's bandwidth over its share of the device's
+constexpr double kReached = 0.9;         // of the datasheet's bandwidth, as a copy does
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -183,7 +185,7 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
 
   const double rounds = std::ceil(static_cast<double>(call.batch) / static_cast<double>(active * resident));
   const double busy = static_cast<double>(std::min<int64_t>(call.batch, active)) * size;
-  const double moved = std::min(1.0, kFasterAlone * busy / device.multiprocessors) * device.bandwidth;
+  const double moved = std::min(1.0, kFasterAlone * busy / device.multiprocessors) * kReached * device.bandwidth;
   const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
   plan.seconds += kStart + plan.bytes / moved + wait + (rounds - 1) * (resident > 1 ? kOverlapped : wait);
   plan.prefetched = prefetched(call, device, plan);
@@ -213,8 +215,8 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
   }
   plan.bytes = bytes_moved(call, device, plan.again);
 
-  const double moved = std::min(1.0, kFasterAlone * plan.team / device.multiprocessors) * device.bandwidth;
-  const double wait = plan.buffers == 2 ? kOverlapped : kGridWait;
+  const double moved = std::min(1.0, kFasterAlone * plan.team / device.multiprocessors) * kReached * device.bandwidth;
+  const double wait = plan.buffers == 2 ? kAhead : kGridWait;
   plan.seconds += kStart + plan.bytes / moved + kGridWait + static_cast<double>(call.batch - 1) * wait;
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
