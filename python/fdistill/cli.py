@@ -14,6 +14,7 @@ from fdistill import config
 from fdistill.config import Config, ConfigError, GmmConfig
 from fdistill.task import Interrupted
 
+EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 # The extra `train`, by the names to import and to install.
@@ -124,7 +125,7 @@ def _train(args: argparse.Namespace) -> int:
     from fdistill import report
 
     print(report.summary(folder, result))
-    return 0
+    return EXIT_DIVERGED if result.get("diverged") else 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -144,7 +145,7 @@ def _student_folder(folder: Path) -> tuple[Config, Path]:
     settings = run.settings_of(folder)
     if not (folder / "student").is_dir():
         raise ConfigError(f"{folder} has no student yet; finish it with: fdistill train ... --resume")
-    return config.from_dict(settings), folder / "student"
+    return config.from_dict(settings, to_train=False), folder / "student"
 
 
 def _sample(args: argparse.Namespace) -> int:

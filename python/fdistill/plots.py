@@ -151,7 +151,8 @@ def tiles(images: Array, columns: int) -> Array:
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
     for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
+        pixels = np.nan_to_num(images[i, 0], nan=-1.0)  # of a student that diverged
+        picture[top : top + height, left : left + width] = np.clip((pixels + 1) * 127.5, 0, 255).round()
     return picture
 
 
