@@ -33,6 +33,9 @@ Ratio = Annotated[float, Range("density ratio; the first below the second", abov
 Sigma = Annotated[float, Range("noise level σ, of data of about unit size", least=1e-3, most=1e4)]
 Length = Annotated[float, Range("of the plane", above=0, most=1e3)]
 Layers = Annotated[int, Range("residual layers; 0: one hidden layer alone", least=0)]
+Batch = Annotated[
+    int, Range("samples", least=2, hint="h is divided by its mean over the batch, which leaves nothing of one sample's")
+]
 Channels = Annotated[int, Range("channels, normalized in 8 groups", least=8, multiple=8)]
 
 
@@ -80,7 +83,7 @@ class Config:
     name: str = ""  # of the folder under `out`; empty: the preset, the divergence and the seed
     seed: Seed = 0
     steps: Iterations = 0
-    batch: Annotated[int, Range("samples", least=1)] = 64
+    batch: Batch = 64
     phases: list[list[str]] = field(default_factory=lambda: [["student", "fake", "discriminator"]])
     sigma_max: Sigma = 2.5  # the one noise level from which the student starts
     sigma_log_mean: Annotated[float, Range("of ln σ of the noised samples", least=-10, most=10)] = -0.4

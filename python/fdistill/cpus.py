@@ -32,9 +32,10 @@ def tell_if_oversubscribed() -> None:
             return
         free = max(free, look)
     few = max(1, int(free + SLACK))
+    noun = "thread" if threads == 1 else "threads"
     advice = f"; threads={few} may be faster" if few < threads else ""
     print(
-        f"fdistill: {threads} threads, but about {free:.1f} free CPUs, since other work runs or the container has "
+        f"fdistill: {threads} {noun}, but about {free:.1f} free CPUs, since other work runs or the container has "
         f"fewer: expect a slow run{advice}",
         file=sys.stderr,
     )

@@ -25,7 +25,6 @@ from fdistill.networks import (
     log_normal_sigma,
     parameter_count,
     per_sample,
-    whole,
 )
 from fdistill.roles import Average, Role
 from fdistill.task import EpochSampler, Interrupted, Task
@@ -129,11 +128,18 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
                 checkpoints.save(role.updates, networks, state)
             if stop:
                 raise Interrupted(f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved")
-    if not whole(average.network):
+    if not _works(average.network, images, settings):
         raise ConfigError(f"teacher.lr: the teacher diverged, expected a lower one than {settings.lr:g}")
     partial = folder / f".unet-{id(net)}"
     average.network.unet.save_pretrained(partial)  # type: ignore[union-attr,operator]
     partial.rename(folder / "unet")
+
+
+@torch.no_grad()
+def _works(denoiser: nn.Module, images: Tensor, cfg: TeacherConfig) -> bool:
+    """Its predictions are finite. Weights alone do not tell: those of a teacher that diverged may be 1e30."""
+    few = images[:64]
+    return bool(denoiser(few, torch.full_like(few[:, 0, 0, 0], cfg.sigma_data)).isfinite().all())
 
 
 def discriminator_shape(cfg: DigitsConfig) -> tuple[list[int], list[int]]:

@@ -91,7 +91,7 @@ def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
         smooth = [np.median(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
         axes.plot(steps, smooth, color=colour, linewidth=1.8, label=label)
-    if panel.log and axes.lines:
+    if panel.log and any(np.max(line.get_ydata()) > 0 for line in axes.lines):
         axes.set_yscale("log")
     elif axes.lines:
         axes.set_ylim(bottom=0)

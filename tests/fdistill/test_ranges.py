@@ -24,7 +24,7 @@ EVERY = {
     **{f"{role}.{key}": edges for role in ("student", "fake", "discriminator") for key, edges in OPTIMIZER.items()},
     "seed": SEED,
     "steps": ("4 100000", "0 -1"),
-    "batch": AT_LEAST_1,
+    "batch": ("2 7 100000", "1 0 -1"),
     "log_every": AT_LEAST_1,
     "checkpoint_every": AT_LEAST_1,
     "keep": AT_LEAST_1,

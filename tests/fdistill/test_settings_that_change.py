@@ -1,11 +1,28 @@
 """What may change on --resume, and what a failed start leaves: the command line in real folders."""
 
 import json
+import shutil
 
 import pytest
 import yaml
 
 from fdistill import cli
+from tests.fdistill.conftest import TINY_GMM
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, for copies."""
+    out = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", "gmm", "name=g", *TINY_GMM, f"out={out}"]) == 0
+    return out / "g"
+
+
+@pytest.fixture
+def finished(trained, workplace):
+    """runs/g, a copy of it."""
+    shutil.copytree(trained, workplace / "runs/g")
+    return workplace / "runs/g"
 
 
 def settings(folder):
@@ -20,9 +37,8 @@ def weights(folder):
     return (folder / "student/student.safetensors").read_bytes()
 
 
-def test_a_finished_run_is_measured_anew_without_training(tiny_gmm, fdistill, workplace):
-    folder = workplace / "runs/g"
-    assert fdistill("train", "gmm", "name=g", *tiny_gmm).returncode == 0
+def test_a_finished_run_is_measured_anew_without_training(tiny_gmm, fdistill, finished):
+    folder = finished
     first, student, log = figures(folder), weights(folder), (folder / "log.jsonl").read_text()
     done = fdistill("train", "gmm", "name=g", *tiny_gmm, "eval.samples=500")
     assert done.returncode == 2 and figures(folder) == first
@@ -83,12 +99,8 @@ def test_an_unfinished_run_keeps_its_training(tiny_gmm, workplace, monkeypatch, 
     assert (folder / "config.yaml").read_text() == before
 
 
-def test_a_finished_run_without_its_last_checkpoint_keeps_its_figures(tiny_gmm, workplace, capsys):
-    import shutil
-
-    folder = workplace / "runs/g"
-    assert cli.main(["train", "gmm", "name=g", *tiny_gmm]) == 0
-    first = figures(folder)
+def test_a_finished_run_without_its_last_checkpoint_keeps_its_figures(tiny_gmm, finished, capsys):
+    folder, first = finished, figures(finished)
     shutil.rmtree(folder / "checkpoints")
     assert cli.main(["train", "gmm", "name=g", *tiny_gmm, "eval.samples=500", "--resume"]) == 2
     assert "it has no checkpoint of its last iteration, 12" in capsys.readouterr().err
@@ -96,21 +108,19 @@ def test_a_finished_run_without_its_last_checkpoint_keeps_its_figures(tiny_gmm, 
 
 
 @pytest.mark.parametrize("stop", ["evaluate", "export"])
-def test_stopped_while_measured_anew(stop, tiny_gmm, workplace, monkeypatch, capsys):
+def test_stopped_while_measured_anew(stop, tiny_gmm, finished, monkeypatch):
     """The old figures never pass for those of the new settings."""
     from fdistill.gmm import GmmTask
 
     def dying(*_):
         raise MemoryError
 
-    folder = workplace / "runs/g"
-    assert cli.main(["train", "gmm", "name=g", *tiny_gmm]) == 0
     anew = ["train", "gmm", "name=g", *tiny_gmm, "eval.samples=500", "--resume"]
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(GmmTask, stop, dying)
         cli.main(anew)
-    assert not (folder / "metrics.json").exists()
-    assert cli.main(anew) == 0 and figures(folder)["samples"] == 500
+    assert not (finished / "metrics.json").exists()
+    assert cli.main(anew) == 0 and figures(finished)["samples"] == 500
 
 
 def test_a_start_that_failed_is_corrected(tiny_gmm, workplace, monkeypatch, capsys):
@@ -157,22 +167,23 @@ def test_a_start_that_is_refused_writes_nothing(overrides, told, tiny_gmm, fdist
         ("config.yaml", b"\xff", "config.yaml: expected text in UTF-8, got byte 0xff"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_to_do(name, content, told, tiny_gmm, workplace, capsys):
-    assert cli.main(["train", "gmm", "name=g", *tiny_gmm]) == 0
-    (workplace / "runs/g" / name).write_bytes(content)
+def test_a_damaged_file_is_named_with_what_to_do(name, content, told, tiny_gmm, finished, capsys):
+    (finished / name).write_bytes(content)
     for options in ([], ["--resume"]):
         capsys.readouterr()
         assert cli.main(["train", "gmm", "name=g", *tiny_gmm, *options]) == 2
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
-    if name == "metrics.json":
-        (workplace / "runs/g" / name).unlink()
-        assert cli.main(["train", "gmm", "name=g", *tiny_gmm, "--resume"]) == 0
-        assert figures(workplace / "runs/g")["samples"] == 400
 
 
-def test_a_student_of_another_machine_is_drawn_here(tiny_gmm, workplace, capsys):
-    assert cli.main(["train", "gmm", "name=g", *tiny_gmm]) == 0
-    there = {**settings(workplace / "runs/g"), "device": "cuda:97"}
-    (workplace / "runs/g/config.yaml").write_text(yaml.safe_dump(there))
+def test_figures_that_are_gone_are_measured_again(tiny_gmm, finished):
+    first = figures(finished)
+    (finished / "metrics.json").unlink()
+    assert cli.main(["train", "gmm", "name=g", *tiny_gmm, "--resume"]) == 0
+    assert figures(finished)["student"] == first["student"]
+
+
+def test_a_student_of_another_machine_is_drawn_here(finished):
+    there = {**settings(finished), "device": "cuda:97"}
+    (finished / "config.yaml").write_text(yaml.safe_dump(there))
     assert cli.main(["sample", "runs/g", "-n", "5", "-o", "five.png"]) == 0
