@@ -54,14 +54,11 @@ def _keys(by_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _values(results: list[dict[str, Any]], key: str) -> list[float]:
-    """Of the runs that have the figure: one that diverged has none."""
-    return [result["student"][key] for result in results if result["student"][key] is not None]
+    return [result["student"][key] for result in results]
 
 
-def _spread(results: list[dict[str, Any]], key: str) -> dict[str, float | None]:
+def _spread(results: list[dict[str, Any]], key: str) -> dict[str, float]:
     values = _values(results, key)
-    if not values:
-        return {"mean": None, "std": None}
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=min(1, len(values) - 1)))}
 
 
@@ -78,8 +75,7 @@ def _table(by_arm: dict[str, list[dict[str, Any]]]) -> str:
     lines = [f"{'':20}" + "".join(f"{FIGURES[key][0]:>20}" for key in keys)]
     for name, results in by_arm.items():
         spreads = [_spread(results, key) for key in keys]
-        cells = (f"{s['mean']:>12.3f} ± {s['std']:.3f}" if s["mean"] is not None else "diverged" for s in spreads)
-        lines.append(f"{name:20}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{name:20}" + "".join(f"{s['mean']:>12.3f} ± {s['std']:.3f}" for s in spreads))
     return "\n".join((*lines, f"mean ± standard deviation over {len(results)} seeds"))
 
 
@@ -91,8 +87,6 @@ def _figure(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for i, (name, results) in enumerate(by_arm.items()):
                 values = _values(results, key)
                 axes.scatter([i] * len(values), values, color=plots.COLOURS[i], s=28, alpha=0.6, linewidths=0)
-                if not values:
-                    continue
                 axes.hlines(np.mean(values), i - 0.3, i + 0.3, color=plots.COLOURS[i], linewidth=2.5, label=name)
             axes.set_xticks(range(len(by_arm)), list(by_arm))
             axes.set_xlim(-0.6, len(by_arm) - 0.4)

@@ -91,7 +91,7 @@ def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
         smooth = [np.median(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
         axes.plot(steps, smooth, color=colour, linewidth=1.8, label=label)
-    if panel.log and any(np.max(line.get_ydata()) > 0 for line in axes.lines):
+    if panel.log and axes.lines:
         axes.set_yscale("log")
     elif axes.lines:
         axes.set_ylim(bottom=0)
@@ -151,8 +151,7 @@ def tiles(images: Array, columns: int) -> Array:
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
     for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        pixels = np.nan_to_num(images[i, 0], nan=-1.0)  # of a student that diverged
-        picture[top : top + height, left : left + width] = np.clip((pixels + 1) * 127.5, 0, 255).round()
+        picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
     return picture
 
 
