@@ -162,6 +162,7 @@ def load(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     if not cfg.name:
         seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
         cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
+        _check_folders(cfg)
     return cfg
 
 
@@ -310,8 +311,7 @@ def _check(cfg: Config) -> None:
             raise ConfigError(f"{role}.schedule: expected constant or cosine, got {shown(schedule)}")
     if not 0 <= cfg.ema < 1:
         raise ConfigError(f"ema: expected a number in [0, 1), got {cfg.ema}")
-    if ".." in Path(cfg.name).parts or Path(cfg.name).is_absolute():
-        raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, got {shown(cfg.name)}")
+    _check_folders(cfg)
     try:  # the library knows its divergences, ranges and backends
         loss, device = cfg.loss, torch.device(cfg.device)
         fdk.RatioNormalizer(loss.bins, decay=loss.decay)
@@ -325,6 +325,16 @@ def _check(cfg: Config) -> None:
         raise ConfigError(f"loss: {cut(str(error), 500)}") from None
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
+
+
+def _check_folders(cfg: Config) -> None:
+    """name is a folder below out; `.` would be out itself, with every run in it."""
+    parts = Path(cfg.name).parts
+    if cfg.name and (not parts or ".." in parts or Path(cfg.name).is_absolute() or not cfg.name.isprintable()):
+        raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, printable, got {shown(cfg.name)}")
+    for key in ("out", "cache"):
+        if "\0" in getattr(cfg, key):
+            raise ConfigError(f"{key}: expected a folder, got {shown(getattr(cfg, key))}")
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 import yaml
 
 from fdistill import config
-from fdistill.checkpoint import Checkpoints, write_atomically
+from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
+from fdistill.files import FolderError, install, remove, say, seal, write_atomically, writing
+from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
 from fdistill.networks import parameter_count
 from fdistill.task import Task
 from fdistill.trainer import Distiller
@@ -33,10 +34,6 @@ def task_class(cfg: Config) -> type[Task]:
     raise ConfigError(f"task: expected digits or gmm, got {config.shown(cfg.task)}")
 
 
-def folder_of(cfg: Config) -> Path:
-    return Path(cfg.out) / cfg.name
-
-
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings of a run on disk."""
     path = folder / "config.yaml"
@@ -46,36 +43,49 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, else None."""
+    """The metrics of a finished run, else None; raises where the file is damaged."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        result = None
+    if not result or not isinstance(result, dict):
+        raise FolderError(f"{path} is damaged: no JSON object; pass --resume to measure the run anew")
+    return result
 
 
 def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
-    """Make the run's folder ready; True where a finished run with these settings is already there.
+    """Whether a finished run with these settings is there. Looks only.
 
     Raises:
-        ConfigError: the folder holds another run, or an unfinished one and neither resume nor fresh was asked for.
+        ConfigError: the folder is none for this run, holds a run with other settings, or an unfinished one and neither
+            resume nor fresh was asked for.
     """
     folder = folder_of(cfg)
-    if folder.exists() and fresh:
-        settings_of(folder)  # refuses to delete what is not a run
-        shutil.rmtree(folder)
-    if not (folder / "config.yaml").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(as_dict(cfg), sort_keys=False))
+    check(folder, Path(cfg.out))
+    if fresh or not folder.is_dir():
         return False
-    changed = differences(settings_of(folder), as_dict(cfg))
-    if changed:
+    last = Checkpoints.of_run(folder, cfg.keep).last()
+    if not (folder / "config.yaml").is_file():
+        if last:
+            raise ConfigError(f"{folder} holds a run without its config.yaml; pass --fresh to start over")
+        return False
+    try:
+        changed = differences(settings_of(folder), as_dict(cfg))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; pass --fresh to start over") from None
+    result = _result_or_anew(folder, resume)
+    if changed and (last or result):
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(changed)}); pass --fresh to replace it, "
             "or name=... for another folder"
         )
-    if result_of(folder) is not None:
+    if result:
         return True
-    started = Checkpoints(folder / "checkpoints", cfg.keep).latest()
-    if started is not None and not resume:
-        step = int(started.name.removeprefix("step-"))
+    if last and not resume:
+        step = int(last.removeprefix("step-"))
         raise ConfigError(
             f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, "
             "or --fresh to start over"
@@ -83,22 +93,43 @@ def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
     return False
 
 
-def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
-    """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything."""
+def _result_or_anew(folder: Path, resume: bool) -> dict[str, Any] | None:
+    try:
+        return result_of(folder)
+    except FolderError:
+        if not resume:
+            raise
+        say(f"{folder / 'metrics.json'} is damaged: the run is measured anew")
+        return None
+
+
+def train(cfg: Config, with_report: bool = True, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
+    """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything.
+
+    Another process is kept out of the folder meanwhile. Whatever can fail at a start fails before a file of an earlier
+    run is touched. Raises as `prepare`, and FolderError where no checkpoint is whole.
+    """
+    folder = folder_of(cfg)
+    with claimed(folder, Path(cfg.out)), writing(folder):
+        finished = prepare(cfg, resume, fresh)
+        return (result_of(folder) if finished else None) or _train(cfg, folder, with_report, fresh)
+
+
+def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[str, Any]:
     from fdistill import report
 
-    folder = folder_of(cfg)
     task = task_class(cfg)(cfg)
     distiller = Distiller(cfg, task, folder)
-    distiller.restore()
+    _start(distiller, fresh)
     distiller.train()
     student = distiller.average.network
     measured = task.evaluate(distiller, folder)
     partial = folder / ".student"
-    shutil.rmtree(partial, ignore_errors=True)
-    task.export(student, partial)
-    shutil.rmtree(folder / "student", ignore_errors=True)
-    partial.rename(folder / "student")
+    remove(partial, OF_A_STUDENT)
+    with writing(folder / "student"):
+        task.export(student, partial)
+        seal(partial)
+        install(partial, folder / "student")
     result = {
         "name": cfg.name,
         "task": cfg.task,
@@ -117,6 +148,19 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
     # Last: a folder with metrics is a finished run.
     write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _start(distiller: Distiller, fresh: bool) -> None:
+    """Where the run goes on from; says so. Settings are written last, which a run without a checkpoint may change."""
+    folder = distiller.folder
+    if not fresh and distiller.restore():
+        print(f"{folder}: going on from step-{distiller.step:08d}", flush=True)
+    else:
+        kept = clear(folder)
+        if kept:
+            print(f"{folder}: no run made {', '.join(kept)}; this stays")
+        print(f"{folder}: starting", flush=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(as_dict(distiller.cfg), sort_keys=False))
 
 
 def plan(cfg: Config) -> str:

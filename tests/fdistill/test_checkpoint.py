@@ -15,7 +15,7 @@ def test_the_last_k_are_kept(tmp_path):
     checkpoints, net = Checkpoints(tmp_path, keep=2), nn.Linear(2, 2)
     for step in (1, 9, 10, 100):
         checkpoints.save(step, {"net": net}, {"step": step})
-    assert names(tmp_path) == ["latest", "step-00000010", "step-00000100"]
+    assert names(tmp_path) == ["step-00000010", "step-00000100"]
     assert checkpoints.latest().name == "step-00000100"
 
 
@@ -39,14 +39,6 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch):
         checkpoints.save(2, {"net": net}, {"step": 2})
     assert checkpoints.latest().name == "step-00000001"
     assert checkpoints.load(checkpoints.latest(), {"net": net})["step"] == 1
-
-
-def test_without_latest_the_last_whole_step_counts(tmp_path):
-    checkpoints, net = Checkpoints(tmp_path, 2), nn.Linear(2, 2)
-    assert checkpoints.latest() is None
-    checkpoints.save(7, {"net": net}, {})
-    (tmp_path / "latest").unlink()
-    assert checkpoints.latest().name == "step-00000007"
 
 
 def test_each_epoch_visits_everything_once_and_resumes():
