@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +12,23 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fdistill.files import SUMS, FolderError, damage, remove, say, seal, sync, write, write_atomically
+from fdistill.files import (
+    SUMS,
+    FolderError,
+    damage,
+    install,
+    new_partial,
+    remove,
+    say,
+    seal,
+    sweep,
+    sync,
+    write,
+    write_atomically,
+)
 
 SAVED = ".saved"  # in a run's folder: the trace of its checkpoints
 STEP = re.compile(r"step-(\d{8,})")
-DEAD = re.compile(r"\.(partial|replaced)(-\d+)?")  # of saves that were cut off: one process trains at a time
 
 
 def files_of(networks: Iterable[str]) -> re.Pattern[str]:
@@ -44,10 +55,9 @@ class Checkpoints:
         return cls(folder / "checkpoints", keep, folder / SAVED)
 
     def save(self, step: int, networks: dict[str, nn.Module], state: dict[str, Any]) -> Path:
-        made = files_of(networks)
-        self._sweep(made)
-        final, partial = self.folder / f"step-{step:08d}", self.folder / ".partial"
-        partial.mkdir(parents=True, exist_ok=True)
+        made, final = files_of(networks), self.folder / f"step-{step:08d}"
+        sweep(self.folder, made)
+        partial = new_partial(final)
         for name, network in networks.items():
             weights = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
             write(partial / f"{name}.safetensors", safetensors.torch.save(weights))
@@ -55,9 +65,8 @@ class Checkpoints:
         torch.save(state, buffer)
         write(partial / "state.pt", buffer.getvalue())
         seal(partial)
-        if final.exists():  # a damaged one that was passed over
-            final.rename(self.folder / f".replaced-{os.getpid()}")
-        partial.rename(final)
+        remove(final, made)  # a damaged one that was passed over
+        install(partial, final)
         sync(self.folder)
         if self.trace is not None:
             write_atomically(self.trace, final.name + "\n")
@@ -66,7 +75,6 @@ class Checkpoints:
         at = steps.index(final)
         for old in [*steps[: max(0, at + 1 - self.keep)], *steps[at + 1 :]]:
             remove(old, made)
-        self._sweep(made)
         return final
 
     def latest(self) -> Path | None:
@@ -109,8 +117,3 @@ class Checkpoints:
         """Oldest first. What was renamed, or is a link, is somebody's own."""
         found = [path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name) and not path.is_symlink()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-    def _sweep(self, made: re.Pattern[str]) -> None:
-        for path in self.folder.glob(".*"):
-            if DEAD.fullmatch(path.name):
-                remove(path, made)

@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 try:
     from fdistill import config
     from fdistill.config import Config, ConfigError, GmmConfig
-    from fdistill.files import FolderError, damage, seal, writing
+    from fdistill.files import FolderError, damage, new_partial, seal, writing
     from fdistill.task import Interrupted
 except KeyboardInterrupt:  # torch takes seconds
     sys.exit(EXIT_INTERRUPTED)
@@ -196,9 +196,8 @@ def _export(args: argparse.Namespace) -> int:
     student = _student_folder(args.run)[1]
     if os.path.lexists(args.folder):
         raise ConfigError(f"{args.folder} exists already")
-    partial = args.folder.with_name(f".{args.folder.name}.partial-{os.getpid()}")
     with writing(args.folder):
-        partial.mkdir(parents=True)
+        partial = new_partial(args.folder)
         try:
             shutil.copytree(student, partial, dirs_exist_ok=True)
             seal(partial)

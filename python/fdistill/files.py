@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 EDITABLE = "README.md"  # in no SHA256SUMS
 LOCK = ".lock"
+OF_THE_CACHE = re.compile(rf"config\.json|\w+\.safetensors|{SUMS}|\.{SUMS}\.partial")
 
 
 class FolderError(Exception):
@@ -116,8 +118,26 @@ def remove(folder: Path, made: re.Pattern[str]) -> list[str]:
     return files_below(folder) if folder.exists() else []
 
 
+def sweep(folder: Path, made: re.Pattern[str]) -> None:
+    """Delete what `new_partial` made in `folder` for processes that died; to be called where no other one writes."""
+    for path in folder.glob(".*.partial-*"):
+        remove(path, made)
+
+
+def new_partial(folder: Path) -> Path:
+    """An empty hidden folder beside `folder`, for what becomes `folder`."""
+    for number in itertools.count():
+        partial = folder.with_name(f".{folder.name}.partial-{number}")
+        try:
+            partial.mkdir(parents=True)
+        except FileExistsError:  # somebody's files lie in it
+            continue
+        break
+    return partial
+
+
 def install(partial: Path, folder: Path) -> None:
-    """Move a sealed folder into place. In one that is there already, files of these names are replaced, others stay."""
+    """Make a sealed folder `folder`. In one that is there, files of these names are replaced, its hashes last."""
     if not folder.exists():
         partial.rename(folder)
         return
@@ -168,9 +188,9 @@ def cached(home: Path, part: str, make: Callable[[Path], None]) -> Path:
             return folder
         if folder.exists():
             say(f"{folder} is damaged ({fault}): it is made anew")
-        partial = home / f".{part}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         with writing(folder):
+            sweep(home, OF_THE_CACHE)
+            partial = new_partial(folder)
             make(partial)
             seal(partial)
             install(partial, folder)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from fdistill.checkpoint import DEAD, STEP, files_of
+from fdistill.checkpoint import STEP, files_of
 from fdistill.config import Config, ConfigError
 from fdistill.files import LOCK, SUMS, FolderError, files_below, held, remove, write_atomically
 
@@ -34,10 +34,10 @@ OF_A_STUDENT = re.compile(
 )
 # All that a run makes, by its path in the folder: `--fresh` deletes nothing else.
 OF_A_RUN = re.compile(
-    rf"{_FILES}|\.{_FILES}\.partial|progress/step-\d{{8,}}\.png|\.?student/({OF_A_STUDENT.pattern})"
-    rf"|checkpoints/(latest|({STEP.pattern}|{DEAD.pattern})/({OF_A_CHECKPOINT.pattern}))"
+    rf"{_FILES}|\.{_FILES}\.partial|progress/step-\d{{8,}}\.png|(student|\.student\.partial-\d+)/({OF_A_STUDENT.pattern})"
+    rf"|checkpoints/(latest|({STEP.pattern}|\.{STEP.pattern}\.partial-\d+|\.partial-\d+)/({OF_A_CHECKPOINT.pattern}))"
 )
-PLACES = {"progress", "checkpoints", "student", ".student"}
+PLACES = {"progress", "checkpoints", "student"}
 
 
 def folder_of(cfg: Config) -> Path:

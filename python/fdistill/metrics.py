@@ -50,7 +50,6 @@ def load_or_train_classifier(images: Tensor, labels: Tensor, home: Path) -> Clas
     """The classifier that is kept in the folder `home`, or one that is trained now."""
 
     def make(folder: Path) -> None:
-        folder.mkdir()
         write(folder / WEIGHTS, save(train_classifier(images, labels).state_dict()))
 
     net = Classifier().to(images.device)

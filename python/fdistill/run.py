@@ -13,7 +13,7 @@ import yaml
 from fdistill import config
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
-from fdistill.files import FolderError, install, remove, say, seal, write_atomically, writing
+from fdistill.files import FolderError, install, new_partial, say, seal, sweep, write_atomically, writing
 from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
 from fdistill.networks import parameter_count
 from fdistill.task import Task
@@ -124,9 +124,9 @@ def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[st
     distiller.train()
     student = distiller.average.network
     measured = task.evaluate(distiller, folder)
-    partial = folder / ".student"
-    remove(partial, OF_A_STUDENT)
     with writing(folder / "student"):
+        sweep(folder, OF_A_STUDENT)
+        partial = new_partial(folder / "student")
         task.export(student, partial)
         seal(partial)
         install(partial, folder / "student")
