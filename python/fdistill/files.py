@@ -120,7 +120,7 @@ def remove(folder: Path, made: re.Pattern[str]) -> list[str]:
 
 def sweep(folder: Path, made: re.Pattern[str]) -> None:
     """Delete what `new_partial` made in `folder` for processes that died; to be called where no other one writes."""
-    for path in folder.glob(".*.partial-*"):
+    for path in folder.glob(".*partial-*"):
         remove(path, made)
 
 

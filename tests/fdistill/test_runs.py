@@ -14,6 +14,7 @@ import pytest
 
 from .conftest import TINY_DIGITS, TINY_GMM
 from .processes import Program
+from .test_checkpoint import DAMAGE, cut, flip
 
 TRAIN = ("train", "gmm", *TINY_GMM, "name=r")
 
@@ -64,27 +65,6 @@ def assert_same_run(folder, unbroken):
     assert first == second
     first, second = ([{**row, "seconds": 0} for row in log(f)] for f in (folder, unbroken))
     assert first == second
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-DAMAGE = {
-    "gone": (lambda newest: shutil.rmtree(newest), "is gone"),
-    "empty": (lambda newest: [path.unlink() for path in newest.iterdir()], "is empty"),
-    "bit": (lambda newest: flip(newest / "state.pt"), "state.pt does not match its hash"),
-    "cut": (lambda newest: cut(newest / "ema.safetensors"), "ema.safetensors does not match its hash"),
-    "missing": (lambda newest: (newest / "fake.safetensors").unlink(), "fake.safetensors is missing"),
-    "no hashes": (lambda newest: (newest / "SHA256SUMS").unlink(), "SHA256SUMS is missing"),
-    "hashes cut": (lambda newest: (newest / "SHA256SUMS").write_text("# 5 files\n"), "SHA256SUMS is not whole"),
-}
 
 
 @pytest.mark.parametrize("kind", ["gone", "bit", "missing"])
@@ -224,9 +204,7 @@ def test_files_have_the_modes_of_the_umask(unbroken, workplace):
     assert names(workplace / "mine") == ["deep"]
 
 
-@pytest.mark.parametrize(
-    ("given", "written"), [("xx", "xx.png"), ("deep/er/x.png", "deep/er/x.png"), ("x.PNG", "x.PNG"), ("a.b", None)]
-)
+@pytest.mark.parametrize(("given", "written"), [("xx", "xx.png"), ("deep/er/x.PNG", "deep/er/x.PNG"), ("a.b", None)])
 def test_sample_writes_what_it_says(given, written, unbroken, workplace):
     command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", given]
     done = subprocess.run(command, capture_output=True, text=True)
