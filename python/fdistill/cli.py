@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_FAULT = 1
+EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -134,7 +134,7 @@ def _train(args: argparse.Namespace) -> int:
     from fdistill import report
 
     print(report.summary(folder, result))
-    return 0
+    return EXIT_DIVERGED if result.get("diverged") else 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -160,7 +160,7 @@ def _student_folder(folder: Path) -> tuple[Config, Path]:
     if fault:
         again = f"delete {folder / 'metrics.json'}, then train ... --resume exports it anew"
         raise FolderError(f"{student} is damaged ({fault}); {again}")
-    return config.from_dict(settings), student
+    return config.from_dict(settings, to_train=False), student
 
 
 def _output(args: argparse.Namespace, beside: Sequence[str]) -> Path:

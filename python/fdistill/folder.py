@@ -24,7 +24,7 @@ MOST_LOOKED_AT = 1000  # folders, for a run inside: what is no run may hold mill
 OWN = {MARK, f".{MARK}.partial", LOCK}  # stay when a run is replaced
 
 _FILES = (
-    r"(config\.yaml|log\.jsonl|metrics\.json|report\.html|evaluation\.npz|\.saved"
+    r"(config\.yaml|log\.jsonl|metrics(\.previous)?\.json|report\.html|evaluation\.npz|\.saved"
     r"|(samples|curves|drawn)\.png|drawn\.npy)"
 )
 OF_A_CHECKPOINT = files_of(("student", "fake", "discriminator", "ema"))

@@ -127,8 +127,11 @@ class GmmTask(Task):
     def histogram(self, x: Tensor) -> Any:
         """Density of points on a grid, (CELLS, CELLS)."""
         extent = self.mixture.extent
-        points = x.cpu().numpy()
-        return np.histogram2d(points[:, 0], points[:, 1], CELLS, [[-extent, extent]] * 2, density=True)[0]
+        points = x[x.isfinite().all(1)].cpu().numpy()
+        with np.errstate(invalid="ignore"):  # no point inside: 0 / 0, which is shown as 0
+            return np.nan_to_num(
+                np.histogram2d(points[:, 0], points[:, 1], CELLS, [[-extent, extent]] * 2, density=True)[0]
+            )
 
     def snapshot(self, student: nn.Module, path: Path) -> None:
         density = np.sqrt(self.histogram(student(self.noise(20_000, torch.Generator().manual_seed(1)))))
@@ -168,11 +171,19 @@ class GmmTask(Task):
         }
 
     def _mode_weights(self, x: Tensor) -> Any:
+        """NaN where a point is not finite: it is near no mode."""
+        if not x.isfinite().all():
+            return np.full(9, np.nan)
         mode, _ = self.mixture.nearest_mode(x.float())
         return (torch.bincount(mode, minlength=9).double() / len(x)).numpy()
 
     def _figures(self, x: Tensor, weights: Any, generator: torch.Generator) -> dict[str, float]:
-        """KL(q||p) from one half of the points as q's kernels and the other half as draws of the smoothed q."""
+        """KL(q||p) from one half of the points as q's kernels and the other half as draws of the smoothed q.
+
+        NaN throughout where a point is not finite.
+        """
+        if not x.isfinite().all():
+            return dict.fromkeys(("kl_qp", "on_mode", "mode_tv"), math.nan)
         half = len(x) // 2
         kernels = x[:half]
         draws = x[half:] + BANDWIDTH * torch.randn(x[half:].shape, generator=generator, dtype=x.dtype, device=x.device)

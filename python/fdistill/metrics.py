@@ -6,6 +6,7 @@ divided by their mean standard deviation over the data, which fixes the unit of 
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from fdistill.files import cached, write
 
+FIGURES = ("frechet", "kid", "kid_std", "precision", "recall", "class_tv")
 FEATURES = 64
 EPOCHS = 40
 WEIGHTS = "classifier.safetensors"
@@ -117,7 +119,12 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> dict[str, Any]:
-        """Every figure for one set of images in [-1, 1], as many as the real ones for comparability."""
+        """Every figure for one set of images in [-1, 1], as many as the real ones for comparability.
+
+        NaN throughout where an image is not finite.
+        """
+        if not images.isfinite().all():
+            return {**dict.fromkeys(FIGURES, math.nan), "classes": None}
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 

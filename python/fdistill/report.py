@@ -34,7 +34,8 @@ SETS = {
 def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result: dict[str, Any]) -> None:
     """Write report.html and curves.png into a run's folder, from its metrics and the files that lie there."""
     rows = read_log(folder / "log.jsonl")
-    plots.write_curves(rows, folder / "curves.png")
+    if plots.shown_panels(rows):
+        plots.write_curves(rows, folder / "curves.png")
     with np.load(folder / "evaluation.npz") as archive:
         data = {name: archive[name] for name in archive.files}
     frames = sorted((folder / "progress").glob("step-*.png"))
@@ -45,7 +46,7 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
     template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(), autoescape=True)
     page = template.render(
         title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
-        figures=FIGURES,
+        figures=FIGURES, diverged=diverged(result),
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
         images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()],
         densities=_densities(data, settings) if "p" in data else [],
@@ -60,7 +61,20 @@ def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The figures of a run as text: by figure, then by set."""
     keys = [key for key in FIGURES if key in result["student"]]
     sets = [name for name in SETS if name in result]
-    return {key: {name: format(result[name][key], FIGURES[key][2]) for name in sets} for key in keys}
+    return {key: {name: _number(result[name][key], FIGURES[key][2]) for name in sets} for key in keys}
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def diverged(result: dict[str, Any]) -> str:
+    """What became of a student whose weights, samples or figures are not finite; empty where all are."""
+    if not result.get("diverged"):
+        return ""
+    at = result.get("diverged_at")
+    when = f"not finite since iteration {at:,}" if at else "not finite at the end"
+    return f"diverged: {when}, {result['skipped_updates']:,} updates skipped"
 
 
 def summary(folder: Path, result: dict[str, Any]) -> str:
@@ -69,7 +83,8 @@ def summary(folder: Path, result: dict[str, Any]) -> str:
     lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)]
     for name in next(iter(rows.values())):
         lines.append(f"{SETS[name]:30}" + "".join(f"{cells[name]:>11}" for cells in rows.values()))
-    return "\n".join((*lines, f"report: {folder / 'report.html'}"))
+    told = diverged(result)
+    return "\n".join((*lines, *([told] if told else []), f"report: {folder / 'report.html'}"))
 
 
 def _uri(data: bytes, kind: str) -> str:
@@ -93,14 +108,17 @@ def _densities(data: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str
 
 
 def _weights(data: dict[str, Any], divergence: str) -> list[tuple[str, ...]]:
-    weight, sigma = data["weight"], data["sigma"]
+    finite = np.isfinite(data["weight"])
+    if finite.sum() < 100:  # the student diverged
+        return []
+    weight, sigma = data["weight"][finite], data["sigma"][finite]
     cards = [
         _figure("Distribution of h", "Of fresh student samples under the final discriminator.",
                 lambda f: plots.weights(f.subplots(), weight, divergence)),
         _figure("h over the noise levels", "Where the discriminator sees a difference.",
                 lambda f: plots.weights_by_sigma(f.subplots(), weight, sigma)),
     ]  # fmt: skip
-    if "logits" in data:
+    if "logits" in data and all(np.isfinite(data[name]).all() for name in ("log_ratio", "logits", "student_modes")):
         sets = [("teacher", data["modes"]), ("student", data["student_modes"])]
         cards += [
             _figure("Logit against the true log ratio", "On noised student samples; p is exact, q a mean over kernels.",

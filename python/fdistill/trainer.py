@@ -48,6 +48,8 @@ class Distiller:
         self.average = Average(task.student, cfg.ema)
         self.generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
         self.meter = Meter()
+        # Of the first student update whose samples or loss were not finite; -1 where all were.
+        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=cfg.device)
         self.normalizer: fdk.RatioNormalizer | None = None
         if cfg.loss.normalize_ratio:
             # Bins of equal population, of noise levels as training draws them.
@@ -112,6 +114,7 @@ class Distiller:
             gan = softplus(-logits).mean()
             self.meter.add("student/gan_loss", gan)
             loss = loss + cfg.gan_weight * gan
+        self._watch(x, loss)
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
         figures = stats._asdict()
@@ -160,6 +163,14 @@ class Distiller:
         self.meter.add(f"{name}/grad_norm", self.roles[name].update(loss))
         self.meter.add(f"{name}/loss", loss)
 
+    def _watch(self, x: Tensor, loss: Tensor) -> None:
+        """Note the iteration where the student's numbers end, without a wait of the host.
+
+        The loss alone does not tell: samples that are not finite are dropped from it.
+        """
+        ended = (self.diverged_at < 0) & ~(x.detach().isfinite().all() & loss.detach().isfinite())
+        self.diverged_at = torch.where(ended, self.step + 1, self.diverged_at)
+
     def _updates(self, name: str) -> int:
         """How often a role is updated over the run."""
         cycles, rest = divmod(self.cfg.steps, len(self.cfg.phases))
@@ -175,6 +186,7 @@ class Distiller:
             "torch_rng": torch.get_rng_state(),
             "data": self.task.state_dict(),
             "meter": self.meter.state_dict(),
+            "diverged_at": self.diverged_at,
         }
 
     def save(self) -> None:
@@ -203,6 +215,8 @@ class Distiller:
         torch.set_rng_state(state["torch_rng"])
         self.task.load_state_dict(state["data"])
         self.meter.load_state_dict(state["meter"])
+        if "diverged_at" in state:  # not in checkpoints of earlier versions
+            self.diverged_at = state["diverged_at"].to(self.cfg.device)
         return True
 
     def _check_nothing_is_lost(self) -> None:
@@ -217,9 +231,11 @@ class Distiller:
         """Run to the last step. Ctrl-C or SIGTERM saves a checkpoint and raises `Interrupted`."""
         log_path = self.folder / "log.jsonl"
         _rewind(log_path, self.step)
-        every = max(1, self.cfg.steps // max(self.cfg.eval.snapshots, 1))
-        if self.step == 0:
+        shots = self.cfg.eval.snapshots
+        every = max(1, self.cfg.steps // shots) if shots else 0
+        if every and self.step == 0:
             self._snapshot()
+        told = False
         start = time.perf_counter() - self.seconds
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
         with log_path.open("a") as log, stop_requests() as stop, bar:
@@ -233,12 +249,20 @@ class Distiller:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     bar.set_postfix(_headline(row), refresh=False)
-                if self.step % every == 0 or last:
+                    told = told or self._tell_divergence()
+                if every and (self.step % every == 0 or last):
                     self._snapshot()
                 if self.step % self.cfg.checkpoint_every == 0 or last or stop:
                     self.save()
                 if stop and not last:
                     raise Interrupted(f"stopped after step {self.step} of {self.cfg.steps}, state saved")
+
+    def _tell_divergence(self) -> bool:
+        if self.diverged_at < 0:
+            return False
+        what = f"the student diverged: not finite since iteration {int(self.diverged_at)}; a lower student.lr may help"
+        tqdm.write(f"fdistill: {what}", file=sys.stderr)
+        return True
 
     def _snapshot(self) -> None:
         folder = self.folder / "progress"

@@ -40,6 +40,16 @@ def test_an_update_is_adamw_of_the_clipped_gradient():
     assert ours.updates == 4
 
 
+def test_no_clip_is_no_clip():
+    ours, bounded = role(lr=0.05, clip=0.0), role(lr=0.05, clip=1e30)
+    for _ in range(3):
+        for one in (ours, bounded):
+            one.update(one.network(torch.full((4, 5), 50.0)).square().mean())
+    for free, other in zip(ours.network.parameters(), bounded.network.parameters(), strict=True):
+        assert torch.equal(free, other)
+    assert not torch.equal(next(ours.network.parameters()), next(role().network.parameters()))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
