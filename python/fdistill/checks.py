@@ -22,14 +22,23 @@ def check(cfg: Config) -> None:
 
     _check_phases(cfg)
     _check_optimizers(cfg)
-    if ".." in Path(cfg.name).parts or Path(cfg.name).is_absolute():
-        raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, got {shown(cfg.name)}")
+    check_folders(cfg)
     if cfg.loss.ratio_range[0] >= cfg.loss.ratio_range[1]:
         raise ConfigError(f"loss.ratio_range: expected the first below the second, got {shown(cfg.loss.ratio_range)}")
     if isinstance(cfg, DigitsConfig):
         _check_digits(cfg)
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
+
+
+def check_folders(cfg: Config) -> None:
+    """name is a folder below out; `.` would be out itself, with every run in it."""
+    parts = Path(cfg.name).parts
+    if cfg.name and (not parts or ".." in parts or Path(cfg.name).is_absolute() or not cfg.name.isprintable()):
+        raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, printable, got {shown(cfg.name)}")
+    for key in ("out", "cache"):
+        if "\0" in getattr(cfg, key):
+            raise ConfigError(f"{key}: expected a folder, got {shown(getattr(cfg, key))}")
 
 
 def _check_phases(cfg: Config) -> None:

@@ -183,6 +183,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     if not cfg.name:
         seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
         cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
+        checks.check_folders(cfg)
     return cfg
 
 

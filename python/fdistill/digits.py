@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from fdistill import metrics, plots
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import ConfigError, DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, fingerprint
+from fdistill.files import FolderError, cached, damage, say
 from fdistill.networks import (
     ConvHeads,
     Denoiser,
@@ -84,14 +85,13 @@ def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
     """The teacher from the cache, or trained now, from its last checkpoint where it was interrupted."""
     from diffusers import UNet2DModel
 
-    folder = teacher_folder(cfg)
-    if not (folder / "unet").is_dir():
-        train_teacher(cfg, folder)
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    home = teacher_folder(cfg)
+    folder = cached(home, "unet", lambda partial: train_teacher(cfg, home, partial))
+    unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
     return UNetDenoiser(unet, cfg.teacher.sigma_data).to(cfg.device)
 
 
-def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
+def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
     """EDM training of the teacher: mean squared error of the raw prediction, cosine schedule, averaged weights."""
     settings = cfg.teacher
     images = load_digits()[0].to(cfg.device)
@@ -102,9 +102,13 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
     role, average = Role("teacher", net, optimizer, settings.steps), Average(net, settings.ema)
     generator = torch.Generator(cfg.device).manual_seed(settings.seed)
     sampler = EpochSampler(len(images), settings.seed)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints = Checkpoints(home / "checkpoints", keep=1)
     networks: dict[str, nn.Module] = {"teacher": net, "ema": average.network}
-    latest = checkpoints.latest()
+    try:
+        latest = checkpoints.latest()
+    except FolderError as error:
+        say(f"{error}: the teacher is trained from the beginning")
+        latest = None
     if latest is not None:
         state = checkpoints.load(latest, networks)
         role.load_state_dict(state["role"])
@@ -130,9 +134,7 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
                 raise Interrupted(f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved")
     if not _works(average.network, images, settings):
         raise ConfigError(f"teacher.lr: the teacher diverged, expected a lower one than {settings.lr:g}")
-    partial = folder / f".unet-{id(net)}"
-    average.network.unet.save_pretrained(partial)  # type: ignore[union-attr,operator]
-    partial.rename(folder / "unet")
+    average.network.unet.save_pretrained(result)  # type: ignore[union-attr,operator]
 
 
 @torch.no_grad()
@@ -240,6 +242,7 @@ class DigitsTask(Task):
     @staticmethod
     def plan(cfg: DigitsConfig) -> tuple[dict[str, nn.Module], str]:
         unet, folder = new_unet(cfg.teacher), teacher_folder(cfg)
-        cached = f"cached in {folder}" if (folder / "unet").is_dir() else f"to be trained, {cfg.teacher.steps:,} steps"
+        whole = damage(folder / "unet") is None
+        source = f"cached in {folder}" if whole else f"to be trained, {cfg.teacher.steps:,} steps"
         heads = ConvHeads(*discriminator_shape(cfg), cfg.head_width)
-        return {"teacher": unet, "student": unet, "fake": unet, "discriminator": heads}, cached
+        return {"teacher": unet, "student": unet, "fake": unet, "discriminator": heads}, source

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fdistill import plots
 from fdistill.config import GmmConfig, MixtureConfig
+from fdistill.files import write
 from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma, per_sample
 from fdistill.task import Task
 from fdistill.trainer import Distiller
@@ -208,7 +209,7 @@ class GmmTask(Task):
     def export(self, student: nn.Module, folder: Path) -> None:
         """Weights alone: no diffusers pipeline makes points."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(student.state_dict(), folder / "student.safetensors")
+        write(folder / "student.safetensors", save(student.state_dict()))
         (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n")
 
     @staticmethod

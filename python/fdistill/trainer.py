@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 import fdkernels as fdk
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config
+from fdistill.files import FolderError, write_atomically
 from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import Average, Meter, Role
 from fdistill.task import Interrupted, Task
@@ -54,7 +55,7 @@ class Distiller:
             # Bins of equal population, of noise levels as training draws them.
             levels = log_normal_sigma(10_000, cfg.sigma_log_mean, cfg.sigma_log_std, torch.Generator().manual_seed(0))
             self.normalizer = fdk.RatioNormalizer.from_samples(levels, cfg.loss.bins, cfg.loss.decay).to(cfg.device)
-        self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
+        self.checkpoints = Checkpoints.of_run(folder, cfg.keep)
         self.networks: dict[str, nn.Module] = {name: role.network for name, role in self.roles.items()}
         self.networks["ema"] = self.average.network
 
@@ -192,9 +193,17 @@ class Distiller:
         self.checkpoints.save(self.step, self.networks, self.state_dict())
 
     def restore(self) -> bool:
-        """Load the latest checkpoint; False where there is none."""
-        path = self.checkpoints.latest()
+        """Load the newest whole checkpoint; False where training has not got as far as the first one.
+
+        Raises:
+            FolderError: it has, and no whole one is left.
+        """
+        try:
+            path = self.checkpoints.latest()
+        except FolderError as error:
+            raise FolderError(f"{error}; pass --fresh to start over") from None
         if path is None:
+            self._check_nothing_is_lost()
             return False
         state = self.checkpoints.load(path, self.networks)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -209,6 +218,14 @@ class Distiller:
         if "diverged_at" in state:  # not in checkpoints of earlier versions
             self.diverged_at = state["diverged_at"].to(self.cfg.device)
         return True
+
+    def _check_nothing_is_lost(self) -> None:
+        rows = read_log(self.folder / "log.jsonl")
+        if rows and rows[-1]["step"] > self.cfg.checkpoint_every:
+            raise FolderError(
+                f"{self.folder}: the log goes to iteration {rows[-1]['step']}, and no checkpoint is left; "
+                "pass --fresh to start over"
+            )
 
     def train(self) -> None:
         """Run to the last step. Ctrl-C or SIGTERM saves a checkpoint and raises `Interrupted`."""
@@ -285,19 +302,21 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a log; a last line cut off by a crash is left out."""
+    """The rows of a log; lines that a crash cut off or garbled are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
 def _rewind(path: Path, step: int) -> None:
     rows = [row for row in read_log(path) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _headline(row: dict[str, float]) -> dict[str, str]:
