@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdistill import config, run, trainer
-from fdistill.config import OptimizerConfig
+from fdistill import config, run
 from fdistill.roles import Role
 from fdistill.trainer import Distiller, Interrupted
 
@@ -129,89 +128,6 @@ def test_the_teacher_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             digits.load_or_train_teacher(cfg)
     resumed = digits.load_or_train_teacher(cfg)
     assert_same_bits(dict(unbroken.state_dict()), dict(resumed.state_dict()))
-
-
-@pytest.mark.parametrize(("preset", "kind"), [("digits", "edm"), ("gmm", "edm")])
-def test_the_student_learns_through_the_fused_loss_alone(preset, kind, tiny_digits, tiny_gmm, monkeypatch):
-    distiller = start(preset, [*(tiny_digits if preset == "digits" else tiny_gmm), "loss.gan_weight=0"])
-    calls = []
-
-    def recorded(student, teacher, fake, *args, **kwargs):
-        calls.append(kwargs)
-        prediction = kwargs["prediction"]
-        # Raw outputs: what the networks say at the noised sample, not x0.
-        torch.testing.assert_close(teacher, distiller.teacher(prediction.noisy, prediction.sigma))
-        torch.testing.assert_close(fake, distiller.task.fake(prediction.noisy, prediction.sigma))
-        loss, stats = fused(student, teacher, fake, *args, **kwargs)
-        return loss * 0, stats
-
-    fused = fdk.fused_fdiv_loss
-    monkeypatch.setattr(trainer.fdk, "fused_fdiv_loss", recorded)
-    before = [p.clone() for p in distiller.task.student.parameters()]
-    distiller._update_student()
-    assert [call["prediction"].kind for call in calls] == [kind]
-    # The loss switched off, nothing moves: there is no other gradient.
-    assert all(torch.equal(a, b) for a, b in zip(before, distiller.task.student.parameters(), strict=True))
-
-
-def test_each_role_trains_itself_alone(tiny_digits):
-    distiller = start("digits", tiny_digits)
-
-    def parameters():
-        nets = {"teacher": distiller.teacher, **distiller.networks}
-        return {name: torch.cat([p.detach().flatten().clone() for p in net.parameters()]) for name, net in nets.items()}
-
-    def moved(update):
-        before = parameters()
-        update()
-        after = parameters()
-        return {name for name in before if not torch.equal(before[name], after[name])}
-
-    x = distiller.task.student(distiller.task.noise(8, distiller.generator)).detach()
-    noisy, sigma = distiller._noised(x)
-    assert moved(lambda: distiller._update_fake(x, noisy, sigma)) == {"fake"}
-    assert moved(lambda: distiller._update_discriminator(noisy, sigma)) == {"discriminator"}
-    assert moved(distiller._update_student) == {"student", "ema"}
-    assert all(p.grad is None for net in distiller.networks.values() for p in net.parameters())
-
-
-def test_phases_decide_who_is_updated(tiny_gmm):
-    distiller = start("gmm", [*tiny_gmm, "steps=11", "phases=[[fake],[fake,discriminator],[student]]"])
-    assert {name: role.total_updates for name, role in distiller.roles.items()} == {
-        "student": 3, "fake": 8, "discriminator": 4,
-    }  # fmt: skip
-    distiller.train()
-    assert {name: role.updates for name, role in distiller.roles.items()} == {
-        "student": 3, "fake": 8, "discriminator": 4,
-    }  # fmt: skip
-
-
-def test_the_control_permutes_h_and_keeps_its_values(tiny_gmm):
-    plain = start("gmm", [*tiny_gmm, "loss.divergence=kl", "name=a"])
-    control = start("gmm", [*tiny_gmm, "loss.divergence=kl", "loss.shuffle_weight=true", "name=b"])
-    logits = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
-    sigma = torch.linspace(0.1, 2, 64)
-    weight = fdk.fdiv_weight(logits, sigma, divergence="kl", normalizer=plain.normalizer)
-    shuffled = control.weighting(logits, sigma)["weight"]
-    assert not torch.equal(weight, shuffled)
-    torch.testing.assert_close(weight.sort().values, shuffled.sort().values)
-    assert plain.weighting(logits, sigma)["logits"] is logits
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_changes_nothing(bad):
-    net = torch.nn.Linear(3, 1)
-    role = Role("student", net, OptimizerConfig(lr=0.1), total_updates=10)
-    role.update(net(torch.ones(2, 3)).sum())
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    moments = [state["exp_avg_sq"].clone() for state in role.optimizer.state.values()]
-    role.update((net(torch.ones(2, 3)) * bad).sum())
-    assert int(role.skipped) == 1
-    assert_same_bits(before, net.state_dict())
-    assert all(torch.equal(a, s["exp_avg_sq"]) for a, s in zip(moments, role.optimizer.state.values(), strict=True))
-    role.update(net(torch.ones(2, 3)).sum())
-    assert int(role.skipped) == 1
-    assert not torch.equal(before["weight"], net.weight)
 
 
 def test_measuring_touches_no_state(tiny_gmm):
