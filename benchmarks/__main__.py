@@ -18,11 +18,11 @@ from benchmarks import comparisons, terminal
 from benchmarks.formulas import FORMULAS, OPS
 from benchmarks.measure import Options, Skipped
 from benchmarks.run import run
-from benchmarks.setting import is_busy, setting_of_run
+from benchmarks.setting import setting_of_run, why_no_measurement
 from benchmarks.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
 from benchmarks.timing import FEWEST_FOR_AN_INTERVAL
 from benchmarks.variants import COMPILE_MODES, MODES
-from fdkernels import backends
+from fdkernels import backends, printing
 from fdkernels.checks import did_you_mean
 
 # (formulas, shapes, dtypes), the most telling first, for whoever names nothing.
@@ -61,7 +61,8 @@ EXAMPLES = """examples:
   python -m benchmarks --compare old.json new.json            the same, without a run
 
 exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) is worse beyond the noise or lost a row;
-3 where --compare found no times to compare (no row in common, another machine); 2 for a bad argument; 130 after Ctrl-C.
+3 where nothing is worse, but --compare found no times to compare: no row in common, another machine, other work on the
+machine in one of the runs, more threads than cores; 2 for a bad argument; 130 after Ctrl-C.
 """
 # Options that say where to write, not what is measured: they are left out of the report. Those with one value each.
 WHERE = ("--json", "--html", "--tolerance")
@@ -281,12 +282,13 @@ class Output:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             if not self.goes_on:
                 raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    printing.accept_any_text()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = command_line()
     given = parser.parse_args(arguments)
@@ -325,9 +327,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped = any(each["kind"] == "stopped" for each in report["skipped"])
     for each in report["skipped"]:
         say(f"skipped {each['what']}: {each['why']}")
-    say("\n".join(["", *terminal.summary(report["comparisons"])]))
+    say("\n".join(["", *terminal.summary(report["comparisons"]), *test_run(report["setting"])]))
     code = finish(report, given, old[0] if old else None, say)
     return INTERRUPTED if stopped else code
+
+
+def test_run(here: dict[str, Any]) -> list[str]:
+    why = why_no_measurement(here) if here["kind"] == "cpu" else None
+    return [f"Take these figures for a test run, not for a measurement: {why}."] if why else []
 
 
 def missing_kernels(device: str) -> list[Skipped]:
@@ -338,8 +345,7 @@ def missing_kernels(device: str) -> list[Skipped]:
 def introduction(here: dict[str, Any], count: int) -> str:
     names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit")
     lines = [", ".join(f"{name.replace('_', ' ')} {here[name]}" for name in names if here.get(name) is not None)]
-    if here["kind"] == "cpu" and is_busy(here):
-        lines.append("Other work runs on this machine: take these figures for a test run, not for a measurement.")
+    lines += test_run(here)
     lines.append(
         f"{count} cases, forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant,"
         " with its interval"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from benchmarks.setting import why_no_measurement
 
 SCHEMA = 1
 CASE = ("op", "shape_name", "dtype", "formula")
 KEY = (*CASE, "variant")
 SAME_MACHINE = ("kind", "device", "threads")
+# Where both reports have them: a virtual machine's processor has a name that fits many.
+SAME_IF_KNOWN = ("cores", "cpu_cache_mib")
 NAMED = ("torch", "triton", "driver", "cuda", "compile_modes")
 # How much an error or a size may grow before it counts; they do not vary as times do. Below the floor an error is that
 # of a few roundings in float32, which another processor may do otherwise.
@@ -24,6 +28,8 @@ TIMES = {
 PARTS = {"setting": dict, "ceiling": dict, "rows": list, "comparisons": list, "skipped": list}
 NEEDED = (*KEY, "shape", "ours", "wrong", "timed_by", *TIMES[""])
 
+# Which times of two reports can be compared: a busy CPU does not slow a graph's replay on a GPU.
+Which = Literal["all", "graphs", "none"]
 Row = dict[str, Any]
 Report = dict[str, Any]
 
@@ -116,19 +122,12 @@ def load(path: Path) -> Report:
 def changed(old: Report, new: Report, tolerance: float) -> Verdict:
     """What changed in our rows, beyond the noise: intervals apart by more than a part `tolerance` of the older one.
 
-    Times count where both ran on the same device with as many threads; launches, memory and errors on the same kind of
-    device. Rightness counts always, and so does a row that the newer run has lost though it ran its case.
+    Times count where both ran on the same device with as many threads, and no other work beside them; launches, memory
+    and errors on the same kind of device. Rightness counts always, and so does a row that the newer run has lost though
+    it ran its case.
     """
-    settings = old["setting"], new["setting"]
-    notes = [
-        f"{key}: {settings[0].get(key)} before, {settings[1].get(key)} now"
-        for key in (*SAME_MACHINE, *NAMED)
-        if settings[0].get(key) != settings[1].get(key)
-    ]
-    same_machine = all(settings[0].get(key) == settings[1].get(key) for key in SAME_MACHINE)
-    same_kind = settings[0].get("kind") == settings[1].get("kind")
-    if not same_machine:
-        notes.append("another machine: times are not compared")
+    same_kind = old["setting"].get("kind") == new["setting"].get("kind")
+    which, notes = comparable(old["setting"], new["setting"])
     before, after = keyed(old["rows"]), keyed(new["rows"])
     shared = [key for key in after if key in before]
     tried = {(*case_of(row), dimensions(row["shape"])) for row in new["rows"]}
@@ -140,11 +139,31 @@ def changed(old: Report, new: Report, tolerance: float) -> Verdict:
             notes.append(f"not in this run: {name_of(key)}")
     notes += [f"new: {name_of(key)}" for key in after if key not in before]
     for key in shared:
-        for what, worse in differences(before[key], after[key], tolerance, same_machine, same_kind):
+        for what, worse in differences(before[key], after[key], tolerance, which, same_kind):
             changes.append(Change(name_of(key), what, worse))
     if not shared:
         notes.append("the two have no row in common")
-    return Verdict(notes, changes, len(shared), bool(shared) and same_machine)
+    times_compared = any(True for key in shared for _ in times_of(before[key], after[key], which))
+    return Verdict(notes, changes, len(shared), times_compared)
+
+
+def comparable(old: Report, new: Report) -> tuple[Which, list[str]]:
+    """Which times of two settings can be compared, and what to say of that."""
+
+    def differ(keys: Iterable[str], if_known: bool = False) -> list[str]:
+        values = {key: (old.get(key), new.get(key)) for key in keys}
+        return [key for key, (a, b) in values.items() if a != b and not (if_known and None in (a, b))]
+
+    apart = differ(SAME_MACHINE) + differ(SAME_IF_KNOWN, if_known=True)
+    notes = [f"{key}: {old.get(key)} before, {new.get(key)} now" for key in (*apart, *differ(NAMED))]
+    if apart:
+        return "none", [*notes, "another machine: times are not compared"]
+    unfit = {"older": why_no_measurement(old), "newer": why_no_measurement(new)}
+    busy = [f"in the {which} run {why}" for which, why in unfit.items() if why]
+    if not busy:
+        return "all", notes
+    what = "times, except for those of CUDA graphs," if new.get("kind") == "cuda" else "times"
+    return "graphs", [*notes, f"{what} are not compared: {'; '.join(busy)}. Compare two runs on a machine at rest"]
 
 
 def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
@@ -160,9 +179,7 @@ def name_of(key: tuple[Any, ...]) -> str:
     return ", ".join(map(str, key))
 
 
-def differences(
-    old: Row, new: Row, tolerance: float, same_machine: bool, same_kind: bool
-) -> Iterable[tuple[str, bool]]:
+def differences(old: Row, new: Row, tolerance: float, which: Which, same_kind: bool) -> Iterable[tuple[str, bool]]:
     """(in words, whether it is for the worse) of each difference that is beyond the noise."""
     before: Any
     after: Any
@@ -180,16 +197,22 @@ def differences(
                 yield f"{name} {before:,} before, {after:,} now", after > before
     if old["timed_by"] == "graph" and new["timed_by"] == "wall":
         yield "no longer captured in a CUDA graph", True
-    if same_machine:
-        for what, keys in TIMES.items():
-            if what or old["timed_by"] == new["timed_by"]:
-                yield from time_difference(what, [row.get(key) for row in (old, new) for key in keys], tolerance)
+    for what, times in times_of(old, new, which):
+        yield from time_difference(what, times, tolerance)
 
 
-def time_difference(what: str, times: list[Any], tolerance: float) -> Iterable[tuple[str, bool]]:
+def times_of(old: Row, new: Row, which: Which) -> Iterable[tuple[str, list[float]]]:
+    """(which time, median, low, high before and now) of those that both have and that can be compared."""
+    timed_by = {old["timed_by"], new["timed_by"]}
+    for what, keys in TIMES.items():
+        times: list[Any] = [row.get(key) for row in (old, new) for key in keys]
+        fits = which == "all" or (which == "graphs" and not what and timed_by == {"graph"})
+        if fits and (what or len(timed_by) == 1) and numbers(*times):
+            yield what, times
+
+
+def time_difference(what: str, times: list[float], tolerance: float) -> Iterable[tuple[str, bool]]:
     """Of (median, low, high) before and now."""
-    if not numbers(*times):
-        return
     was, was_low, was_high, now, low, high = times
     worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
     if worse or better:

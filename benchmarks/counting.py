@@ -40,7 +40,7 @@ def trace(function: Callable[[], object], device: str) -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
-        return summarized(json.loads(path.read_text())["traceEvents"])
+        return summarized(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
 
 
 def summarized(events: list[dict[str, Any]]) -> Trace:

@@ -20,7 +20,7 @@ from benchmarks.counting import extra_memory, tensor_traffic, trace
 from benchmarks.formulas import FORMULAS, Formula, Inputs, Step, make_inputs, rotation
 from benchmarks.gpu_timing import Copy, Replay, call_timings, device_timings, syncs
 from benchmarks.predicted import predicted_bytes
-from benchmarks.setting import clocks, last_level_cache
+from benchmarks.setting import OtherWork, clocks, last_level_cache
 from benchmarks.shapes import Case
 from benchmarks.timing import WARM_UP, Timing, time_interleaved
 from benchmarks.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
@@ -115,6 +115,8 @@ class Measured:
     ceiling_bytes: int
     clocks: str | None
     """Right after the timing."""
+    busy: float | None = None
+    """Percent of all cores that other work took during it."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,9 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
         eager = eager_error(formula, data[0], exact, device)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
-    before = graphs_compiled()
+    before, other = graphs_compiled(), OtherWork()
     timed = timings(formula, case, {name: each.step for name, each in found.items()}, data, options)
+    busy = other.percent()
     if graphs_compiled() > before:
         why = "compiled again while they were timed: their times are too long"
         skipped.append(Skipped(f"{case} {', '.join(options.modes)}", why, "failed", ours=False))
@@ -200,7 +203,7 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
         because = wrong_because(each.variant, formula, case.dtype, each.error, device, eager)
         row = timed_row(case, formula, each, timed, because, len(data))
         rows.append(counted(row, each.step, data[:1], formula, case, device) if device == "cpu" else row)
-    return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device))
+    return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device), busy)
 
 
 def eager_error(formula: Formula, v: Inputs, exact: Tensor, device: str) -> float | None:

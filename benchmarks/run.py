@@ -142,9 +142,10 @@ def make_report(
     rows = json.loads(json.dumps([finite(asdict(row)) for _, found in done for row in found.rows]))
     used = {case.formula for case, _ in done}
     timed_at = list(dict.fromkeys(found.clocks for _, found in done if found.clocks))
+    busy = max((found.busy for _, found in done if found.busy is not None), default=None)
     return {
         "schema": SCHEMA,
-        "setting": setting | {"clocks_while_timing": timed_at},
+        "setting": setting | {"clocks_while_timing": timed_at, "cpu_busy_while_timing_percent": busy},
         "method": method(device),
         "formulas": {name: formula.title for name, formula in FORMULAS.items() if name in used},
         "ceiling": ceiling(done, device),

@@ -22,6 +22,8 @@ import fdkernels
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
 MOST_BUSY = 10.0  # percent
+# Other work's share of all cores, and when that was.
+BUSY = {"cpu_busy_before_percent": "just before the run", "cpu_busy_while_timing_percent": "in a case's rounds"}
 QUERIED = ("driver_version", *CLOCKS, "temperature.gpu", "power.draw")
 
 
@@ -98,36 +100,61 @@ def cpu_name() -> str:
 
 
 def is_busy(setting: dict[str, Any]) -> bool:
-    """Whether other work ran on the machine just before."""
-    return (setting.get("cpu_busy_before_percent") or 0) > MOST_BUSY
+    """Whether other work ran on the machine, just before or in some case's rounds."""
+    return any((setting.get(name) or 0) > MOST_BUSY for name in BUSY)
+
+
+def why_no_measurement(setting: dict[str, Any]) -> str | None:
+    """Why the CPU's times of a run are no measurement, if so."""
+    if is_busy(setting):
+        shares = [f"{setting[name]:g} % {when}" for name, when in BUSY.items() if setting.get(name) is not None]
+        return f"other work took part of the CPU, {', '.join(shares)}"
+    threads, cores = setting.get("threads"), setting.get("cores")
+    return f"{threads} threads shared {cores} cores" if threads and cores and threads > cores else None
+
+
+class OtherWork:
+    """What other processes take of all cores from here on, as Linux tells: all that is not idle, less our own."""
+
+    def __init__(self) -> None:
+        self.begun = self.ticks()
+
+    @staticmethod
+    def ticks() -> tuple[int, float] | None:
+        file = Path("/proc/stat")
+        if not file.exists():
+            return None
+        spent = [int(field) for field in file.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
+        ours = sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")
+        return sum(spent), spent[3] + spent[4] + ours  # all; idle, waiting for a disk, or ours
+
+    def percent(self) -> float | None:
+        now = self.ticks()
+        if self.begun is None or now is None:
+            return None
+        every, not_others = (after - before for before, after in zip(self.begun, now, strict=True))
+        return max(0.0, round(100 * (1 - not_others / max(1, every)), 1))
 
 
 def cpu_busy_percent(seconds: float = 0.5) -> float | None:
-    """How much of all cores other work takes at this moment, as Linux tells."""
-    file = Path("/proc/stat")
-    if not file.exists():
-        return None
-
-    def ticks() -> tuple[int, int]:
-        spent = [int(field) for field in file.read_text().split("\n")[0].split()[1:9]]
-        return sum(spent), spent[3] + spent[4]  # all, idle and waiting for a disk
-
-    all_before, idle_before = ticks()
+    other = OtherWork()
     time.sleep(seconds)
-    all_now, idle_now = ticks()
-    return round(100 * (1 - (idle_now - idle_before) / max(1, all_now - all_before)), 1)
+    return other.percent()
 
 
 def last_level_cache() -> int:
     """Bytes, as Linux reports them of the first core; 0 where it does not."""
-    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        file.read_text(encoding="utf-8").strip()
+        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     units = {"K": 10, "M": 20, "G": 30}
     return max((int(size[:-1]) << units[size[-1]] for size in sizes if size[-1:] in units), default=0)
 
 
 def cpuinfo() -> str:
     file = Path("/proc/cpuinfo")
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def version(package: str) -> str | None:
@@ -151,7 +178,7 @@ def commit() -> str:
 def output(*command: str) -> str | None:
     """What a command prints, or None where it is missing, fails, or hangs."""
     try:
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() if run.returncode == 0 else None

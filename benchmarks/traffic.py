@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import baselines
 from benchmarks.comparisons import dimensions
 from benchmarks.shapes import PRACTICE
+from fdkernels import printing
 from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, Plan, backward_plan, bytes_moved, plan
 
@@ -178,6 +179,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
+    printing.accept_any_text()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description=__doc__)
     parser.add_argument("--write", action="store_true", help="into the pages")
     given = parser.parse_args()
@@ -187,7 +189,7 @@ def main() -> None:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing: {error}\n")
     if given.write:
         for page in PAGES:
-            page.write_text(filled(page.read_text()))
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print("\n\n".join(tables().values()))
 

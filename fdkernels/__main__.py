@@ -16,12 +16,11 @@ import subprocess
 import sys
 
 import fdkernels
-from fdkernels import binaries
+from fdkernels import binaries, printing
 
 
 def main() -> None:
-    # What a terminal prints in, in case its encoding lacks a character of some path or error text.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    printing.accept_any_text()
     if sys.argv[1:2] == ["plan"]:
         from fdkernels import plans
 
@@ -49,7 +48,9 @@ def version(package: str) -> str:
 
 
 def run_probe() -> None:
-    process = subprocess.run([sys.executable, "-m", "fdkernels", "--probe"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "fdkernels", "--probe"], stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     if process.returncode == 0:
         return
     if process.returncode < 0:

@@ -17,10 +17,12 @@ EXIT_INTERRUPTED = 130
 
 # Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
 try:
+    import fdkernels as fdk
     from fdistill import config
     from fdistill.config import Config, ConfigError, GmmConfig
     from fdistill.files import FolderError, damage, new_partial, seal, writing
     from fdistill.task import Interrupted
+    from fdkernels import printing
 except KeyboardInterrupt:  # torch takes seconds
     sys.exit(EXIT_INTERRUPTED)
 
@@ -40,6 +42,7 @@ NOT_FOR_GMM = {"diffusers", "sklearn", "torchmetrics"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    printing.accept_any_text()
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     # argparse takes no positional arguments after an option: settings may stand anywhere.
@@ -86,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="train one student per divergence and seed; one table, one figure")
     compare.add_argument("preset", help=preset)
     compare.add_argument("overrides", nargs="*", metavar="key=value")
-    compare.add_argument("--divergences", default="rkl,js,kl", help="comma-separated (default: %(default)s)")
+    known = ", ".join([*fdk.divergences(), "alpha(a)"])
+    compare.add_argument("--divergences", default="rkl,js,kl", metavar="NAME,...", help=f"of {known}; NAME-shuffled is "
+        "NAME's control: its h permuted within the batch (default: %(default)s)")  # fmt: skip
     compare.add_argument("--seeds", type=int, default=3, help="how many, from `seed` on (default: %(default)s)")
     compare.set_defaults(command=_compare)
 
@@ -144,7 +149,7 @@ def _compare(args: argparse.Namespace) -> int:
     _check_packages(config.load(args.preset, args.overrides))
     from fdistill import compare
 
-    print(compare.run_all(args.preset, args.overrides, divergences, args.seeds))
+    compare.run_all(args.preset, args.overrides, divergences, args.seeds)
     return 0
 
 

@@ -5,30 +5,65 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fdistill import config, plots, run
 from fdistill.checkpoint import write_atomically
-from fdistill.config import Config, GmmConfig
-from fdistill.report import FIGURES
+from fdistill.config import Config, ConfigError
+from fdistill.report import FIGURES, number
+from fdkernels.divergences import resolve
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONTROL = "kl-shuffled"
+CONTROL = "-shuffled"
+# Settings that tell the runs apart, by what sets them.
+OURS = {"name": "compare", "loss.divergence": "--divergences", "loss.shuffle_weight": f"NAME{CONTROL} in --divergences"}
+
+SMALLEST_SPAN = 0.02  # of an axis: roundings must not fill it
+
+Results = dict[str, list[dict[str, Any]]]
 
 
-def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], seeds: int) -> str:
-    """Train what is missing, one after the other; write compare.json and compare.png; return the table.
+class Spread(NamedTuple):
+    """Of the runs that have the figure; the standard deviation takes two."""
 
-    On gmm with kl the control comes with it: kl with h permuted within the batch.
+    mean: float | None
+    std: float | None
+
+
+def arms_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """Settings of each arm, by its name: a divergence, or a divergence and "-shuffled", the control that permutes h
+    within the batch. Aliases become the name of the table.
+
+    Raises:
+        ConfigError: a name that is unknown, or there twice.
     """
-    base = config.load(preset, overrides)
-    arms = {name: [f"loss.divergence={name}"] for name in divergences}
-    if isinstance(base, GmmConfig) and "kl" in divergences:
-        arms[CONTROL] = ["loss.divergence=kl", "loss.shuffle_weight=true"]
+    arms: dict[str, list[str]] = {}
+    for given in names:
+        plain = given.removesuffix(CONTROL)
+        shuffled = plain != given
+        try:
+            divergence = resolve(plain).name
+        except ValueError as error:
+            raise ConfigError(f"--divergences: {error}") from None
+        arm = divergence + CONTROL * shuffled
+        if arm in arms:
+            raise ConfigError(f"--divergences: {arm} is there twice" + (f", also as {given}" if given != arm else ""))
+        arms[arm] = [f"loss.divergence={divergence}", f"loss.shuffle_weight={str(shuffled).lower()}"]
+    return arms
+
+
+def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], seeds: int) -> None:
+    """Train what is missing, one after the other; write compare.json, print the table, draw compare.png."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in OURS:
+            raise ConfigError(f"{key}: each run of a comparison has its own, from {OURS[key]}")
+    base, arms = config.load(preset, overrides), arms_of(divergences)
     out = Path(base.out) / f"{Path(preset).stem}-compare"
     plan: list[tuple[str, Config]] = []
     for seed in range(base.seed, base.seed + seeds):
@@ -40,57 +75,108 @@ def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], s
     for i, cfg in enumerate(missing):
         print(f"[{i + 1}/{len(missing)}] {cfg.name}", flush=True)
         run.train(cfg, with_report=False)
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    results: Results = {arm: [] for arm in arms}
     for arm, cfg in plan:
         results[arm].append(run.result_of(run.folder_of(cfg)) or {})
     write_atomically(out / "compare.json", json.dumps(_summary(base, results), indent=2) + "\n")
+    print(_table(results), flush=True)
     _figure(results, out / "compare.png")
-    return f"{_table(results)}\n{out / 'compare.json'}, {out / 'compare.png'}"
+    print(f"{out / 'compare.json'}, {out / 'compare.png'}")
 
 
-def _keys(by_arm: dict[str, list[dict[str, Any]]]) -> list[str]:
-    first = next(iter(by_arm.values()))[0]
-    return [key for key in FIGURES if key in first["student"] and key != "kid"]
+def _keys(by_arm: Results) -> list[str]:
+    measured = {key for results in by_arm.values() for result in results for key in result.get("student") or {}}
+    return [key for key in FIGURES if key in measured and key != "kid"]
 
 
 def _values(results: list[dict[str, Any]], key: str) -> list[float]:
-    return [result["student"][key] for result in results]
+    """What there is: a run that diverged lacks figures."""
+    found = [(result.get("student") or {}).get(key) for result in results]
+    return [value for value in found if value is not None and np.isfinite(value)]
 
 
-def _spread(results: list[dict[str, Any]], key: str) -> dict[str, float]:
+def _spread(results: list[dict[str, Any]], key: str) -> Spread:
     values = _values(results, key)
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=min(1, len(values) - 1)))}
+    return Spread(
+        float(np.mean(values)) if values else None,
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    )
 
 
-def _summary(base: Config, by_arm: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    arms = {
-        name: {"summary": {key: _spread(results, key) for key in _keys(by_arm)}, "runs": results}
-        for name, results in by_arm.items()
-    }
-    return {"task": base.task, "settings": config.as_dict(base), "arms": arms}
+def _diverged(results: list[dict[str, Any]]) -> int:
+    return sum(bool(result.get("diverged")) for result in results)
 
 
-def _table(by_arm: dict[str, list[dict[str, Any]]]) -> str:
+def _summary(base: Config, by_arm: Results) -> dict[str, Any]:
     keys = _keys(by_arm)
-    lines = [f"{'':20}" + "".join(f"{FIGURES[key][0]:>20}" for key in keys)]
+    arms = {
+        name: {"summary": {key: _spread(results, key)._asdict() for key in keys}, "diverged": _diverged(results),
+               "runs": results}
+        for name, results in by_arm.items()
+    }  # fmt: skip
+    return _strict({"task": base.task, "settings": config.as_dict(base), "arms": arms})
+
+
+def _strict(value: Any) -> Any:
+    """Null for what JSON has no number for: older runs that diverged hold NaN."""
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _table(by_arm: Results) -> str:
+    keys, seeds = _keys(by_arm), len(next(iter(by_arm.values())))
+    lines = [["", *(FIGURES[key][0] for key in keys)]]
     for name, results in by_arm.items():
         spreads = [_spread(results, key) for key in keys]
-        lines.append(f"{name:20}" + "".join(f"{s['mean']:>12.3f} ± {s['std']:.3f}" for s in spreads))
-    return "\n".join((*lines, f"mean ± standard deviation over {len(results)} seeds"))
+        cells = [number(s.mean, ".3f") + ("" if s.std is None else f" ± {number(s.std, '.3f')}") for s in spreads]
+        lines.append([name, *cells])
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    text = [
+        f"{name:{first}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for name, *cells in lines
+    ]
+    text.append(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no standard deviation")
+    if any(name.endswith(CONTROL) for name in by_arm):
+        text.append(f"NAME{CONTROL} is a control: h of NAME, permuted within the batch")
+    for name, results in by_arm.items():
+        if _diverged(results):
+            text.append(f"{name}: {_diverged(results)} of {seeds} diverged; figures are of the values that are finite")
+    return "\n".join(text)
 
 
-def _figure(by_arm: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def _figure(by_arm: Results, path: Path) -> None:
+    """A line for each arm, so that any number of names is legible."""
     keys = _keys(by_arm)
 
     def draw(figure: Figure) -> None:
-        for axes, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
-            for i, (name, results) in enumerate(by_arm.items()):
-                values = _values(results, key)
-                axes.scatter([i] * len(values), values, color=plots.COLOURS[i], s=28, alpha=0.6, linewidths=0)
-                axes.hlines(np.mean(values), i - 0.3, i + 0.3, color=plots.COLOURS[i], linewidth=2.5, label=name)
-            axes.set_xticks(range(len(by_arm)), list(by_arm))
-            axes.set_xlim(-0.6, len(by_arm) - 0.4)
+        for axes, key in zip(figure.subplots(1, len(keys), squeeze=False, sharey=True).flat, keys, strict=True):
+            _draw_arms(axes, [_values(results, key) for results in by_arm.values()])
+            axes.set_yticks(range(len(by_arm)), list(by_arm))
+            axes.set_ylim(len(by_arm) - 0.4, -0.6)
             axes.set_title(FIGURES[key][0])
             axes.set_xlabel(FIGURES[key][1])
 
-    plots.render(draw, (3.6 * len(keys), 3.4), path)
+    if keys:
+        plots.render(draw, (1.4 + 3.4 * len(keys), 1.2 + 0.34 * len(by_arm)), path)
+
+
+def _draw_arms(axes: Axes, arms: list[list[float]]) -> None:
+    """Each run as a dot, an arm's mean as a stroke."""
+    for i, values in enumerate(arms):
+        colour = plots.COLOURS[i % len(plots.COLOURS)]
+        if values:
+            axes.scatter(values, [i] * len(values), color=colour, s=28, alpha=0.6, linewidths=0)
+            axes.vlines(float(np.mean(values)), i - 0.3, i + 0.3, color=colour, linewidth=2.5)
+        else:
+            axes.text(0.5, i, "no finite values", transform=axes.get_yaxis_transform(), ha="center", va="center")
+    every = [value for values in arms for value in values]
+    if not every:
+        return
+    low, high = min(every), max(every)
+    if low > 0 and high > 1000 * low:
+        axes.set_xscale("log")  # or one arm that nearly diverged would hide what the others did
+    elif high - low < (least := SMALLEST_SPAN * max(1.0, abs(low), abs(high))):
+        axes.set_xlim((low + high - least) / 2, (low + high + least) / 2)

@@ -225,7 +225,7 @@ class DigitsTask(Task):
         )
         unet: Any = student.denoiser.unet  # type: ignore[union-attr]
         ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
-        (folder / "README.md").write_text(CARD.format(divergence=self.cfg.loss.divergence))
+        (folder / "README.md").write_text(CARD.format(divergence=self.cfg.loss.divergence), encoding="utf-8")
 
     @staticmethod
     def draw(cfg: DigitsConfig, student: Path, count: int, seed: int, output: Path) -> None:

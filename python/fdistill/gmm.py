@@ -210,7 +210,7 @@ class GmmTask(Task):
         """Weights alone: no diffusers pipeline makes points."""
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "student.safetensors", save(student.state_dict()))
-        (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n")
+        (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n", encoding="utf-8")
 
     @staticmethod
     def draw(cfg: GmmConfig, student: Path, count: int, seed: int, output: Path) -> None:

@@ -21,6 +21,7 @@ Rows = Sequence[dict[str, Any]]
 COLOURS = ("#3b7dd8", "#e0703a", "#3a9d6e", "#9a62c7", "#c9a227", "#d1495b", "#5f9ea0", "#8d6e63", "#7a8c2e")
 # Of text, of lines: light, then dark.
 THEMES = (("#20242b", "#d9dde3"), ("#e3e6ea", "#3a414c"))
+LEGEND_ROOM = 20  # points between the axes and their title
 
 
 class Panel(NamedTuple):
@@ -79,6 +80,41 @@ def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path
     return light, dark
 
 
+def span(index: int, count: int, columns: int) -> int:
+    """Of twelve columns, how many the card or panel `index` of `count` takes: rows of at most `columns`, all filled,
+    each with as many as the others or one fewer."""
+    rows = -(-count // columns)
+    fewest, longer = divmod(count, rows)
+    return 12 // (fewest + (index < longer * (fewest + 1)))
+
+
+def legend(axes: Axes) -> None:
+    """Above the axes, below their title: inside, it would cover some run's data. On the right: an axis of large values
+    has its exponent on the left."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), borderpad=0.2,
+                    borderaxespad=0.2, handlelength=1.4, columnspacing=1.2)  # fmt: skip
+
+
+def from_zero(axes: Axes) -> None:
+    """With room above, which a constant (the h of reverse KL) has not by itself."""
+    top = axes.dataLim.y1
+    axes.set_ylim(0, 1.05 * top if top > 0 else 1.0)
+
+
+def nothing(axes: Axes) -> None:
+    """Words in place of a picture: a run that diverged has no finite values."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center")
+
+
+def finite(*columns: Array) -> list[Array]:
+    """The rows in which every column is finite."""
+    kept = np.logical_and.reduce([np.isfinite(column) for column in columns])
+    return [column[kept] for column in columns]
+
+
 def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
     """A panel's logged values over the iterations, smoothed by a running median, with the raw ones behind."""
     for colour, (key, label) in zip(COLOURS, panel.curves.items(), strict=False):
@@ -94,9 +130,9 @@ def curves(axes: Axes, panel: Panel, rows: Rows) -> None:
     if panel.log and axes.lines:
         axes.set_yscale("log")
     elif axes.lines:
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     axes.set_xlabel("iteration")
-    axes.legend(loc="best")
+    legend(axes)
 
 
 def shown_panels(rows: Rows) -> list[Panel]:
@@ -106,31 +142,40 @@ def shown_panels(rows: Rows) -> list[Panel]:
 
 def write_curves(rows: Rows, path: Path) -> None:
     panels = shown_panels(rows)
+    lines = max(1, math.ceil(len(panels) / 3))
 
     def draw(figure: Figure) -> None:
-        columns = min(3, len(panels))
-        grid = list(figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat)
-        for axes, panel in zip(grid, panels, strict=False):
+        grid = figure.add_gridspec(lines, 12)
+        at = 0
+        for i, panel in enumerate(panels):
+            width = span(i, len(panels), 3)
+            axes = figure.add_subplot(grid[at // 12, at % 12 : at % 12 + width])
             curves(axes, panel, rows)
-            axes.set_title(panel.title)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
+            axes.set_title(panel.title, pad=LEGEND_ROOM)
+            at += width
+        if not panels:
+            nothing(figure.subplots())
 
-    render(draw, (13, 3.2 * math.ceil(len(panels) / 3)), path)
+    render(draw, (13, 3.4 * lines), path)
 
 
 def weights(axes: Axes, weight: Array, divergence: str) -> None:
+    (weight,) = finite(weight)
+    if not len(weight):
+        return nothing(axes)
     top = max(float(np.quantile(weight, 0.995)), 1.2)
     axes.hist(np.clip(weight, 0, top), bins=48, range=(0, top), color=COLOURS[0], alpha=0.85)
     axes.axvline(1.0, color=COLOURS[1], linewidth=1.5, linestyle="--", label="reverse KL")
     axes.set_xlabel(f"h ({divergence}), mean 1")
     axes.set_ylabel("samples")
-    axes.legend()
+    return legend(axes)
 
 
 def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
-    order = np.argsort(sigma)
-    parts = np.array_split(order, 12)
+    weight, sigma = finite(weight, sigma)
+    if not len(weight):
+        return nothing(axes)
+    parts = np.array_split(np.argsort(sigma), min(12, len(sigma)))
     middle = [float(np.median(sigma[p])) for p in parts]
     low, mean, high = (
         [f(weight[p]) for p in parts] for f in (lambda w: np.quantile(w, 0.1), np.mean, lambda w: np.quantile(w, 0.9))
@@ -138,10 +183,10 @@ def weights_by_sigma(axes: Axes, weight: Array, sigma: Array) -> None:
     axes.fill_between(middle, low, high, color=COLOURS[0], alpha=0.25, linewidth=0, label="10 to 90 %")
     axes.plot(middle, mean, color=COLOURS[0], label="mean")
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.set_xlabel("noise level σ")
     axes.set_ylabel("h")
-    axes.legend()
+    return legend(axes)
 
 
 def tiles(images: Array, columns: int) -> Array:
@@ -151,7 +196,8 @@ def tiles(images: Array, columns: int) -> Array:
     picture = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 24, dtype=np.uint8)
     for i in range(count):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        picture[top : top + height, left : left + width] = np.clip((images[i, 0] + 1) * 127.5, 0, 255).round()
+        shown = np.nan_to_num(np.clip(images[i, 0], -1, 1))
+        picture[top : top + height, left : left + width] = ((shown + 1) * 127.5).round()
     return picture
 
 
@@ -177,7 +223,7 @@ def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns:
 
 def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:
     """2-D densities on the square [-extent, extent]², on one scale (a root, so that faint bridges show)."""
-    top = max(float(np.sqrt(density).max()) for _, density in panels)
+    top = max(float(np.sqrt(np.nan_to_num(density)).max()) for _, density in panels) or 1.0
     for axes, (title, density) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         box = (-extent, extent, -extent, extent)
         axes.imshow(np.sqrt(density).T, origin="lower", extent=box, cmap="magma", vmin=0, vmax=top)
@@ -197,15 +243,21 @@ def mode_weights(axes: Axes, sets: Sequence[tuple[str, Array]]) -> None:
     axes.set_xticks(np.arange(len(sets[0][1])) + 0.4 - width / 2, [str(i + 1) for i in range(len(sets[0][1]))])
     axes.set_xlabel("mode")
     axes.set_ylabel("weight")
-    axes.legend()
+    legend(axes)
 
 
 def log_ratios(axes: Axes, true: Array, logits: Array) -> None:
+    true, logits = finite(true, logits)
+    if not len(true):
+        return nothing(axes)
     low, high = np.quantile(true, [0.005, 0.995])
+    if low == high:
+        room = max(0.5, 0.1 * abs(low))
+        low, high = low - room, high + room
     axes.scatter(true, logits, s=3, alpha=0.25, color=COLOURS[0], linewidths=0)
     axes.plot([low, high], [low, high], color=COLOURS[1], linewidth=1.5, label="exact")
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_xlabel("true log p/q")
     axes.set_ylabel("logit")
-    axes.legend()
+    return legend(axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +35,40 @@ SETS = {
 def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result: dict[str, Any]) -> None:
     """Write report.html and curves.png into a run's folder, from its metrics and the files that lie there."""
     rows = read_log(folder / "log.jsonl")
-    if plots.shown_panels(rows):
-        plots.write_curves(rows, folder / "curves.png")
-    with np.load(folder / "evaluation.npz") as archive:
-        data = {name: archive[name] for name in archive.files}
+    plots.write_curves(rows, folder / "curves.png")
+    data = _arrays(folder / "evaluation.npz")
     frames = sorted((folder / "progress").glob("step-*.png"))
     curves = [
         _figure(panel.title, panel.reading, lambda f, p=panel: plots.curves(f.subplots(), p, rows))
         for panel in plots.shown_panels(rows)
     ]
-    template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(), autoescape=True)
+    template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
         title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
-        figures=FIGURES, diverged=diverged(result),
+        figures=FIGURES, number=number, span=plots.span, diverged=diverged(result),
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
-        images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()],
+        images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()
+                if name in data],
         densities=_densities(data, settings) if "p" in data else [],
         frames=[[int(frame.stem.removeprefix("step-")), _uri(frame.read_bytes(), "png")] for frame in frames],
-        weights=_weights(data, settings["loss"]["divergence"]), curves=curves,
+        weights=_weights(data, settings["loss"]["divergence"]) if "weight" in data else [], curves=curves,
         settings_text=yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100),
     )  # fmt: skip
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def number(value: float | None, form: str) -> str:
+    """A figure as text: a dash where a run that diverged has none, an exponent where it is large."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return format(value, form if abs(value) < 1e6 else ".3g")
 
 
 def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The figures of a run as text: by figure, then by set."""
-    keys = [key for key in FIGURES if key in result["student"]]
-    sets = [name for name in SETS if name in result]
-    return {key: {name: _number(result[name][key], FIGURES[key][2]) for name in sets} for key in keys}
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    keys = [key for key in FIGURES if key in (result.get("student") or {})]
+    sets = [name for name in SETS if result.get(name)]
+    return {key: {name: number(result[name].get(key), FIGURES[key][2]) for name in sets} for key in keys}
 
 
 def diverged(result: dict[str, Any]) -> str:
@@ -74,17 +77,27 @@ def diverged(result: dict[str, Any]) -> str:
         return ""
     at = result.get("diverged_at")
     when = f"not finite since iteration {at:,}" if at else "not finite at the end"
-    return f"diverged: {when}, {result['skipped_updates']:,} updates skipped"
+    return f"diverged: {when}, {result.get('skipped_updates', 0):,} updates skipped"
 
 
 def summary(folder: Path, result: dict[str, Any]) -> str:
     """The figures of a finished run as a small table, and where its report is."""
-    rows = shown(result)
-    lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)]
-    for name in next(iter(rows.values())):
+    rows, path = shown(result), folder / "report.html"
+    lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)] if rows else []
+    for name in next(iter(rows.values()), ()):
         lines.append(f"{SETS[name]:30}" + "".join(f"{cells[name]:>11}" for cells in rows.values()))
     told = diverged(result)
-    return "\n".join((*lines, *([told] if told else []), f"report: {folder / 'report.html'}"))
+    if told:
+        lines.append(told)
+    # A comparison's runs have none.
+    return "\n".join((*lines, *([f"report: {path}"] if path.exists() else [])))
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _uri(data: bytes, kind: str) -> str:
@@ -108,17 +121,14 @@ def _densities(data: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str
 
 
 def _weights(data: dict[str, Any], divergence: str) -> list[tuple[str, ...]]:
-    finite = np.isfinite(data["weight"])
-    if finite.sum() < 100:  # the student diverged
-        return []
-    weight, sigma = data["weight"][finite], data["sigma"][finite]
+    weight, sigma = data["weight"], data["sigma"]
     cards = [
         _figure("Distribution of h", "Of fresh student samples under the final discriminator.",
                 lambda f: plots.weights(f.subplots(), weight, divergence)),
         _figure("h over the noise levels", "Where the discriminator sees a difference.",
                 lambda f: plots.weights_by_sigma(f.subplots(), weight, sigma)),
     ]  # fmt: skip
-    if "logits" in data and all(np.isfinite(data[name]).all() for name in ("log_ratio", "logits", "student_modes")):
+    if "logits" in data:
         sets = [("teacher", data["modes"]), ("student", data["student_modes"])]
         cards += [
             _figure("Logit against the true log ratio", "On noised student samples; p is exact, q a mean over kernels.",

@@ -238,7 +238,7 @@ class Distiller:
         told = False
         start = time.perf_counter() - self.seconds
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
-        with log_path.open("a") as log, stop_requests() as stop, bar:
+        with log_path.open("a", encoding="utf-8") as log, stop_requests() as stop, bar:
             while self.step < self.cfg.steps:
                 self.iteration()
                 bar.update()

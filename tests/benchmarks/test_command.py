@@ -12,7 +12,7 @@ import torch
 
 import benchmarks.__main__ as cli
 import benchmarks.run as running
-from benchmarks import page
+from benchmarks import page, setting
 from benchmarks.formulas import FORMULAS
 from benchmarks.measure import Skipped
 from tests.benchmarks.tiny import measured, row
@@ -141,7 +141,7 @@ TINY = ["--shapes", "tiny", "--dtype", "fp32", "--baseline", "fastgen", "--devic
 @pytest.fixture
 def bench(monkeypatch):
     """A run whose cases are measured by nobody: `fields` and `skipped` are what our row and the report get."""
-    made = SimpleNamespace(given=None, seconds=None, rows=None, skipped=(), interrupted=False)
+    made = SimpleNamespace(given=None, seconds=None, rows=None, skipped=(), interrupted=False, busy=0.0)
     whole = cli.run
 
     def run(cases, options, setting, *, seconds, **more):
@@ -157,6 +157,7 @@ def bench(monkeypatch):
         found.rows[:] = rows
         return found
 
+    monkeypatch.setattr(setting, "cpu_busy_percent", lambda: made.busy)
     monkeypatch.setattr(cli, "run", run)
     monkeypatch.setattr(running, "measure", measure)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: setattr(made, "threads", n))
@@ -271,6 +272,25 @@ def test_another_machine_is_no_comparison(bench, tmp_path):
     files[1].write_text(json.dumps(report))
     assert cli.main(["--compare", *map(str, files)]) == 3
     assert cli.main(["--compare", str(files[0]), str(files[0])]) == 0
+
+
+SLOW = {"time_us": 300.0, "low_us": 290.0, "high_us": 310.0}
+
+
+@pytest.mark.parametrize(("after", "code"), [(rows_with(**SLOW), 3), (WRONG, 1), (rows_with(variant="reference"), 1)])
+@pytest.mark.parametrize("busy", [(60.0, 0.0), (0.0, 60.0)])
+def test_a_busy_machine_cannot_judge_times(bench, tmp_path, capsys, busy, after, code):
+    """Rightness it can."""
+    old = tmp_path / "old.json"
+    bench.rows, bench.busy = rows_with(), busy[0]
+    assert cli.main([*TINY, "--json", str(old)]) == 0
+    bench.rows, bench.busy = after, busy[1]
+    assert cli.main([*TINY, "--compare", str(old)]) == code
+    run = "older" if busy[0] else "newer"
+    said = f"times are not compared: in the {run} run other work took part of the CPU, 60 % just before the run."
+    assert said in (out := capsys.readouterr().out) and "%\n1 rows" not in out
+    # The run says so itself, before its figures and after them.
+    assert out.count("not for a measurement: other work took part of the CPU, 60 %") == 2
 
 
 @pytest.mark.parametrize("more", ["--rounds 9", "--json new.json", "--device cpu", "--seconds=3", "fdiv_weight"])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 
 import benchmarks.__main__ as cli
-from benchmarks import comparisons, terminal
+from benchmarks import comparisons, setting, terminal
 
 PLAIN = ("wall_us", "wall_low_us", "wall_high_us", "call_us", "call_low_us", "call_high_us")
 
@@ -153,6 +158,73 @@ def test_another_machine_is_said_and_its_times_do_not_count():
     assert verdict.changes == [] and verdict.compared == 1
     assert worse(row(), row(median=90.0), threads=4) == []
     assert len(worse(row(), row(wrong=True), kind="cuda")) == 1
+
+
+UNFIT = {"cpu_busy_before_percent": 50.5, "cpu_busy_while_timing_percent": 10.1}
+
+
+@pytest.mark.parametrize(("name", "percent"), UNFIT.items())
+@pytest.mark.parametrize("older", [True, False])
+def test_times_of_a_busy_machine_do_not_count(name, percent, older):
+    settings = [{name: percent}, {name: 9.9}] if older else [{name: 9.9}, {name: percent}]
+    old, new = (report(row(median=median), **more) for median, more in zip((10.0, 260.0), settings, strict=True))
+    verdict = comparisons.changed(old, new, 0.1)
+    assert (verdict.changes, verdict.times_compared) == ([], False)
+    assert any(f"in the {'older' if older else 'newer'} run other work" in note for note in verdict.notes)
+    fit = comparisons.changed(report(row(), **{name: 9.9}), report(row(median=260.0), **{name: 9.9}), 0.1)
+    assert fit.times_compared and len(fit.regressions) == 1
+
+
+def test_more_threads_than_cores_are_no_measurement():
+    pair = [report(row(median=median), threads=8, cores=2) for median in (10.0, 90.0)]
+    verdict = comparisons.changed(*pair, 0.1)
+    assert (verdict.changes, verdict.times_compared) == ([], False)
+    assert "8 threads shared 2 cores" in verdict.notes[0]
+
+
+def test_a_busy_host_slows_no_graph():
+    busy = {"kind": "cuda", "cpu_busy_before_percent": 80.0}
+    slower = report(on_gpu(median=20.0, wall=500.0, call=400.0), **busy)
+    verdict = comparisons.changed(report(on_gpu(), kind="cuda"), slower, 0.1)
+    assert [change.what for change in verdict.regressions] == ["10 µs (9 to 11) before, 20 (19 to 21) now, +100 %"]
+    calls = [report(on_gpu(timed_by="wall", median=median), **busy) for median in (10.0, 90.0)]
+    verdict = comparisons.changed(*calls, 0.1)
+    assert (verdict.changes, verdict.times_compared) == ([], False)
+
+
+@pytest.mark.parametrize("key", comparisons.SAME_IF_KNOWN)
+def test_a_machine_of_the_same_name_can_be_another(key):
+    old, new = (report(row(median=median), **{key: n}) for n, median in ((2, 10.0), (64, 90.0)))
+    verdict = comparisons.changed(old, new, 0.1)
+    assert (verdict.changes, verdict.times_compared) == ([], False) and f"{key}: 2 before, 64 now" in verdict.notes
+    assert comparisons.changed(report(row()), new, 0.1).times_compared  # the older report does not tell
+
+
+def test_rows_without_times_are_no_comparison_of_times():
+    untimed = report(row(time_us=None, low_us=None, high_us=None))
+    verdict = comparisons.changed(untimed, untimed, 0.1)
+    assert (verdict.compared, verdict.times_compared) == (1, False)
+
+
+def test_other_work_is_what_is_not_idle_and_not_ours(monkeypatch):
+    """Of 1,000 ticks on all cores 300 were idle and 500 ours."""
+    readings = iter([(10_000, 4_000.0), (11_000, 4_800.0)])
+    monkeypatch.setattr(setting.OtherWork, "ticks", staticmethod(lambda: next(readings)))
+    assert setting.OtherWork().percent() == 20.0
+
+
+def test_a_process_beside_this_one_is_seen():
+    if not pathlib.Path("/proc/stat").exists():
+        pytest.skip("only Linux tells")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        found = setting.cpu_busy_percent(1.0)
+        other.kill()
+    assert found is not None and found > 60 / os.cpu_count()
+    began = time.process_time()
+    ticks = setting.OtherWork.ticks()
+    while time.process_time() - began < 0.3:
+        pass
+    assert setting.OtherWork.ticks()[1] - ticks[1] >= 0.25 * os.sysconf("SC_CLK_TCK")  # ours is not others'
 
 
 def test_a_row_that_is_lost_is_worse():
