@@ -72,7 +72,6 @@ def contents(folder):
 # Arguments of train, the exit status, and the run that they name where they are accepted.
 SPELLINGS = [
     (["name=.", *FRESH], 2, None),
-    (["name=.", "out=new"], 2, None),
     (["name=./", *FRESH], 2, None),
     (["name=./.", "--resume"], 2, None),
     (["name=.", "out=new"], 2, None),
