@@ -25,7 +25,7 @@ __all__ = ["TASKS", "Config", "ConfigError", "as_dict", "differences", "digest",
 DIGITS = 1797  # images that scikit-learn has
 # A generator takes seeds up to 2**64, but a seed is added to, and multiplied by 100,003, for the streams made from it.
 # Seeds are multiplied by 100,003 and added to, for the streams made from them: torch's generator takes 64 bits.
-Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
+Seed = Annotated[int, Range("start of the random streams", least=0, most=2**32 - 1)]
 Count = Annotated[int, Range(least=1)]
 Iterations = Annotated[int, Range("iterations", least=1)]
 Kept = Annotated[float, Range("part of the former mean that an update keeps; 0: all is new", least=0, below=1)]
@@ -108,7 +108,7 @@ class Config:
 class TeacherConfig:
     """A small EDM-preconditioned UNet2DModel, trained on the spot."""
 
-    channels: tuple[Channels, ...] = (16, 32)
+    channels: tuple[Channels, ...] = (16, 32)  # one to four blocks
     layers_per_block: Annotated[int, Range("residual layers", least=1)] = 1
     sigma_data: Annotated[float, Range("standard deviation of the data", least=1e-3, most=1e3)] = 0.75
     steps: Annotated[int, Range("updates", least=1)] = 2000
@@ -285,7 +285,7 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def digest(cfg: Any, evaluation: bool = True) -> str:
     """A hash of the settings that decide the result: of the training and, unless told otherwise, of the evaluation."""
     ignored = PRESENTATION if evaluation else PRESENTATION | EVALUATION
-    return fingerprint({key: value for key, value in _flat(as_dict(cfg)).items() if key not in ignored})
+    return fingerprint({key: value for key, value in flat(as_dict(cfg)).items() if key not in ignored})
 
 
 class Differences(NamedTuple):
@@ -309,11 +309,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> D
     return found
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level, by key: `student.lr`."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _bare(value: object) -> str:

@@ -188,11 +188,6 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def whole(module: nn.Module) -> bool:
-    """Every weight is finite."""
-    return all(bool(weight.isfinite().all()) for weight in module.parameters())
-
-
 def log_normal_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """Noise levels with ln σ ~ N(mean, std²)."""
     return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()

@@ -1,6 +1,6 @@
 """Which numbers a setting may have. Each has its `Range` in its type: `Annotated[float, Range("updates", least=1)]`.
 
-One function reads them, `config.from_dict`; the table in docs/settings.md is printed from them.
+`config.from_dict` checks them; `settings_table` prints docs/settings.md from them.
 """
 
 from __future__ import annotations

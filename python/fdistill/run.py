@@ -16,7 +16,7 @@ from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
 from fdistill.files import FolderError, install, new_partial, seal, sweep, write_atomically, writing
 from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
-from fdistill.networks import parameter_count, whole
+from fdistill.networks import parameter_count
 from fdistill.task import Task
 from fdistill.trainer import Distiller
 from fdkernels import backends
@@ -154,7 +154,7 @@ def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[st
         "config": digest(cfg),
         "training": digest(cfg, evaluation=False),
         **figures,
-        "diverged": not whole(student) or None in figures["student"].values(),
+        "diverged": None in figures["student"].values(),
         "diverged_at": at if (at := int(distiller.diverged_at)) >= 0 else None,
         "distillation_seconds": round(distiller.seconds, 1),
         "skipped_updates": sum(int(role.skipped) for role in distiller.roles.values()),

@@ -19,7 +19,8 @@ def machine(root, *looks, quota=None, version=2):
 
     def advance(_=None):
         idle, busy, used = next(states)
-        rows = [f"cpu{i} {busy} 0 0 {idle} 0 0 0 0 0 0" for i in (0, 1, 7)]
+        rows = [f"cpu{i} {busy} 0 0 {idle} 0 0 0 0 0 0" for i in (0, 1)]
+        rows.append(f"cpu7 {idle} 0 0 {busy} 0 0 0 0 0 0")  # not one of ours
         (root / "proc/stat").write_text("\n".join(["cpu  9 9 9 9 9 9 9 9 0 0", *rows, "intr 5"]))
         if version == 2:
             (root / "sys/fs/cgroup/cpu.stat").write_text(f"usage_usec {int(used * 1e6)}\nuser_usec 0\n")

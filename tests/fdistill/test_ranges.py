@@ -2,10 +2,11 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 
 import pytest
 
-from fdistill import config
+from fdistill import config, settings_table
 from fdistill.config import ConfigError, load
 from fdistill.ranges import Range
 
@@ -150,6 +151,11 @@ def test_the_words(overrides, message):
     with pytest.raises(ConfigError) as error:
         load("digits", overrides)
     assert str(error.value) == message
+
+
+def test_the_table_of_the_docs_is_printed_from_the_types():
+    page = (Path(__file__).parents[2] / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == settings_table.table(), "python -m fdistill.settings_table > docs/settings.md"
 
 
 def test_null_is_0_where_0_switches_off():

@@ -155,6 +155,23 @@ def test_a_start_that_is_refused_writes_nothing(overrides, told, tiny_gmm, fdist
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"preset: gmm  # gr\xfcn\n", "mine.yaml: expected text in UTF-8, got byte 0xfc at position 17"),
+        (b"preset: mine.yaml\n", "preset: expected no cycle of files, got mine.yaml -> mine.yaml"),
+        (b"", "mine.yaml: expected a mapping of settings, got an empty file"),
+        (b"preset: gmm\nseed: 1\nstudent: {lr: 1}\nseed: 2\n",
+         "mine.yaml: not valid YAML: the key 'seed' stands twice, in lines 2 and 4"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_refused(content, told, fdistill, workplace):
+    (workplace / "mine.yaml").write_bytes(content)
+    done = fdistill("train", "mine.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"fdistill: {told}\n")
+    assert [path.name for path in workplace.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("metrics.json", b"", "runs/g/metrics.json: expected a JSON object, got an empty file; delete this file, then"),
