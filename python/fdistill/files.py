@@ -18,7 +18,7 @@ from pathlib import Path
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 EDITABLE = "README.md"  # in no SHA256SUMS
-LOCK = ".lock"
+LOCK = ".fdistill-lock"
 OF_THE_CACHE = re.compile(rf"config\.json|\w+\.safetensors|{SUMS}|\.{SUMS}\.partial")
 
 

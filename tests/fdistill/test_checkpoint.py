@@ -153,7 +153,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path, capsys):
     assert len(made) == 2 and (folder / "weights.safetensors").read_bytes() == b"weights"
     error = capsys.readouterr().err
     assert f"{folder} is damaged (weights.safetensors does not match its hash" in error and "made anew" in error
-    assert names(folder.parent) == [".lock", "unet"]
+    assert names(folder.parent) == [".fdistill-lock", "unet"]
 
 
 def test_a_damaged_teacher_is_trained_anew(tmp_path, capsys):

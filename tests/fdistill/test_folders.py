@@ -74,6 +74,7 @@ SPELLINGS = [
     (["name=.", *FRESH], 2, None),
     (["name=./", *FRESH], 2, None),
     (["name=./.", "--resume"], 2, None),
+    (["name=.", "out=new"], 2, None),
     (["name=..", *FRESH], 2, None),
     (["name=../data", *FRESH], 2, None),
     (["name=g/..", *FRESH], 2, None),
