@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
-import fdkernels as fdk
-from fdistill import config
-from fdistill.config import Config, ConfigError, GmmConfig
-from fdistill.task import Interrupted
-from fdkernels import printing
-
+EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
+try:
+    import fdkernels as fdk
+    from fdistill import config
+    from fdistill.config import Config, ConfigError, GmmConfig
+    from fdistill.files import FolderError, damage, new_partial, seal, writing
+    from fdistill.task import Interrupted
+    from fdkernels import printing
+except KeyboardInterrupt:  # torch takes seconds
+    sys.exit(EXIT_INTERRUPTED)
+
 # The extra `train`, by the names to import and to install.
 PACKAGES = {
     "PIL": "pillow",
@@ -44,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.overrides += rest
     try:
         return args.command(args)
-    except ConfigError as error:
+    except (ConfigError, FolderError) as error:
         message, status = str(error), EXIT_USAGE
+    except OSError as error:
+        named = f"{config.cut(str(error.filename))}: {error.strerror}" if error.filename else config.cut(str(error))
+        message, status = named, EXIT_FAULT
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in PACKAGES:
@@ -55,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         message, status = f"{stop}. Go on with: {_resume_command(arguments)}", EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        message, status = "stopped at once; --resume goes on from the last checkpoint", EXIT_INTERRUPTED
+        trains = args.command in (_train, _compare)
+        message = "stopped at once" + (f". Go on with: {_resume_command(arguments)}" if trains else "")
+        status = EXIT_INTERRUPTED
     print(f"fdistill: {message}", file=sys.stderr)
     return status
 
@@ -109,7 +122,6 @@ def _check_packages(cfg: Config) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from fdistill import run
-    from fdistill.checkpoint import Checkpoints
 
     cfg = config.load(args.preset, args.overrides)
     if args.resume and args.fresh:
@@ -123,13 +135,11 @@ def _train(args: argparse.Namespace) -> int:
         print(f"{folder} is finished already; --fresh trains it anew.")
         result = run.result_of(folder) or {}
     else:
-        last = Checkpoints(folder / "checkpoints", cfg.keep).latest()
-        print(f"{folder}: " + (f"going on from {last.name}" if last else "starting"))
-        result = run.train(cfg)
+        result = run.train(cfg, resume=args.resume, fresh=args.fresh)
     from fdistill import report
 
     print(report.summary(folder, result))
-    return 0
+    return EXIT_DIVERGED if result.get("diverged") else 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -145,11 +155,33 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _student_folder(folder: Path) -> tuple[Config, Path]:
     from fdistill import run
+    from fdistill.folder import is_run
 
     settings = run.settings_of(folder)
-    if not (folder / "student").is_dir():
+    student = folder / "student"
+    if not student.is_dir():
         raise ConfigError(f"{folder} has no student yet; finish it with: fdistill train ... --resume")
-    return config.from_dict(settings), folder / "student"
+    fault = damage(student) if is_run(folder) else None  # older runs have no hashes
+    if fault:
+        again = f"delete {folder / 'metrics.json'}, then train ... --resume exports it anew"
+        raise FolderError(f"{student} is damaged ({fault}); {again}")
+    return config.from_dict(settings, to_train=False), student
+
+
+def _output(args: argparse.Namespace, beside: Sequence[str]) -> Path:
+    """The picture that `sample` writes; what was there before is somebody's own, except for the run's own picture."""
+    output = args.run / "drawn.png" if args.output is None else args.output
+    if output.is_dir():
+        raise ConfigError(f"--output: expected a file, got the folder {output}")
+    if not output.suffix:
+        output = output.with_name(f"{output.name}.png")
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"--output: expected a name that ends in .png, got {output}")
+    for path in (output, *(output.with_suffix(suffix) for suffix in beside)):
+        if os.path.lexists(path) and (args.output is not None or path.is_symlink()):
+            raise ConfigError(f"{path} exists already")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -158,18 +190,25 @@ def _sample(args: argparse.Namespace) -> int:
     cfg, student = _student_folder(args.run)
     if args.count < 1:
         raise ConfigError(f"--count: expected at least 1, got {args.count}")
-    output = args.output or args.run / "drawn.png"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    run.task_class(cfg).draw(cfg, student, args.count, args.seed, output)
+    output = _output(args, beside=[".npy"] if isinstance(cfg, GmmConfig) else [])
+    with writing(output):
+        run.task_class(cfg).draw(cfg, student, args.count, args.seed, output)
     print(output)
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
     student = _student_folder(args.run)[1]
-    if args.folder.exists():
+    if os.path.lexists(args.folder):
         raise ConfigError(f"{args.folder} exists already")
-    shutil.copytree(student, args.folder)
+    with writing(args.folder):
+        partial = new_partial(args.folder)
+        try:
+            shutil.copytree(student, partial, dirs_exist_ok=True)
+            seal(partial)
+            partial.rename(args.folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     print(args.folder)
     return 0
 
@@ -177,7 +216,7 @@ def _export(args: argparse.Namespace) -> int:
 def _resume_command(arguments: Sequence[str] | None) -> str:
     given = list(sys.argv[1:] if arguments is None else arguments)
     dropped = [argument for argument in given if argument not in ("--resume", "--fresh")]
-    return " ".join(["fdistill", *dropped, *(["--resume"] if dropped[:1] == ["train"] else [])])
+    return shlex.join(["fdistill", *dropped, *(["--resume"] if dropped[:1] == ["train"] else [])])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from fdistill import metrics, plots
 from fdistill.checkpoint import Checkpoints
-from fdistill.config import DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, digest
+from fdistill.config import ConfigError, DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, fingerprint
+from fdistill.files import FolderError, cached, damage, say
 from fdistill.networks import (
     ConvHeads,
     Denoiser,
@@ -74,23 +75,23 @@ def new_unet(cfg: TeacherConfig) -> UNet2DModel:
 
 
 def teacher_folder(cfg: DigitsConfig) -> Path:
-    """Named after all that decides the teacher."""
-    decides = {"teacher": as_dict(cfg.teacher), "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std]}
-    return Path(cfg.cache) / f"digits-teacher-{digest(decides)}"
+    """Named after all that decides the teacher. How often it is saved does not: the default stands for any number."""
+    teacher = {**as_dict(cfg.teacher), "checkpoint_every": TeacherConfig.checkpoint_every}
+    decides = {"teacher": teacher, "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std]}
+    return Path(cfg.cache) / f"digits-teacher-{fingerprint(decides)}"
 
 
 def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
     """The teacher from the cache, or trained now, from its last checkpoint where it was interrupted."""
     from diffusers import UNet2DModel
 
-    folder = teacher_folder(cfg)
-    if not (folder / "unet").is_dir():
-        train_teacher(cfg, folder)
-    unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    home = teacher_folder(cfg)
+    folder = cached(home, "unet", lambda partial: train_teacher(cfg, home, partial))
+    unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
     return UNetDenoiser(unet, cfg.teacher.sigma_data).to(cfg.device)
 
 
-def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
+def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
     """EDM training of the teacher: mean squared error of the raw prediction, cosine schedule, averaged weights."""
     settings = cfg.teacher
     images = load_digits()[0].to(cfg.device)
@@ -101,9 +102,13 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
     role, average = Role("teacher", net, optimizer, settings.steps), Average(net, settings.ema)
     generator = torch.Generator(cfg.device).manual_seed(settings.seed)
     sampler = EpochSampler(len(images), settings.seed)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints = Checkpoints(home / "checkpoints", keep=1)
     networks: dict[str, nn.Module] = {"teacher": net, "ema": average.network}
-    latest = checkpoints.latest()
+    try:
+        latest = checkpoints.latest()
+    except FolderError as error:
+        say(f"{error}: the teacher is trained from the beginning")
+        latest = None
     if latest is not None:
         state = checkpoints.load(latest, networks)
         role.load_state_dict(state["role"])
@@ -127,9 +132,16 @@ def train_teacher(cfg: DigitsConfig, folder: Path) -> None:
                 checkpoints.save(role.updates, networks, state)
             if stop:
                 raise Interrupted(f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved")
-    partial = folder / f".unet-{id(net)}"
-    average.network.unet.save_pretrained(partial)  # type: ignore[union-attr,operator]
-    partial.rename(folder / "unet")
+    if not _works(average.network, images, settings):
+        raise ConfigError(f"teacher.lr: the teacher diverged, expected a lower one than {settings.lr:g}")
+    average.network.unet.save_pretrained(result)  # type: ignore[union-attr,operator]
+
+
+@torch.no_grad()
+def _works(denoiser: nn.Module, images: Tensor, cfg: TeacherConfig) -> bool:
+    """Its predictions are finite. Weights alone do not tell: those of a teacher that diverged may be 1e30."""
+    few = images[:64]
+    return bool(denoiser(few, torch.full_like(few[:, 0, 0, 0], cfg.sigma_data)).isfinite().all())
 
 
 def discriminator_shape(cfg: DigitsConfig) -> tuple[list[int], list[int]]:
@@ -182,9 +194,9 @@ class DigitsTask(Task):
         cfg = self.cfg
         yardstick = metrics.Yardstick(self.images, self.labels, Path(cfg.cache), cfg.eval.neighbours)
         z = self.noise(cfg.eval.samples, torch.Generator(cfg.device).manual_seed(cfg.seed + 10_000))
-        student = distiller.average.network(z).clamp(-1, 1)
+        student = distiller.average.network(z)
         sets = {
-            "student": student,
+            "student": torch.where(student.isfinite(), student.clamp(-1, 1), torch.nan),
             "teacher": heun_sample(
                 self.teacher, z, cfg.teacher_sigma_min, cfg.teacher_sigma_max, cfg.eval.teacher_steps
             ).clamp(-1, 1),
@@ -197,7 +209,7 @@ class DigitsTask(Task):
         plots.write_sample_sheet(sheet, folder / "samples.png")
         return {
             **{name: yardstick.measure(images) for name, images in sets.items()},
-            "floor": yardstick.floor(cfg.eval.bootstraps),
+            **({"floor": yardstick.floor(cfg.eval.bootstraps)} if cfg.eval.bootstraps else {}),
             "real_classes": yardstick.real_classes.tolist(),
             "samples": cfg.eval.samples,
             "classifier_accuracy": float(yardstick.classifier.get_buffer("held_out_accuracy")),
@@ -230,6 +242,7 @@ class DigitsTask(Task):
     @staticmethod
     def plan(cfg: DigitsConfig) -> tuple[dict[str, nn.Module], str]:
         unet, folder = new_unet(cfg.teacher), teacher_folder(cfg)
-        cached = f"cached in {folder}" if (folder / "unet").is_dir() else f"to be trained, {cfg.teacher.steps:,} steps"
+        whole = damage(folder / "unet") is None
+        source = f"cached in {folder}" if whole else f"to be trained, {cfg.teacher.steps:,} steps"
         heads = ConvHeads(*discriminator_shape(cfg), cfg.head_width)
-        return {"teacher": unet, "student": unet, "fake": unet, "discriminator": heads}, cached
+        return {"teacher": unet, "student": unet, "fake": unet, "discriminator": heads}, source

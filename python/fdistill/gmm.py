@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fdistill import plots
 from fdistill.config import GmmConfig, MixtureConfig
+from fdistill.files import write
 from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma, per_sample
 from fdistill.task import Task
 from fdistill.trainer import Distiller
@@ -126,8 +127,11 @@ class GmmTask(Task):
     def histogram(self, x: Tensor) -> Any:
         """Density of points on a grid, (CELLS, CELLS)."""
         extent = self.mixture.extent
-        points = x.cpu().numpy()
-        return np.histogram2d(points[:, 0], points[:, 1], CELLS, [[-extent, extent]] * 2, density=True)[0]
+        points = x[x.isfinite().all(1)].cpu().numpy()
+        with np.errstate(invalid="ignore"):  # no point inside: 0 / 0, which is shown as 0
+            return np.nan_to_num(
+                np.histogram2d(points[:, 0], points[:, 1], CELLS, [[-extent, extent]] * 2, density=True)[0]
+            )
 
     def snapshot(self, student: nn.Module, path: Path) -> None:
         density = np.sqrt(self.histogram(student(self.noise(20_000, torch.Generator().manual_seed(1)))))
@@ -167,11 +171,19 @@ class GmmTask(Task):
         }
 
     def _mode_weights(self, x: Tensor) -> Any:
+        """NaN where a point is not finite: it is near no mode."""
+        if not x.isfinite().all():
+            return np.full(9, np.nan)
         mode, _ = self.mixture.nearest_mode(x.float())
         return (torch.bincount(mode, minlength=9).double() / len(x)).numpy()
 
     def _figures(self, x: Tensor, weights: Any, generator: torch.Generator) -> dict[str, float]:
-        """KL(q||p) from one half of the points as q's kernels and the other half as draws of the smoothed q."""
+        """KL(q||p) from one half of the points as q's kernels and the other half as draws of the smoothed q.
+
+        NaN throughout where a point is not finite.
+        """
+        if not x.isfinite().all():
+            return dict.fromkeys(("kl_qp", "on_mode", "mode_tv"), math.nan)
         half = len(x) // 2
         kernels = x[:half]
         draws = x[half:] + BANDWIDTH * torch.randn(x[half:].shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -197,7 +209,7 @@ class GmmTask(Task):
     def export(self, student: nn.Module, folder: Path) -> None:
         """Weights alone: no diffusers pipeline makes points."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(student.state_dict(), folder / "student.safetensors")
+        write(folder / "student.safetensors", save(student.state_dict()))
         (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n", encoding="utf-8")
 
     @staticmethod

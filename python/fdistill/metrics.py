@@ -6,18 +6,23 @@ divided by their mean standard deviation over the data, which fixes the unit of 
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fdistill.files import cached, write
+
+FIGURES = ("frechet", "kid", "kid_std", "precision", "recall", "class_tv")
 FEATURES = 64
 EPOCHS = 40
+WEIGHTS = "classifier.safetensors"
 
 
 class Classifier(nn.Module):
@@ -43,13 +48,20 @@ class Classifier(nn.Module):
         return self.head(self.body(images)).argmax(1)
 
 
-@torch.enable_grad()  # also when asked for while evaluating
-def load_or_train_classifier(images: Tensor, labels: Tensor, path: Path) -> Classifier:
-    """Trained on four fifths of the data, in an order of its own, and scored on the rest."""
+def load_or_train_classifier(images: Tensor, labels: Tensor, home: Path) -> Classifier:
+    """The classifier that is kept in the folder `home`, or one that is trained now."""
+
+    def make(folder: Path) -> None:
+        write(folder / WEIGHTS, save(train_classifier(images, labels).state_dict()))
+
     net = Classifier().to(images.device)
-    if path.exists():
-        net.load_state_dict(load_file(path))
-        return net.requires_grad_(False).eval()
+    net.load_state_dict(load_file(cached(home, "classifier", make) / WEIGHTS))
+    return net.requires_grad_(False).eval()
+
+
+@torch.enable_grad()  # also when asked for while evaluating
+def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
+    """Trained on four fifths of the data, in an order of its own, and scored on the rest."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(images), generator=generator)
     held_out, train = order[: len(order) // 5], order[len(order) // 5 :]
@@ -70,11 +82,7 @@ def load_or_train_classifier(images: Tensor, labels: Tensor, path: Path) -> Clas
         net.get_buffer("unit").copy_(net(images).std(0).mean())
         correct = net.classify(images[held_out]) == labels[held_out]
         net.get_buffer("held_out_accuracy").copy_(correct.float().mean())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(net.state_dict(), partial)
-    partial.replace(path)
-    return net.requires_grad_(False).eval()
+    return net
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int) -> tuple[float, float]:
@@ -103,7 +111,7 @@ class Yardstick:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, cache: Path, neighbours: int) -> None:
-        self.classifier = load_or_train_classifier(images, labels, cache / "digits-classifier-v1.safetensors")
+        self.classifier = load_or_train_classifier(images, labels, cache / "digits-classifier-v1")
         self.images = images
         self.neighbours = neighbours
         self.real_features = self.classifier(images)
@@ -111,7 +119,12 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> dict[str, Any]:
-        """Every figure for one set of images in [-1, 1], as many as the real ones for comparability."""
+        """Every figure for one set of images in [-1, 1], as many as the real ones for comparability.
+
+        NaN throughout where an image is not finite.
+        """
+        if not images.isfinite().all():
+            return {**dict.fromkeys(FIGURES, math.nan), "classes": None}
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 

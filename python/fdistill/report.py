@@ -45,7 +45,7 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
     template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
         title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
-        figures=FIGURES, number=number, span=plots.span,
+        figures=FIGURES, number=number, span=plots.span, diverged=diverged(result),
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
         images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()
                 if name in data],
@@ -71,14 +71,24 @@ def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {key: {name: number(result[name].get(key), FIGURES[key][2]) for name in sets} for key in keys}
 
 
+def diverged(result: dict[str, Any]) -> str:
+    """What became of a student whose weights, samples or figures are not finite; empty where all are."""
+    if not result.get("diverged"):
+        return ""
+    at = result.get("diverged_at")
+    when = f"not finite since iteration {at:,}" if at else "not finite at the end"
+    return f"diverged: {when}, {result.get('skipped_updates', 0):,} updates skipped"
+
+
 def summary(folder: Path, result: dict[str, Any]) -> str:
     """The figures of a finished run as a small table, and where its report is."""
     rows, path = shown(result), folder / "report.html"
     lines = [" " * 30 + "".join(f"{key:>11}" for key in rows)] if rows else []
     for name in next(iter(rows.values()), ()):
         lines.append(f"{SETS[name]:30}" + "".join(f"{cells[name]:>11}" for cells in rows.values()))
-    if result.get("diverged"):
-        lines.append("This run diverged; a figure that does not exist is a dash.")
+    told = diverged(result)
+    if told:
+        lines.append(told)
     # A comparison's runs have none.
     return "\n".join((*lines, *([f"report: {path}"] if path.exists() else [])))
 

@@ -37,7 +37,7 @@ class Role:
         return self.cfg.lr * warm * (decay if self.cfg.schedule == "cosine" else 1.0)
 
     def update(self, loss: Tensor) -> Tensor:
-        """Backward, clip and step. Returns the gradient norm before the clip.
+        """Backward, clip (not where clip is 0) and step. Returns the gradient norm before the clip.
 
         A step whose gradient is not finite changes nothing and is counted in `skipped`; the fused optimizer decides
         that from a tensor, as it does for GradScaler, so the host never waits for the answer.
@@ -45,7 +45,8 @@ class Role:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.clip, norm)
+        if self.cfg.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.clip, norm)
         skipped = (~norm.isfinite()).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import math
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import yaml
 
-from fdistill import config
-from fdistill.checkpoint import Checkpoints, write_atomically
+from fdistill import config, cpus, reading
+from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
+from fdistill.files import FolderError, install, new_partial, seal, sweep, write_atomically, writing
+from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
 from fdistill.networks import parameter_count
 from fdistill.task import Task
 from fdistill.trainer import Distiller
@@ -33,49 +35,64 @@ def task_class(cfg: Config) -> type[Task]:
     raise ConfigError(f"task: expected digits or gmm, got {config.shown(cfg.task)}")
 
 
-def folder_of(cfg: Config) -> Path:
-    return Path(cfg.out) / cfg.name
-
-
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings of a run on disk."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run: it has no config.yaml")
-    return config.mapping(config.file_text(str(path)), str(path))
+    try:
+        return reading.mapping(reading.file_text(str(path)), str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; the settings of this run are damaged: pass --fresh to train it anew") from None
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, else None."""
+    """The metrics of a finished run, else None; raises where the file is damaged."""
     path = folder / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        result = reading.json_object(path)
+        if not isinstance(result.get("student"), dict) or not result["student"]:
+            raise ConfigError(f"{path}: expected the figures of a student, got none")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete this file, then --resume measures the student again") from None
+    return result
 
 
 def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
-    """Make the run's folder ready; True where a finished run with these settings is already there.
+    """Whether a finished run with these settings is there. Looks only.
+
+    Settings of the presentation may differ. Those of the evaluation may with `resume`: an unfinished run goes on with
+    them, a finished one is measured anew. Those of the training may where nothing was trained yet.
 
     Raises:
-        ConfigError: the folder holds another run, or an unfinished one and neither resume nor fresh was asked for.
+        ConfigError: the folder is none for this run, holds a run with other settings, or an unfinished one and neither
+            resume nor fresh was asked for.
     """
     folder = folder_of(cfg)
-    if folder.exists() and fresh:
-        settings_of(folder)  # refuses to delete what is not a run
-        shutil.rmtree(folder)
-    if not (folder / "config.yaml").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(as_dict(cfg), sort_keys=False))
+    check(folder, Path(cfg.out))
+    if fresh or not folder.is_dir():
+        return False
+    checkpoints = Checkpoints.of_run(folder, cfg.keep)
+    last = checkpoints.last()
+    if not (folder / "config.yaml").is_file():
+        if last:
+            raise ConfigError(f"{folder} holds a run without its config.yaml; pass --fresh to start over")
         return False
     changed = differences(settings_of(folder), as_dict(cfg))
-    if changed:
+    finished = result_of(folder) is not None
+    if changed.training and (last or finished):
         raise ConfigError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); pass --fresh to replace it, "
+            f"{folder} holds a run with other settings ({'; '.join(changed.training)}); pass --fresh to replace it, "
             "or name=... for another folder"
         )
-    if result_of(folder) is not None:
-        return True
-    started = Checkpoints(folder / "checkpoints", cfg.keep).latest()
-    if started is not None and not resume:
-        step = int(started.name.removeprefix("step-"))
+    if finished:
+        if changed.evaluation:
+            _check_can_be_measured(folder, cfg, checkpoints, resume, "; ".join(changed.evaluation))
+        return not changed.evaluation
+    if last and not resume:
+        step = int(last.removeprefix("step-"))
         raise ConfigError(
             f"{folder} holds an unfinished run (iteration {step} of {cfg.steps}); pass --resume to go on, "
             "or --fresh to start over"
@@ -83,22 +100,51 @@ def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
     return False
 
 
-def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
-    """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything."""
+def _check_can_be_measured(folder: Path, cfg: Config, checkpoints: Checkpoints, resume: bool, changed: str) -> None:
+    """Of a finished run whose student is to be measured with other settings, without training."""
+    if not resume:
+        raise ConfigError(f"{folder} was measured with other settings ({changed}); pass --resume to measure it anew")
+    try:
+        newest = checkpoints.latest()
+    except FolderError:
+        newest = None
+    if newest is None or int(newest.name.removeprefix("step-")) != cfg.steps:
+        raise ConfigError(
+            f"{folder} cannot be measured with other settings ({changed}): it has no checkpoint of its last iteration, "
+            f"{cfg.steps}"
+        )
+
+
+def train(cfg: Config, with_report: bool = True, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
+    """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything.
+
+    Another process is kept out of the folder meanwhile. Whatever can fail at a start fails before a file of an earlier
+    run is touched. Raises as `prepare`, and FolderError where no checkpoint is whole.
+    """
+    folder = folder_of(cfg)
+    with claimed(folder, Path(cfg.out)), writing(folder):
+        finished = prepare(cfg, resume, fresh)
+        return (result_of(folder) if finished else None) or _train(cfg, folder, with_report, fresh)
+
+
+def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[str, Any]:
     from fdistill import report
 
-    folder = folder_of(cfg)
+    cpus.take_threads(cfg.threads)
+    if torch.device(cfg.device).type == "cpu":
+        cpus.tell_if_oversubscribed()
     task = task_class(cfg)(cfg)
     distiller = Distiller(cfg, task, folder)
-    distiller.restore()
+    _start(distiller, fresh)
     distiller.train()
     student = distiller.average.network
-    measured = task.evaluate(distiller, folder)
-    partial = folder / ".student"
-    shutil.rmtree(partial, ignore_errors=True)
-    task.export(student, partial)
-    shutil.rmtree(folder / "student", ignore_errors=True)
-    partial.rename(folder / "student")
+    figures = without_nan(task.evaluate(distiller, folder))
+    with writing(folder / "student"):
+        sweep(folder, OF_A_STUDENT)
+        partial = new_partial(folder / "student")
+        task.export(student, partial)
+        seal(partial)
+        install(partial, folder / "student")
     result = {
         "name": cfg.name,
         "task": cfg.task,
@@ -106,7 +152,10 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
         "shuffled": cfg.loss.shuffle_weight,
         "seed": cfg.seed,
         "config": digest(cfg),
-        **measured,
+        "training": digest(cfg, evaluation=False),
+        **figures,
+        "diverged": None in figures["student"].values(),
+        "diverged_at": at if (at := int(distiller.diverged_at)) >= 0 else None,
         "distillation_seconds": round(distiller.seconds, 1),
         "skipped_updates": sum(int(role.skipped) for role in distiller.roles.values()),
         "threads": torch.get_num_threads(),
@@ -115,8 +164,34 @@ def train(cfg: Config, with_report: bool = True) -> dict[str, Any]:
     if with_report:
         report.build(folder, as_dict(cfg), task.titles, result)
     # Last: a folder with metrics is a finished run.
-    write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
+
+
+def _start(distiller: Distiller, fresh: bool) -> None:
+    """Where the run goes on from; says so. Settings are written last, which a run without a checkpoint may change."""
+    folder = distiller.folder
+    if not fresh and distiller.restore():
+        print(f"{folder}: going on from step-{distiller.step:08d}", flush=True)
+        figures = folder / "metrics.json"
+        if figures.exists():
+            # Before the settings are written: figures never lie beside settings that they were not measured with.
+            figures.replace(folder / "metrics.previous.json")
+    else:
+        kept = clear(folder)
+        if kept:
+            print(f"{folder}: no run made {', '.join(kept)}; this stays")
+        print(f"{folder}: starting", flush=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(as_dict(distiller.cfg), sort_keys=False))
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: a figure that is not finite is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plan(cfg: Config) -> str:

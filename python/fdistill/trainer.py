@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 import fdkernels as fdk
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import Config
+from fdistill.files import FolderError, write_atomically
 from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import Average, Meter, Role
 from fdistill.task import Interrupted, Task
@@ -47,12 +48,14 @@ class Distiller:
         self.average = Average(task.student, cfg.ema)
         self.generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
         self.meter = Meter()
+        # Of the first student update whose samples or loss were not finite; -1 where all were.
+        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=cfg.device)
         self.normalizer: fdk.RatioNormalizer | None = None
         if cfg.loss.normalize_ratio:
             # Bins of equal population, of noise levels as training draws them.
             levels = log_normal_sigma(10_000, cfg.sigma_log_mean, cfg.sigma_log_std, torch.Generator().manual_seed(0))
             self.normalizer = fdk.RatioNormalizer.from_samples(levels, cfg.loss.bins, cfg.loss.decay).to(cfg.device)
-        self.checkpoints = Checkpoints(folder / "checkpoints", cfg.keep)
+        self.checkpoints = Checkpoints.of_run(folder, cfg.keep)
         self.networks: dict[str, nn.Module] = {name: role.network for name, role in self.roles.items()}
         self.networks["ema"] = self.average.network
 
@@ -111,6 +114,7 @@ class Distiller:
             gan = softplus(-logits).mean()
             self.meter.add("student/gan_loss", gan)
             loss = loss + cfg.gan_weight * gan
+        self._watch(x, loss)
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
         figures = stats._asdict()
@@ -159,6 +163,14 @@ class Distiller:
         self.meter.add(f"{name}/grad_norm", self.roles[name].update(loss))
         self.meter.add(f"{name}/loss", loss)
 
+    def _watch(self, x: Tensor, loss: Tensor) -> None:
+        """Note the iteration where the student's numbers end, without a wait of the host.
+
+        The loss alone does not tell: samples that are not finite are dropped from it.
+        """
+        ended = (self.diverged_at < 0) & ~(x.detach().isfinite().all() & loss.detach().isfinite())
+        self.diverged_at = torch.where(ended, self.step + 1, self.diverged_at)
+
     def _updates(self, name: str) -> int:
         """How often a role is updated over the run."""
         cycles, rest = divmod(self.cfg.steps, len(self.cfg.phases))
@@ -174,15 +186,24 @@ class Distiller:
             "torch_rng": torch.get_rng_state(),
             "data": self.task.state_dict(),
             "meter": self.meter.state_dict(),
+            "diverged_at": self.diverged_at,
         }
 
     def save(self) -> None:
         self.checkpoints.save(self.step, self.networks, self.state_dict())
 
     def restore(self) -> bool:
-        """Load the latest checkpoint; False where there is none."""
-        path = self.checkpoints.latest()
+        """Load the newest whole checkpoint; False where training has not got as far as the first one.
+
+        Raises:
+            FolderError: it has, and no whole one is left.
+        """
+        try:
+            path = self.checkpoints.latest()
+        except FolderError as error:
+            raise FolderError(f"{error}; pass --fresh to start over") from None
         if path is None:
+            self._check_nothing_is_lost()
             return False
         state = self.checkpoints.load(path, self.networks)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -194,15 +215,27 @@ class Distiller:
         torch.set_rng_state(state["torch_rng"])
         self.task.load_state_dict(state["data"])
         self.meter.load_state_dict(state["meter"])
+        if "diverged_at" in state:  # not in checkpoints of earlier versions
+            self.diverged_at = state["diverged_at"].to(self.cfg.device)
         return True
+
+    def _check_nothing_is_lost(self) -> None:
+        rows = read_log(self.folder / "log.jsonl")
+        if rows and rows[-1]["step"] > self.cfg.checkpoint_every:
+            raise FolderError(
+                f"{self.folder}: the log goes to iteration {rows[-1]['step']}, and no checkpoint is left; "
+                "pass --fresh to start over"
+            )
 
     def train(self) -> None:
         """Run to the last step. Ctrl-C or SIGTERM saves a checkpoint and raises `Interrupted`."""
         log_path = self.folder / "log.jsonl"
         _rewind(log_path, self.step)
-        every = max(1, self.cfg.steps // max(self.cfg.eval.snapshots, 1))
-        if self.step == 0:
+        shots = self.cfg.eval.snapshots
+        every = max(1, self.cfg.steps // shots) if shots else 0
+        if every and self.step == 0:
             self._snapshot()
+        told = False
         start = time.perf_counter() - self.seconds
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
         with log_path.open("a", encoding="utf-8") as log, stop_requests() as stop, bar:
@@ -216,12 +249,20 @@ class Distiller:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     bar.set_postfix(_headline(row), refresh=False)
-                if self.step % every == 0 or last:
+                    told = told or self._tell_divergence()
+                if every and (self.step % every == 0 or last):
                     self._snapshot()
                 if self.step % self.cfg.checkpoint_every == 0 or last or stop:
                     self.save()
                 if stop and not last:
                     raise Interrupted(f"stopped after step {self.step} of {self.cfg.steps}, state saved")
+
+    def _tell_divergence(self) -> bool:
+        if self.diverged_at < 0:
+            return False
+        what = f"the student diverged: not finite since iteration {int(self.diverged_at)}; a lower student.lr may help"
+        tqdm.write(f"fdistill: {what}", file=sys.stderr)
+        return True
 
     def _snapshot(self) -> None:
         folder = self.folder / "progress"
@@ -261,19 +302,21 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a log; a last line cut off by a crash is left out."""
+    """The rows of a log; lines that a crash cut off or garbled are left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
 def _rewind(path: Path, step: int) -> None:
     rows = [row for row in read_log(path) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _headline(row: dict[str, float]) -> dict[str, str]:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -27,6 +31,17 @@ def workplace(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny_digits(cache):
     return [*TINY_DIGITS, f"cache={cache}"]
+
+
+@pytest.fixture
+def fdistill(workplace):
+    """The command line as a person runs it: a process, in an empty folder."""
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "fdistill", *arguments]
+        return subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=os.environ)
+
+    return call
 
 
 @pytest.fixture

@@ -84,8 +84,7 @@ def test_only_the_arms_that_were_asked_for(tiny_gmm, workplace, capsys):
     # Nothing to train, and the figure fails: the table and the figures are there all the same.
     (workplace / "runs" / "gmm-compare" / "compare.png").unlink()
     (workplace / "runs" / "gmm-compare" / "compare.png").mkdir()
-    with pytest.raises(OSError, match="compare"):
-        cli.main(["compare", "gmm", "--divergences", "kl", "--seeds", "1", *tiny_gmm])
+    assert cli.main(["compare", "gmm", "--divergences", "kl", "--seeds", "1", *tiny_gmm]) == 1
     assert "On-mode" in capsys.readouterr().out
     stored = json.loads((workplace / "runs" / "gmm-compare" / "compare.json").read_text(encoding="utf-8"))
     assert list(stored["arms"]) == ["kl"]

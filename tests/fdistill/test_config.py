@@ -16,7 +16,7 @@ from fdistill.config import ConfigError, load
         (["stepss=3"], "did you mean 'steps'"),
         (["steps=many"], "steps: expected int, got 'many'"),
         (["steps=1.5"], "steps: expected int, got 1.5"),
-        (["steps=0"], "steps: expected at least 1, got 0"),
+        (["steps=0"], "steps: expected an integer >= 1, got 0"),
         (["seed=true"], "seed: expected int, got True"),
         (["student=3"], "student: expected settings"),
         (["student.betas=[0.1]"], "student.betas: expected tuple"),
@@ -26,12 +26,15 @@ from fdistill.config import ConfigError, load
         (["loss.divergence=kll"], "did you mean 'kl'"),
         (["loss.divergence=tv"], "total variation"),
         (["loss.ratio_range=[2,1]"], "ratio_range"),
-        (["loss.backend=cuda"], "backend"),
         (["ema=1"], "ema: expected a number in"),
         (["name=.."], "name: expected a folder below runs"),
-        (["loss.bins=0"], "loss: bins: expected"),
+        (["loss.bins=0"], "loss.bins: expected"),
         (["loss.decay=1"], "decay: expected a number in"),
-        (["device=tpu"], "loss: "),
+        (["device=tpu"], "device: expected cpu, cuda or cuda:<number>, got 'tpu'"),
+        (["device="], "device: expected"),
+        (["device=meta"], "device: meta does not work here"),
+        (["device=mps"], "device: mps does not work here"),
+        (["loss.backend=cuda"], "loss.backend: expected one of"),
         (["name=../elsewhere"], "name: expected a folder below runs"),
         (["name=/elsewhere"], "name: expected a folder below runs"),
         (["loss.bins"], "expected key=value, got 'loss.bins'"),
@@ -102,7 +105,7 @@ def test_and_so_it_is_of_a_file(text, message, workplace):
 
 def test_differences_are_cut_too():
     bomb = yaml.safe_load(BOMB)
-    (told,) = config.differences({"steps": bomb}, {"steps": LONG})
+    (told,) = config.differences({"steps": bomb}, {"steps": LONG}).training
     assert told.startswith("steps: {'a0': [7, 7") and len(told) < 600
 
 
@@ -209,6 +212,41 @@ def test_files_are_data_not_code(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nsteps: 3\nseed: 2\n", "the key 'seed' stands twice, in lines 1 and 3"),
+        ("student:\n  lr: 1\n\n  lr: 1\n", "the key 'lr' stands twice, in lines 2 and 4"),
+        ("preset: gmm\nstudent: {lr: 1, clip: 2, lr: 3}\n", "the key 'lr' stands twice, in lines 2 and 2"),
+        ("a: &a {lr: 1}\nstudent: {clip: 1, <<: *a, clip: 2}\n", "the key 'clip' stands twice, in lines 2 and 2"),
+        ("seed: 1\n'seed': 1\n", "the key 'seed' stands twice, in lines 1 and 2"),
+        ("a: &a {lr: 1}\nb:\n  <<: *a\n  <<: *a\n", "the key '<<' stands twice, in lines 3 and 4"),
+        ("phases: [[{a: 1, a: 2}]]\n", "the key 'a' stands twice, in lines 1 and 1"),
+        ("? &k seed\n: 1\n? *k\n: 2\n", "the key 'seed' stands twice"),
+    ],
+)
+def test_the_same_key_twice(text, told, workplace):
+    (workplace / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load("mine.yaml")
+    assert str(error.value).startswith(f"mine.yaml: not valid YAML: {told}")
+    with pytest.raises(ConfigError, match="'lr' stands twice"):
+        load("gmm", ["student={lr: 1, lr: 2}"])
+    (workplace / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="stands twice"):
+        run.settings_of(workplace)
+
+
+def test_merge_keys_work(workplace):
+    (workplace / "mine.yaml").write_text(
+        "preset: gmm\nstudent: &s {lr: 0.5, clip: 3}\nfake: {<<: *s, lr: 0.25}\n"
+        "discriminator:\n  <<: [*s, {warmup: 7}]\n  clip: null\n"
+    )
+    cfg = load("mine.yaml")
+    assert (cfg.fake.lr, cfg.fake.clip) == (0.25, 3)
+    assert (cfg.discriminator.lr, cfg.discriminator.clip, cfg.discriminator.warmup) == (0.5, 0, 7)
+
+
 @pytest.mark.parametrize("preset", config.presets())
 def test_a_config_survives_yaml(preset):
     cfg = load(preset)
@@ -218,6 +256,40 @@ def test_a_config_survives_yaml(preset):
 
 def test_the_digest_ignores_presentation_alone():
     base = config.digest(load("gmm"))
-    assert config.digest(load("gmm", ["name=other", "log_every=7", "keep=9", "out=elsewhere"])) == base
-    for change in ("seed=1", "steps=7", "loss.divergence=kl", "mixture.std=0.2", "student.lr=1"):
+    assert config.digest(load("gmm", ["name=other", "log_every=7", "keep=9", "out=elsewhere", "threads=2"])) == base
+    assert config.digest(load("gmm", ["eval.snapshots=3"])) == base
+    for change in ("seed=1", "steps=7", "loss.divergence=kl", "mixture.std=0.2", "student.lr=1", "eval.samples=9"):
         assert config.digest(load("gmm", [change])) != base, change
+    training = config.digest(load("gmm"), evaluation=False)
+    assert config.digest(load("gmm", ["eval.samples=9"]), evaluation=False) == training
+    assert config.digest(load("gmm", ["student.lr=1"]), evaluation=False) != training
+
+
+# What --resume refuses to change. A new setting belongs here, or into config.EVALUATION or PRESENTATION.
+TRAINING = """
+    task seed steps batch phases sigma_max sigma_log_mean sigma_log_std ema device
+    loss.divergence loss.ratio_range loss.normalize_ratio loss.bins loss.decay loss.gan_weight loss.shuffle_weight
+    loss.backend head_width noise_dimension width depth critic_width critic_depth
+    mixture.spacing mixture.std mixture.weights teacher.channels teacher.layers_per_block
+    teacher.sigma_data teacher.steps teacher.batch teacher.lr teacher.ema teacher.seed
+"""
+OPTIMIZER = ("lr", "betas", "weight_decay", "clip", "schedule", "warmup")
+
+
+def test_every_setting_decides_one_thing():
+    every = {key for task in config.TASKS.values() for key in config.kinds(task)}
+    roles = {f"{role}.{key}" for role in ("student", "fake", "discriminator") for key in OPTIMIZER}
+    training = {*TRAINING.split(), *roles}
+    assert every == training | config.EVALUATION | config.PRESENTATION
+    assert len(every) == len(training) + len(config.EVALUATION) + len(config.PRESENTATION)
+
+
+def test_differences_are_told_by_what_they_decide():
+    old = config.as_dict(load("digits"))
+    changes = ["student.lr=2", "eval.samples=99", "teacher_sigma_min=0.1", "threads=3", "teacher.checkpoint_every=7"]
+    found = config.differences(old, config.as_dict(load("digits", [*changes, "eval.snapshots=0"])))
+    assert found.training == ["student.lr: 0.001 -> 2.0"]
+    assert found.evaluation == ["eval.samples: 1797 -> 99", "teacher_sigma_min: 0.01 -> 0.1"]
+    keys = [told.split(":")[0] for told in found.presentation]
+    assert keys == ["eval.snapshots", "teacher.checkpoint_every", "threads"]
+    assert config.differences({1: 2, "seed": 3}, {"seed": 4}).training == ["1: 2 -> None", "seed: 3 -> 4"]

@@ -42,7 +42,7 @@ def test_help_needs_none_of_them(arguments):
 
 @pytest.mark.parametrize("missing", EVERY)
 def test_training_says_at_once_which_one_is_missing(missing, workplace):
-    done = run([missing], "train", "digits", "steps=1")
+    done = run([missing], "train", "digits", "steps=4")
     assert done.returncode == cli.EXIT_USAGE and done.stdout == ""
     told = f"fdistill: {missing} is not installed; what the trainer lacks: pip install {cli.PACKAGES[missing]}\n"
     assert done.stderr == told

@@ -146,7 +146,7 @@ def test_a_report_of_a_run_that_diverged(workplace):
              "log_ratio_correlation": None}  # fmt: skip
     nan = {name: np.full_like(array, np.nan) for name, array in ARRAYS.items()}
     page = made_report(workplace / "run", nulls, **nan)
-    assert "This run diverged" in page and "<strong>–</strong>" in page and "None" not in page
+    assert "The student diverged" in page and "<strong>–</strong>" in page and "None" not in page
     text = report.summary(workplace / "run", nulls)
     assert "diverged" in text and "–" in text and "report: " in text
     assert "report: " not in report.summary(workplace / "elsewhere", RESULT)

@@ -16,6 +16,16 @@ def role(**options):
     return Role("student", nn.Linear(5, 3), OptimizerConfig(**options), total_updates=10)
 
 
+def test_no_clip_is_no_clip():
+    ours, bounded = role(lr=0.05, clip=0.0), role(lr=0.05, clip=1e30)
+    for _ in range(3):
+        for one in (ours, bounded):
+            one.update(one.network(torch.full((4, 5), 50.0)).square().mean())
+    for free, other in zip(ours.network.parameters(), bounded.network.parameters(), strict=True):
+        assert torch.equal(free, other)
+    assert not torch.equal(next(ours.network.parameters()), next(role().network.parameters()))
+
+
 def test_a_role_goes_on_where_it_stood():
     first, second = role(warmup=5), role(warmup=5)
     for bad in (1.0, math.nan, 1.0):

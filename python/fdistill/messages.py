@@ -1,0 +1,30 @@
+"""The error of a setting, and how a value is shown in it."""
+
+from __future__ import annotations
+
+import reprlib
+
+MOST_SHOWN = 200  # characters of a value in a message
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxstring = 3, 9, 9, 80
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or impossible; the message names it."""
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut: a few aliases of YAML's can stand for a gigabyte."""
+    try:
+        return cut(_short.repr(value))
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"a long {type(value).__name__}"
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def sentence(error: BaseException, most: int = 500) -> str:
+    """An error of another library on one line, cut."""
+    return cut(" ".join(str(error).split()), most)

@@ -1,0 +1,73 @@
+"""Which numbers a setting may have. Each has its `Range` in its type: `Annotated[float, Range("updates", least=1)]`.
+
+`config.from_dict` checks them; `settings_table` prints docs/settings.md from them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fdistill.messages import ConfigError, shown
+
+INTEGER_MOST = 2**31 - 1  # of an integer whose range has no upper end: what every library below can count to
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers between two ends, their unit, and what the ends mean. NaN and infinity are in no range.
+
+    Args:
+        unit: what is counted or measured.
+        least, most: ends that belong to the range.
+        above, below: ends that do not.
+        multiple: only multiples of it.
+        off: what 0 and null (which is read as 0) stand for, where they switch something off.
+        meaning: of the ends, or of the number.
+        hint: what to do instead of a number outside.
+    """
+
+    unit: str = ""
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    multiple: int = 1
+    off: str = ""
+    meaning: str = ""
+    hint: str = ""
+
+    def check(self, key: str, number: float, given: object) -> None:
+        """Raise where number, which was given as `given`, is not in the range."""
+        if not (self._holds(number) or (self.off and number == 0)):
+            too_large = isinstance(number, int) and number > INTEGER_MOST
+            hint = f" ({self.hint})" if self.hint else ""
+            expected = self.text(type(number), too_large)
+            raise ConfigError(f"{key}: expected {expected}{hint}, got {shown(given)}")
+
+    def _holds(self, number: float) -> bool:
+        return (
+            (isinstance(number, int) or math.isfinite(number))
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+            and not (isinstance(number, int) and (number % self.multiple or number > self._integer_most()))
+        )
+
+    def _integer_most(self) -> float:
+        return INTEGER_MOST if self.most is None else self.most
+
+    def text(self, kind: type, too_large: bool = False) -> str:
+        """`a number in [0, 1)`; `an integer > 0, or 0 or null for no pictures`."""
+        noun = "an integer" if kind is int else "a number"
+        if self.multiple > 1:
+            noun = f"a multiple of {self.multiple}"
+        most = self._integer_most() if too_large else self.most
+        low, high = (self.above if self.least is None else self.least), (self.below if most is None else most)
+        if low is not None and high is not None:
+            opening, closing = "(["[self.above is None], ")]"[most is not None]
+            noun += f" in {opening}{low:.10g}, {high:.10g}{closing}"
+        elif low is not None:
+            noun += f" {'>' if self.least is None else '>='} {low:.10g}"
+        return noun + (f", or 0 or null for {self.off}" if self.off else "")
