@@ -97,7 +97,7 @@ def _normalize_ratio(
     if state.edges is not None:
         index = torch.bucketize(t, state.edges, right=True)
     else:
-        # A tensor: by a number, CUDA multiplies with its reciprocal, which moves an edge. A sum: the number may be a symbol.
+        # A tensor: by a number, CUDA multiplies with its reciprocal, which moves an edge. The number may be a symbol.
         width = torch.zeros_like(t) + (state.t_max - state.t_min) / bins
         index = ((t - state.t_min) / width).floor().clamp(0, bins - 1).long()
     # A sum over a one-hot matrix: no atomics, so the same bits every time, and no host sync.

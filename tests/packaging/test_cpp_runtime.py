@@ -1,0 +1,53 @@
+"""A toolchain may link the C++ runtime into what it builds; the process then has two, and torch's is the other one.
+
+Streams of the one use locales of the other: messages lost their numbers, or the process crashed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.packaging.conftest import ROOT
+
+OBJECTS = sorted(ROOT.glob(f"build/cmake-*{sys.implementation.cache_tag}/CMakeFiles/fdkernels_cpu*.dir/**/*.o"))
+CALLS = """
+import sys, torch
+from fdkernels.fdiv import ops
+torch.ops.load_library(sys.argv[1])
+from tests.fdkernels.test_compile import raw_arguments
+call = raw_arguments()
+assert torch.ops.fdkernels.fdiv_native(*call)[0].isfinite()
+for changes in ({"teacher": call.teacher[:2]}, {"numbers": torch.zeros(3, dtype=torch.float64)}):
+    try:
+        torch.ops.fdkernels.fdiv_native(*call._replace(**changes))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(
+    sysconfig.get_platform() != "linux-x86_64" or not OBJECTS, reason="not built in place, or elsewhere"
+)
+def test_refusals_with_a_runtime_of_its_own(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    library = tmp_path / "libfdkernels_cpu.so"
+    libtorch = Path(torch.__file__).parent / "lib"
+    subprocess.run(
+        [compiler, "-shared", "-static-libstdc++", "-static-libgcc", "-o", library, *OBJECTS, f"-L{libtorch}",
+         "-ltorch_cpu", "-Wl,--allow-shlib-undefined"], check=True,
+    )  # fmt: skip
+    said = subprocess.run([sys.executable, "-c", CALLS, library], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == [
+        "teacher: expected the shape of student",
+        "numbers: expected 9 contiguous float64 values on the CPU",
+    ]
