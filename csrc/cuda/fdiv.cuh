@@ -114,38 +114,29 @@ __device__ inline void begin(const Call& call, Shared& shared) {
 
 // ---- a sample
 
-// What thread 0 makes of its team's sums.
-struct Finished {
-  Sums sums;
-  double w, divisor, power;
-};
-
-// What multiplies the sample's direction: the block waits for it.
-__device__ inline double finish_sample(const Call& call, int64_t b, double divisor, Finished& of) {
-  const Problem& p = call.p;
-  const double h = call.w.logits.data != nullptr ? weights_of(call).h[b] : given_weight(call.w, b);
-  of.w = sample_weight(p, b, h, of.sums);
-  of.divisor = p.reduction == Reduction::none && p.mask.data != nullptr ? ::fmax(1.0, of.sums.kept) : divisor;
-  of.power = call.r.unscale != nullptr ? float16_power(of.divisor) : 1.0;
-  return of.w / of.divisor * of.power;
-}
-
-// What the sample leaves for the loss and the figures: the block stores its gradient meanwhile.
-__device__ inline void record_sample(const Call& call, int64_t b, const Finished& of) {
+// What multiplies a sample's direction, from its team's sums; `reports`: the thread that records what it leaves.
+__device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, double divisor, bool reports) {
   const Problem& p = call.p;
   const Results& r = call.r;
+  const double h = call.w.logits.data != nullptr ? weights_of(call).h[b] : given_weight(call.w, b);
+  const double w = sample_weight(p, b, h, sums);
   const bool alone = p.reduction == Reduction::none;
-  const double energy = of.w == 0 ? 0.0 : of.w * of.w * of.sums.energy;
-  const double loss = 0.5 * energy / of.divisor;
-  if (alone && r.wide_loss) static_cast<double*>(r.loss)[b] = loss;
-  if (alone && !r.wide_loss) static_cast<float*>(r.loss)[b] = static_cast<float>(loss);
-  if (r.unscale != nullptr && (alone || b == 0)) r.unscale[b] = static_cast<float>(1.0 / of.power);
-  double* record = r.records + b;
-  record[0] = energy;
-  record[p.batch] = energy / (of.divisor * of.divisor);
-  record[2 * p.batch] = of.sums.nonfinite ? 0.0 : of.sums.gap;
-  record[3 * p.batch] = of.sums.nonfinite ? 0.0 : of.sums.distance;
-  record[4 * p.batch] = of.sums.nonfinite;
+  if (alone && p.mask.data != nullptr) divisor = ::fmax(1.0, sums.kept);
+  const double power = r.unscale != nullptr ? float16_power(divisor) : 1.0;
+  if (reports) {
+    const double energy = w == 0 ? 0.0 : w * w * sums.energy;
+    const double loss = 0.5 * energy / divisor;
+    if (alone && r.wide_loss) static_cast<double*>(r.loss)[b] = loss;
+    if (alone && !r.wide_loss) static_cast<float*>(r.loss)[b] = static_cast<float>(loss);
+    if (r.unscale != nullptr && (alone || b == 0)) r.unscale[b] = static_cast<float>(1.0 / power);
+    double* record = r.records + b;
+    record[0] = energy;
+    record[p.batch] = energy / (divisor * divisor);
+    record[2 * p.batch] = sums.nonfinite ? 0.0 : sums.gap;
+    record[3 * p.batch] = sums.nonfinite ? 0.0 : sums.distance;
+    record[4 * p.batch] = sums.nonfinite;
+  }
+  return w / divisor * power;
 }
 
 __device__ inline void to_values(const Sums& sums, double (&values)[kExchanged]) {
@@ -239,10 +230,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __gr
       }
     }
 #endif
-    Finished finished{to_sums(values)};
-    if (threadIdx.x == 0) shared.coefficient = finish_sample(call, b, shared.divisor, finished);
+    if (threadIdx.x == 0) {
+      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
+    }
     __syncthreads();
-    if (threadIdx.x == 0 && rank == 0) record_sample(call, b, finished);
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
   }
   // Every block has what the others of its cluster wrote to it: none is needed any more by another.
@@ -294,10 +285,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
       for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
     }
     reduce_block<Add>(values, shared.scratch);
-    Finished finished{to_sums(values)};
-    if (threadIdx.x == 0) shared.coefficient = finish_sample(call, b, shared.divisor, finished);
+    if (threadIdx.x == 0) {
+      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
+    }
     __syncthreads();
-    if (threadIdx.x == 0 && rank == 0) record_sample(call, b, finished);
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, b), shared.coefficient);
   }
   if (draws_last(call.r.tickets, static_cast<unsigned>(team), shared.drawn)) {

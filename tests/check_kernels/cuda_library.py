@@ -23,8 +23,12 @@ _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64
 _MANGLED = re.compile(
     r"(fdiv_[a-z]+_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
-# Slow paths of 64-bit division and of double's division and square root; warps that have diverged (sm_80).
-ARITHMETIC = re.compile(r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$")
+# Slow paths of 64-bit division and of double's division and square root; warps that have diverged (sm_80); and what
+# csrc/ has called so that a kernel holds it once (FDK_CALLED).
+ARITHMETIC = re.compile(
+    r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
+    r"|\$_ZN9fdkernels(?:4cuda)?\d+(?:exponential|logarithm|softplus|read_real)E"
+)
 
 
 class Types(NamedTuple):
