@@ -23,7 +23,6 @@ from fdistill.reading import presets
 __all__ = ["TASKS", "Config", "ConfigError", "as_dict", "differences", "digest", "from_dict", "load", "presets"]
 
 DIGITS = 1797  # images that scikit-learn has
-# A generator takes seeds up to 2**64, but a seed is added to, and multiplied by 100,003, for the streams made from it.
 # Seeds are multiplied by 100,003 and added to, for the streams made from them: torch's generator takes 64 bits.
 Seed = Annotated[int, Range("start of the random streams", least=0, most=2**32 - 1)]
 Count = Annotated[int, Range(least=1)]
