@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -172,8 +173,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
         settings = _merge(settings, layer)
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"expected key=value, got {shown(override)}")
+        if not separator or not text.strip():
+            raise ConfigError(f"expected key=value (null stands for none), got {shown(override)}")
         value = reading.parsed(text, f"{cut(key)}: {shown(text)} is not a YAML value")
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -235,6 +236,9 @@ def _build(cls: Any, settings: Any, prefix: str, root: type[Config]) -> Any:
     return cls(**values)
 
 
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # 1e-3, which YAML 1.1 reads as a string
+
+
 def _coerce(kind: Any, value: Any, path: str) -> Any:
     """The value as `kind`, a type or `Annotated[type, Range]`; raises where it is neither that nor in the range."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -250,10 +254,10 @@ def _coerce(kind: Any, value: Any, path: str) -> Any:
                 _coerce(args[0] if variable else args[i], v, path if origin is list else f"{path}[{i}]")
                 for i, v in enumerate(value)
             )
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if kind is float and (type(value) in (int, float) or isinstance(value, str) and _EXPONENT.fullmatch(value)):
         try:
-            return float(value)  # YAML 1.1 reads 1e-3 as a string
-        except (ValueError, OverflowError):
+            return float(value)
+        except OverflowError:
             pass
     if type(value) is kind:
         return value
