@@ -14,6 +14,7 @@ from pathlib import Path
 EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
 
 # Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
 try:
@@ -51,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         args.overrides += rest
     try:
-        return args.command(args)
+        status = args.command(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `fdistill compare ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
     except (ConfigError, FolderError) as error:
         message, status = str(error), EXIT_USAGE
     except OSError as error:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fdistill import plots
 from fdistill.config import GmmConfig, MixtureConfig
-from fdistill.files import write
+from fdistill.files import FolderError, write
+from fdistill.messages import sentence
 from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma, per_sample
 from fdistill.task import Task
 from fdistill.trainer import Distiller
@@ -217,7 +219,11 @@ class GmmTask(Task):
         """The picture, and the points beside it as .npy."""
         mixture = Mixture(cfg.mixture)
         net = PointStudent(cfg, mixture.sigma_data)
-        net.load_state_dict(load_file(student / "student.safetensors"))
+        weights = student / "student.safetensors"
+        try:
+            net.load_state_dict(load_file(weights))
+        except (RuntimeError, SafetensorError) as error:
+            raise FolderError(f"{weights} is damaged or not of these settings: {sentence(error, 160)}") from None
         with torch.no_grad():
             x = net(torch.randn(count, cfg.noise_dimension, generator=torch.Generator().manual_seed(seed))).numpy()
         np.save(output.with_suffix(".npy"), x)

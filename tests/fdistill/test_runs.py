@@ -216,6 +216,14 @@ def test_sample_writes_what_it_says(given, written, unbroken, workplace):
         assert names(workplace) == []
 
 
+def test_nobody_reads(unbroken, workplace):
+    """As in `fdistill sample run | head -0`."""
+    command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", "x"]
+    sampler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    sampler.stdout.close()
+    assert sampler.stderr.read() == "" and sampler.wait() == 141
+
+
 def test_a_full_disk_is_one_sentence(workplace, unbroken):
     lines = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"  # state.pt is larger
     status, _, err = fdistill(*TRAIN, lines=lines)
@@ -241,6 +249,14 @@ def test_a_damaged_student_is_named(unbroken, workplace):
     for command in (["sample", "runs/r"], ["export", "runs/r", "mine"]):
         status, _, err = fdistill(*command)
         assert status == 2 and "student.safetensors does not match its hash" in err[0]
+    settings = folder / "config.yaml"
+    kept = settings.read_text()
+    shutil.copytree(unbroken / "student", folder / "student", dirs_exist_ok=True)
+    settings.write_text(kept.replace("\nwidth: 8", "\nwidth: 9"))
+    status, _, err = fdistill("sample", "runs/r")
+    assert status == 2 and len(err) == 1 and "student.safetensors is damaged or not of these settings" in err[0]
+    settings.write_text(kept)
+    cut(folder / "student/student.safetensors")
     (folder / "metrics.json").unlink()
     assert fdistill(*TRAIN, "--resume")[0] == 0
     assert_same_run(folder, unbroken)
