@@ -11,17 +11,20 @@ import pytest
 pytestmark = pytest.mark.cpu_only("importing probes no device")
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 0.050  # seconds beyond `import torch`
+BUDGET = 0.05  # of what `import torch` takes, which is 50 ms of a second: machines differ by more than we do
 
 MEASURE = """
-import json, sys, time, torch, numpy
+import json, sys, time
+begin = time.process_time()
+import torch, numpy
+torch_seconds = time.process_time() - begin
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = None  # calling one would raise
-modules, before = set(sys.modules), (time.perf_counter(), time.process_time())
+modules, before = set(sys.modules), time.process_time()
 import fdkernels
-after = time.perf_counter(), time.process_time()
+seconds = time.process_time() - before
 with open("/proc/self/maps") as maps:
     kernels = "libfdkernels" in maps.read()
-print(json.dumps([min(a - b for a, b in zip(after, before)), sorted(set(sys.modules) - modules), kernels]))
+print(json.dumps([seconds / torch_seconds, sorted(set(sys.modules) - modules), kernels]))
 """
 
 UNWANTED = ("triton", "diffusers", "matplotlib", "sklearn", "scipy", "hypothesis", "mpmath", "torch._dynamo")
@@ -38,17 +41,17 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def measure() -> tuple[float, list[str], bool]:
-    """Of a fresh interpreter: seconds, modules that came with the package, whether kernels were loaded."""
+    """Of a fresh interpreter: its time over torch's, modules that come with the package, whether kernels are loaded."""
     run = python(MEASURE)
     assert run.returncode == 0, run.stderr
-    seconds, modules, kernels = json.loads(run.stdout)
-    return seconds, modules, kernels
+    part, modules, kernels = json.loads(run.stdout)
+    return part, modules, kernels
 
 
-def test_import_adds_at_most_50_ms_to_torch():
+def test_import_adds_little_to_torch():
     """The least of several, of processor time: a machine that is busy with something else only adds."""
-    times = [measure()[0] for _ in range(5)]
-    assert min(times) <= BUDGET, times
+    parts = [measure()[0] for _ in range(5)]
+    assert min(parts) <= BUDGET, parts
 
 
 def test_import_brings_nothing_heavy_and_probes_no_device():
