@@ -22,6 +22,7 @@ try:
     from fdistill import config
     from fdistill.config import Config, ConfigError, GmmConfig
     from fdistill.files import FolderError, damage, new_partial, seal, writing
+    from fdistill.ranges import Range
     from fdistill.task import Interrupted
     from fdkernels import printing
 except KeyboardInterrupt:  # torch takes seconds
@@ -150,8 +151,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     divergences = [name.strip() for name in args.divergences.split(",") if name.strip()]
-    if not divergences or args.seeds < 1:
-        raise ConfigError("compare: expected at least one divergence and one seed")
+    Range(least=1, most=1000).check("--seeds", args.seeds, args.seeds)
+    if not divergences:
+        raise ConfigError("--divergences: expected at least one")
     _check_packages(config.load(args.preset, args.overrides))
     from fdistill import compare
 
@@ -194,8 +196,8 @@ def _sample(args: argparse.Namespace) -> int:
     from fdistill import run
 
     cfg, student = _student_folder(args.run)
-    if args.count < 1:
-        raise ConfigError(f"--count: expected at least 1, got {args.count}")
+    Range(least=1, most=100_000).check("--count", args.count, args.count)
+    Range(least=0, most=2**32 - 1).check("--seed", args.seed, args.seed)
     output = _output(args, beside=[".npy"] if isinstance(cfg, GmmConfig) else [])
     with writing(output):
         run.task_class(cfg).draw(cfg, student, args.count, args.seed, output)

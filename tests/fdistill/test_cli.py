@@ -96,7 +96,8 @@ def test_settings_may_stand_after_options(capsys):
         (["sample", "nowhere"], "nowhere is not a run"),
         (["train", "gmm", "--resume", "--fresh"], "exclude each other"),
         (["compare", "gmm", "--divergences", "rkl,kll"], "did you mean 'kl'"),
-        (["compare", "gmm", "--seeds", "0"], "at least one"),
+        (["compare", "gmm", "--seeds", "0"], "--seeds: expected an integer in [1, 1000], got 0"),
+        (["compare", "gmm", "--divergences", ","], "--divergences: expected at least one"),
     ],
 )
 def test_errors_say_what_to_do(arguments, message, capsys):

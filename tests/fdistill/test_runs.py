@@ -216,6 +216,13 @@ def test_sample_writes_what_it_says(given, written, unbroken, workplace):
         assert names(workplace) == []
 
 
+@pytest.mark.parametrize("option", [("-n", "0"), ("-n", "99999999999"), ("--seed", "-1"), ("--seed", "9" * 30)])
+def test_sample_of_impossible_numbers(option, unbroken, workplace):
+    status, _, err = fdistill("sample", str(unbroken), *option)
+    assert status == 2 and len(err) == 1 and "expected an integer in [" in err[0]
+    assert names(workplace) == []
+
+
 def test_nobody_reads(unbroken, workplace):
     """As in `fdistill sample run | head -0`."""
     command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", "x"]
