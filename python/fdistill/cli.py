@@ -71,10 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         install = " ".join(name for module, name in PACKAGES.items() if module == missing or not _installed(module))
         message, status = f"{missing} is not installed; what the trainer lacks: pip install {install}", EXIT_USAGE
     except Interrupted as stop:
-        message, status = f"{stop}. Go on with: {_resume_command(arguments)}", EXIT_INTERRUPTED
+        message, status = f"{stop}. Go on with: {_resume_command(arguments, stop.started)}", EXIT_INTERRUPTED
     except KeyboardInterrupt:
         trains = args.command in (_train, _compare)
         message = "stopped at once" + (f". Go on with: {_resume_command(arguments)}" if trains else "")
+        if trains and getattr(args, "fresh", False):
+            message += ", or with --fresh where the new run had not begun"
         status = EXIT_INTERRUPTED
     print(f"fdistill: {message}", file=sys.stderr)
     return status
@@ -157,8 +159,7 @@ def _compare(args: argparse.Namespace) -> int:
     _check_packages(config.load(args.preset, args.overrides))
     from fdistill import compare
 
-    compare.run_all(args.preset, args.overrides, divergences, args.seeds)
-    return 0
+    return 0 if compare.run_all(args.preset, args.overrides, divergences, args.seeds) else EXIT_DIVERGED
 
 
 def _student_folder(folder: Path) -> tuple[Config, Path]:
@@ -209,6 +210,11 @@ def _export(args: argparse.Namespace) -> int:
     student = _student_folder(args.run)[1]
     if os.path.lexists(args.folder):
         raise ConfigError(f"{args.folder} exists already")
+    from fdistill.folder import is_run
+
+    inside = next((parent for parent in Path(os.path.realpath(args.folder)).parents if is_run(parent)), None)
+    if inside is not None:
+        raise ConfigError(f"{args.folder} lies in a run, {inside}; export to a folder outside")
     with writing(args.folder):
         partial = new_partial(args.folder)
         try:
@@ -221,8 +227,11 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _resume_command(arguments: Sequence[str] | None) -> str:
+def _resume_command(arguments: Sequence[str] | None, started: bool = True) -> str:
+    """`--fresh` again where the run that it replaces is still there."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--fresh" in given and not started:
+        return shlex.join(["fdistill", *given])
     dropped = [argument for argument in given if argument not in ("--resume", "--fresh")]
     return shlex.join(["fdistill", *dropped, *(["--resume"] if dropped[:1] == ["train"] else [])])
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fdistill import config, plots, run
-from fdistill.checkpoint import write_atomically
+from fdistill import config, plots, reading, run
 from fdistill.config import Config, ConfigError
+from fdistill.files import write_atomically
 from fdistill.report import FIGURES, number
 from fdkernels.divergences import resolve
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTROL = "-shuffled"
+MARK = ".fdistill-comparison"
 # Settings that tell the runs apart, by what sets them.
 OURS = {"name": "compare", "loss.divergence": "--divergences", "loss.shuffle_weight": f"NAME{CONTROL} in --divergences"}
 
@@ -57,20 +59,28 @@ def arms_of(names: Sequence[str]) -> dict[str, list[str]]:
     return arms
 
 
-def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], seeds: int) -> None:
-    """Train what is missing, one after the other; write compare.json, print the table, draw compare.png."""
+def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], seeds: int) -> bool:
+    """Train what is missing, one after the other; write compare.json, print the table, draw compare.png.
+
+    Whether no student diverged.
+    """
     for override in overrides:
-        key = override.partition("=")[0]
-        if key in OURS:
-            raise ConfigError(f"{key}: each run of a comparison has its own, from {OURS[key]}")
+        key, _, text = override.partition("=")
+        inner = reading.parsed(text, f"{key}: not a YAML value") if key == "loss" else None
+        for named in [f"{key}.{name}" for name in inner] if isinstance(inner, dict) else [key]:
+            if named in OURS:
+                raise ConfigError(f"{named}: each run of a comparison has its own, from {OURS[named]}")
     base, arms = config.load(preset, overrides), arms_of(divergences)
     out = Path(base.out) / f"{Path(preset).stem}-compare"
+    _check(out)
     plan: list[tuple[str, Config]] = []
     for seed in range(base.seed, base.seed + seeds):
         for arm, settings in arms.items():
             named = f"name={out.name}/{arm}-seed{seed}"
             plan.append((arm, config.load(preset, [*overrides, *settings, f"seed={seed}", named])))
     missing = [cfg for _, cfg in plan if not run.prepare(cfg, resume=True, fresh=False)]
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / MARK, "")
     print(f"{len(plan)} runs in {out}, {len(missing)} to train")
     for i, cfg in enumerate(missing):
         print(f"[{i + 1}/{len(missing)}] {cfg.name}", flush=True)
@@ -82,6 +92,14 @@ def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], s
     print(_table(results), flush=True)
     _figure(results, out / "compare.png")
     print(f"{out / 'compare.json'}, {out / 'compare.png'}")
+    return not any(map(_diverged, results.values()))
+
+
+def _check(out: Path) -> None:
+    """Raise where a result would replace what no comparison made."""
+    for path in (out / "compare.json", out / "compare.png"):
+        if os.path.lexists(path) and (path.is_symlink() or path.is_dir() or not (out / MARK).is_file()):
+            raise ConfigError(f"{path}: no comparison of this version made it; move it away, or pass out=...")
 
 
 def _keys(by_arm: Results) -> list[str]:

@@ -69,7 +69,7 @@ class EvalConfig:
     """How the student is measured and shown; `--resume` takes other settings than the training began with."""
 
     snapshots: Annotated[int, Range("pictures of samples on fixed noise over the run", least=1, off="none")] = 20
-    samples: Annotated[int, Range("images or points in each measured set", least=2)] = DIGITS
+    samples: Annotated[int, Range("images or points in each measured set", least=2, most=10**6)] = DIGITS
     teacher_steps: Annotated[int, Range("Heun steps", least=1)] = 20
     neighbours: Annotated[int, Range("k of precision and recall; fewer than images in a set", least=1)] = 5
     bootstraps: Annotated[int, Range("of the real data, for the floor", least=1, off="no floor")] = 8

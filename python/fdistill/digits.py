@@ -131,7 +131,9 @@ def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
                 state = {"role": role.state_dict(), "generator": generator.get_state(), "data": sampler.state_dict()}
                 checkpoints.save(role.updates, networks, state)
             if stop:
-                raise Interrupted(f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved")
+                raise Interrupted(
+                    f"stopped after step {role.updates} of {settings.steps} of the teacher, state saved", False
+                )
     if not _works(average.network, images, settings):
         raise ConfigError(f"teacher.lr: the teacher diverged, expected a lower one than {settings.lr:g}")
     average.network.unet.save_pretrained(result)  # type: ignore[union-attr,operator]

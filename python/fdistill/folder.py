@@ -72,6 +72,9 @@ def check(folder: Path, out: Path) -> None:
     if is_run(folder):
         _check_format(folder)
         _check_links(folder)
+        _check_places(folder)
+    elif os.path.lexists(folder / MARK):
+        raise ConfigError(f"{folder / MARK} is no file; move it away, or {another}")
     elif set(os.listdir(folder)) - OWN:
         raise ConfigError(
             f"{folder} is not a run, or one of an older version: it has no {MARK}. Nothing in it is touched; {another}"
@@ -83,6 +86,13 @@ def _check_links(folder: Path) -> None:
     for name in files_below(folder):
         if (folder / name).is_symlink() and (Path(name).parts[0] in PLACES or OF_A_RUN.fullmatch(name)):
             raise ConfigError(f"{folder / name} is a link to {os.readlink(folder / name)}; move it away")
+
+
+def _check_places(folder: Path) -> None:
+    """A file where a run has a folder, or the other way, would be met after the training."""
+    for entry in os.scandir(folder):
+        if entry.name in PLACES and not entry.is_dir() or re.fullmatch(_FILES, entry.name) and entry.is_dir():
+            raise ConfigError(f"{entry.path} is in the way; move it away")
 
 
 def _check_format(folder: Path) -> None:

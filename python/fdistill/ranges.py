@@ -23,7 +23,6 @@ class Range:
         above, below: ends that do not.
         multiple: only multiples of it.
         off: what 0 and null (which is read as 0) stand for, where they switch something off.
-        meaning: of the ends, or of the number.
         hint: what to do instead of a number outside.
     """
 
@@ -34,7 +33,6 @@ class Range:
     below: float | None = None
     multiple: int = 1
     off: str = ""
-    meaning: str = ""
     hint: str = ""
 
     def check(self, key: str, number: float, given: object) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from fdistill import plots
+from fdistill.roles import TITLES
 from fdistill.trainer import read_log
 
 FIGURES = {
@@ -72,12 +73,13 @@ def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def diverged(result: dict[str, Any]) -> str:
-    """What became of a student whose weights, samples or figures are not finite; empty where all are."""
+    """What became of a run in which a role's numbers ended; empty where all are finite."""
     if not result.get("diverged"):
         return ""
     at = result.get("diverged_at")
     when = f"not finite since iteration {at:,}" if at else "not finite at the end"
-    return f"diverged: {when}, {result.get('skipped_updates', 0):,} updates skipped"
+    who = TITLES[result.get("diverged_role") or "student"]
+    return f"the {who} diverged: {when}, {result.get('skipped_updates', 0):,} updates skipped"
 
 
 def summary(folder: Path, result: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fdistill.config import OptimizerConfig
 
+TITLES = {"student": "student", "fake": "fake score", "discriminator": "discriminator"}
+
 
 class Role:
     """One network and how it is updated.

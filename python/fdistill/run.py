@@ -13,6 +13,7 @@ import yaml
 
 from fdistill import config, cpus, reading
 from fdistill.checkpoint import Checkpoints
+from fdistill.checks import ROLES
 from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
 from fdistill.files import FolderError, install, new_partial, seal, sweep, write_atomically, writing
 from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
@@ -154,8 +155,9 @@ def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[st
         "config": digest(cfg),
         "training": digest(cfg, evaluation=False),
         **figures,
-        "diverged": None in figures["student"].values(),
+        "diverged": None in figures["student"].values() or any(bool(ended) for ended in distiller.ended.values()),
         "diverged_at": at if (at := int(distiller.diverged_at)) >= 0 else None,
+        "diverged_role": ROLES[int(distiller.diverged_role)] if at >= 0 else None,
         "distillation_seconds": round(distiller.seconds, 1),
         "skipped_updates": sum(int(role.skipped) for role in distiller.roles.values()),
         "threads": torch.get_num_threads(),

@@ -13,7 +13,15 @@ from fdistill.networks import Denoiser
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved its state."""
+    """Training was asked to stop and has saved its state.
+
+    Args:
+        started: whether the run itself had begun, or only what comes before it.
+    """
+
+    def __init__(self, message: str, started: bool = True) -> None:
+        super().__init__(message)
+        self.started = started
 
 
 class Task(ABC):

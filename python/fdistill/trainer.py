@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 
 import fdkernels as fdk
 from fdistill.checkpoint import Checkpoints
+from fdistill.checks import ROLES
 from fdistill.config import Config
 from fdistill.files import FolderError, write_atomically
 from fdistill.networks import log_normal_sigma, per_sample
-from fdistill.roles import Average, Meter, Role
+from fdistill.roles import TITLES, Average, Meter, Role
 from fdistill.task import Interrupted, Task
 
 # A terminal is redrawn often; a log file or a CI's output gets a line now and then.
@@ -41,15 +42,16 @@ class Distiller:
         self.step = 0
         self.seconds = 0.0
         self.teacher = task.teacher.requires_grad_(False).eval()
-        self.roles = {
-            name: Role(name, getattr(task, name), getattr(cfg, name), self._updates(name))
-            for name in ("student", "fake", "discriminator")
-        }
+        self.roles = {name: Role(name, getattr(task, name), getattr(cfg, name), self._updates(name)) for name in ROLES}
         self.average = Average(task.student, cfg.ema)
         self.generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
         self.meter = Meter()
-        # Of the first student update whose samples or loss were not finite; -1 where all were.
-        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=cfg.device)
+        # Of the first update whose numbers were not finite, and of its role in ROLES; -1 where all were.
+        self.diverged_at, self.diverged_role = (
+            torch.full((), -1, dtype=torch.int64, device=cfg.device) for _ in range(2)
+        )
+        # Roles whose latest update was of no use.
+        self.ended = {name: torch.zeros((), dtype=torch.bool, device=cfg.device) for name in ROLES}
         self.normalizer: fdk.RatioNormalizer | None = None
         if cfg.loss.normalize_ratio:
             # Bins of equal population, of noise levels as training draws them.
@@ -65,6 +67,7 @@ class Distiller:
         if "fake" in phase or "discriminator" in phase:
             with torch.no_grad():
                 x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
+            self._watch("student", x)  # first: the critics' numbers end with these
             noisy, sigma = self._noised(x)
             if "fake" in phase:
                 self._update_fake(x, noisy, sigma)
@@ -78,6 +81,7 @@ class Distiller:
         """The fake score learns to denoise the student's samples."""
         target = self.task.fake.target(x, noisy, sigma)
         loss = mse_loss(self.task.fake(noisy, sigma), target)
+        self._watch("fake", loss)
         self._apply("fake", loss)
 
     def _update_discriminator(self, noisy: Tensor, sigma: Tensor) -> None:
@@ -89,6 +93,7 @@ class Distiller:
         logits = self.task.discriminator(features, torch.cat((sigma, sigma)))
         of_fake, of_real = logits.chunk(2)
         loss = softplus(of_fake).mean() + softplus(-of_real).mean()
+        self._watch("discriminator", loss)
         self._apply("discriminator", loss)
         self.meter.add("discriminator/accuracy_fake", (of_fake < 0).double().mean())
         self.meter.add("discriminator/accuracy_real", (of_real > 0).double().mean())
@@ -114,7 +119,11 @@ class Distiller:
             gan = softplus(-logits).mean()
             self.meter.add("student/gan_loss", gan)
             loss = loss + cfg.gan_weight * gan
-        self._watch(x, loss)
+        self._watch("student", x)
+        self._watch("fake", fake)
+        self._watch("discriminator", logits)
+        # A loss from which every sample was dropped is finite.
+        self._watch("student", x, loss, dropped=stats.nonfinite_samples >= self.cfg.batch)
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
         figures = stats._asdict()
@@ -163,13 +172,13 @@ class Distiller:
         self.meter.add(f"{name}/grad_norm", self.roles[name].update(loss))
         self.meter.add(f"{name}/loss", loss)
 
-    def _watch(self, x: Tensor, loss: Tensor) -> None:
-        """Note the iteration where the student's numbers end, without a wait of the host.
-
-        The loss alone does not tell: samples that are not finite are dropped from it.
-        """
-        ended = (self.diverged_at < 0) & ~(x.detach().isfinite().all() & loss.detach().isfinite())
-        self.diverged_at = torch.where(ended, self.step + 1, self.diverged_at)
+    def _watch(self, name: str, *values: Tensor, dropped: Tensor | None = None) -> None:
+        """Note whether a role's numbers end in this update, without a wait of the host."""
+        finite = torch.stack([v.detach().isfinite().all() for v in values]).all()
+        ended = self.ended[name] = ~finite if dropped is None else ~finite | dropped
+        first = ended & (self.diverged_at < 0)
+        self.diverged_at = torch.where(first, self.step + 1, self.diverged_at)
+        self.diverged_role = torch.where(first, ROLES.index(name), self.diverged_role)
 
     def _updates(self, name: str) -> int:
         """How often a role is updated over the run."""
@@ -186,7 +195,7 @@ class Distiller:
             "torch_rng": torch.get_rng_state(),
             "data": self.task.state_dict(),
             "meter": self.meter.state_dict(),
-            "diverged_at": self.diverged_at,
+            "diverged": {"at": self.diverged_at, "role": self.diverged_role, "ended": self.ended},
         }
 
     def save(self) -> None:
@@ -215,8 +224,9 @@ class Distiller:
         torch.set_rng_state(state["torch_rng"])
         self.task.load_state_dict(state["data"])
         self.meter.load_state_dict(state["meter"])
-        if "diverged_at" in state:  # not in checkpoints of earlier versions
-            self.diverged_at = state["diverged_at"].to(self.cfg.device)
+        told = state["diverged"]
+        self.diverged_at, self.diverged_role = (told[key].to(self.cfg.device) for key in ("at", "role"))
+        self.ended = {name: ended.to(self.cfg.device) for name, ended in told["ended"].items()}
         return True
 
     def _check_nothing_is_lost(self) -> None:
@@ -260,7 +270,8 @@ class Distiller:
     def _tell_divergence(self) -> bool:
         if self.diverged_at < 0:
             return False
-        what = f"the student diverged: not finite since iteration {int(self.diverged_at)}; a lower student.lr may help"
+        role, at = ROLES[int(self.diverged_role)], int(self.diverged_at)
+        what = f"the {TITLES[role]} diverged: not finite since iteration {at}; a lower {role}.lr may help"
         tqdm.write(f"fdistill: {what}", file=sys.stderr)
         return True
 

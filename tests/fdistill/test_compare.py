@@ -81,13 +81,26 @@ def test_only_the_arms_that_were_asked_for(tiny_gmm, workplace, capsys):
     stored = json.loads((workplace / "runs" / "gmm-compare" / "compare.json").read_text(encoding="utf-8"))
     assert list(stored["arms"]) == ["rkl", "kl"]
     assert stored["arms"]["kl"]["summary"]["kl_qp"]["std"] is None
-    # Nothing to train, and the figure fails: the table and the figures are there all the same.
-    (workplace / "runs" / "gmm-compare" / "compare.png").unlink()
-    (workplace / "runs" / "gmm-compare" / "compare.png").mkdir()
-    assert cli.main(["compare", "gmm", "--divergences", "kl", "--seeds", "1", *tiny_gmm]) == 1
-    assert "On-mode" in capsys.readouterr().out
+    assert cli.main(["compare", "gmm", "--divergences", "kl", "--seeds", "1", *tiny_gmm]) == 0
     stored = json.loads((workplace / "runs" / "gmm-compare" / "compare.json").read_text(encoding="utf-8"))
     assert list(stored["arms"]) == ["kl"]
+
+
+@pytest.mark.parametrize("way", ["file", "link", "folder"])
+def test_what_no_comparison_made_stays(way, tiny_gmm, workplace, capsys):
+    out = workplace / "runs" / "gmm-compare"
+    out.mkdir(parents=True)
+    (workplace / "keep").write_text("precious")
+    if way == "file":
+        (out / "compare.json").write_text("precious")
+    elif way == "link":
+        (out / "compare.png").symlink_to(workplace / "keep")
+    else:
+        (out / "compare.png").mkdir()
+    before = sorted(out.iterdir())
+    assert cli.main(["compare", "gmm", "--divergences", "kl", "--seeds", "1", *tiny_gmm]) == 2
+    assert "no comparison of this version made it" in capsys.readouterr().err
+    assert sorted(out.iterdir()) == before and (workplace / "keep").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
@@ -101,9 +114,10 @@ def test_only_the_arms_that_were_asked_for(tiny_gmm, workplace, capsys):
         (["--divergences", "rkl,-shuffled"], "unknown name"),
         (["--divergences", "tv"], "total variation"),
         (["--divergences", "alpha(nan)"], "finite number"),
-        (["--divergences", ","], "at least one divergence"),
+        (["--divergences", ","], "--divergences: expected at least one"),
         (["loss.divergence=kl"], "loss.divergence: each run of a comparison has its own, from --divergences"),
         (["loss.shuffle_weight=true"], "from NAME-shuffled in --divergences"),
+        (["loss={divergence: kl}"], "loss.divergence: each run of a comparison has its own, from --divergences"),
         (["name=mine"], "name: each run"),
     ],
 )
@@ -171,7 +185,7 @@ def test_a_stored_run_that_diverged_is_compared(tiny_gmm, workplace, capsys):
     result.update(diverged=True, student=dict.fromkeys(result["student"]))
     path.write_text(json.dumps(result), encoding="utf-8")
     capsys.readouterr()
-    assert cli.main(arguments) == 0
+    assert cli.main(arguments) == cli.EXIT_DIVERGED
     out = capsys.readouterr().out
     assert "0 to train" in out and "kl: 1 of 1 diverged" in out
     assert np.isfinite(json.loads((path.parents[1] / "compare.json").read_text(encoding="utf-8"))["arms"]["rkl"]

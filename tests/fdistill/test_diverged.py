@@ -67,6 +67,18 @@ def test_weights_that_end_with_the_last_update_are_seen(tiny_gmm, workplace, mon
     assert result["diverged"] and result["diverged_at"] is None
 
 
+@pytest.mark.parametrize(("role", "title"), [("fake", "fake score"), ("discriminator", "discriminator")])
+def test_a_diverged_critic_is_no_success(role, title, tiny_gmm, workplace, capsys):
+    """The student's samples stay finite, since all of them are dropped."""
+    assert cli.main(["train", "gmm", "name=g", *tiny_gmm, f"{role}.lr=1e30"]) == cli.EXIT_DIVERGED
+    result = strict(workplace / "runs/g/metrics.json")
+    assert result["diverged"] and result["diverged_role"] == role and None not in result["student"].values()
+    output = capsys.readouterr()
+    assert f"the {title} diverged: not finite since iteration" in output.out
+    assert f"a lower {role}.lr may help" in output.err
+    assert f"The {title} diverged" in (workplace / "runs/g/report.html").read_text()
+
+
 def test_where_it_diverged_survives_an_interrupt(tiny_gmm, monkeypatch, workplace):
     from fdistill.task import Interrupted
 
@@ -114,7 +126,7 @@ def test_without_pictures_and_floor(tiny_digits, workplace):
 
 
 def test_the_low_ends_work_to_the_end(tiny_gmm, workplace):
-    lowest = ["batch=2", "depth=0", "critic_depth=0", "width=1", "critic_width=1", "eval.samples=2", "loss.bins=1"]
+    lowest = ["batch=2", "depth=0", "critic_depth=0", "width=1", "critic_width=1", "eval.samples=100", "loss.bins=1"]
     assert cli.main(["train", "gmm", "name=g", *tiny_gmm, *lowest, "ema=0", "loss.decay=0"]) == 0
     page = (workplace / "runs/g/report.html").read_text()
     assert "show(frames.length - 1)" in page and not strict(workplace / "runs/g/metrics.json")["diverged"]

@@ -223,6 +223,25 @@ def test_sample_of_impossible_numbers(option, unbroken, workplace):
     assert names(workplace) == []
 
 
+@pytest.mark.parametrize("way", ["report.html/", "progress", ".fdistill-run/"])
+def test_what_is_in_the_way_is_met_before_the_training(way, unbroken, workplace):
+    folder = shutil.copytree(unbroken, workplace / "runs/r")
+    path = folder / way.rstrip("/")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.mkdir() if way.endswith("/") else path.write_text("precious")
+    before = names(folder)
+    status, _, err = fdistill(*TRAIN, "--fresh")
+    assert status == 2 and len(err) == 1 and path.name in err[0] and "move it away" in err[0]
+    assert names(folder) == before
+
+
+def test_no_export_into_a_run(unbroken, workplace):
+    folder = shutil.copytree(unbroken, workplace / "runs/r")
+    before = names(folder / "student")
+    status, _, err = fdistill("export", "runs/r", "runs/r/student/in")
+    assert status == 2 and "lies in a run" in err[0] and names(folder / "student") == before
+
+
 def test_nobody_reads(unbroken, workplace):
     """As in `fdistill sample run | head -0`."""
     command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", "x"]
