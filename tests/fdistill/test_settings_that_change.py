@@ -141,7 +141,7 @@ def test_a_start_that_failed_is_corrected(tiny_gmm, workplace, monkeypatch, caps
     ("overrides", "told"),
     [
         (["student.lr=-1"], "student.lr: expected a number > 0 (a role that no phase names is not trained), got -1"),
-        (["eval.samples=1"], "eval.samples: expected an integer >= 2, got 1"),
+        (["eval.samples=1"], "eval.samples: expected an integer in [2, 1000000], got 1"),
         (["device=cuda:97"], "device: cuda:97 does not work here: "),
         (["student={lr: 1, lr: 2}"], "the key 'lr' stands twice"),
         (["phases=[[fake],[fake],[student]]", "steps=2"], "steps: expected at least 3"),
