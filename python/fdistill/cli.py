@@ -198,7 +198,7 @@ def _sample(args: argparse.Namespace) -> int:
 
     cfg, student = _student_folder(args.run)
     Range(least=1, most=100_000).check("--count", args.count, args.count)
-    Range(least=0, most=2**32 - 1).check("--seed", args.seed, args.seed)
+    config.SEEDS.check("--seed", args.seed, args.seed)
     output = _output(args, beside=[".npy"] if isinstance(cfg, GmmConfig) else [])
     with writing(output):
         run.task_class(cfg).draw(cfg, student, args.count, args.seed, output)
@@ -210,11 +210,11 @@ def _export(args: argparse.Namespace) -> int:
     student = _student_folder(args.run)[1]
     if os.path.lexists(args.folder):
         raise ConfigError(f"{args.folder} exists already")
-    from fdistill.folder import is_run
+    from fdistill.folder import run_around
 
-    inside = next((parent for parent in Path(os.path.realpath(args.folder)).parents if is_run(parent)), None)
-    if inside is not None:
-        raise ConfigError(f"{args.folder} lies in a run, {inside}; export to a folder outside")
+    around = run_around(args.folder)
+    if around is not None:
+        raise ConfigError(f"{args.folder} lies in a run, {around}; export to a folder outside")
     with writing(args.folder):
         partial = new_partial(args.folder)
         try:

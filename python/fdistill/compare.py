@@ -132,16 +132,8 @@ def _summary(base: Config, by_arm: Results) -> dict[str, Any]:
                "runs": results}
         for name, results in by_arm.items()
     }  # fmt: skip
-    return _strict({"task": base.task, "settings": config.as_dict(base), "arms": arms})
-
-
-def _strict(value: Any) -> Any:
-    """Null for what JSON has no number for: older runs that diverged hold NaN."""
-    if isinstance(value, dict):
-        return {key: _strict(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_strict(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    # Older runs that diverged hold NaN.
+    return run.without_nan({"task": base.task, "settings": config.as_dict(base), "arms": arms})
 
 
 def _table(by_arm: Results) -> str:

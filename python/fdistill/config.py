@@ -25,7 +25,8 @@ __all__ = ["TASKS", "Config", "ConfigError", "as_dict", "differences", "digest",
 
 DIGITS = 1797  # images that scikit-learn has
 # Seeds are multiplied by 100,003 and added to, for the streams made from them: torch's generator takes 64 bits.
-Seed = Annotated[int, Range("start of the random streams", least=0, most=2**32 - 1)]
+SEEDS = Range("start of the random streams", least=0, most=2**32 - 1)
+Seed = Annotated[int, SEEDS]
 Count = Annotated[int, Range(least=1)]
 Iterations = Annotated[int, Range("iterations", least=1)]
 Kept = Annotated[float, Range("part of the former mean that an update keeps; 0: all is new", least=0, below=1)]

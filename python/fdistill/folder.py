@@ -48,6 +48,11 @@ def is_run(folder: Path) -> bool:
     return (folder / MARK).is_file()
 
 
+def run_around(folder: Path) -> Path | None:
+    """The run that a folder lies in, if any; links on the way are followed."""
+    return next((parent for parent in Path(os.path.realpath(folder)).parents if is_run(parent)), None)
+
+
 def check(folder: Path, out: Path) -> None:
     """Raise where a run must not lie in `folder`; looks only.
 
@@ -59,9 +64,9 @@ def check(folder: Path, out: Path) -> None:
     there, meant = Path(os.path.realpath(folder)), Path(os.path.realpath(out)) / folder.relative_to(out)
     if there != meant:
         raise ConfigError(f"{folder} is reached by a link and lies at {there}; name that with out=... and name=...")
-    for parent in there.parents:
-        if is_run(parent):
-            raise ConfigError(f"{folder} lies in another run, {parent}; {another}")
+    around = run_around(there)
+    if around is not None:
+        raise ConfigError(f"{folder} lies in another run, {around}; {another}")
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
