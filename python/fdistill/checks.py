@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fdistill.config import Config, DigitsConfig
 
 ROLES = ("student", "fake", "discriminator")
-POINTS = 100  # of the mixture, of which half are kernels of the estimated density
 
 
 def check(cfg: Config) -> None:
@@ -28,8 +27,6 @@ def check(cfg: Config) -> None:
         raise ConfigError(f"loss.ratio_range: expected the first below the second, got {shown(cfg.loss.ratio_range)}")
     if isinstance(cfg, DigitsConfig):
         _check_digits(cfg)
-    if isinstance(cfg, GmmConfig) and cfg.eval.samples < POINTS:
-        raise ConfigError(f"eval.samples: expected at least {POINTS} points, got {cfg.eval.samples}")
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
         raise ConfigError(f"mixture.weights: expected 9 numbers, got {len(cfg.mixture.weights)}")
 

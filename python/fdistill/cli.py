@@ -7,8 +7,11 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_FAULT = EXIT_DIVERGED = 1
@@ -43,6 +46,20 @@ PACKAGES = {
 NOT_FOR_GMM = {"diffusers", "sklearn", "torchmetrics"}
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send, stops as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@_terminated_as_interrupted()
 def main(arguments: Sequence[str] | None = None) -> int:
     printing.accept_any_text()
     parser = _parser()

@@ -12,7 +12,7 @@ import numpy as np
 
 from fdistill import config, plots, reading, run
 from fdistill.config import Config, ConfigError
-from fdistill.files import write_atomically
+from fdistill.files import LOCK, held, write_atomically
 from fdistill.report import FIGURES, number
 from fdkernels.divergences import resolve
 
@@ -78,14 +78,21 @@ def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], s
         for arm, settings in arms.items():
             named = f"name={out.name}/{arm}-seed{seed}"
             plan.append((arm, config.load(preset, [*overrides, *settings, f"seed={seed}", named])))
-    missing = [cfg for _, cfg in plan if not run.prepare(cfg, resume=True, fresh=False)]
+    for _, cfg in plan:
+        run.prepare(cfg, resume=True, fresh=False)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / MARK, "")
+    with held(out / LOCK, f"{out} is being compared"):
+        write_atomically(out / MARK, "")
+        return _run(base, plan, out)
+
+
+def _run(base: Config, plan: Sequence[tuple[str, Config]], out: Path) -> bool:
+    missing = [cfg for _, cfg in plan if not run.prepare(cfg, resume=True, fresh=False)]
     print(f"{len(plan)} runs in {out}, {len(missing)} to train")
     for i, cfg in enumerate(missing):
         print(f"[{i + 1}/{len(missing)}] {cfg.name}", flush=True)
         run.train(cfg, with_report=False)
-    results: Results = {arm: [] for arm in arms}
+    results: Results = {arm: [] for arm, _ in plan}
     for arm, cfg in plan:
         results[arm].append(run.result_of(run.folder_of(cfg)) or {})
     write_atomically(out / "compare.json", json.dumps(_summary(base, results), indent=2) + "\n")

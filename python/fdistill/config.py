@@ -70,7 +70,7 @@ class EvalConfig:
     """How the student is measured and shown; `--resume` takes other settings than the training began with."""
 
     snapshots: Annotated[int, Range("pictures of samples on fixed noise over the run", least=1, off="none")] = 20
-    samples: Annotated[int, Range("images or points in each measured set", least=2, most=10**6)] = DIGITS
+    samples: Annotated[int, Range("images in each measured set", least=2, most=10**6)] = DIGITS
     teacher_steps: Annotated[int, Range("Heun steps", least=1)] = 20
     neighbours: Annotated[int, Range("k of precision and recall; fewer than images in a set", least=1)] = 5
     bootstraps: Annotated[int, Range("of the real data, for the floor", least=1, off="no floor")] = 8
@@ -141,7 +141,15 @@ class MixtureConfig:
 
 
 @dataclass
+class GmmEvalConfig(EvalConfig):
+    samples: Annotated[
+        int, Range("points in each measured set; half are kernels of the estimated density", least=100, most=10**6)
+    ] = DIGITS
+
+
+@dataclass
 class GmmConfig(Config):
+    eval: GmmEvalConfig = field(default_factory=GmmEvalConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     noise_dimension: Annotated[int, Range("the first two start as the point", least=2)] = 2
     width: Annotated[int, Range("hidden units of the student", least=1)] = 64
@@ -264,16 +272,21 @@ def _coerce(kind: Any, value: Any, path: str) -> Any:
         return value
     if kind is str and type(value) is int:  # name=7
         return str(value)
-    raise ConfigError(f"{path}: expected {_name(kind)}, got {shown(value)}")
+    raise ConfigError(f"{path}: expected {in_words(kind)}, got {shown(value)}")
 
 
-def _name(kind: Any) -> str:
+def in_words(kind: Any) -> str:
+    """What a setting of this type may be: `an integer >= 1`; `a list of 2, each a number in [0, 1)`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return _name(args[0])
-    if origin is None:
-        return "..." if kind is Ellipsis else kind.__name__
-    return f"{origin.__name__}[{', '.join(map(_name, args))}]"
+        number, limits = args
+        return limits.text(number)
+    if origin in (tuple, list) and kind != list[str]:
+        count = f" of {len(args)}" if origin is tuple and args[-1] is not Ellipsis else ""
+        return f"a list{count}, each {in_words(args[0])}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text", list[str]: "a list of names"}[
+        kind
+    ]
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:

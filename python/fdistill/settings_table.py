@@ -17,18 +17,20 @@ discriminator. The default is that of the class; a preset may have another.
 What a setting decides says when it may change: of a run that is there, the training is fixed; `--resume` takes a change
 of the evaluation, which measures a finished run anew, and of the presentation.
 
-| setting | default | expected | unit and meaning | decides |
-|---|---|---|---|---|
+| setting | default | expected | unit and meaning | decides | only of |
+|---|---|---|---|---|---|
 """
 
 
 def table() -> str:
-    kinds: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
-    for cls in config.TASKS.values():
-        kinds |= config.kinds(cls)
-        defaults |= config.flat(config.as_dict(cls()))
-    return HEAD + "".join(_row(key, kind, defaults[key]) for key, kind in kinds.items() if not _repeated(key))
+    rows: dict[str, list[str]] = {}  # by the tasks that have it
+    for task, cls in config.TASKS.items():
+        defaults = config.flat(config.as_dict(cls()))
+        for key, kind in config.kinds(cls).items():
+            if not _repeated(key):
+                rows.setdefault(_row(key, kind, defaults[key]), []).append(task)
+    every = list(config.TASKS)
+    return HEAD + "".join(f"{row} {'' if tasks == every else ', '.join(tasks)} |\n" for row, tasks in rows.items())
 
 
 def _repeated(key: str) -> bool:
@@ -39,20 +41,14 @@ def _row(key: str, kind: Any, default: Any) -> str:
     name, decides = key.replace("student.", "<role>."), "training"
     if key in config.EVALUATION | config.PRESENTATION:
         decides = "evaluation" if key in config.EVALUATION else "presentation"
-    expected, unit = _expected(kind)
-    return f"| `{name}` | `{json.dumps(default)}` | {expected} | {unit} | {decides} |\n"
+    return f"| `{name}` | `{json.dumps(default)}` | {config.in_words(kind)} | {_unit(kind)} | {decides} |"
 
 
-def _expected(kind: Any) -> tuple[str, str]:
-    """In words, and the unit."""
+def _unit(kind: Any) -> str:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        number, limits = args
-        return limits.text(number), limits.unit
-    if origin is tuple:
-        words, unit = _expected(args[0])
-        return f"{'some' if args[-1] is Ellipsis else len(args)}, each {words}", unit
-    return {bool: "true or false", str: "text"}.get(kind, "lists of roles"), ""
+        return args[1].unit
+    return _unit(args[0]) if origin is tuple else ""
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ EVERY = {
     "loss.decay": AVERAGE,
     "loss.gan_weight": ("0 null 0.1 100", "-1 -0.1"),
     "eval.snapshots": ("0 null 1 50", "-1"),
-    "eval.samples": ("6 20000", "1 0 -1"),
     "eval.teacher_steps": AT_LEAST_1,
     "eval.neighbours": ("1 1796", "0 -1"),
     "eval.bootstraps": ("0 null 1 100", "-1"),
 }
 DIGITS = {
+    "eval.samples": ("6 20000", "1 0 -1"),
     "head_width": ("8 64", "0 -8 7 12"),
     "teacher.channels": ("[8] [16,32] [8,8,8,8]", "[] [0] [-8] [12] [16,33] [8,8,8,8,8] 16"),
     "teacher.layers_per_block": AT_LEAST_1,
@@ -59,6 +59,7 @@ DIGITS = {
     "teacher_sigma_max": ("0.02 10000", "0 -1 1e5"),
 }
 GMM = {
+    "eval.samples": ("100 20000", "99 1 0 -1"),
     "mixture.spacing": ("0.1 1000", "0 -1 1001"),
     "mixture.std": ("0.01 1000", "0 -1 1001"),
     "mixture.weights": ("[1,1,1,1,1,1,1,1,9]", "[1,1,1,1,1,1,1,1,0] [1,1,1,1,1,1,1,1,-1] [1,1] []"),
@@ -161,5 +162,5 @@ def test_the_table_of_the_docs_is_printed_from_the_types():
 def test_null_is_0_where_0_switches_off():
     cfg = load("gmm", ["student.clip=null", "eval.snapshots=null", "loss.gan_weight=null"])
     assert cfg == load("gmm", ["student.clip=0", "eval.snapshots=0", "loss.gan_weight=0"])
-    with pytest.raises(ConfigError, match=r"^batch: expected int, got None$"):
+    with pytest.raises(ConfigError, match=r"^batch: expected an integer, got None$"):
         load("gmm", ["batch=null"])

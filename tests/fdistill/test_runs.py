@@ -163,6 +163,20 @@ def test_a_second_process_is_refused_and_names_the_first(workplace, unbroken):
     assert_same_run(workplace / "runs/r", unbroken)
 
 
+def test_a_second_comparison_is_refused(workplace):
+    compare = ["compare", "gmm", "--divergences", "kl", "--seeds", "1", *TINY_GMM]
+    first = Program(*compare, lines="import time; at(8, lambda: (open('there', 'w'), time.sleep(600)))")
+    try:
+        wait_for(lambda: Path("there").exists(), first)
+        status, _, err = fdistill(*compare)
+        assert status == 2 and err[0].startswith(
+            f"fdistill: runs/gmm-compare is being compared by process {first.pid} "
+        )
+    finally:
+        first.kill()
+    assert fdistill(*compare)[0] == 0
+
+
 def test_a_second_process_waits_for_the_teacher(workplace):
     load = """
 from fdistill import cli, config, digits
@@ -310,13 +324,14 @@ def test_a_failed_start_leaves_the_run_that_it_would_replace(unbroken, workplace
     assert_same_run(folder, unbroken)
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("phase", ["evaluate", "export", "snapshot", "__init__"])
-def test_ctrl_c_in_any_phase(phase, workplace):
+def test_stopped_in_any_phase(phase, number, workplace):
     lines = f"""
 from fdistill import gmm
 whole = gmm.GmmTask.{phase}
 def interrupted(*arguments):
-    kill(signal.SIGINT)
+    kill(signal.{number})
     return whole(*arguments)
 gmm.GmmTask.{phase} = interrupted
 """
