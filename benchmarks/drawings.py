@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 WIDTH = 8  # inches, so that 10 points are legible in a README's column
 LABEL_CHARACTERS = 28
-LABEL_ROOM = 0.028  # between two slanted labels, of the axes' width
+LABEL_ROOM = 0.028  # between two upright labels, of the axes' width
+BELOW_LIMIT = 60  # the room for labels, as a factor of the time
 Cases = dict[tuple[str, ...], tuple[int, dict[str, Report]]]
 
 
@@ -108,7 +109,8 @@ def draw_roofline(axes: Axes, report: Report) -> None:
         line = [end / ceiling["gb_per_s"] / 1e3 for end in (scale.low, scale.high)]
         axes.plot([scale.low, scale.high], line, "--", color=LIGHT["soft"], lw=1.2,
                   label=f"{ceiling['name']} on {ceiling['measured_on']}")  # fmt: skip
-    label_ours(axes, rows, scale)
+    label_limits(axes, rows, scale)
+    axes.set_ylim(min(y for _, y in limits) / BELOW_LIMIT, max(row["time_us"] for row in rows) * 2)
     axes.set(xscale="log", yscale="log", xlim=(scale.low, scale.high), xlabel="fewest bytes", ylabel="time of a call")
     axes.set_xticks(scale.decades())
     axes.xaxis.set_major_formatter(lambda value, _: short(size(value)))
@@ -117,17 +119,16 @@ def draw_roofline(axes: Axes, report: Report) -> None:
     axes.set_title("Time against bytes", loc="left")
 
 
-def label_ours(axes: Axes, rows: list[Report], scale: LogScale) -> None:
-    """Shape and dtype below our points, from the left, where there is room."""
-    from matplotlib.patheffects import withStroke
-
-    last, outline = -1.0, [withStroke(linewidth=3, foreground=LIGHT["card"])]
+def label_limits(axes: Axes, rows: list[Report], scale: LogScale) -> None:
+    """Shape and dtype below the limits, where no point can lie: from the left, where there is room."""
+    last = -1.0
     for row in sorted((row for row in rows if mark(row) == "ours"), key=lambda row: row["min_bytes"]):
         if scale(row["min_bytes"]) - last >= LABEL_ROOM:
             last = scale(row["min_bytes"])
-            axes.annotate(f"{row['shape_name']} {row['dtype']}", (row["min_bytes"], row["time_us"]), (5, -5),
-                          textcoords="offset points", rotation=-35, rotation_mode="anchor", va="top", fontsize=8,
-                          color=LIGHT["ours"], path_effects=outline)  # fmt: skip
+            limit = row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3
+            axes.annotate(f"{row['shape_name']} {row['dtype']}", (row["min_bytes"], limit), (0, -6), rotation=90,
+                          textcoords="offset points", ha="center", va="top", fontsize=8, color=LIGHT["text"],
+                          bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1})  # fmt: skip
 
 
 def draw(report: Report, found: Cases, source: Path, path: Path) -> None:
