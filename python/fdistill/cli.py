@@ -14,22 +14,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
+import fdkernels as fdk
+from fdistill import config
+from fdistill.config import Config, ConfigError, GmmConfig
+from fdistill.files import FolderError, damage, new_partial, seal, writing
+from fdistill.ranges import Range
+from fdistill.task import Interrupted
+from fdkernels import printing
+
 EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
-
-# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
-try:
-    import fdkernels as fdk
-    from fdistill import config
-    from fdistill.config import Config, ConfigError, GmmConfig
-    from fdistill.files import FolderError, damage, new_partial, seal, writing
-    from fdistill.ranges import Range
-    from fdistill.task import Interrupted
-    from fdkernels import printing
-except KeyboardInterrupt:  # torch takes seconds
-    sys.exit(EXIT_INTERRUPTED)
 
 # The extra `train`, by the names to import and to install.
 PACKAGES = {
@@ -251,7 +248,3 @@ def _resume_command(arguments: Sequence[str] | None, started: bool = True) -> st
         return shlex.join(["fdistill", *given])
     dropped = [argument for argument in given if argument not in ("--resume", "--fresh")]
     return shlex.join(["fdistill", *dropped, *(["--resume"] if dropped[:1] == ["train"] else [])])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

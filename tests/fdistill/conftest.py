@@ -1,9 +1,7 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+
+from .processes import Program
 
 # A whole run in seconds: every part runs, nothing is learned.
 TINY_TEACHER = ["teacher.steps=6", "teacher.batch=8", "teacher.checkpoint_every=3"]
@@ -36,12 +34,14 @@ def tiny_digits(cache):
 @pytest.fixture
 def fdistill(workplace):
     """The command line as a person runs it: a process, in an empty folder."""
+    return lambda *arguments, **options: Program(*arguments, **options).completed()
 
-    def call(*arguments):
-        command = [sys.executable, "-m", "fdistill", *arguments]
-        return subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=os.environ)
 
-    return call
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """They and the report take most of the seconds of a tiny run."""
+    monkeypatch.setattr("fdistill.report.build", lambda *_: None)
+    monkeypatch.setattr("fdistill.plots.render", lambda *_: None)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 
 forks = multiprocessing.get_context("forkserver")
@@ -14,12 +15,13 @@ class Program:
 
     Args:
         lines: Python to run first; in it `at(step, act)` calls act before an iteration, `kill(signal)` kills itself.
+        pictures: draw them, and the report, which take most of the seconds of a tiny run.
     """
 
-    def __init__(self, *arguments, lines="", umask=0o022):
+    def __init__(self, *arguments, lines="", umask=0o022, pictures=False):
         folder = os.getcwd()
         self.files = [f"{folder}.{os.urandom(4).hex()}.{name}" for name in ("out", "err")]
-        self.process = forks.Process(target=_program, args=(folder, self.files, umask, lines, arguments))
+        self.process = forks.Process(target=_program, args=(folder, self.files, umask, lines, pictures, arguments))
         self.process.start()
         self.pid = self.process.pid
 
@@ -38,18 +40,18 @@ class Program:
 
     def result(self):
         """Exit status (negative: the signal), what it printed, and its messages, one a line."""
+        done = self.completed()
+        assert "Traceback" not in done.stderr, done.stderr
+        told = [line for line in done.stderr.splitlines() if line.startswith("fdistill: ")]
+        return done.returncode, done.stdout, told
+
+    def completed(self):
         self.process.join(120)
         with open(self.files[0]) as file:
-            out = file.read()
-        assert "Traceback" not in self.errors(), self.errors()
-        return (
-            self.process.exitcode,
-            out,
-            [line for line in self.errors().splitlines() if line.startswith("fdistill: ")],
-        )
+            return subprocess.CompletedProcess([], self.process.exitcode, file.read(), self.errors())
 
 
-def _program(folder, files, umask, lines, arguments):
+def _program(folder, files, umask, lines, pictures, arguments):
     import signal
 
     import torch
@@ -64,9 +66,9 @@ def _program(folder, files, umask, lines, arguments):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     torch.set_num_threads(1)
     cpus.tell_if_oversubscribed = lambda: None  # it depends on what else the machine does
-    # Pictures take most of the seconds of a tiny run.
-    report.build = lambda *_: None
-    plots.render = lambda *_: None
+    if not pictures:
+        report.build = lambda *_: None
+        plots.render = lambda *_: None
 
     def kill(number=signal.SIGKILL):
         os.kill(os.getpid(), number)

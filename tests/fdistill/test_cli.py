@@ -47,6 +47,7 @@ def test_digits_from_nothing_to_a_diffusers_pipeline(tiny_digits, workplace, cap
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_folder_is_never_overwritten_by_accident(tiny_gmm, workplace, capsys, monkeypatch):
     def stop(self):
         self.step += 1

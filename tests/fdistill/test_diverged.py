@@ -20,7 +20,7 @@ def strict(path):
 
 
 def test_a_diverged_student_ends_in_a_report(tiny_gmm, fdistill, workplace):
-    done = fdistill("train", "gmm", "name=g", *tiny_gmm, "student.lr=1e30")
+    done = fdistill("train", "gmm", "name=g", *tiny_gmm, "student.lr=1e30", pictures=True)
     assert done.returncode == cli.EXIT_DIVERGED == 1, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     result = strict(workplace / "runs/g/metrics.json")
@@ -54,6 +54,7 @@ def test_a_healthy_student_did_not(tiny_gmm, workplace, capsys):
     assert 'role="alert"' not in (workplace / "runs/g/report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_weights_that_end_with_the_last_update_are_seen(tiny_gmm, workplace, monkeypatch):
     train = Distiller.train
 
@@ -90,6 +91,7 @@ def test_where_it_diverged_survives_an_interrupt(tiny_gmm, monkeypatch, workplac
     assert resumed.restore() and int(resumed.diverged_at) == 2
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_one_bad_batch_is_no_divergence(tiny_gmm, workplace, monkeypatch):
     noise = type(start("gmm", [*tiny_gmm, "name=other"]).task).noise
     calls = []
@@ -105,6 +107,7 @@ def test_one_bad_batch_is_no_divergence(tiny_gmm, workplace, monkeypatch):
     assert result["diverged"] is False and result["diverged_at"] == 2
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_teacher_that_diverged_is_not_kept(tiny_digits, tmp_path, workplace, capsys):
     overrides = [*tiny_digits, f"cache={tmp_path / 'own'}", "name=d", "teacher.lr=1e30"]
     for _ in range(2):

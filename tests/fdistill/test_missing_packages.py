@@ -1,5 +1,7 @@
 """Without packages of the extra `train`: help works, and a command says which one it lacks before it spends minutes."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,20 +13,40 @@ from fdistill import cli
 
 ROOT = Path(__file__).parents[2]
 EVERY = sorted(cli.PACKAGES)
-BLOCKED = """
-import sys
-for name in sys.argv[1].split(","):
-    sys.modules[name] = None  # importing it raises ModuleNotFoundError, as where it is not installed
-import fdistill, runpy
-sys.argv[:] = ["fdistill", *sys.argv[2:]]
-runpy.run_module("fdistill", run_name="__main__")
+# Torch, which takes seconds to load and is never missing, once for all.
+SERVER = """
+import json, os, runpy, sys
+import torch
+for line in sys.stdin:
+    folder, files, blocked, sys.argv[1:] = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for number, path in enumerate([os.devnull, *files]):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.modules.update(dict.fromkeys(blocked))  # importing None raises ModuleNotFoundError
+        try:
+            runpy.run_module("fdistill", run_name="__main__")
+        except SystemExit as status:
+            sys.stdout.flush()
+            os._exit(status.code)  # to take torch down in order takes another second
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run(blocked, *arguments):
-    code = BLOCKED if blocked else BLOCKED.replace('sys.argv[1].split(",")', "[]")
-    command = [sys.executable, "-c", code, ",".join(blocked), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The command line where the blocked packages are not installed."""
+    files = [tmp_path_factory.mktemp("printed") / name for name in ("out", "err")]
+
+    def call(blocked, *arguments):
+        server.stdin.write(json.dumps([os.getcwd(), list(map(str, files)), blocked, arguments]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in files))
+
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, text=True) as server:
+        yield call
 
 
 def test_the_names_are_those_of_the_extra():
@@ -34,14 +56,14 @@ def test_the_names_are_those_of_the_extra():
 
 
 @pytest.mark.parametrize("arguments", [(), ("train",), ("compare",), ("sample",), ("export",)])
-def test_help_needs_none_of_them(arguments):
+def test_help_needs_none_of_them(arguments, run):
     done = run(EVERY, *arguments, "--help")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("usage: fdistill")
 
 
 @pytest.mark.parametrize("missing", EVERY)
-def test_training_says_at_once_which_one_is_missing(missing, workplace):
+def test_training_says_at_once_which_one_is_missing(missing, run, workplace):
     done = run([missing], "train", "digits", "steps=4")
     assert done.returncode == cli.EXIT_USAGE and done.stdout == ""
     told = f"fdistill: {missing} is not installed; what the trainer lacks: pip install {cli.PACKAGES[missing]}\n"
@@ -59,7 +81,7 @@ def test_training_says_at_once_which_one_is_missing(missing, workplace):
         ("export", "runs/some", "elsewhere"),
     ],
 )
-def test_every_command_names_all_that_is_missing(arguments, workplace):
+def test_every_command_names_all_that_is_missing(arguments, run, workplace):
     (workplace / "runs/some/student").mkdir(parents=True)
     (workplace / "runs/some/config.yaml").write_text("task: digits\n")
     done = run(EVERY, *arguments)
@@ -68,19 +90,19 @@ def test_every_command_names_all_that_is_missing(arguments, workplace):
     assert done.stderr.endswith(f"pip install {' '.join(cli.PACKAGES.values())}\n")
 
 
-def test_gmm_needs_no_packages_of_digits(workplace, tiny_gmm):
+def test_gmm_needs_no_packages_of_digits(workplace, run, tiny_gmm):
     done = run(sorted(cli.NOT_FOR_GMM), "train", "gmm", "name=g", *tiny_gmm)
     assert done.returncode == 0, done.stderr
     assert (workplace / "runs/g/report.html").exists()
 
 
-def test_comparing_checks_before_it_trains(workplace, tiny_gmm):
+def test_comparing_checks_before_it_trains(workplace, run, tiny_gmm):
     done = run(["jinja2"], "compare", "gmm", *tiny_gmm)
     assert done.returncode == cli.EXIT_USAGE and "jinja2 is not installed" in done.stderr
     assert list(workplace.iterdir()) == []
 
 
-def test_another_missing_module_is_a_fault_of_its_own(workplace):
+def test_another_missing_module_is_a_fault_of_its_own(workplace, run):
     """Not to be told as a package of the trainer."""
     done = run(["fdistill.run"], "train", "gmm")
     assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr
