@@ -1,13 +1,15 @@
-"""python -m tests.check_kernels.broken: kernels broken on purpose, and which claims catch them, as JSON.
+"""python -m tests.check_kernels.broken TARGET: kernels broken on purpose, and which claims catch them, as JSON.
 
-A process of its own, since it replaces parts of the kernels before they are first compiled.
+Each in a process of its own, since it replaces parts of the kernels before they are first compiled.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import sys
+from functools import partial
 
 import torch
 import triton
@@ -83,15 +85,15 @@ BROKEN = {
 }
 
 
-def main() -> None:
-    name, target = sys.argv[1:]
+def caught_by(target: str, name: str) -> list[str]:
     launch = BROKEN[name]()
     compiled = compile_for(launch, TARGETS[target])
     written = torch.bfloat16 if launch.kernel.__name__ == "fdiv_fwd_kernel" else None
     read = [launch.arguments[0].student.data] * 3
     expected = expected_accesses(launch, read, written, TARGETS[target].warp_size)
-    print(json.dumps(failures(compiled, expected)))
+    return failures(compiled, expected)
 
 
 if __name__ == "__main__":
-    main()
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as processes:
+        print(json.dumps(dict(zip(BROKEN, processes.map(partial(caught_by, sys.argv[1]), BROKEN, 1), strict=True))))
