@@ -1,52 +1,24 @@
 """Without packages of the extra `train`: help works, and a command says which one it lacks before it spends minutes."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fdistill import cli
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 EVERY = sorted(cli.PACKAGES)
-# Torch, which takes seconds to load and is never missing, once for all.
-SERVER = """
-import json, os, runpy, sys
-import torch
-for line in sys.stdin:
-    folder, files, blocked, sys.argv[1:] = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        for number, path in enumerate([os.devnull, *files]):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.modules.update(dict.fromkeys(blocked))  # importing None raises ModuleNotFoundError
-        try:
-            runpy.run_module("fdistill", run_name="__main__")
-        except SystemExit as status:
-            sys.stdout.flush()
-            os._exit(status.code)  # to take torch down in order takes another second
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run():
     """The command line where the blocked packages are not installed."""
-    files = [tmp_path_factory.mktemp("printed") / name for name in ("out", "err")]
-
-    def call(blocked, *arguments):
-        server.stdin.write(json.dumps([os.getcwd(), list(map(str, files)), blocked, arguments]) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in files))
-
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, text=True) as server:
-        yield call
+    python = Forked()
+    yield lambda blocked, *arguments: python.run(os.getcwd(), "-m", "fdistill", *arguments, missing=blocked)
+    python.close()
 
 
 def test_the_names_are_those_of_the_extra():

@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 BUILD_INPUTS = ("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -59,6 +62,13 @@ def uninstalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forked_uninstalled(uninstalled: Path) -> Iterator[Forked]:
+    python = Forked(uninstalled, clean_variables())
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
 def setup_file() -> ModuleType:
     """setup.py as a module; nothing is set up."""
     spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
@@ -93,6 +103,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())
     assert run.returncode == 0, run.stdout + run.stderr
     return python
+
+
+@pytest.fixture(scope="session")
+def forked_installed(installed: Path) -> Iterator[Forked]:
+    python = Forked(installed, clean_variables())
+    yield python
+    python.close()
 
 
 def build_wheel(folder: Path, cuda_archs: str) -> None:

@@ -12,6 +12,7 @@ import torch
 import fdkernels
 from fdkernels import _core, backends
 from fdkernels.__main__ import probe_backends
+from tests.forked import Forked
 from tests.packaging.conftest import ROOT, clean_variables, make_environment
 
 LIBRARY = "libfdkernels_cpu.so"
@@ -27,10 +28,14 @@ def package(tmp_path: Path) -> Path:
     return copy
 
 
-def report(package: Path, python: Path) -> str:
-    run = subprocess.run(
-        [str(python), "-m", "fdkernels"], capture_output=True, text=True, cwd=package.parent, env=clean_variables()
-    )
+def report(package: Path, python: Path | Forked) -> str:
+    command = ("-m", "fdkernels")
+    if isinstance(python, Forked):
+        run = python.run(package.parent, *command)
+    else:
+        run = subprocess.run(
+            [python, *command], capture_output=True, text=True, cwd=package.parent, env=clean_variables()
+        )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert f"fdkernels {fdkernels.__version__} at {package}" in run.stdout
@@ -43,8 +48,8 @@ def core(package: Path) -> Path:
     return found
 
 
-def test_all_well(package: Path, uninstalled: Path) -> None:
-    text = report(package, uninstalled)
+def test_all_well(package: Path, forked_uninstalled: Forked) -> None:
+    text = report(package, forked_uninstalled)
     assert f"torch     {torch.__version__}" in text
     assert "libfdkernels_cpu  loads" in text
     assert "_core             version" in text and "-O3" in text
@@ -56,45 +61,45 @@ def test_all_well(package: Path, uninstalled: Path) -> None:
         assert "libfdkernels_cuda loads" in text
 
 
-def test_library_missing(package: Path, uninstalled: Path) -> None:
+def test_library_missing(package: Path, forked_uninstalled: Forked) -> None:
     (package / LIBRARY).unlink()
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert f"{LIBRARY} was not built" in text
     assert "auto picks reference" in text
 
 
-def test_library_is_no_library(package: Path, uninstalled: Path) -> None:
+def test_library_is_no_library(package: Path, forked_uninstalled: Forked) -> None:
     (package / LIBRARY).write_bytes(b"not a library" * 100)
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert "does not load" in text and "invalid ELF header" in text
     assert "auto picks reference" in text
 
 
-def test_library_truncated(package: Path, uninstalled: Path) -> None:
+def test_library_truncated(package: Path, forked_uninstalled: Forked) -> None:
     whole = (package / LIBRARY).read_bytes()
     (package / LIBRARY).write_bytes(whole[: len(whole) // 2])
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert "does not load" in text or "a library is damaged; reinstall" in text
 
 
-def test_cuda_library_missing(package: Path, uninstalled: Path) -> None:
+def test_cuda_library_missing(package: Path, forked_uninstalled: Forked) -> None:
     (package / CUDA_LIBRARY).unlink(missing_ok=True)
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert f"libfdkernels_cuda {CUDA_LIBRARY} was not built (with nvcc on PATH, run `pip install .`" in text
     assert "auto picks native" in text
 
 
-def test_cuda_library_is_no_library(package: Path, uninstalled: Path) -> None:
+def test_cuda_library_is_no_library(package: Path, forked_uninstalled: Forked) -> None:
     (package / CUDA_LIBRARY).write_bytes(b"not a library" * 100)
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert f"libfdkernels_cuda {CUDA_LIBRARY} does not load" in text and "invalid ELF header" in text
     assert "libfdkernels_cpu  loads" in text and "auto picks native" in text
 
 
-def test_cuda_library_truncated(package: Path, uninstalled: Path) -> None:
+def test_cuda_library_truncated(package: Path, forked_uninstalled: Forked) -> None:
     whole = (package / LIBRARY).read_bytes()  # any library will do, so that none need be built
     (package / CUDA_LIBRARY).write_bytes(whole[: len(whole) // 2])
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert f"{CUDA_LIBRARY} does not load" in text or "a library is damaged; reinstall" in text
     assert "libfdkernels_cpu  loads" in text
 
@@ -129,16 +134,16 @@ def test_each_gpu_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "native     the CUDA library was compiled for 90; this GPU has compute capability (8, 9)" in ada
 
 
-def test_core_missing(package: Path, uninstalled: Path) -> None:
+def test_core_missing(package: Path, forked_uninstalled: Forked) -> None:
     core(package).unlink()
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert "_core             missing or broken" in text
     assert "auto picks native" in text
 
 
-def test_core_corrupt(package: Path, uninstalled: Path) -> None:
+def test_core_corrupt(package: Path, forked_uninstalled: Forked) -> None:
     core(package).write_bytes(b"\x7fELF but no more")
-    text = report(package, uninstalled)
+    text = report(package, forked_uninstalled)
     assert "_core             missing or broken" in text
     assert "auto picks native" in text
 

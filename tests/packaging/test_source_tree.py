@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from fdkernels import binaries
-from tests.packaging.conftest import ROOT, clean_variables, copy_checkout
+from tests.forked import Forked
+from tests.packaging.conftest import ROOT, copy_checkout
 
 USE = """
 import json, torch
@@ -59,35 +59,29 @@ def change(clone: Path) -> None:
         file.write("// another line\n")
 
 
-class Run:
-    def __init__(self, python: Path, clone: Path, *arguments: str) -> None:
-        done = subprocess.run([python, *arguments], capture_output=True, text=True, cwd=clone, env=clean_variables())
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
-
-
-def use(python: Path, clone: Path, code: str = USE) -> tuple[list[str], str, str, str]:
+def use(python: Forked, clone: Path, code: str = USE) -> tuple[list[str], str, str, str]:
     """Libraries that a training step loads, what auto takes, why not native, and what is warned."""
-    run = Run(python, clone, "-c", code)
-    assert run.code == 0, run.err
-    file, libraries, auto, refused = json.loads(run.out)
+    run = python.run(clone, "-c", code)
+    assert run.returncode == 0, run.stderr
+    file, libraries, auto, refused = json.loads(run.stdout)
     assert Path(file).is_relative_to(clone)
-    return libraries, auto, refused, run.err
+    return libraries, auto, refused, run.stderr
 
 
 def assert_says_in_a_line(
-    python: Path, clone: Path, what: str, commands: tuple[tuple[str, ...], ...] = (PLAN,)
+    python: Forked, clone: Path, what: str, commands: tuple[tuple[str, ...], ...] = (PLAN,)
 ) -> None:
     """The report goes on, commands stop; each with the reason, none with a traceback."""
-    report = Run(python, clone, "-m", "fdkernels")
-    assert report.code == 0 and report.err == ""
-    told = [line.split()[0] for line in report.out.splitlines() if what in line]
-    assert {"_core", "libfdkernels_cpu", "native"} <= set(told) and "auto picks reference" in report.out
+    report = python.run(clone, "-m", "fdkernels")
+    assert report.returncode == 0 and report.stderr == ""
+    told = [line.split()[0] for line in report.stdout.splitlines() if what in line]
+    assert {"_core", "libfdkernels_cpu", "native"} <= set(told) and "auto picks reference" in report.stdout
     for command in commands:
-        run = Run(python, clone, *command)
-        assert run.code == 1 and what in run.err and run.err.count("\n") == 1
+        run = python.run(clone, *command)
+        assert run.returncode == 1 and what in run.stderr and run.stderr.count("\n") == 1
 
 
-def assert_warned_once(python: Path, clone: Path, what: str, code: str = USE) -> None:
+def assert_warned_once(python: Forked, clone: Path, what: str, code: str = USE) -> None:
     libraries, auto, refused, warned = use(python, clone, code)
     assert libraries == [] and auto == "reference"
     assert refused.startswith("backend 'native' is not available for cpu tensors: ") and what in refused
@@ -95,48 +89,54 @@ def assert_warned_once(python: Path, clone: Path, what: str, code: str = USE) ->
     assert "fdkernels serves cpu tensors with eager PyTorch" in warned and what in warned
 
 
-def test_the_installed_binaries_serve_a_clone_of_the_same_sources(installed: Path, clone: Path) -> None:
-    libraries, auto, refused, warned = use(installed, clone)
+def test_the_installed_binaries_serve_a_clone_of_the_same_sources(
+    installed: Path, forked_installed: Forked, clone: Path
+) -> None:
+    libraries, auto, refused, warned = use(forked_installed, clone)
     assert (auto, refused, warned) == ("native", "", "")
     environment = installed.parents[1]
     assert len(libraries) == 1 and Path(libraries[0]).is_relative_to(environment)
-    core = Run(installed, clone, "-c", CORE)
-    assert Path(core.out.strip()).is_relative_to(environment), core.err
-    report = Run(installed, clone, "-m", "fdkernels")
-    assert "libfdkernels_cpu  loads" in report.out and "auto picks native" in report.out
-    (line,) = (line for line in report.out.splitlines() if line.endswith("has them, built from the same csrc/ as here"))
+    core = forked_installed.run(clone, "-c", CORE)
+    assert Path(core.stdout.strip()).is_relative_to(environment), core.stderr
+    report = forked_installed.run(clone, "-m", "fdkernels")
+    assert "libfdkernels_cpu  loads" in report.stdout and "auto picks native" in report.stdout
+    (line,) = (
+        line for line in report.stdout.splitlines() if line.endswith("has them, built from the same csrc/ as here")
+    )
     assert Path(line.split()[0]).is_relative_to(environment)
-    assert "predicted" in Run(installed, clone, *PLAN).out
+    assert "predicted" in forked_installed.run(clone, *PLAN).stdout
 
 
-def test_the_installed_binaries_of_other_sources_do_not(installed: Path, clone: Path) -> None:
+def test_the_installed_binaries_of_other_sources_do_not(installed: Path, forked_installed: Forked, clone: Path) -> None:
     change(clone)
     what = f"the source tree {clone} hides the fdkernels that is installed in {installed.parents[1]}"
-    assert_warned_once(installed, clone, what)
-    assert_says_in_a_line(installed, clone, "built from other sources: run from another folder, or `make build` or")
+    assert_warned_once(forked_installed, clone, what)
+    assert_says_in_a_line(
+        forked_installed, clone, "built from other sources: run from another folder, or `make build` or"
+    )
     # From another folder it serves.
-    libraries = Run(installed, clone.parent, "-c", USE.replace("fdk.__file__", "''")).out
+    libraries = forked_installed.run(clone.parent, "-c", USE.replace("fdk.__file__", "''")).stdout
     assert "libfdkernels_cpu.so" in libraries and "native" in libraries
 
 
-def test_a_clone_without_binaries_anywhere(uninstalled: Path, clone: Path) -> None:
+def test_a_clone_without_binaries_anywhere(forked_uninstalled: Forked, clone: Path) -> None:
     what = "was not built (run `pip install .` or `make build` in the source tree)"
-    assert_warned_once(uninstalled, clone, what, COMPILED)
-    assert_says_in_a_line(uninstalled, clone, what, (PLAN, ("-m", "benchmarks.traffic")))
-    assert Run(uninstalled, clone, "-m", "benchmarks", "--help").code == 0
+    assert_warned_once(forked_uninstalled, clone, what, COMPILED)
+    assert_says_in_a_line(forked_uninstalled, clone, what, (PLAN, ("-m", "benchmarks.traffic")))
+    assert forked_uninstalled.run(clone, "-m", "benchmarks", "--help").returncode == 0
 
 
-def test_binaries_in_place_go_before_installed_ones(installed: Path, clone: Path) -> None:
+def test_binaries_in_place_go_before_installed_ones(installed: Path, forked_installed: Forked, clone: Path) -> None:
     build_in_place(clone)
-    libraries, auto, _, warned = use(installed, clone)
+    libraries, auto, _, warned = use(forked_installed, clone)
     assert auto == "native" and warned == ""
     assert libraries == [str(clone / "fdkernels/libfdkernels_cpu.so")]
-    assert Run(installed, clone, "-c", CORE).out.startswith(str(clone))
+    assert forked_installed.run(clone, "-c", CORE).stdout.startswith(str(clone))
 
 
 @pytest.mark.parametrize("how", ("stale", "of another Python"))
 def test_installed_binaries_that_fit_go_before_those_in_place_that_do_not(
-    installed: Path, clone: Path, how: str
+    installed: Path, forked_installed: Forked, clone: Path, how: str
 ) -> None:
     build_in_place(clone)
     for file in (clone / "fdkernels").glob("*.so"):
@@ -144,19 +144,19 @@ def test_installed_binaries_that_fit_go_before_those_in_place_that_do_not(
             file.write_bytes(file.read_bytes().replace(b"fdkernels sources ", b"fdkernels sources 0"))
         elif file.name == binaries.CORE:
             file.rename(file.with_name("_core.cpython-39-x86_64-linux-gnu.so"))
-    libraries, auto, refused, warned = use(installed, clone)
+    libraries, auto, refused, warned = use(forked_installed, clone)
     assert (auto, refused, warned) == ("native", "", "")
     assert len(libraries) == 1 and not Path(libraries[0]).is_relative_to(clone)
-    core = Run(installed, clone, "-c", CORE)
-    assert Path(core.out.strip()).is_relative_to(installed.parents[1]), core.err
-    assert "predicted" in Run(installed, clone, *PLAN).out
+    core = forked_installed.run(clone, "-c", CORE)
+    assert Path(core.stdout.strip()).is_relative_to(installed.parents[1]), core.stderr
+    assert "predicted" in forked_installed.run(clone, *PLAN).stdout
 
 
-def test_stale_binaries_in_place_are_refused(uninstalled: Path, clone: Path) -> None:
+def test_stale_binaries_in_place_are_refused(forked_uninstalled: Forked, clone: Path) -> None:
     build_in_place(clone)
     change(clone)
-    assert_warned_once(uninstalled, clone, "libfdkernels_cpu.so was built from other sources than csrc/ has now")
-    assert_says_in_a_line(uninstalled, clone, "than csrc/ has now: run `make build`")
+    assert_warned_once(forked_uninstalled, clone, "libfdkernels_cpu.so was built from other sources than csrc/ has now")
+    assert_says_in_a_line(forked_uninstalled, clone, "than csrc/ has now: run `make build`")
 
 
 def test_every_binary_holds_the_digest_of_its_sources(wheel: Path, tmp_path: Path) -> None:
