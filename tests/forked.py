@@ -1,4 +1,7 @@
-"""Runs of another Python, each in a process forked from one that has torch loaded: most of their seconds."""
+"""Runs of another Python, each in a process forked from one that has torch loaded: most of their seconds.
+
+What happens while torch is imported or while Python ends is not in them.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,8 @@ class Forked:
     def run(self, folder: Path | str, *arguments: str, missing: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
         """`python -m module …` or `python -c code …` in a folder, where the missing modules are not installed."""
         assert self.server.stdin and self.server.stdout and arguments[0] in ("-m", "-c")
+        for file in self.files:
+            Path(file).write_text("")
         self.server.stdin.write(json.dumps([str(folder), self.files, list(missing), arguments]) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())

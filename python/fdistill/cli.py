@@ -7,25 +7,22 @@ import importlib.util
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 # Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
 import fdkernels as fdk
-from fdistill import config
+from fdistill import config, stopping
 from fdistill.config import Config, ConfigError, GmmConfig
 from fdistill.files import FolderError, damage, new_partial, seal, writing
 from fdistill.ranges import Range
+from fdistill.stopping import EXIT_INTERRUPTED
 from fdistill.task import Interrupted
 from fdkernels import printing
 
 EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 
 # The extra `train`, by the names to import and to install.
@@ -43,20 +40,6 @@ PACKAGES = {
 NOT_FOR_GMM = {"diffusers", "sklearn", "torchmetrics"}
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which schedulers send, stops as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@_terminated_as_interrupted()
 def main(arguments: Sequence[str] | None = None) -> int:
     printing.accept_any_text()
     parser = _parser()
@@ -67,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         args.overrides += rest
     try:
-        status = args.command(args)
+        with stopping.interruptible():
+            status = args.command(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `fdistill compare ... | head`

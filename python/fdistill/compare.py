@@ -81,7 +81,7 @@ def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], s
     for _, cfg in plan:
         run.prepare(cfg, resume=True, fresh=False)
     out.mkdir(parents=True, exist_ok=True)
-    with held(out / LOCK, f"{out} is being compared"):
+    with held(out / LOCK, f"{out} is in use"):
         write_atomically(out / MARK, "")
         return _run(base, plan, out)
 

@@ -200,11 +200,14 @@ def from_dict(settings: dict[str, Any], to_train: bool = True) -> Config:
     """The config that plain values describe; raises as `load`.
 
     Args:
-        to_train: check that this machine has the device and the kernels, which drawing samples does not need.
+        to_train: check that this machine has the device and the kernels, which drawing samples does not need, as it
+            does not need the evaluation, of which earlier versions took other numbers.
     """
     task = settings.get("task")
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, got {shown(task)}")
+    if not to_train:
+        settings = {key: value for key, value in settings.items() if key != "eval"}
     cls = TASKS[task]
     cfg = _build(cls, settings, "", cls)
     checks.check(cfg)
@@ -284,9 +287,13 @@ def in_words(kind: Any) -> str:
     if origin in (tuple, list) and kind != list[str]:
         count = f" of {len(args)}" if origin is tuple and args[-1] is not Ellipsis else ""
         return f"a list{count}, each {in_words(args[0])}"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "text", list[str]: "a list of names"}[
-        kind
-    ]
+    return {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        list[str]: f"a list of {', '.join(checks.ROLES)}",
+    }[kind]
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:

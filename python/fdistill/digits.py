@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
-from fdistill import metrics, plots
+from fdistill import metrics, plots, stopping
 from fdistill.checkpoint import Checkpoints
 from fdistill.config import ConfigError, DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, fingerprint
 from fdistill.files import FolderError, cached, damage, say
@@ -29,7 +29,7 @@ from fdistill.networks import (
 )
 from fdistill.roles import Average, Role
 from fdistill.task import EpochSampler, Interrupted, Task
-from fdistill.trainer import BAR_SECONDS, Distiller, stop_requests
+from fdistill.trainer import BAR_SECONDS, Distiller
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -115,7 +115,7 @@ def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
         generator.set_state(state["generator"])
         sampler.load_state_dict(state["data"])
     bar = tqdm(total=settings.steps, initial=role.updates, desc="teacher", unit="it", mininterval=BAR_SECONDS)
-    with stop_requests() as stop, bar:
+    with stopping.requested() as stop, bar:
         while role.updates < settings.steps:
             clean = images[sampler.take(settings.batch)]
             sigma = log_normal_sigma(len(clean), cfg.sigma_log_mean, cfg.sigma_log_std, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 
 MOST_SHOWN = 200  # characters of a value in a message
@@ -15,6 +16,8 @@ class ConfigError(ValueError):
 
 def shown(value: object) -> str:
     """A value for a message, cut: a few aliases of YAML's can stand for a gigabyte."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)  # in YAML's words
     try:
         return cut(_short.repr(value))
     except ValueError:  # Python prints no integer of more than 4,300 digits

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch.nn.functional import mse_loss, softplus
 from tqdm.auto import tqdm
 
 import fdkernels as fdk
+from fdistill import stopping
 from fdistill.checkpoint import Checkpoints
 from fdistill.checks import ROLES
 from fdistill.config import Config
@@ -248,7 +247,7 @@ class Distiller:
         told = False
         start = time.perf_counter() - self.seconds
         bar = tqdm(total=self.cfg.steps, initial=self.step, desc="distillation", unit="it", mininterval=BAR_SECONDS)
-        with log_path.open("a", encoding="utf-8") as log, stop_requests() as stop, bar:
+        with log_path.open("a", encoding="utf-8") as log, stopping.requested() as stop, bar:
             while self.step < self.cfg.steps:
                 self.iteration()
                 bar.update()
@@ -289,27 +288,6 @@ def _frozen(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.requires_grad_(True)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM makes non-empty; a second one stops at once."""
-    requests: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        requests.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    previous.update({number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)})
-    try:
-        yield requests
-    finally:
-        restore()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ import json
 import math
 import multiprocessing
 import sys
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import triton
@@ -95,5 +95,8 @@ def caught_by(target: str, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as processes:
-        print(json.dumps(dict(zip(BROKEN, processes.map(partial(caught_by, sys.argv[1]), BROKEN, 1), strict=True))))
+    found = {}
+    for name in BROKEN:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
+            found[name] = process.submit(caught_by, sys.argv[1], name).result()
+    print(json.dumps(found))

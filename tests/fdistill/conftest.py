@@ -33,7 +33,7 @@ def tiny_digits(cache):
 
 @pytest.fixture
 def fdistill(workplace):
-    """The command line as a person runs it: a process, in an empty folder."""
+    """A process of its own in an empty folder, one of those in `processes.py`; gives what it printed."""
     return lambda *arguments, **options: Program(*arguments, **options).completed()
 
 

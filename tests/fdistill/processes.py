@@ -47,6 +47,9 @@ class Program:
 
     def completed(self):
         self.process.join(120)
+        if self.process.is_alive():
+            self.kill()
+            raise TimeoutError(self.errors())
         with open(self.files[0]) as file:
             return subprocess.CompletedProcess([], self.process.exitcode, file.read(), self.errors())
 

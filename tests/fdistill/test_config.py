@@ -17,7 +17,7 @@ from fdistill.config import ConfigError, load
         (["steps=many"], "steps: expected an integer, got 'many'"),
         (["steps=1.5"], "steps: expected an integer, got 1.5"),
         (["steps=0"], "steps: expected an integer >= 1, got 0"),
-        (["seed=true"], "seed: expected an integer, got True"),
+        (["seed=true"], "seed: expected an integer, got true"),
         (["student=3"], "student: expected settings"),
         (["student.betas=[0.1]"], "student.betas: expected a list of 2, each a number in [0, 1), got [0.1]"),
         (["student.schedule=linear"], "student.schedule: expected constant or cosine, got 'linear'"),
@@ -115,9 +115,9 @@ def test_shown():
     assert [config.shown(value) for value in ("kl", 1.5, None, [0.1, 2], True)] == [
         "'kl'",
         "1.5",
-        "None",
+        "null",
         "[0.1, 2]",
-        "True",
+        "true",
     ]
 
 
@@ -294,4 +294,4 @@ def test_differences_are_told_by_what_they_decide():
     assert found.evaluation == ["eval.samples: 1797 -> 99", "teacher_sigma_min: 0.01 -> 0.1"]
     keys = [told.split(":")[0] for told in found.presentation]
     assert keys == ["eval.snapshots", "teacher.checkpoint_every", "threads"]
-    assert config.differences({1: 2, "seed": 3}, {"seed": 4}).training == ["1: 2 -> None", "seed: 3 -> 4"]
+    assert config.differences({1: 2, "seed": 3}, {"seed": 4}).training == ["1: 2 -> null", "seed: 3 -> 4"]

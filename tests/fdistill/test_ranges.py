@@ -162,5 +162,5 @@ def test_the_table_of_the_docs_is_printed_from_the_types():
 def test_null_is_0_where_0_switches_off():
     cfg = load("gmm", ["student.clip=null", "eval.snapshots=null", "loss.gan_weight=null"])
     assert cfg == load("gmm", ["student.clip=0", "eval.snapshots=0", "loss.gan_weight=0"])
-    with pytest.raises(ConfigError, match=r"^batch: expected an integer, got None$"):
+    with pytest.raises(ConfigError, match=r"^batch: expected an integer, got null$"):
         load("gmm", ["batch=null"])

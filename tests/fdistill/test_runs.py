@@ -170,9 +170,7 @@ def test_a_second_comparison_is_refused(workplace):
     try:
         wait_for(lambda: Path("there").exists(), first)
         status, _, err = fdistill(*compare)
-        assert status == 2 and err[0].startswith(
-            f"fdistill: runs/gmm-compare is being compared by process {first.pid} "
-        )
+        assert status == 2 and err[0].startswith(f"fdistill: runs/gmm-compare is in use by process {first.pid} ")
     finally:
         first.kill()
     assert fdistill(*compare)[0] == 0
@@ -340,6 +338,41 @@ gmm.GmmTask.{phase} = interrupted
     assert status == 130
     assert "Go on with: fdistill train gmm" in err[0] and err[0].endswith("--resume")
     assert fdistill(*TRAIN, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_python_loses_is_remembered(number, workplace):
+    """Raised in a callback, as of importlib's weak references, it is printed and forgotten."""
+    lines = f"""
+from fdistill import gmm
+whole = gmm.GmmTask.__init__
+def losing(*arguments):
+    try: kill(signal.{number})
+    except KeyboardInterrupt: pass
+    whole(*arguments)
+gmm.GmmTask.__init__ = losing
+"""
+    for arguments in (TRAIN, ("compare", "gmm", "--divergences", "kl,rkl", "--seeds", "1", *TINY_GMM)):
+        status, _, err = fdistill(*arguments, lines=lines)
+        assert status == 130 and "stopped at once. Go on with: " in err[0]
+    assert not list(workplace.glob("runs/**/metrics.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_caller_ignores_stays_ignored(number, workplace):
+    lines = f"signal.signal({number}, signal.SIG_IGN); at(5, lambda: kill({number}))"
+    assert fdistill(*TRAIN, lines=lines)[0] == 0
+
+
+def test_a_signal_after_the_end_changes_nothing(workplace):
+    """Python takes a second to take torch down."""
+    (workplace / "sitecustomize.py").write_text(
+        "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    )
+    path = os.pathsep.join([str(workplace), *sys.path])
+    command = [sys.executable, "-m", "fdistill", "train", "gmm", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])

@@ -206,3 +206,11 @@ def test_a_student_of_another_machine_is_drawn_here(finished):
     there = {**settings(finished), "device": "cuda:97"}
     (finished / "config.yaml").write_text(yaml.safe_dump(there))
     assert cli.main(["sample", "runs/g", "-n", "5", "-o", "five.png"]) == 0
+
+
+def test_a_student_measured_with_what_is_refused_today_is_drawn_and_exported(finished):
+    then = settings(finished)
+    then["eval"] |= {"samples": 50, "of_an_earlier_version": 1}
+    (finished / "config.yaml").write_text(yaml.safe_dump(then))
+    assert cli.main(["sample", "runs/g", "-n", "5", "-o", "five.png"]) == 0
+    assert cli.main(["export", "runs/g", "student"]) == 0

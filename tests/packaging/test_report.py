@@ -48,8 +48,8 @@ def core(package: Path) -> Path:
     return found
 
 
-def test_all_well(package: Path, forked_uninstalled: Forked) -> None:
-    text = report(package, forked_uninstalled)
+def test_all_well(package: Path, uninstalled: Path) -> None:
+    text = report(package, uninstalled)
     assert f"torch     {torch.__version__}" in text
     assert "libfdkernels_cpu  loads" in text
     assert "_core             version" in text and "-O3" in text
@@ -75,10 +75,10 @@ def test_library_is_no_library(package: Path, forked_uninstalled: Forked) -> Non
     assert "auto picks reference" in text
 
 
-def test_library_truncated(package: Path, forked_uninstalled: Forked) -> None:
+def test_library_truncated(package: Path, uninstalled: Path) -> None:
     whole = (package / LIBRARY).read_bytes()
     (package / LIBRARY).write_bytes(whole[: len(whole) // 2])
-    text = report(package, forked_uninstalled)
+    text = report(package, uninstalled)
     assert "does not load" in text or "a library is damaged; reinstall" in text
 
 

@@ -59,7 +59,8 @@ def test_commands_work_outside_the_checkout(installed: Path, tmp_path: Path) -> 
         return done.stdout
 
     assert "auto picks native" in run(str(installed), "-m", "fdkernels")
-    assert "train" in run(str(installed.parent / "fdistill"), "--help")
+    tiny = ("steps=4", "batch=8", "eval.samples=100", "eval.snapshots=1", "width=8", "critic_width=8", "name=tiny")
+    assert "report: runs/tiny/report.html" in run(str(installed.parent / "fdistill"), "train", "gmm", *tiny)
 
 
 def test_holds_both_packages_and_nothing_else(wheel: Path, setup_file: ModuleType) -> None:
