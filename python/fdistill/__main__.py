@@ -16,8 +16,8 @@ def main() -> int:
         status = cli.main()
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # what was asked for is done; to take torch down takes another second
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
