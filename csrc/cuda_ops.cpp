@@ -24,6 +24,7 @@ struct Target {
   Target(const Tensor& like, const char* name) : device(index_of(like, name)), guard(device) {
     cuda::set_device(device);
     stream = cuda::current_stream(device);
+    limits = &cuda::limits(device);  // a first call loads every kernel, also where it is captured
   }
 
   // The dispatcher sends a call here for any of its tensors.
@@ -32,13 +33,10 @@ struct Target {
     return tensor.get_device_index();
   }
 
-  const fdkernels::DeviceLimits& limits() const {
-    return cuda::limits(device);
-  }
-
   int device;
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
+  const fdkernels::DeviceLimits* limits = nullptr;
 };
 
 // Dense values of a type that kernels read. A tensor that had to be converted lives until its memory may be reused on
@@ -152,7 +150,6 @@ WeightResults fdiv_weight(const WeightArguments& call) {
   Workspace workspace(Workspace::padded(cuda::weigh_scratch(batch, w.state.bins)), call.logits);
   cuda::launch_weigh(w, batch, static_cast<double*>(weight.data_ptr()), static_cast<double*>(stats.data_ptr()),
                      workspace.take(cuda::weigh_scratch(batch, w.state.bins)), target.stream);
-  cuda::check_launch("fdiv_weight_kernel");
   return {weight, stats};
 }
 
@@ -188,7 +185,6 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
   if (p.batch == 0) {
     cuda::launch_empty(r, p.reduction != fdkernels::Reduction::none, target.stream);
-    cuda::check_launch("fdiv_empty_kernel");
     return out.results();
   }
 
@@ -197,9 +193,9 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.aligned = is_aligned(p, vector_of(loads));
   fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? w.heads : 0, w.state.bins);
   if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
-  const fdkernels::Plan plan = fdkernels::plan(shape, target.limits(), allowed());
+  const fdkernels::Plan plan = fdkernels::plan(shape, *target.limits, allowed());
   const bool grid = plan.schedule == fdkernels::Schedule::grid;
-  const int parts = plan.count_first ? 2 * target.limits().multiprocessors : 0;
+  const int parts = plan.count_first ? 2 * target.limits->multiprocessors : 0;
   const int64_t exchanged = grid ? cuda::kExchanged * p.batch * plan.team : 0;
   const int64_t weighed = plan.weigh_first ? p.batch + cuda::weigh_scratch(p.batch, w.state.bins) + 2 : 0;
   Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) +
@@ -211,7 +207,6 @@ FdivResults fdiv(const FdivArguments& arguments) {
     double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
     double* scratch = workspace.take(cuda::weigh_scratch(p.batch, w.state.bins));
     cuda::launch_weigh(w, p.batch, h, r.stats, scratch, target.stream);
-    cuda::check_launch("fdiv_weight_kernel");
     w = {};
     w.given = {h, cuda::RealType::f64};
     r.weight_stats = false;
@@ -219,7 +214,6 @@ FdivResults fdiv(const FdivArguments& arguments) {
   if (plan.count_first) {
     double* counts = workspace.take(parts);
     cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, parts, target.stream);
-    cuda::check_launch("fdiv_count_kernel");
     call.counts = counts;
     call.count_parts = parts;
   }
@@ -265,8 +259,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   scale.aligned = reinterpret_cast<uintptr_t>(scale.gradient) % 16 == 0 &&
                   reinterpret_cast<uintptr_t>(scale.out) % 16 == 0 &&
                   (scale.runs == 1 || scale.elements * fdkernels::size_of(scale.dtype) % 16 == 0);
-  cuda::launch_scale(scale, target.limits().multiprocessors, target.stream);
-  cuda::check_launch("fdiv_scale_kernel");
+  cuda::launch_scale(scale, target.limits->multiprocessors, target.stream);
 }
 
 // What plans are made for, in DeviceLimits' order.

@@ -58,8 +58,10 @@ struct Call {
 
 // ---- what a launch needs to know of a kernel; null where a combination is not compiled
 
-const void* cluster_kernel(Loads loads, bool general);
-const void* grid_kernel(Loads loads, bool general);
+using FdivKernel = void (*)(Call);
+
+FdivKernel cluster_kernel(Loads loads, bool general);
+FdivKernel grid_kernel(Loads loads, bool general);
 
 // The kernels of the launches below, for a first call to load.
 std::array<const void*, 7> small_kernels();

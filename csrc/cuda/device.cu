@@ -7,8 +7,15 @@
 #include <string>
 
 #include "device.h"
+#include "launch.h"
 
 namespace fdkernels::cuda {
+
+void check(cudaError_t status, const std::string& what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  throw std::runtime_error("fdkernels: " + what + ": " + cudaGetErrorString(status));
+}
 
 namespace {
 
@@ -18,12 +25,6 @@ constexpr int kTickets = 4096, kTicketsOfStreams = 512;
 
 // Zero when the module is loaded, on every device; it outlives streams and graphs.
 __device__ unsigned ticket_memory[kTickets][4];
-
-void check(cudaError_t status, const std::string& what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would report it again
-  throw std::runtime_error("fdkernels: " + what + ": " + cudaGetErrorString(status));
-}
 
 // What a first call prepares (a module that is loaded, an attribute that is set) is no part of a graph that this thread
 // may be capturing, and is allowed meanwhile.
@@ -49,7 +50,7 @@ int attribute(cudaDeviceAttr name, int device) {
 // Clusters of this size that are resident at a time, one block a multiprocessor; 0 where they cannot be scheduled.
 int active_clusters(int size, const DeviceLimits& limits) {
   if (size == 1) return limits.multiprocessors;
-  const void* kernel = cluster_kernel(Loads::bf16, false);
+  const FdivKernel kernel = cluster_kernel(Loads::bf16, false);
   // Code for older architectures knows of no clusters, also where the driver has compiled it for this device.
   cudaFuncAttributes code{};
   check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
@@ -171,7 +172,7 @@ void zero(void* memory, int64_t bytes, void* stream) {
 
 void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
   const bool grid = plan.schedule == Schedule::grid;
-  const void* kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
+  const FdivKernel kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
   Device& found = device_at(device);
   {
     const std::lock_guard<std::mutex> lock(found.mutex);
@@ -202,12 +203,7 @@ void start(const Call& call, const Plan& plan, Loads loads, bool general, int de
     attribute.val.clusterDim = {static_cast<unsigned>(plan.team), 1, 1};
     config.numAttrs = 1;
   }
-  void* arguments[] = {const_cast<Call*>(&call)};
-  check(cudaLaunchKernelExC(&config, kernel, arguments), grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
-}
-
-void check_launch(const char* kernel) {
-  check(cudaGetLastError(), kernel);
+  check(cudaLaunchKernelEx(&config, kernel, call), grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
 }
 
 }  // namespace fdkernels::cuda

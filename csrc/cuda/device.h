@@ -23,7 +23,4 @@ void zero(void* memory, int64_t bytes, void* stream);
 // Starts the flagship kernel that the plan names.
 void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
 
-// Throws where the last <<<>>> launch failed.
-void check_launch(const char* kernel);
-
 }  // namespace fdkernels::cuda

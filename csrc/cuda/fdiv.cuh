@@ -63,8 +63,7 @@ __device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
   const auto address = reinterpret_cast<uintptr_t>(images.data);
   const uintptr_t from = (address + (row + part.begin) * size) / 16 * 16, to = (address + (row + end) * size) / 16 * 16;
   if (from >= to) return;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<unsigned>(to - from))
-               : "memory");
+  prefetch_to_cache(from, static_cast<unsigned>(to - from));
 #endif
 }
 
@@ -299,29 +298,23 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
 
 // ---- the combinations that are compiled: 12 a schedule
 
-using Kernel = void(Call);
-
-inline const void* pick(bool general, Kernel* plain, Kernel* other) {
-  return reinterpret_cast<const void*>(general ? other : plain);
-}
-
-#define FDK_KERNEL_TABLE(kernel)                                                                                 \
-  switch (loads) {                                                                                               \
-    case Loads::bf16:                                                                                            \
-      return pick(general, kernel<Types<Bf16, Bf16, float>, false>, kernel<Types<Bf16, Bf16, float>, true>);     \
-    case Loads::f16:                                                                                             \
-      return pick(general, kernel<Types<Half, Half, float>, false>, kernel<Types<Half, Half, float>, true>);     \
-    case Loads::f32:                                                                                             \
-      return pick(general, kernel<Types<float, float, float>, false>, kernel<Types<float, float, float>, true>); \
-    case Loads::bf16_f32:                                                                                        \
-      return pick(general, kernel<Types<Bf16, float, float>, false>, kernel<Types<Bf16, float, float>, true>);   \
-    case Loads::f16_f32:                                                                                         \
-      return pick(general, kernel<Types<Half, float, float>, false>, kernel<Types<Half, float, float>, true>);   \
-    case Loads::any_f32:                                                                                         \
-      return pick(general, nullptr, kernel<Types<AnyType, AnyType, float>, true>);                               \
-    case Loads::any_f64:                                                                                         \
-      return pick(general, nullptr, kernel<Types<AnyType, AnyType, double>, true>);                              \
-  }                                                                                                              \
+#define FDK_KERNEL_TABLE(kernel)                                                                             \
+  switch (loads) {                                                                                           \
+    case Loads::bf16:                                                                                        \
+      return general ? kernel<Types<Bf16, Bf16, float>, true> : kernel<Types<Bf16, Bf16, float>, false>;     \
+    case Loads::f16:                                                                                         \
+      return general ? kernel<Types<Half, Half, float>, true> : kernel<Types<Half, Half, float>, false>;     \
+    case Loads::f32:                                                                                         \
+      return general ? kernel<Types<float, float, float>, true> : kernel<Types<float, float, float>, false>; \
+    case Loads::bf16_f32:                                                                                    \
+      return general ? kernel<Types<Bf16, float, float>, true> : kernel<Types<Bf16, float, float>, false>;   \
+    case Loads::f16_f32:                                                                                     \
+      return general ? kernel<Types<Half, float, float>, true> : kernel<Types<Half, float, float>, false>;   \
+    case Loads::any_f32:                                                                                     \
+      return general ? kernel<Types<AnyType, AnyType, float>, true> : nullptr;                               \
+    case Loads::any_f64:                                                                                     \
+      return general ? kernel<Types<AnyType, AnyType, double>, true> : nullptr;                              \
+  }                                                                                                          \
   return nullptr;
 
 }  // namespace fdkernels::cuda

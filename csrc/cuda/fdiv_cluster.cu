@@ -3,7 +3,7 @@
 
 namespace fdkernels::cuda {
 
-const void* cluster_kernel(Loads loads, bool general) {
+FdivKernel cluster_kernel(Loads loads, bool general) {
   FDK_KERNEL_TABLE(fdiv_cluster_kernel)
 }
 

@@ -3,7 +3,7 @@
 
 namespace fdkernels::cuda {
 
-const void* grid_kernel(Loads loads, bool general) {
+FdivKernel grid_kernel(Loads loads, bool general) {
   FDK_KERNEL_TABLE(fdiv_grid_kernel)
 }
 

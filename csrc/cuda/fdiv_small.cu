@@ -1,5 +1,6 @@
 // What surrounds the flagship: weights of a large batch, kept elements of a large mask, the backward.
 #include "fdkernels/sample.h"
+#include "launch.h"
 #include "weigh.cuh"
 
 namespace fdkernels::cuda {
@@ -88,23 +89,22 @@ std::array<const void*, 7> small_kernels() {
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
   double* means = scratch + batch;
   const Weights to{h, scratch, means, reinterpret_cast<int*>(means + w.state.bins)};
-  fdiv_weight_kernel<<<1, kMaxThreads, 0, static_cast<cudaStream_t>(stream)>>>(w, batch, to, stats);
+  launch("fdiv_weight_kernel", fdiv_weight_kernel, 1, kMaxThreads, stream, w, batch, to, stats);
 }
 
 void launch_empty(const Results& r, bool with_loss, void* stream) {
-  fdiv_empty_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(r, with_loss);
+  launch("fdiv_empty_kernel", fdiv_empty_kernel, 1, 1, stream, r, with_loss);
 }
 
 void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream) {
-  fdiv_count_kernel<<<parts, kMaxThreads, 0, static_cast<cudaStream_t>(stream)>>>(mask, rows, counts);
+  launch("fdiv_count_kernel", fdiv_count_kernel, parts, kMaxThreads, stream, mask, rows, counts);
 }
 
 void launch_scale(const Scale& scale, int multiprocessors, void* stream) {
   const ScalePlan plan = plan_scale(scale.runs, scale.elements, 16 / size_of(scale.dtype), multiprocessors);
-  const dim3 blocks(static_cast<unsigned>(scale.runs * plan.blocks_a_run));
   const auto start = [&](auto* kernel) {
-    kernel<<<blocks, plan.threads, 0, static_cast<cudaStream_t>(stream)>>>(scale, plan.blocks_a_run,
-                                                                           plan.vectors_a_block);
+    launch("fdiv_scale_kernel", kernel, scale.runs * plan.blocks_a_run, plan.threads, stream, scale, plan.blocks_a_run,
+           plan.vectors_a_block);
   };
   switch (scale.dtype) {
     case DType::f32:

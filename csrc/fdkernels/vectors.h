@@ -9,6 +9,10 @@
 #include "fdiv.h"
 #include "numbers.h"
 
+#ifdef __CUDACC__
+#include "cuda/ptx.cuh"
+#endif
+
 namespace fdkernels {
 
 struct AnyType {};  // looked up at run time
@@ -76,13 +80,10 @@ FDK_HOST_DEVICE inline Words read_words(const void* from) {
 template <int kBytes>
 FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
 #ifdef __CUDA_ARCH__
-  // In assembly: the compiler splits an assignment of a whole vector, though not always.
   if constexpr (kBytes == 16) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.word[0]), "r"(words.word[1]),
-                 "r"(words.word[2]), "r"(words.word[3])
-                 : "memory");
+    cuda::store_vector(to, words.word[0], words.word[1], words.word[2], words.word[3]);
   } else if constexpr (kBytes == 8) {
-    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.word[0]), "r"(words.word[1]) : "memory");
+    cuda::store_vector(to, words.word[0], words.word[1]);
   } else {
     *static_cast<unsigned*>(to) = words.word[0];
   }
