@@ -148,11 +148,30 @@ def pytest_generate_tests(metafunc):
         # What only some backends can show names them: @pytest.mark.backends("native").
         mark = metafunc.definition.get_closest_marker("backends")
         available = contracts.backends()
-        named = mark.args if mark else available
+        named = (*mark.args, *([contracts.SOFTWARE] if "native" in mark.args else [])) if mark else available
         chosen = metafunc.config.getoption("backend") or available
         names = [name for name in named if name in chosen and name in available]
         none = pytest.param("none", marks=pytest.mark.skip(f"asked for {chosen}, shown on {named}"))
-        metafunc.parametrize("backend", names or [none], scope="session")
+        metafunc.parametrize("backend", names or [none], scope="session", indirect=True)
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    """What a test asks fdkernels for: to the column of the software device, native."""
+    return "native" if request.param == contracts.SOFTWARE else request.param
+
+
+@pytest.fixture(autouse=True)
+def _software(request):
+    """A test of the software device's column runs on it, each in one of its settings."""
+    values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if values.get("backend") != contracts.SOFTWARE:
+        yield
+        return
+    from tests.software_device.settings import setting_of
+
+    with setting_of(request.node.nodeid).in_force():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -161,8 +180,8 @@ def _usable(request):
     if "backend" in request.fixturenames:
         from fdkernels.backends import available
 
-        backend = request.getfixturevalue("backend")
-        if backend == "none":
+        backend = request.node.callspec.params["backend"]
+        if backend in ("none", contracts.SOFTWARE):
             return
         reason = available(device.name())[backend]
         if reason is not None:

@@ -29,8 +29,10 @@ CONTRACTS = (
     "properties",
 )
 BACKENDS = ("reference", "native", "triton")
+# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them.
+SOFTWARE = "native (software device)"
 # What serves each device. To PyTorch, ROCm's are CUDA's; native's kernels are for NVIDIA's alone.
-BACKENDS_ON = {"cpu": BACKENDS, "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton")}
+BACKENDS_ON = {"cpu": (*BACKENDS, SOFTWARE), "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton")}
 
 
 def backends() -> tuple[str, ...]:
@@ -99,10 +101,10 @@ class ContractTable:
             return
         write = terminalreporter.write_line
         terminalreporter.section(f"contract × backend on {device.name()}: passed / failed / skipped")
-        write(f"{'':14}" + "".join(f"{backend:>18}" for backend in backends()))
+        write(f"{'':14}" + "".join(f"{backend:>26}" for backend in backends()))
         for contract in CONTRACTS:
             row = (self.cells[contract, backend] for backend in backends())
             text = [" / ".join(str(cell[k]) for k in ("passed", "failed", "skipped")) if cell else "-" for cell in row]
-            write(f"{contract:14}" + "".join(f"{cell:>18}" for cell in text))
+            write(f"{contract:14}" + "".join(f"{cell:>26}" for cell in text))
         if self.is_whole(config) and self.empty():
             write("empty cells, so the run fails: " + ", ".join(self.empty()), red=True)

@@ -15,7 +15,7 @@
 
 // Once in a kernel, and called: what each block runs a few times waits longer for code than for arithmetic.
 #ifdef __CUDA_ARCH__
-#define FDK_CALLED __noinline__
+#define FDK_CALLED __noinline__ inline
 #else
 #define FDK_CALLED inline
 #endif

@@ -1,0 +1,105 @@
+"""Builds the CUDA library for the software device, once for every state of its sources.
+
+    python -m tests.software_device.build    both architectures
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+TORCH = Path(torch.__file__).parent
+CACHE = ROOT / "build" / "software_device"
+ARCHITECTURES = (80, 90)
+
+RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
+KERNELS = ("cuda/fdiv_cluster.cu", "cuda/fdiv_grid.cu", "cuda/fdiv_small.cu")
+COMMON = (
+    "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter",
+    "-Wno-maybe-uninitialized", f"-isystem{TORCH / 'include'}",
+)  # fmt: skip
+STAND_INS = f"-I{HERE / 'include'}"
+LANGUAGE = ("-x", "c++", "-D__CUDACC__", "-include", "cuda_runtime.h")
+# Every access of a kernel's is a call (instrumentation.cpp); no contraction, as a result must not depend on it.
+INSTRUMENTED = (
+    "-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-mtls-dialect=gnu", "-ffp-contract=off",
+)  # fmt: skip
+
+
+def compiler() -> str:
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if found is None:
+        raise RuntimeError("no C++ compiler; it built the package")
+    return found
+
+
+def library(architecture: int, csrc: Path = ROOT / "csrc", kernels: Iterable[str | Path] = KERNELS) -> Path:
+    """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
+
+    Its ops are in a namespace of their own, `software_sm_90`.
+    """
+    torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
+    host = (*COMMON, STAND_INS, f"-I{csrc}", "-O2")
+    kernel = (*COMMON, STAND_INS, f"-I{csrc}", *LANGUAGE, *INSTRUMENTED, f"-D__CUDA_ARCH__={architecture}0")
+    own = _digest(HERE.rglob("*.*"))
+    all_sources = own + _digest(csrc.rglob("*.*"))
+    objects = [
+        *(_object((*COMMON, "-O2", str(source)), source, own) for source in RUNTIME),
+        _object((*host, *torch_options, str(csrc / "cuda_ops.cpp")), csrc / "cuda_ops.cpp", all_sources),
+        _object((*host, *LANGUAGE, str(csrc / "cuda/device.cu")), csrc / "cuda/device.cu", all_sources),
+        *(_object((*kernel, str(csrc / source)), csrc / source, all_sources) for source in kernels),
+    ]
+    text = (HERE / "library.cpp.in").read_text().format(architecture=architecture)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one builder; objects serve both architectures
+        target = CACHE / f"lib{_short(str(objects) + text)}-sm_{architecture}.so"
+        if target.exists():
+            return target
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_compile, objects))
+        written = CACHE / f"library-{architecture}.cpp"
+        written.write_text(text)
+        subprocess.run(
+            [compiler(), *COMMON, "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
+             "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl",
+             "-o", str(target)],
+            check=True,
+        )  # fmt: skip
+    return target
+
+
+def _digest(files: Iterable[Path]) -> str:
+    content = b"".join(file.read_bytes() for file in sorted(files) if file.suffix not in (".py", ".pyc"))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(f"{torch.__version__} {compiler()} {text}".encode()).hexdigest()[:16]
+
+
+def _object(command: tuple[str, ...], source: Path, digest: str) -> tuple[Path, tuple[str, ...]]:
+    return CACHE / f"{source.stem}-{_short(' '.join(command) + digest)}.o", command
+
+
+def _compile(made: tuple[Path, tuple[str, ...]]) -> None:
+    target, command = made
+    if not target.exists():
+        partial = target.with_suffix(".partial.o")
+        subprocess.run([compiler(), *command, "-c", "-o", str(partial)], check=True)
+        partial.rename(target)
+
+
+if __name__ == "__main__":
+    for architecture in ARCHITECTURES:
+        print(library(architecture))

@@ -1,0 +1,178 @@
+"""The software device: the CUDA library's own sources, run on the host by fibers, with an eye on every access.
+
+A tensor of the device is a tensor of the CPU. A call runs at once, under a scheduler that a test chooses; a fault (a
+race, an access out of bounds, a deadlock, ...) is a RuntimeError that says what and where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from fdkernels import backends
+from fdkernels.fdiv import ops
+from tests.gpu_check.stage import NO_SCHEDULE, PLAN
+from tests.software_device import build
+
+SCHEDULERS = ("in order", "reversed", "random", "block first", "held back")
+
+
+class Description(NamedTuple):
+    """The limits of a device, as its runtime gives them."""
+
+    capability: int
+    multiprocessors: int
+    shared_per_block: int
+    """Bytes that a block may ask for."""
+    shared_per_multiprocessor: int
+    cache: int
+    """Bytes of L2."""
+    largest_cluster: int = 16
+
+
+# Small enough for small samples to need every schedule.
+SMALL = Description(90, 4, 20 << 10, 48 << 10, 64 << 10)
+CLUSTERS = Description(90, 16, 20 << 10, 48 << 10, 256 << 10)
+SMALL_80 = SMALL._replace(capability=80, largest_cluster=0)
+CLUSTERS_80 = CLUSTERS._replace(capability=80, largest_cluster=0)
+
+
+class Launch(NamedTuple):
+    """A kernel, or a fill."""
+
+    name: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+    cluster: int
+    cooperative: bool
+
+
+class Traffic(NamedTuple):
+    """Bytes that kernels read and wrote of a run of memory."""
+
+    begin: int
+    bytes: int
+    read: int
+    written: int
+
+
+class Software:
+    """A library, and the device that it runs on."""
+
+    def __init__(self, library: Path, namespace: str) -> None:
+        self.path = library
+        _define(namespace)
+        self.ops = getattr(torch.ops, namespace)
+        self.library = ctypes.CDLL(str(library))
+        for name in ("stream", "end_capture"):
+            getattr(self.library, f"software_{name}").restype = ctypes.c_void_p
+        for name in ("synchronize", "replay", "launches", "traffic"):
+            getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
+        self.devices: dict[Description, int] = {}
+        self._name_symbols()
+
+    def _name_symbols(self) -> None:
+        """Kernels and shared variables have names in the file alone."""
+        table = subprocess.run(["readelf", "-sWC", str(self.path)], capture_output=True, text=True, check=True).stdout
+        rows = re.findall(r"^\s*\d+:\s+([0-9a-f]+)\s+(\w+)\s+(\w+)\s+\w+\s+\w+\s+\d+\s+(.+)$", table, re.MULTILINE)
+        known = next(int(at, 16) for at, _, _, name in rows if name == "software_launches")
+        base = ctypes.cast(self.library.software_launches, ctypes.c_void_p).value - known  # type: ignore[operator]
+        for at, size, kind, name in rows:
+            if kind == "TLS":
+                variable = ctypes.c_uint64(int(at, 16)), ctypes.c_uint64(int(size, 0))
+                self.library.software_name_shared(*variable, name.encode())
+            kernel = re.search(r"\b(\w+_kernel)(?:<.*>)?\(", name)
+            if kind == "FUNC" and kernel and "cudaLaunchKernelEx" not in name and "{lambda" not in name:
+                full = name.removeprefix("void ").encode()
+                self.library.software_name(ctypes.c_void_p(base + int(at, 16)), kernel[1].encode(), full)
+
+    def use(self, description: Description) -> None:
+        """Calls from now on are for a device of these limits."""
+        if description not in self.devices:
+            fields = (ctypes.c_int * len(description))(*description)
+            self.devices[description] = self.library.software_add_device(fields)
+        self.library.software_use_device(self.devices[description])
+
+    def schedule(self, name: str, seed: int = 0) -> None:
+        """Who runs next: threads in turn, in turn from the last, any; the first block as far as it can; all but one
+        block (the seed says which) as far as they can."""
+        self.library.software_schedule(SCHEDULERS.index(name), ctypes.c_uint64(seed))
+
+    def all_is_cuda(self, so: bool) -> None:
+        """Whether every tensor passes for the device's alone, or for the host's as well, which may then look at it."""
+        self.library.software_all_is_cuda(ctypes.c_bool(so))
+
+    def launches(self) -> list[Launch]:
+        """Since the last time that this was asked."""
+        lines = (line.split() for line in self.library.software_launches().decode().splitlines())
+        return [Launch(name, *map(int, numbers[:-1]), numbers[-1] == "1") for name, *numbers in lines]
+
+    def traffic(self) -> list[Traffic]:
+        """Since the last time that this was asked."""
+        return [Traffic(*map(int, line.split())) for line in self.library.software_traffic().decode().splitlines()]
+
+    def _forward(self, *arguments: Any) -> Any:
+        """A sample that the plan asked for can't hold takes any that can."""
+        op = ops._below_autograd(self.ops.fdiv_native.default)
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        try:
+            return op(*arguments)
+        except ValueError as error:
+            if NO_SCHEDULE not in str(error):
+                raise
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(PLAN, "")
+            return op(*arguments)
+
+    @contextlib.contextmanager
+    def serves(self) -> Iterator[None]:
+        """Calls of the native backend on CPU tensors inside are this library's."""
+        with pytest.MonkeyPatch.context() as patch:
+            for table, op in (
+                (ops._FORWARD, self._forward),
+                (ops._BACKWARD, self.ops.fdiv_backward_native.default),
+                (ops._BACKWARD_IN_PLACE, self.ops.fdiv_backward_native_.default),
+                (ops.WEIGHT, self.ops.fdiv_weight_native.default),
+            ):
+                patch.setitem(table, "native", op)  # type: ignore[arg-type]
+            patch.setitem(backends._chosen, ("native", "cpu"), "native")
+            yield
+
+
+def _define(namespace: str) -> None:
+    """The schemas, fakes and autograd of fdkernels/fdiv/ops.py in a library's namespace."""
+    library = torch.library.Library(namespace, "DEF")
+    _libraries.append(library)
+    fakes: dict[str, tuple[str, Callable[..., Any]]] = {
+        "fdiv_native": (ops._FDIV, ops._fdiv_fake),
+        "fdiv_weight_native": (ops._FDIV_WEIGHT, ops._fdiv_weight_fake),
+        "fdiv_backward_native": ("(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor",
+                                 lambda gradient, upstream, unscale: torch.empty_like(gradient)),
+        "fdiv_backward_native_": ("(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
+                                  lambda gradient, upstream, unscale: None),
+    }  # fmt: skip
+    for name, (schema, fake) in fakes.items():
+        library.define(name + schema)
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    library.define("cuda_limits(int device) -> Tensor")
+
+
+_libraries: list[torch.library.Library] = []
+
+
+@functools.cache
+def software(architecture: int) -> Software:
+    """The library of these sources for an architecture, as in 90."""
+    return Software(build.library(architecture), f"software_sm_{architecture}")

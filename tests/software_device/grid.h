@@ -1,0 +1,195 @@
+// Kernels as they run: threads, warps, blocks, clusters, and who is next.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "memory.h"
+
+namespace software {
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kArguments = 4096;  // bytes, at most, of a kernel's
+
+// A device, as a test describes it.
+struct Description {
+  int capability = 90;
+  int multiprocessors = 4;
+  int shared_per_block = 24 << 10, shared_per_multiprocessor = 48 << 10;  // bytes
+  int cache = 1 << 20;                                                    // bytes
+  int largest_cluster = 16;
+  int memory_clock = 1'000'000, bus = 1024;  // kHz, bits
+  int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 128;
+};
+
+// What a kernel is allowed, as its host code has set it.
+struct Function {
+  std::string name = "kernel", full_name;
+  int dynamic_shared = 48 << 10;
+  bool large_clusters = false;
+  bool loaded = false;
+  std::set<size_t> shared;  // its static variables, by offset, as they are met
+  size_t static_shared = 0;
+};
+
+struct Cluster;
+struct Launch;
+
+// The lanes of a warp that meet; what they bring is kept for two rounds, since none can be further ahead.
+struct Exchange {
+  unsigned warp, mask, arrived = 0;
+  int line = 0;
+  Collective kind = Collective::sync;
+  std::array<uint64_t, kWarp> values[2] = {};
+  unsigned round = 0;
+};
+
+struct Thread;
+
+struct Barrier {
+  int arrived = 0, line = 0, votes = 0;
+  std::vector<Thread*> members;
+};
+
+constexpr const char* kClusterWait = "a cluster's barrier";
+
+enum class State : uint8_t { ready, waiting, asleep, ended };
+
+struct Thread {
+  Fiber* fiber = nullptr;
+  Block* block = nullptr;
+  unsigned index = 0;
+  State state = State::ready;
+  Clock clock;
+  const char* waits = "";  // at what
+  int line = 0;
+  int votes = 0;         // of the barrier that it passed last
+  unsigned round = 0;    // of cluster barriers that it has arrived at
+  bool arrived = false;  // at a cluster's barrier, without having waited
+  const void* polled = nullptr;
+  uint64_t found = 0;
+};
+
+struct Block {
+  Launch* launch = nullptr;
+  Cluster* cluster = nullptr;
+  unsigned index = 0, first = 0;  // in the grid; its first thread in the executor's list
+  unsigned alive = 0;
+  bool begun = false;
+  char *memory = nullptr, *shared = nullptr;  // what it has been given; where its shared variables begin
+  Barrier barrier;
+  std::unordered_map<int, Barrier> named;
+  std::deque<Exchange> exchanges;  // of every whole warp, then of parts as they come
+};
+
+struct Cluster {
+  std::vector<Block*> blocks;
+  unsigned round = 0;
+  std::vector<Clock> arrived;  // in this round
+  Knowledge knowledge;         // of all that met in the last one
+};
+
+struct Launch {
+  Function* function = nullptr;
+  const void* kernel = nullptr;
+  void (*call)(const void* kernel, void* arguments) = nullptr;
+  std::vector<char> arguments;
+  unsigned blocks = 1, threads = 1, cluster = 1;
+  size_t dynamic_shared = 0;
+  bool cooperative = false;
+  int resident = 0;  // blocks at a time
+  Knowledge after;   // what its stream had done before
+
+  std::vector<unsigned> order;  // of the clusters that have not started, from the back
+  int running = 0;  // blocks
+  bool started = false;
+};
+
+enum class Schedule : int { in_order, reversed, random, block_first, held_back };
+
+// Runs launches that may overlap, a thread at a time.
+class Executor {
+ public:
+  void set(Schedule schedule, uint64_t seed);
+  // Calls next() whenever a launch has ended, and at first, for launches that may start. Throws Fault.
+  void run(const std::function<std::vector<Launch*>(Launch* ended)>& next);
+  // What a launch that has ended leaves to those after it.
+  Knowledge knowledge_after(const Launch& launch) const;
+
+  Thread* current = nullptr;
+  Memory memory;
+
+  // For the thread that runs.
+  void wait(const char* at, int line);
+  void wake(Thread& thread);
+  void may_switch();
+  void sleep(const char* at, int line);
+  void progress() {
+    ++writes_;
+  }
+  [[noreturn]] void fault(const std::string& what);
+  Thread& thread_of(const Block& block, unsigned index) {
+    return threads_[block.first + index];
+  }
+  // A shared variable of the library's kernels: where it lies in every block's memory.
+  void name_shared(size_t offset, size_t bytes, const std::string& name);
+  // The one at an address, from now on a region.
+  Region* find_shared(uintptr_t address);
+  std::string name(uint32_t thread) const;
+
+ private:
+  void start_blocks(Launch& launch);
+  void start_block(Launch& launch, unsigned index, Cluster& cluster);
+  void end_thread(Thread& thread);
+  void block_memory(Block& block);
+  Thread* pick();
+  bool wake_sleepers();
+  std::string stuck() const;
+  uint64_t random();
+
+  Schedule schedule_ = Schedule::in_order;
+  uint64_t seed_ = 0, state_ = 1, writes_ = 0, writes_at_sleep_ = 0;
+  std::deque<Thread> threads_;
+  std::vector<Thread*> asleep_;
+  std::vector<uint64_t> ready_;  // a bit a thread
+  size_t last_ = 0;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> idle_fibers_;
+  std::vector<std::unique_ptr<char[]>> memories_;
+  std::vector<char*> idle_memory_;
+  std::map<size_t, std::pair<size_t, std::string>> shared_names_;
+  std::function<void()> entry_;
+  std::string fault_;
+};
+
+struct Fault {
+  std::string text;
+};
+
+extern Executor the_executor;
+inline Executor& executor() {
+  return the_executor;
+}
+
+// A thread ends: what waits for no more than the others goes on. What is wrong with that, or nothing.
+std::string leave(Thread& thread);
+void forget_atomics();
+// Whether it lies in the library itself, as tables do.
+bool is_constant(const void* address);
+// Where in the sources, for messages; slow.
+std::string line_of(const void* code);
+// access(), by the kernel's code that this address returns to.
+void access_from(const void* code, const void* address, size_t bytes, Access how);
+// Bytes of all shared variables of the library.
+size_t shared_variables();
+
+}  // namespace software

@@ -1,0 +1,35 @@
+// Stand-in for CUDA's header: clusters.
+#pragma once
+
+#include "cuda_runtime.h"
+
+namespace cooperative_groups {
+
+struct cluster_group {
+  static unsigned num_blocks() {
+    return ::software::cluster_blocks();
+  }
+  static unsigned block_rank() {
+    return ::software::cluster_rank();
+  }
+  static void barrier_arrive(int line = __builtin_LINE()) {
+    ::software::cluster_arrive(line);
+  }
+  static void barrier_wait(int line = __builtin_LINE()) {
+    ::software::cluster_wait(line);
+  }
+  static void sync(int line = __builtin_LINE()) {
+    barrier_arrive(line);
+    barrier_wait(line);
+  }
+  template <class T>
+  static T* map_shared_rank(T* address, int rank) {
+    return static_cast<T*>(::software::map_shared(address, static_cast<unsigned>(rank)));
+  }
+};
+
+inline cluster_group this_cluster() {
+  return {};
+}
+
+}  // namespace cooperative_groups

@@ -1,0 +1,24 @@
+// Stand-in for csrc/cuda/ptx.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "software_device.h"
+
+namespace fdkernels::cuda {
+
+inline void store_vector(void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const uint32_t words[] = {a, b, c, d};
+  ::software::store(to, words, sizeof(words));
+}
+
+inline void store_vector(void* to, uint32_t a, uint32_t b) {
+  const uint32_t words[] = {a, b};
+  ::software::store(to, words, sizeof(words));
+}
+
+inline void prefetch_to_cache(uintptr_t from, unsigned bytes) {
+  ::software::check_prefetch(from, bytes);
+}
+
+}  // namespace fdkernels::cuda

@@ -1,0 +1,347 @@
+// CUDA's runtime on the software device: limits, functions, streams, launches.
+#include "runtime.h"
+
+#include <cstring>
+
+namespace software {
+
+Runtime& runtime() {
+  static Runtime one;
+  return one;
+}
+
+Holding::~Holding() {
+  for (const uintptr_t begin : regions) executor().memory.release(begin);
+  for (AtenTensorHandle tensor : tensors) aoti_torch_delete_tensor_object(tensor);
+}
+
+namespace {
+
+cudaError_t faulted(const std::string& text) {
+  runtime().fault = text;
+  return cudaErrorLaunchFailure;
+}
+
+// A call that a capture can't have: an error, and the capture is lost.
+cudaError_t refused_in_capture() {
+  Runtime& r = runtime();
+  if (r.mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+  bool capturing = false;
+  for (SoftwareStream* stream : r.all()) {
+    if (stream->capture != nullptr) capturing = stream->capture_failed = true;
+  }
+  return capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
+Function& function_of(const void* kernel) {
+  return runtime().functions[kernel];
+}
+
+int blocks_a_multiprocessor(const Description& d, const Function& f, unsigned threads, size_t dynamic) {
+  const size_t shared = dynamic + f.static_shared + 1024;
+  const int by_shared = d.shared_per_multiprocessor / static_cast<int>(shared);
+  const int by_registers = d.registers_per_multiprocessor / (d.registers_a_thread * static_cast<int>(threads));
+  return std::max(0, std::min({by_shared, by_registers, d.threads_per_multiprocessor / static_cast<int>(threads), 32}));
+}
+
+// Runs what waits: one launch of every stream at a time.
+void run_queued(std::vector<SoftwareStream*> streams) {
+  Runtime& r = runtime();
+  Executor& run = executor();
+  size_t waiting = 0;
+  for (SoftwareStream* stream : streams) waiting += stream->queue.size();
+  if (waiting == 0) return;
+  run.memory.begin_run();
+  forget_atomics();
+  std::map<Launch*, SoftwareStream*> owners;
+  std::vector<std::shared_ptr<Launch>> alive;
+  for (SoftwareStream* stream : streams) stream->done = nullptr, stream->busy = false;
+  const bool several = waiting > 1;
+  const auto next = [&](Launch* ended) {
+    if (ended != nullptr) {
+      SoftwareStream& stream = *owners[ended];
+      stream.busy = false;
+      if (several) stream.done = run.knowledge_after(*ended);
+    }
+    std::vector<Launch*> found;
+    for (SoftwareStream* stream : streams) {
+      while (!stream->busy && !stream->queue.empty()) {
+        Work work = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        if (work.launch == nullptr) {
+          work.fill();
+          continue;
+        }
+        auto launch = std::make_shared<Launch>(*work.launch);
+        launch->after = stream->done;
+        owners[launch.get()] = stream;
+        found.push_back(launch.get());
+        alive.push_back(std::move(launch));
+        stream->busy = true;
+      }
+    }
+    return found;
+  };
+  run.run(next);
+  for (const auto& [begin, bytes] : r.symbols) {
+    for (size_t i = 0; i < bytes; ++i) {
+      if (reinterpret_cast<const char*>(begin)[i] != 0) {
+        throw Fault{"a ticket that is not zero when all is done, at byte " + std::to_string(i) +
+                    " of the module's memory"};
+      }
+    }
+  }
+}
+
+cudaError_t run_now(std::vector<SoftwareStream*> streams) {
+  try {
+    run_queued(std::move(streams));
+  } catch (const Fault& found) {
+    Runtime& r = runtime();
+    for (const auto& [begin, bytes] : r.symbols) std::memset(reinterpret_cast<void*>(begin), 0, bytes);
+    for (SoftwareStream* stream : r.all()) stream->queue.clear();
+    return faulted(found.text);
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t submit(SoftwareStream& stream, Work work) {
+  Runtime& r = runtime();
+  if (stream.capture != nullptr) {
+    stream.capture->work.push_back(std::move(work));
+    if (r.call != nullptr) stream.capture->holdings.push_back(r.call);
+    return cudaSuccess;
+  }
+  stream.queue.push_back(std::move(work));
+  if (r.holds_back) {
+    if (r.call != nullptr) r.kept.push_back(r.call);
+    return cudaSuccess;
+  }
+  return run_now({&stream});
+}
+
+}  // namespace software
+
+using namespace software;
+
+// ---- the runtime's functions
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorLaunchFailure:
+      return runtime().fault.c_str();
+  }
+  return "unknown error";
+}
+
+cudaError_t cudaGetLastError() {
+  return cudaSuccess;  // launches return theirs
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = runtime().device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= static_cast<int>(runtime().devices.size())) return cudaErrorInvalidDevice;
+  runtime().device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) {
+  if (device < 0 || device >= static_cast<int>(runtime().devices.size())) return cudaErrorInvalidDevice;
+  const Description& d = runtime().devices[static_cast<size_t>(device)];
+  switch (name) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = d.capability / 10;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = d.capability % 10;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = d.multiprocessors;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = d.shared_per_block;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = d.shared_per_multiprocessor;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = d.cache;
+      break;
+    case cudaDevAttrMemoryClockRate:
+      *value = d.memory_clock;
+      break;
+    case cudaDevAttrGlobalMemoryBusWidth:
+      *value = d.bus;
+      break;
+    case cudaDevAttrSingleToDoublePrecisionPerfRatio:
+      *value = d.capability == 80 || d.capability == 90 || d.capability == 100 ? 2 : 64;
+      break;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+  const cudaError_t status = run_now(runtime().all());
+  runtime().kept.clear();
+  return status;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+  return run_now({&runtime().stream(stream)});
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  Runtime& r = runtime();
+  r.streams.push_back(std::make_unique<SoftwareStream>());
+  r.streams.back()->id = r.ids++;
+  *stream = r.streams.back().get();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool capturing = runtime().stream(stream).capture != nullptr;
+  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  *id = runtime().stream(stream).id;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, runtime().mode);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  runtime().launches += "memset 1 1 0 1 0\n";
+  const auto fill = [=] {
+    std::memset(to, value, bytes);
+    if (Region* region = executor().memory.find(reinterpret_cast<uintptr_t>(to), bytes)) region->write_all();
+  };
+  return submit(runtime().stream(stream), {fill, nullptr});
+}
+
+cudaError_t software_function_attributes(cudaFuncAttributes* to, const void* kernel) {
+  Function& function = function_of(kernel);
+  if (!function.loaded) {
+    if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+    function.loaded = true;
+  }
+  to->ptxVersion = to->binaryVersion = software_architecture;
+  return cudaSuccess;
+}
+
+cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribute name, int value) {
+  cudaFuncAttributes attributes;
+  if (const cudaError_t status = software_function_attributes(&attributes, kernel); status != cudaSuccess) {
+    return status;
+  }
+  const Description& d = runtime().description();
+  Function& function = function_of(kernel);
+  if (name == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (value != 0 && d.capability < 90) return cudaErrorInvalidValue;
+    function.large_clusters = value != 0;
+  } else {
+    if (value + static_cast<int>(function.static_shared) > d.shared_per_block) return cudaErrorInvalidValue;
+    function.dynamic_shared = value;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t software_active_blocks(int* count, const void* kernel, int threads, size_t shared) {
+  *count = blocks_a_multiprocessor(runtime().description(), function_of(kernel), static_cast<unsigned>(threads), shared);
+  return cudaSuccess;
+}
+
+cudaError_t software_active_clusters(int* count, const void* kernel, const cudaLaunchConfig_t* config) {
+  const Description& d = runtime().description();
+  const Function& function = function_of(kernel);
+  const int size = static_cast<int>(config->attrs[0].val.clusterDim.x);
+  if (d.capability < 90 || size > d.largest_cluster || (size > 8 && !function.large_clusters)) {
+    return cudaErrorInvalidValue;
+  }
+  const int blocks = blocks_a_multiprocessor(d, function, config->blockDim.x, config->dynamicSmemBytes);
+  *count = d.multiprocessors * blocks / size;
+  return cudaSuccess;
+}
+
+cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes) {
+  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+  *to = const_cast<void*>(symbol);
+  const auto begin = reinterpret_cast<uintptr_t>(symbol);
+  if (runtime().symbols.emplace(begin, bytes).second) {
+    executor().memory.add(begin, bytes, 4, true, "the module's memory");
+  }
+  return cudaSuccess;
+}
+
+cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel,
+                            void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes) {
+  Runtime& r = runtime();
+  const Description& d = r.description();
+  Function& function = function_of(kernel);
+  SoftwareStream& stream = r.stream(config->stream);
+  if (!function.loaded) {
+    if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+    function.loaded = true;
+  }
+  auto launch = std::make_shared<Launch>();
+  launch->function = &function;
+  launch->kernel = kernel, launch->call = call;
+  launch->arguments.assign(static_cast<const char*>(arguments), static_cast<const char*>(arguments) + bytes);
+  launch->blocks = config->gridDim.x, launch->threads = config->blockDim.x;
+  launch->dynamic_shared = config->dynamicSmemBytes;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeCooperative) launch->cooperative = attribute.val.cooperative != 0;
+    if (attribute.id == cudaLaunchAttributeClusterDimension) launch->cluster = attribute.val.clusterDim.x;
+  }
+  const int shared = static_cast<int>(launch->dynamic_shared);
+  if (launch->blocks == 0 || launch->threads == 0 || launch->threads > 1024 || launch->cluster == 0 || bytes > kArguments ||
+      launch->blocks % launch->cluster != 0) {
+    return cudaErrorInvalidConfiguration;
+  }
+  if (shared > function.dynamic_shared || shared + static_cast<int>(function.static_shared) > d.shared_per_block) {
+    return cudaErrorInvalidValue;
+  }
+  if (launch->cluster > 1 && (d.capability < 90 || static_cast<int>(launch->cluster) > d.largest_cluster ||
+                              (launch->cluster > 8 && !function.large_clusters))) {
+    return cudaErrorInvalidConfiguration;
+  }
+  launch->resident = d.multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
+  if (launch->resident < static_cast<int>(launch->cluster)) return cudaErrorInvalidConfiguration;
+  if (launch->cooperative && static_cast<int>(launch->blocks) > launch->resident) {
+    return cudaErrorCooperativeLaunchTooLarge;
+  }
+  r.launches += function.name + " " + std::to_string(launch->blocks) + " " + std::to_string(launch->threads) + " " +
+                std::to_string(shared) + " " + std::to_string(launch->cluster) + " " +
+                std::to_string(launch->cooperative) + "\n";
+  return submit(stream, {nullptr, std::move(launch)});
+}
+
+int32_t software_current_stream(int32_t, void** stream) {
+  *stream = runtime().current;
+  return 0;
+}

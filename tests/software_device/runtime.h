@@ -1,0 +1,92 @@
+// The state behind CUDA's runtime: streams, graphs, functions, and what a call has of memory.
+//
+// A stream's work runs as soon as it comes, unless a test holds it back to let streams overlap. Work that is captured
+// goes into a graph. Tensors that a call makes live as long as something may still run that uses them.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "grid.h"
+#include "include/cuda_runtime.h"
+
+// Of the kernels in this library, as in 90; and of its ops.
+extern const int software_architecture;
+extern const char* const software_namespace;
+
+namespace software {
+
+struct Work {
+  std::function<void()> fill;      // a memset; else
+  std::shared_ptr<Launch> launch;  // a kernel
+};
+
+// What a call of an op has of memory.
+struct Holding {
+  std::vector<uintptr_t> regions;
+  std::vector<AtenTensorHandle> tensors;
+
+  Holding() = default;
+  Holding(const Holding&) = delete;
+  Holding& operator=(const Holding&) = delete;
+  ~Holding();
+};
+
+struct Graph {
+  std::vector<Work> work;
+  std::vector<std::shared_ptr<Holding>> holdings;
+};
+
+}  // namespace software
+
+struct SoftwareStream {
+  unsigned long long id = 0;
+  std::deque<software::Work> queue;
+  std::unique_ptr<software::Graph> capture;
+  bool capture_failed = false;
+  software::Knowledge done;  // in a run: what its launches have left
+  bool busy = false;
+};
+
+namespace software {
+
+struct Runtime {
+  std::vector<Description> devices{Description{}};
+  int device = 0;
+  bool holds_back = false;            // until the test synchronizes
+  bool all_is_cuda = true;            // or every tensor passes for one of the host's too
+  std::map<const void*, Function> functions;
+  std::map<uintptr_t, size_t> symbols;
+  SoftwareStream main;
+  std::vector<std::unique_ptr<SoftwareStream>> streams;
+  SoftwareStream* current = nullptr;  // of torch; null: main
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  std::shared_ptr<Holding> call;  // of the op that runs
+  std::vector<std::shared_ptr<Holding>> kept;
+  std::string fault, launches;
+  unsigned long long ids = 1;
+
+  SoftwareStream& stream(cudaStream_t given) {
+    return given == nullptr ? main : *given;
+  }
+  std::vector<SoftwareStream*> all() {
+    std::vector<SoftwareStream*> found{&main};
+    for (const auto& stream : streams) found.push_back(stream.get());
+    return found;
+  }
+  const Description& description() const {
+    return devices[static_cast<size_t>(device)];
+  }
+};
+
+Runtime& runtime();
+// Puts work into a stream, or into the graph that it is captured into.
+cudaError_t submit(SoftwareStream& stream, Work work);
+
+}  // namespace software

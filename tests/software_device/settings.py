@@ -1,0 +1,63 @@
+"""In which ways a test meets the software device: architecture, limits, schedule and scheduler, chosen by its name.
+
+The tests of a run are spread over all of them; FDKERNELS_SOFTWARE_DEVICE=all (`make software-device`) repeats every test
+in each architecture and schedule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.gpu_check.stage import PLAN
+from tests.software_device import device
+
+PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid")
+
+
+@dataclass(frozen=True)
+class Setting:
+    architecture: int
+    plan: str
+    scheduler: str
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"sm_{self.architecture} {self.plan} {self.scheduler}"
+
+    @property
+    def description(self) -> device.Description:
+        """Multiprocessors for the largest cluster that is asked for."""
+        many = self.plan in ("cluster:8", "cluster:16")
+        limits = device.CLUSTERS if many else device.SMALL
+        return limits if self.architecture == 90 else limits._replace(capability=80, largest_cluster=0)
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[device.Software]:
+        software = device.software(self.architecture)
+        software.use(self.description)
+        software.schedule(self.scheduler, self.seed)
+        with pytest.MonkeyPatch.context() as patch, software.serves():
+            patch.setenv(PLAN, self.plan)
+            yield software
+
+
+# Below compute capability 9.0 a cluster is one block.
+SETTINGS = tuple(
+    Setting(architecture, plan, scheduler)
+    for architecture in (80, 90)
+    for plan in PLANS
+    if architecture == 90 or plan in ("auto", "cluster:1", "grid")
+    for scheduler in device.SCHEDULERS
+)
+
+
+def setting_of(name: str) -> Setting:
+    digest = zlib.crc32(name.encode())
+    setting = SETTINGS[digest % len(SETTINGS)]
+    return Setting(setting.architecture, setting.plan, setting.scheduler, digest >> 8)
