@@ -196,10 +196,6 @@ def choose(requested: str, device_type: str) -> str:
     return _chosen[key]
 
 
-# What torch.compiler.assume_constant_result sets; calling that here would import all of torch._dynamo.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> None:
     """Nobody gets eager PyTorch, or loses native to binaries that lie there and do not fit, without being told."""
     skipped = order[: order.index(chosen)]
@@ -219,3 +215,9 @@ def log_choice(op: str, backend: str, device_type: str) -> None:
     preferred = itertools.takewhile(lambda other: other != backend, preference(device_type)[0])
     skipped = [f"{b}: {why}" for b in preferred if (why := unavailable(b, device_type))]
     _log.warning("%s on %s: %s%s", op, device_type, backend, f" ({'; '.join(skipped)})" if skipped else "")
+
+
+# What torch.compiler.assume_constant_result sets: both run once, when a call is traced. Calling that here would import
+# all of torch._dynamo.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+log_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -298,6 +298,16 @@ def test_log_names_what_is_faster_and_missing(monkeypatch, pretend, caplog):
     ]
 
 
+def test_a_compiled_step_names_its_backend_too(monkeypatch, fresh_compiler, caplog):
+    monkeypatch.setattr(backends, "LOGGING", True)
+    monkeypatch.setattr(backends, "_logged", set())
+    step = torch.compile(lambda logits: 2 * fdk.fdiv_weight(logits), fullgraph=True, backend="eager")
+    logits = torch.linspace(-1, 1, 8)
+    torch.testing.assert_close(step(logits), 2 * fdk.fdiv_weight(logits))
+    said = [record.message for record in caplog.records if record.name == "fdkernels"]
+    assert said == ["fdiv_weight on cpu: native"]
+
+
 def test_other_devices(fresh):
     assert "mps" in backends.unavailable("triton", "mps") and "mps" in backends.unavailable("native", "mps")
     assert backends.choose("auto", "mps") == "reference"
