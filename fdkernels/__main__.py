@@ -102,12 +102,15 @@ def probe_backends() -> None:
         kind = device.split(":")[0]
         with contextlib.nullcontext() if kind == "cpu" else torch.cuda.device(device):
             reasons = backends.available(kind)
-        order = backends.PREFERENCE[kind]
+            order, why = backends.preference(kind)
         picked = next(backend for backend in order if reasons[backend] is None)
         print(f"  {device} ({description})")
         print(f"    auto picks {picked}, the first usable of {', '.join(order)}")
+        print(f"    in this order because {why}")
         for backend, reason in reasons.items():
             print(f"    {backend:10} {reason or 'usable'}")
+    checked = ", ".join(f"{major}.{minor} ({results})" for (major, minor), results in backends.CHECKED.items())
+    print(f"  native has been checked on compute capability {checked}; auto picks triton first on other GPUs")
 
 
 def describe_gpu(index: int) -> str:

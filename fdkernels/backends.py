@@ -1,15 +1,18 @@
 """Which backends can serve a device, and what "auto" picks.
 
     cpu    native, else reference
-    cuda   native, else triton, else reference
+    cuda   native, else triton, else reference    on a compute capability of `CHECKED`
+           triton, else native, else reference    on every other, and on ROCm
     other  reference
 
 On GPUs `native` is CUDA C++, for NVIDIA's alone and those that the library was compiled for; `triton` serves NVIDIA and
 ROCm. Both need compute capability 8.0. A machine with several kinds of GPU is judged by its current one.
 
+The order depends on the GPU alone, not on the call: a step keeps its backend, and its bits, when an option changes.
+
 `reference` is eager PyTorch and runs anywhere; where a kernel should have served, "auto" takes it with a warning. A
 backend asked for by name is used or refused, never replaced. With FDKERNELS_LOG=1 the first use of each (op, device)
-names its backend and, where a faster one is missing, why.
+names its backend and, where one that "auto" prefers is missing, why.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from fdkernels import binaries
 from fdkernels.checks import shown, warn
 
 BACKENDS = ("reference", "native", "triton")
+NATIVE_FIRST, TRITON_FIRST = ("native", "triton", "reference"), ("triton", "native", "reference")
 
-# Fastest first.
-PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("native", "triton", "reference")}
+# Compute capabilities of which a GPU passed `make gpu-check`, and its results. The blocks of native's CUDA kernels wait
+# for each other: on hardware that they have not run on, they could hang a training run. Triton's programs never wait.
+CHECKED = {(9, 0): "benchmarks/results/h100_check.json"}
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
@@ -152,6 +157,22 @@ def available(device_type: str) -> dict[str, str | None]:
     return {backend: unavailable(backend, device_type) for backend in BACKENDS}
 
 
+def preference(device_type: str) -> tuple[tuple[str, ...], str]:
+    """What "auto" takes on a device type, in order, and why; on "cuda" by the current GPU."""
+    if device_type == "cpu":
+        return ("native", "reference"), "native is faster"
+    if device_type != "cuda":
+        return ("reference",), f"there are kernels for cpu and cuda, not for {device_type}"
+    if torch.version.hip is not None:  # which has capabilities of its own: an MI200's is (9, 0)
+        return TRITON_FIRST, "native is for NVIDIA's GPUs"
+    if not torch.cuda.is_available():
+        return TRITON_FIRST, "no GPU is here"
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) not in CHECKED:
+        return TRITON_FIRST, f"native has not been checked on compute capability {major}.{minor}"
+    return NATIVE_FIRST, f"native passed its checks on compute capability {major}.{minor} ({CHECKED[major, minor]})"
+
+
 def choose(requested: str, device_type: str) -> str:
     """The backend that serves a call.
 
@@ -164,7 +185,7 @@ def choose(requested: str, device_type: str) -> str:
     key = (requested, device_type)
     if key not in _chosen:
         if requested == "auto":
-            order = PREFERENCE.get(device_type, ("reference",))
+            order, _ = preference(device_type)
             _chosen[key] = next(b for b in order if unavailable(b, device_type) is None)
             _warn_of_fallback(_chosen[key], order, device_type)
         else:
@@ -173,10 +194,6 @@ def choose(requested: str, device_type: str) -> str:
                 raise RuntimeError(f"backend {requested!r} is not available for {device_type} tensors: {reason}")
             _chosen[key] = requested
     return _chosen[key]
-
-
-# What torch.compiler.assume_constant_result sets; calling that here would import all of torch._dynamo.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> None:
@@ -195,6 +212,12 @@ def log_choice(op: str, backend: str, device_type: str) -> None:
     if not LOGGING or (op, device_type) in _logged:
         return
     _logged.add((op, device_type))
-    faster = itertools.takewhile(lambda other: other != backend, PREFERENCE.get(device_type, ()))
-    skipped = [f"{b}: {why}" for b in faster if (why := unavailable(b, device_type))]
+    preferred = itertools.takewhile(lambda other: other != backend, preference(device_type)[0])
+    skipped = [f"{b}: {why}" for b in preferred if (why := unavailable(b, device_type))]
     _log.warning("%s on %s: %s%s", op, device_type, backend, f" ({'; '.join(skipped)})" if skipped else "")
+
+
+# What torch.compiler.assume_constant_result sets: both run once, when a call is traced. Calling that here would import
+# all of torch._dynamo.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+log_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]

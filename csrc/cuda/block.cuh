@@ -10,7 +10,7 @@ namespace fdkernels::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kMaxSums = 6;
+constexpr int kMaxSums = 7;
 
 struct Scratch {
   double warps[kMaxThreads / kWarp][kMaxSums];

@@ -128,9 +128,9 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   group.each(batch, [&](int64_t b) {
     if (to.h[b] < INFINITY) add_relative(sums, exponential(to.h[b] - found.highest));
   });
-  double totals[6] = {sums.count, sums.clipped, sums.outside, sums.ratios, sums.total, sums.squares};
+  double totals[7] = {sums.count, sums.clipped, sums.outside, sums.ratios, sums.total, sums.squares, sums.samples};
   group.reduce<Add>(totals);
-  sums = {totals[0], totals[1], totals[2], totals[3], totals[4], totals[5]};
+  sums = {totals[0], totals[1], totals[2], totals[3], totals[4], totals[5], totals[6]};
 
   if (group.thread() == 0) figures = {sums, found};
   const double log_mean = log_mean_weight(sums, found, w.options.normalize);

@@ -18,8 +18,10 @@ struct LogRatio {
 
 // What a batch adds up to, over its finite samples; each pass fills its part.
 struct WeightSums {
-  double count = 0, clipped = 0, outside = 0, ratios = 0;
+  double count = 0;  // of samples with a weight, those that overflow left out
+  double clipped = 0, outside = 0, ratios = 0;
   double total = 0, squares = 0;  // of h / highest h
+  double samples = 0;             // with finite logits and t: what clipped, outside and ratios are of
 };
 
 struct Extremes {
@@ -41,6 +43,7 @@ FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const Ratio
 
 FDK_HOST_DEVICE inline void add(WeightSums& sums, const LogRatio& ratio) {
   if (!ratio.finite) return;
+  sums.samples += 1;
   sums.clipped += ratio.clipped;
   sums.outside += ratio.outside;
   sums.ratios += ratio.r;
@@ -52,7 +55,7 @@ FDK_HOST_DEVICE inline float updated_mean(float old, double ratio_sum, double co
   return static_cast<float>(decay * static_cast<double>(old) + (1 - decay) * (ratio_sum / count));
 }
 
-// Step 4. A weight that overflows, as by a state that holds a bin's mean of 0, drops its sample: false.
+// Step 4. A log weight that is not below infinity, as by a state that holds a bin's mean of 0, drops its sample: false.
 FDK_HOST_DEVICE inline bool add(WeightSums& sums, Extremes& extremes, double log_h) {
   if (!(log_h < INFINITY)) return false;
   sums.count += 1;
@@ -79,9 +82,9 @@ FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes&
   stats[1] = any ? exponential(extremes.highest) * (sums.total / sums.count) : NAN;
   stats[2] = any ? exponential(extremes.highest) : NAN;
   stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
-  stats[4] = sums.ratios / sums.count;
-  stats[5] = sums.clipped / sums.count;
-  stats[6] = normalized ? sums.outside / sums.count : NAN;
+  stats[4] = sums.ratios / sums.samples;
+  stats[5] = sums.clipped / sums.samples;
+  stats[6] = normalized ? sums.outside / sums.samples : NAN;
 }
 
 // The same of weights that the caller gave: extremes and sums of h itself. Non-finite ones were left out.

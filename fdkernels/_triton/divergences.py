@@ -29,7 +29,7 @@ def softplus(x):
 def log_weight(L, alpha, DIVERGENCE: tl.constexpr):
     """log h(e^L); `alpha` is the parameter of Amari's family and of nothing else."""
     if DIVERGENCE == "rkl":
-        log_h = 0.0 * L
+        log_h = tl.zeros_like(L)  # also of an L that is not finite
     elif DIVERGENCE == "kl":
         log_h = L
     elif DIVERGENCE == "js":

@@ -34,13 +34,14 @@ from fdkernels.prediction import Prediction
 class FDivStats(NamedTuple):
     """What tells a healthy run from a sick one; 0-d float64 tensors (`weight`: (B,)) on the student's device, no sync.
 
-    The weight's statistics are over this process's finite samples, before `normalize_weight`. A figure that a call does
-    not have (ratio_mean without logits, out_of_range_fraction without a normalizer) is NaN.
+    The weight's statistics are over this process's samples that have one, before `normalize_weight`; ratio_mean and the
+    two fractions over those whose logit and t are finite. A figure that a call does not have (ratio_mean without
+    logits, out_of_range_fraction without a normalizer) is NaN.
     """
 
     weight: Tensor
     """(B,), h as the loss used it: after `normalize_weight`, over all ranks of `group`; NaN where logit or t is not
-    finite."""
+    finite, or log h not below infinity."""
     weight_min: Tensor
     weight_mean: Tensor
     weight_max: Tensor
@@ -230,7 +231,8 @@ def fdiv_weight(
 
     Returns:
         (B,), float32 (float64 for float64 logits), without gradient; NaN for a sample whose combined logit or t is not
-        finite, which takes part in no mean.
+        finite, which takes part in no mean. So for one whose log h is not below infinity, as in a bin whose running
+        mean was loaded as 0.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `fused_fdiv_loss`.

@@ -56,7 +56,12 @@ STATS_OF_ELEMENTS: tl.constexpr = tl.constexpr(7)  # gradient norm, relative gap
 
 @triton.jit
 def _is_last(ticket):
-    """Whether all other programs have drawn their ticket: what they stored before is visible then."""
+    """Whether all other programs have drawn their ticket: what they stored before is visible then, to every thread.
+
+    The barrier puts all of a program's stores before its draw, acq_rel puts all draws before the last one, and Triton's
+    own barrier behind a scalar atomic puts the last one before what each thread loads next. The `.cv` of those loads
+    asks to bypass caches as well; nothing depends on it, and Triton 3.6 drops it.
+    """
     tl.debug_barrier()
     last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
     if last:

@@ -49,6 +49,7 @@ class Summary(NamedTuple):
     """Sums over the finite samples of a batch, weights relative to the largest so that nothing overflows."""
 
     count: Any
+    """Of samples with a weight: those whose log h is below infinity."""
     highest: Any
     """max log h"""
     total: Any
@@ -56,6 +57,8 @@ class Summary(NamedTuple):
     squares: Any
     """Σ (h / max h)²"""
     lowest: Any
+    samples: Any
+    """With finite logits and t: what ratios, clipped and outside are of."""
     ratios: Any
     """Σ r"""
     clipped: Any
@@ -143,14 +146,16 @@ def _log_weights(
     weighting, constants, mean, b, inside,
     DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Steps 1 to 4 of a block of samples: (log h, finite, ratio, clipped, out of range), each [SAMPLES]."""
+    """Steps 1 to 4 of a block of samples: (log h, whether it is a weight, finite, ratio, clipped, out of range), each
+    [SAMPLES]. A log h that is not below infinity, as by a state that holds a bin's mean of 0, is none."""
     L, t, finite, clipped = _log_ratios(weighting, constants, b, inside, SAMPLES, HEADS)
     ratio = tl.exp(L)
     outside = finite & ((t < constants.t_min) | (t > constants.t_max))
     if weighting.ratio_mean is not None:
         member = _ratio_bin(weighting, constants, t)[:, None] == tl.arange(0, BINS)[None, :]
         L = L - tl.sum(tl.where(member, tl.log(mean)[None, :], 0.0), 1)
-    return log_weight(L, constants.alpha, DIVERGENCE), finite, ratio, clipped, outside
+    log_h = log_weight(L, constants.alpha, DIVERGENCE)
+    return log_h, finite & (log_h < float("inf")), finite, ratio, clipped, outside
 
 
 @triton.jit
@@ -160,26 +165,29 @@ def summarize(
 ):  # fmt: skip
     """The `Summary` of a batch's weights, block by block."""
     zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
-    count, total, squares, ratios, clips, outsides = zero, zero, zero, zero, zero, zero
+    count, total, squares, samples, ratios, clips, outsides = zero, zero, zero, zero, zero, zero, zero
     highest = zero - float("inf")
     lowest = zero + float("inf")
     for chunk in range(chunks):
         b = chunk * SAMPLES + tl.arange(0, SAMPLES)
-        log_h, finite, ratio, clipped, outside = _log_weights(
+        log_h, weighted, finite, ratio, clipped, outside = _log_weights(
             weighting, constants, mean, b, b < batch, DIVERGENCE, SAMPLES, BINS, HEADS
         )
-        higher = tl.maximum(highest, tl.max(tl.where(finite, log_h, -float("inf"))))
-        shrink = tl.where(count > 0, tl.exp(tl.minimum(highest - higher, 0.0)), 0.0)
-        relative = tl.where(finite, tl.exp(log_h - higher), 0.0)
-        total = total * shrink + tl.sum(relative)
-        squares = squares * shrink * shrink + tl.sum(relative * relative)
-        count += tl.sum(tl.where(finite, 1.0, 0.0).to(tl.float64))
+        higher = tl.maximum(highest, tl.max(tl.where(weighted, log_h, -float("inf"))))
+        # Where all weights so far are 0, the sums are NaN: they leave nothing beside a larger weight.
+        started = highest > -float("inf")
+        shrink = tl.where(started, tl.exp(tl.minimum(highest - higher, 0.0)), 0.0)
+        relative = tl.where(weighted, tl.exp(log_h - higher), 0.0)
+        total = tl.where(started, total * shrink, 0.0) + tl.sum(relative)
+        squares = tl.where(started, squares * shrink * shrink, 0.0) + tl.sum(relative * relative)
+        count += tl.sum(tl.where(weighted, 1.0, 0.0).to(tl.float64))
+        samples += tl.sum(tl.where(finite, 1.0, 0.0).to(tl.float64))
         ratios += tl.sum(tl.where(finite, ratio, 0.0))
         clips += tl.sum(tl.where(clipped, 1.0, 0.0).to(tl.float64))
         outsides += tl.sum(tl.where(outside, 1.0, 0.0).to(tl.float64))
-        lowest = tl.minimum(lowest, tl.min(tl.where(finite, log_h, float("inf"))))
+        lowest = tl.minimum(lowest, tl.min(tl.where(weighted, log_h, float("inf"))))
         highest = higher
-    return Summary(count, highest, total, squares, lowest, ratios, clips, outsides)
+    return Summary(count, highest, total, squares, lowest, samples, ratios, clips, outsides)
 
 
 @triton.jit
@@ -191,12 +199,12 @@ def store_weight_stats(stats, weighting, summary, batch):
     tl.store(stats + 1, tl.exp(summary.highest) * (summary.total / count) + nan)
     tl.store(stats + 2, tl.exp(summary.highest) + nan)
     tl.store(stats + 3, summary.total * summary.total / (summary.squares * batch) + nan)
-    tl.store(stats + 4, summary.ratios / count)
-    tl.store(stats + 5, summary.clipped / count)
+    tl.store(stats + 4, summary.ratios / summary.samples)
+    tl.store(stats + 5, summary.clipped / summary.samples)
     if weighting.ratio_mean is None:
         tl.store(stats + 6, float("nan"))
     else:
-        tl.store(stats + 6, summary.outside / count)
+        tl.store(stats + 6, summary.outside / summary.samples)
 
 
 @triton.jit
@@ -205,11 +213,11 @@ def weights(
     NORMALIZE: tl.constexpr, DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
-    """h [SAMPLES] of step 5; NaN where a sample's combined logit or t is not finite."""
-    log_h, finite, _, _, _ = _log_weights(weighting, constants, mean, b, inside, DIVERGENCE, SAMPLES, BINS, HEADS)
+    """h [SAMPLES] of step 5; NaN where a sample's combined logit or t is not finite, or its weight overflows."""
+    log_h, weighted, _, _, _, _ = _log_weights(weighting, constants, mean, b, inside, DIVERGENCE, SAMPLES, BINS, HEADS)
     if NORMALIZE:
         log_h = log_h - (summary.highest + tl.log(summary.total / summary.count))
-    return tl.where(finite, tl.exp(log_h), float("nan"))
+    return tl.where(weighted, tl.exp(log_h), float("nan"))
 
 
 @triton.jit

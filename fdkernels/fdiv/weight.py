@@ -63,7 +63,9 @@ def fdiv_weight(
 ) -> tuple[Tensor, Tensor]:
     """h of shape (B,), float64, and its statistics (WEIGHT_STATS,), of this process's samples.
 
-    A sample whose combined logit or t is not finite gets NaN and takes part in nothing.
+    A sample whose combined logit or t is not finite gets NaN and takes part in nothing. A sample whose log h is not
+    below infinity, by a state that holds a mean of 0 or by a registered divergence, gets NaN too and takes part in
+    nothing that is about h: neither the batch mean nor the first four statistics. Its ratio counts.
     """
     log_ratio = logits.double()
     if log_ratio.dim() == 2:
@@ -74,15 +76,15 @@ def fdiv_weight(
     low, high = log_ratio_range
     clipped = finite & ((log_ratio < low) | (log_ratio > high))
     log_ratio = log_ratio.clamp(low, high)
-    ratio_sum = torch.where(finite, log_ratio.exp(), 0.0).sum()
+    ratio_stats = _ratio_stats(log_ratio, clipped, t, finite, state)
     mean = None
     if state.mean is not None and t is not None:
         log_ratio, mean = _normalize_ratio(log_ratio, t, finite, state.mean, state, group)
     log_h = _log_weight(divergence, log_ratio)
-    finite = finite & (log_h < torch.inf)  # a registered divergence may fail at some ratio; log 0 = -inf is h = 0
+    finite = finite & (log_h < torch.inf)  # log 0 = -inf is h = 0
     if state.update and state.mean is not None and mean is not None:
         state.mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
-    stats = _weight_stats(log_h, finite, ratio_sum, clipped, t, state)
+    stats = torch.cat((_summarize(log_h, finite), ratio_stats))
     if normalize_weight:
         log_h = log_h - _log_batch_mean(log_h, finite, group)
     return torch.where(finite, log_h.exp(), torch.nan), stats
@@ -136,22 +138,19 @@ def _log_batch_mean(log_h: Tensor, finite: Tensor, group: Any | None) -> Tensor:
     return (totals[0] / totals[1]).log()
 
 
-def _weight_stats(
-    log_h: Tensor, finite: Tensor, ratio_sum: Tensor, clipped: Tensor, t: Tensor | None, state: RatioState
-) -> Tensor:
-    nan = log_h.new_full((), torch.nan)
-    if not log_h.numel():
-        return nan.expand(WEIGHT_STATS).clone()
-    low, mean, high, ess = _summarize(log_h, finite)
-    count = finite.sum()
-    outside = nan
+def _ratio_stats(log_ratio: Tensor, clipped: Tensor, t: Tensor | None, finite: Tensor, state: RatioState) -> Tensor:
+    """ratio_mean, clip_fraction and out_of_range_fraction; NaN where a call does not have them."""
+    count = finite.sum().double()
+    outside = torch.full_like(count, torch.nan)
     if state.mean is not None and t is not None:
         outside = (finite & ((t < state.t_min) | (t > state.t_max))).sum() / count
-    return torch.stack((low, mean, high, ess, ratio_sum / count, clipped.sum() / count, outside))
+    return torch.stack((torch.where(finite, log_ratio.exp(), 0.0).sum() / count, clipped.sum() / count, outside))
 
 
-def _summarize(log_h: Tensor, finite: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _summarize(log_h: Tensor, finite: Tensor) -> Tensor:
     """min, mean and max of h over the finite samples, and (Σh)²/(B·Σh²); NaN where there are none."""
+    if not log_h.numel():
+        return log_h.new_full((4,), torch.nan)
     low = torch.where(finite, log_h, torch.inf).amin()
     high = torch.where(finite, log_h, -torch.inf).amax()
     # Relative to the largest, so that a ratio of squares does not overflow; h = 0 throughout is an empty sample.
@@ -159,5 +158,4 @@ def _summarize(log_h: Tensor, finite: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     total = relative.sum()
     ess = total.square() / (log_h.numel() * relative.square().sum())
     mean = high.exp() * total / finite.sum()
-    nan = torch.where(finite.any(), 0.0, torch.nan)
-    return low.exp() + nan, mean + nan, high.exp() + nan, ess + nan
+    return torch.stack((low.exp(), mean, high.exp(), ess)) + torch.where(finite.any(), 0.0, torch.nan)

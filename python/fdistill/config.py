@@ -38,6 +38,7 @@ Batch = Annotated[
     int, Range("samples", least=2, hint="h is divided by its mean over the batch, which leaves nothing of one sample's")
 ]
 Channels = Annotated[int, Range("channels, normalized in 8 groups", least=8, multiple=8)]
+BlockChannels = Annotated[int, Range("channels of one to four blocks, normalized in 8 groups", least=8, multiple=8)]
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Config:
 class TeacherConfig:
     """A small EDM-preconditioned UNet2DModel, trained on the spot."""
 
-    channels: tuple[Channels, ...] = (16, 32)  # one to four blocks
+    channels: tuple[BlockChannels, ...] = (16, 32)
     layers_per_block: Annotated[int, Range("residual layers", least=1)] = 1
     sigma_data: Annotated[float, Range("standard deviation of the data", least=1e-3, most=1e3)] = 0.75
     steps: Annotated[int, Range("updates", least=1)] = 2000

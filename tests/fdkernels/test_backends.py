@@ -2,17 +2,22 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 import fdkernels as fdk
 from fdkernels import _core, backends, binaries
+from fdkernels.backends import NATIVE_FIRST, TRITON_FIRST
 
 pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -92,10 +97,87 @@ def test_no_device(pretend):
     assert reasons == {"reference": None, **dict.fromkeys(("native", "triton"), "torch finds no CUDA or ROCm device")}
 
 
-def test_auto_on_a_gpu_prefers_native_then_triton(pretend):
-    assert backends.PREFERENCE["cuda"] == ("native", "triton", "reference")
-    pretend()
-    assert backends.choose("auto", "cuda") == "native"
+@pytest.mark.parametrize(
+    ("machine", "order", "why"),
+    [
+        ({}, NATIVE_FIRST, "native passed its checks on compute capability 9.0 (benchmarks/results/h100_check.json)"),
+        ({"capability": (8, 0)}, TRITON_FIRST, "native has not been checked on compute capability 8.0"),
+        ({"capability": (8, 9)}, TRITON_FIRST, "native has not been checked on compute capability 8.9"),
+        ({"capability": (10, 0)}, TRITON_FIRST, "native has not been checked on compute capability 10.0"),
+        ({"capability": (12, 0)}, TRITON_FIRST, "native has not been checked on compute capability 12.0"),
+        ({"hip": "7.0"}, TRITON_FIRST, "native is for NVIDIA's GPUs"),  # an MI200, which is (9, 0) to PyTorch
+        ({"capability": None}, TRITON_FIRST, "no GPU is here"),
+    ],
+)
+def test_auto_prefers_native_on_the_gpus_that_passed_a_check(pretend, machine, order, why):
+    pretend(**machine, archs=("80", "90", "100", "120"))
+    assert backends.preference("cuda") == (order, why)
+    if machine.get("capability", (9, 0)) is not None:
+        assert backends.choose("auto", "cuda") == order[0]
+
+
+def passed(results: dict) -> bool:
+    """Whether nothing failed, native ended all of its tests, and the sanitizers saw nothing in any of its schedules."""
+    runs = [*results["sanitize"], *results["cases"]]
+    native = [run for run in results["tests"] if run["backend"] == "native"]
+    quiet = {run["name"] for run in runs if run["status"] == "ok"}
+    schedules = ("native", "native cluster:1", "native cluster:16", "native grid")
+    return (
+        not any(run["failed"] for run in results["tests"])
+        and all(run["status"] == "ok" for run in native)
+        and {Path(run["file"]).parent.name for run in native} == {"fdkernels", "gpu"}
+        and not any(run["wrong"] or run["status"] == "failed" for run in runs)
+        and quiet >= {f"{tool}, {s}" for tool in ("cases", "memcheck", "racecheck", "initcheck") for s in schedules}
+    )
+
+
+def test_the_checked_gpus_are_those_of_the_results():
+    """A check that passed puts its GPU into the table; nothing else does."""
+    capabilities = {}
+    for file in (ROOT / "benchmarks" / "results").glob("gpu-*.json"):
+        setting = json.loads(file.read_text())["setting"]
+        capabilities[setting["device"]] = tuple(int(number) for number in setting["capability"].split("."))
+    found = {}
+    for file in (ROOT / "benchmarks" / "results").glob("*_check.json"):
+        results = json.loads(file.read_text())
+        if passed(results):
+            found[capabilities[results["setting"]["device"]]] = str(file.relative_to(ROOT))
+    assert found == backends.CHECKED
+
+
+@pytest.mark.parametrize(
+    ("part", "which", "change"),
+    [
+        ("tests", "tests/gpu/.* native", {"status": "timed out"}),
+        ("tests", "tests/fdkernels/.* triton", {"failed": 1}),
+        ("tests", "tests/fdkernels/.* native", {"backend": "reference"}),
+        ("tests", "tests/gpu/.* native", {"backend": "reference"}),
+        ("sanitize", "memcheck, native grid", {"status": "failed"}),
+        ("sanitize", "racecheck, native cluster:16", {"status": "not run"}),
+        ("sanitize", "cases, native", {"wrong": 1}),
+        ("cases", "cases, native grid", {"wrong": 1}),
+    ],
+)
+def test_what_is_no_passed_check(part, which, change):
+    results = json.loads((ROOT / backends.CHECKED[9, 0]).read_text())
+    assert passed(results)
+    for run in results[part]:
+        if re.fullmatch(which, run.get("name") or f"{run['file']} {run['backend']}"):
+            run |= change
+    assert not passed(results)
+
+
+def test_without_triton_an_unchecked_gpu_takes_native(monkeypatch, pretend, caplog):
+    pretend((8, 0), archs=("80",))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "LOGGING", True)
+    monkeypatch.setattr(backends, "_logged", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.choose("auto", "cuda") == "native"
+    backends.log_choice("fdiv_weight", "native", "cuda")
+    (record,) = caplog.records
+    assert record.message.startswith("fdiv_weight on cuda: native (triton: triton is not installed")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +264,9 @@ def test_a_library_that_is_not_there_or_none(monkeypatch, tmp_path, device_type)
         # A machine without nvcc has no CUDA library, and Triton is what it is meant to take.
         ("cuda", {"library": "it was not built"}, "triton", None),
         ("cuda", {"library": "it is stale", "misfit": True}, "triton", "triton. native: it is stale. "),
-        ("cuda", {"capability": (7, 5)}, "reference", r"eager .*native: compute cap.*; triton: compute cap"),
+        # Where native has not been checked, nothing is given up.
+        ("cuda", {"capability": (8, 0), "library": "it is stale", "misfit": True}, "triton", None),
+        ("cuda", {"capability": (7, 5)}, "reference", r"eager .*triton: compute cap.*; native: compute cap"),
         ("mps", {}, "reference", None),
     ],
 )
@@ -212,6 +296,16 @@ def test_log_names_what_is_faster_and_missing(monkeypatch, pretend, caplog):
         "second on cuda: native",
         "third on cpu: triton (native: libfdkernels_cuda.so was not built)",
     ]
+
+
+def test_a_compiled_step_names_its_backend_too(monkeypatch, fresh_compiler, caplog):
+    monkeypatch.setattr(backends, "LOGGING", True)
+    monkeypatch.setattr(backends, "_logged", set())
+    step = torch.compile(lambda logits: 2 * fdk.fdiv_weight(logits), fullgraph=True, backend="eager")
+    logits = torch.linspace(-1, 1, 8)
+    torch.testing.assert_close(step(logits), 2 * fdk.fdiv_weight(logits))
+    said = [record.message for record in caplog.records if record.name == "fdkernels"]
+    assert said == ["fdiv_weight on cpu: native"]
 
 
 def test_other_devices(fresh):

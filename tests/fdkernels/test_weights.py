@@ -1,5 +1,7 @@
 """fdiv_weight: relative 1e-6 wherever the true value is a normal fp32 number, from any dtype, up to logits of ±80."""
 
+import math
+
 import pytest
 import torch
 
@@ -106,18 +108,67 @@ def test_the_weights_of_the_loss_are_these(backend):
     torch.testing.assert_close(case.run(backend).grad, given.run(backend).grad, rtol=3e-7, atol=0)
 
 
-@pytest.mark.backends("reference", "native")
-def test_a_state_without_mass_drops_its_samples_alone(backend):
-    """A bin's mean of 0, which no update gives: the weights that overflow are NaN, the others as without them."""
-    normalizer = fdk.RatioNormalizer(2).eval()
+NAN = math.nan
+# h at r = infinity and r = 0; NaN where its logarithm is not below infinity (Le Cam's is infinity - infinity there).
+LIMITS = {
+    "rkl": (1, 1), "kl": (NAN, 0), "js": (1, 0), "softened_rkl": (0, 1), "squared_hellinger": (NAN, 0),
+    "jeffreys": (NAN, 1), "neyman": (0, NAN), "pearson": (NAN, 0), "le_cam": (NAN, 0), "alpha(0.5)": (NAN, 0),
+    "alpha(-0.75)": (0, NAN), "alpha(1)": (NAN, 0),
+}  # fmt: skip
+
+
+def loaded(*means):
+    """A normalizer with a state that no update gives."""
+    state = normalizer(len(means)).eval()
     with torch.no_grad():
-        normalizer.mean.copy_(torch.tensor([0.0, 2.0]))
+        state.mean.copy_(torch.tensor(means))
+    return state
+
+
+@pytest.mark.parametrize("normalize", (True, False))
+@pytest.mark.parametrize("mean", (0.0, math.inf, NAN, -1.0))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weight_that_overflows_drops_its_sample_alone(backend, name, mean, normalize):
+    """A bin's mean of 0, infinity or no ratio's: the weights that overflow are NaN, the others as without them."""
     logits, t = torch.tensor([0.5, 1.0, -0.5]), torch.tensor([0.1, 0.9, 0.8])
-    options = {"divergence": "kl", "backend": backend}
-    weight = on_device(fdk.fdiv_weight)(logits, t, normalizer=normalizer, **options)
-    expected = on_device(fdk.fdiv_weight)(logits[1:], t[1:], normalizer=normalizer, **options)
-    assert weight[0].isnan()
-    torch.testing.assert_close(weight[1:], expected, rtol=1e-6, atol=0)
+    options = {"divergence": name, "normalizer": loaded(mean, 2.0), "normalize_weight": normalize}
+    weight = on_device(fdk.fdiv_weight)(logits, t, backend=backend, **options)
+    limit = {0.0: LIMITS[name][0], math.inf: LIMITS[name][1]}.get(mean, 1 if name == "rkl" else NAN)
+    expected = torch.tensor([limit, *oracle.weights(logits[1:], t[1:], **options | {"normalize_weight": False}).raw])
+    if normalize:
+        expected /= expected.nanmean()
+    torch.testing.assert_close(weight, expected.float(), rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_weights_of_0_leave_nothing_in_a_large_batch(backend):
+    """More samples of h = 0 than a kernel adds up at a time, before all others."""
+    batch = 4096
+    logits, t = torch.linspace(-1, 1, batch), torch.full((batch,), 0.9)
+    t[: batch - 8] = 0.1
+    state = loaded(math.inf, 2.0)
+    weight = on_device(fdk.fdiv_weight)(logits, t, divergence="kl", normalizer=state, backend=backend)
+    rest = logits[-8:].double().exp()
+    expected = torch.cat((torch.zeros(batch - 8, dtype=torch.float64), rest * batch / rest.sum()))
+    torch.testing.assert_close(weight, expected.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("registered", (False, True))
+def test_figures_beside_a_weight_that_overflows(backend, registered):
+    """Its ratio counts, its weight does not, whether the normalizer or a registered divergence is to blame."""
+    logits, t = torch.tensor([9.0, 1.0, -0.5, 2.0]), torch.tensor([-0.5, 0.9, 0.8, math.nan])
+    divergence = fdk.Divergence("kl_below_5", lambda L: torch.where(L > 2, torch.inf, L)) if registered else "kl"
+    state = loaded(1.0 if registered else 0.0, 1.0)
+    case = make((4, 3, 5, 6), divergence=divergence, normalizer=state).but(logits=logits, t=t)
+    outcome = case.but(nonfinite="zero").run(backend, stats=True)
+    stats = outcome.stats
+    h = logits[1:3].double().exp()
+    expected = [h.min(), h.mean(), h.max(), h.sum() ** 2 / (4 * (h**2).sum()), (20 + h.sum()) / 3, 1 / 3, 1 / 3]
+    torch.testing.assert_close(torch.stack(stats[1:8]), torch.tensor(expected).double(), rtol=1e-6, atol=0)
+    used = torch.tensor([NAN, *h / h.mean(), NAN], dtype=torch.float64)
+    torch.testing.assert_close(stats.weight, used, rtol=1e-6, atol=0, equal_nan=True)
+    assert stats.nonfinite_samples == 2
+    assert [bool(g.any()) for g in outcome.grad] == [False, True, True, False]
+    assert case.run(backend).grad.isnan().flatten(1).all(1).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)

@@ -105,8 +105,8 @@ def test_cuda_library_truncated(package: Path, forked_uninstalled: Forked) -> No
 
 
 def test_each_gpu_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two made-up cards of which one is served by the CUDA library, the other by Triton."""
-    cards, current = [("Hopper", (9, 0)), ("Ada", (8, 9))], [0]
+    """Made-up cards: one on which native was checked, one on which it was not, one for which it was not compiled."""
+    cards, current = [("Hopper", (9, 0)), ("Ada", (8, 9)), ("Blackwell", (12, 0))], [0]
 
     class Current:
         def __init__(self, device: str) -> None:
@@ -125,13 +125,20 @@ def test_each_gpu_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=None: cards[current[0] if i is None else i][1])
     monkeypatch.setattr(backends, "load_native", lambda device_type: None)
     monkeypatch.setattr(backends, "_driver_version", lambda: (13, 0))
-    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "13.0", "cuda_archs": ["90"]})
+    monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "13.0", "cuda_archs": ["80", "90"]})
     probe_backends()
-    hopper, ada = capsys.readouterr().out.split("\n  cuda:")[1:]
+    hopper, ada, blackwell = capsys.readouterr().out.split("\n  cuda:")[1:]
+    results = "benchmarks/results/h100_check.json"
     assert hopper.startswith("0 (Hopper, compute capability 9.0)\n")
     assert "auto picks native, the first usable of native, triton, reference" in hopper
-    assert "auto picks triton, the first usable of native, triton, reference" in ada
-    assert "native     the CUDA library was compiled for 90; this GPU has compute capability (8, 9)" in ada
+    assert f"in this order because native passed its checks on compute capability 9.0 ({results})" in hopper
+    assert "auto picks triton, the first usable of triton, native, reference" in ada
+    assert "in this order because native has not been checked on compute capability 8.9" in ada
+    assert "native     usable" in ada
+    assert "auto picks triton, the first usable of triton, native, reference" in blackwell
+    assert "native     the CUDA library was compiled for 80, 90; this GPU has compute capability (12, 0)" in blackwell
+    table = f"native has been checked on compute capability 9.0 ({results}); auto picks triton first on other GPUs"
+    assert table in blackwell.splitlines()[-1]
 
 
 def test_core_missing(package: Path, forked_uninstalled: Forked) -> None:
