@@ -43,10 +43,12 @@ def compiler() -> str:
     return found
 
 
-def library(architecture: int, csrc: Path = ROOT / "csrc", kernels: Iterable[str | Path] = KERNELS) -> Path:
+def library(
+    architecture: int, csrc: Path = ROOT / "csrc", kernels: Iterable[str | Path] = KERNELS, with_ops: bool = True
+) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
-    Its ops are in a namespace of their own, `software_sm_90`.
+    Its ops are in a namespace of their own, `software_sm_90`. Without ops, `kernels` have their own host code.
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
     host = (*COMMON, STAND_INS, f"-I{csrc}", "-O2")
@@ -55,8 +57,8 @@ def library(architecture: int, csrc: Path = ROOT / "csrc", kernels: Iterable[str
     all_sources = own + _digest(csrc.rglob("*.*"))
     objects = [
         *(_object((*COMMON, "-O2", str(source)), source, own) for source in RUNTIME),
-        _object((*host, *torch_options, str(csrc / "cuda_ops.cpp")), csrc / "cuda_ops.cpp", all_sources),
-        _object((*host, *LANGUAGE, str(csrc / "cuda/device.cu")), csrc / "cuda/device.cu", all_sources),
+        *(_object((*host, *options, str(csrc / source)), csrc / source, all_sources) for source, options in (
+            ("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE)) if with_ops),
         *(_object((*kernel, str(csrc / source)), csrc / source, all_sources) for source in kernels),
     ]
     text = (HERE / "library.cpp.in").read_text().format(architecture=architecture)

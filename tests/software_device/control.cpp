@@ -43,6 +43,8 @@ void hold(AtenTensorHandle tensor, bool is_written, const char* name) {
   executor().memory.add(begin, bytes, static_cast<unsigned>(std::min<size_t>(size, 4)), is_written,
                         std::string(name) + " of " + std::to_string(bytes) + " bytes");
   call->regions.push_back(begin);
+  AtenTensorHandle kept;
+  if (aoti_torch_new_tensor_handle(tensor, &kept) == 0) call->tensors.push_back(kept);
 }
 
 }  // namespace
@@ -78,8 +80,6 @@ AOTITorchError software_empty_strided(int64_t dims, const int64_t* sizes, const 
   aoti_torch_get_storage_size(*made, &bytes);
   if (bytes > 0) std::memset(data, 0xff, static_cast<size_t>(bytes));
   hold(*made, false, "new memory");
-  AtenTensorHandle kept;
-  if (aoti_torch_new_tensor_handle(*made, &kept) == 0) runtime().call->tensors.push_back(kept);
   return 0;
 }
 
@@ -170,11 +170,6 @@ EXPORTED void software_drop(Graph* graph) {
   delete graph;
 }
 
-// As in a new process: no kernel is loaded.
-EXPORTED void software_unload() {
-  for (auto& [kernel, function] : runtime().functions) function.loaded = false;
-}
-
 EXPORTED void software_name(const void* kernel, const char* name, const char* full_name) {
   runtime().functions[kernel].name = name;
   runtime().functions[kernel].full_name = full_name;
@@ -182,6 +177,10 @@ EXPORTED void software_name(const void* kernel, const char* name, const char* fu
 
 EXPORTED void software_name_shared(uint64_t offset, uint64_t bytes, const char* name) {
   executor().name_shared(offset, bytes, name);
+}
+
+EXPORTED void software_name_tickets(uintptr_t begin, uint64_t bytes) {
+  runtime().tickets[begin] = bytes;
 }
 
 // What has been launched since the last call of this, a line each: name, blocks, threads, dynamic shared memory,

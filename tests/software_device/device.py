@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -70,10 +69,12 @@ class Traffic(NamedTuple):
 class Software:
     """A library, and the device that it runs on."""
 
-    def __init__(self, library: Path, namespace: str) -> None:
+    def __init__(self, library: Path, namespace: str = "") -> None:
+        """`namespace`: of its ops, if it has any."""
         self.path = library
-        _define(namespace)
-        self.ops = getattr(torch.ops, namespace)
+        if namespace:
+            _define(namespace)
+            self.ops = getattr(torch.ops, namespace)
         self.library = ctypes.CDLL(str(library))
         for name in ("stream", "end_capture"):
             getattr(self.library, f"software_{name}").restype = ctypes.c_void_p
@@ -89,6 +90,8 @@ class Software:
         known = next(int(at, 16) for at, _, _, name in rows if name == "software_launches")
         base = ctypes.cast(self.library.software_launches, ctypes.c_void_p).value - known  # type: ignore[operator]
         for at, size, kind, name in rows:
+            if kind == "OBJECT" and name.endswith("::ticket_memory"):
+                self.library.software_name_tickets(ctypes.c_void_p(base + int(at, 16)), ctypes.c_uint64(int(size, 0)))
             if kind == "TLS":
                 variable = ctypes.c_uint64(int(at, 16)), ctypes.c_uint64(int(size, 0))
                 self.library.software_name_shared(*variable, name.encode())
@@ -136,6 +139,53 @@ class Software:
             patch.setenv(PLAN, "")
             return op(*arguments)
 
+    # ---- streams and graphs
+
+    @contextlib.contextmanager
+    def on_stream(self, stream: int | None) -> Iterator[None]:
+        """Calls inside go to a stream of `new_stream`."""
+        self.library.software_use_stream(ctypes.c_void_p(stream))
+        try:
+            yield
+        finally:
+            self.library.software_use_stream(None)
+
+    def new_stream(self) -> int:
+        return self.library.software_stream()  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """What is started inside waits for the end, or for `synchronize`; streams then overlap as the scheduler likes.
+        Results are there afterwards.
+        """
+        self.library.software_hold_back(ctypes.c_bool(True))
+        try:
+            yield
+            self.synchronize()
+        finally:
+            self.library.software_hold_back(ctypes.c_bool(False))
+
+    def synchronize(self) -> None:
+        _raise(self.library.software_synchronize())
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[Graph]:
+        """Calls inside become a graph's, and do not run."""
+        graph, stream = Graph(self), self.new_stream()
+        with self.on_stream(stream):
+            self.library.software_capture(ctypes.c_void_p(stream))
+            try:
+                yield graph
+            finally:
+                graph.handle = self.library.software_end_capture(ctypes.c_void_p(stream))
+        if graph.handle is None:
+            raise RuntimeError("the capture was broken by a call that it can't have")
+
+    def use_unused(self, description: Description = SMALL) -> None:
+        """Calls from now on are for a device of its own, of which nothing is known and on which nothing is loaded."""
+        self.devices.pop(description, None)
+        self.use(description)
+
     @contextlib.contextmanager
     def serves(self) -> Iterator[None]:
         """Calls of the native backend on CPU tensors inside are this library's."""
@@ -149,6 +199,25 @@ class Software:
                 patch.setitem(table, "native", op)  # type: ignore[arg-type]
             patch.setitem(backends._chosen, ("native", "cpu"), "native")
             yield
+
+
+class Graph:
+    """Captured calls, over the tensors that they were captured with."""
+
+    def __init__(self, software: Software) -> None:
+        self.software = software
+        self.handle: int | None = None
+
+    def replay(self, stream: int | None = None) -> None:
+        _raise(self.software.library.software_replay(ctypes.c_void_p(self.handle), ctypes.c_void_p(stream)))
+
+    def __del__(self) -> None:
+        self.software.library.software_drop(ctypes.c_void_p(self.handle))
+
+
+def _raise(error: bytes | None) -> None:
+    if error is not None:
+        raise RuntimeError(error.decode())
 
 
 def _define(namespace: str) -> None:

@@ -185,6 +185,16 @@ Region* Executor::find_shared(uintptr_t address) {
   return nullptr;
 }
 
+std::string Executor::nearest(uintptr_t address) const {
+  for (const auto& block : blocks_) {
+    const auto begin = reinterpret_cast<uintptr_t>(block->shared);
+    if (block->memory != nullptr && address >= begin && address < begin + shared_variables() + 1024) {
+      return "beyond the shared memory of block " + std::to_string(block->index);
+    }
+  }
+  return memory.nearest(address);
+}
+
 // ---- who is next
 
 namespace {

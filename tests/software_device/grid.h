@@ -34,7 +34,7 @@ struct Function {
   std::string name = "kernel", full_name;
   int dynamic_shared = 48 << 10;
   bool large_clusters = false;
-  bool loaded = false;
+  std::set<int> loaded;  // on which devices
   std::set<size_t> shared;  // its static variables, by offset, as they are met
   size_t static_shared = 0;
 };
@@ -142,6 +142,8 @@ class Executor {
   void name_shared(size_t offset, size_t bytes, const std::string& name);
   // The one at an address, from now on a region.
   Region* find_shared(uintptr_t address);
+  // Where an address is that is in no region, for messages.
+  std::string nearest(uintptr_t address) const;
   std::string name(uint32_t thread) const;
 
  private:

@@ -37,6 +37,14 @@ Function& function_of(const void* kernel) {
   return runtime().functions[kernel];
 }
 
+// A kernel is loaded where it is first used.
+cudaError_t load(Function& function) {
+  if (function.loaded.count(runtime().device) > 0) return cudaSuccess;
+  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+  function.loaded.insert(runtime().device);
+  return cudaSuccess;
+}
+
 int blocks_a_multiprocessor(const Description& d, const Function& f, unsigned threads, size_t dynamic) {
   const size_t shared = dynamic + f.static_shared + 1024;
   const int by_shared = d.shared_per_multiprocessor / static_cast<int>(shared);
@@ -83,12 +91,13 @@ void run_queued(std::vector<SoftwareStream*> streams) {
     return found;
   };
   run.run(next);
-  for (const auto& [begin, bytes] : r.symbols) {
-    for (size_t i = 0; i < bytes; ++i) {
-      if (reinterpret_cast<const char*>(begin)[i] != 0) {
-        throw Fault{"a ticket that is not zero when all is done, at byte " + std::to_string(i) +
-                    " of the module's memory"};
-      }
+  for (const auto& [begin, bytes] : r.tickets) {
+    const auto* first = reinterpret_cast<const unsigned*>(begin);
+    const auto* last = first + bytes / sizeof(unsigned);
+    const auto* left = std::find_if(first, last, [](unsigned ticket) { return ticket != 0; });
+    if (left != last) {
+      throw Fault{"a ticket that is " + std::to_string(*left) + ", not zero, when all is done: number " +
+                  std::to_string(left - first)};
     }
   }
 }
@@ -98,7 +107,7 @@ cudaError_t run_now(std::vector<SoftwareStream*> streams) {
     run_queued(std::move(streams));
   } catch (const Fault& found) {
     Runtime& r = runtime();
-    for (const auto& [begin, bytes] : r.symbols) std::memset(reinterpret_cast<void*>(begin), 0, bytes);
+    for (const auto& [begin, bytes] : r.tickets) std::memset(reinterpret_cast<void*>(begin), 0, bytes);
     for (SoftwareStream* stream : r.all()) stream->queue.clear();
     return faulted(found.text);
   }
@@ -245,10 +254,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 
 cudaError_t software_function_attributes(cudaFuncAttributes* to, const void* kernel) {
   Function& function = function_of(kernel);
-  if (!function.loaded) {
-    if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
-    function.loaded = true;
-  }
+  if (const cudaError_t status = load(function); status != cudaSuccess) return status;
   to->ptxVersion = to->binaryVersion = software_architecture;
   return cudaSuccess;
 }
@@ -290,10 +296,7 @@ cudaError_t software_active_clusters(int* count, const void* kernel, const cudaL
 cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes) {
   if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
   *to = const_cast<void*>(symbol);
-  const auto begin = reinterpret_cast<uintptr_t>(symbol);
-  if (runtime().symbols.emplace(begin, bytes).second) {
-    executor().memory.add(begin, bytes, 4, true, "the module's memory");
-  }
+  executor().memory.add(reinterpret_cast<uintptr_t>(symbol), bytes, 4, true, "the module's memory");
   return cudaSuccess;
 }
 
@@ -303,10 +306,7 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
   const Description& d = r.description();
   Function& function = function_of(kernel);
   SoftwareStream& stream = r.stream(config->stream);
-  if (!function.loaded) {
-    if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
-    function.loaded = true;
-  }
+  if (const cudaError_t status = load(function); status != cudaSuccess) return status;
   auto launch = std::make_shared<Launch>();
   launch->function = &function;
   launch->kernel = kernel, launch->call = call;

@@ -62,7 +62,7 @@ struct Runtime {
   bool holds_back = false;            // until the test synchronizes
   bool all_is_cuda = true;            // or every tensor passes for one of the host's too
   std::map<const void*, Function> functions;
-  std::map<uintptr_t, size_t> symbols;
+  std::map<uintptr_t, size_t> tickets;  // memory of the module that is zero whenever nothing runs
   SoftwareStream main;
   std::vector<std::unique_ptr<SoftwareStream>> streams;
   SoftwareStream* current = nullptr;  // of torch; null: main

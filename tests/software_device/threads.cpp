@@ -247,7 +247,7 @@ void access_from(const void* code, const void* address, size_t bytes, Access how
   if (region == nullptr || !region->holds(at, bytes)) {
     if (!writes && is_constant(address)) return;
     fault_at(code, std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes " +
-              run.memory.nearest(at));
+              run.nearest(at));
   }
   if (at % bytes != 0 && (bytes & (bytes - 1)) == 0) {
     fault_at(code, "misaligned " + std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes of " +
@@ -281,10 +281,10 @@ void check_prefetch(uintptr_t from, size_t bytes) {
   if (from % 16 != 0 || bytes % 16 != 0 || bytes == 0) run.fault("a prefetch of what is no whole units of 16 bytes");
   // It moves whole units, of which a tensor may have a part: what is in it must be of a page that is there.
   if (run.memory.find(from, 1) == nullptr && run.memory.find(from + 15, 1) == nullptr) {
-    run.fault("a prefetch " + run.memory.nearest(from));
+    run.fault("a prefetch " + run.nearest(from));
   }
   if (run.memory.find(from + bytes - 1, 1) == nullptr && run.memory.find(from + bytes - 16, 1) == nullptr) {
-    run.fault("a prefetch that ends " + run.memory.nearest(from + bytes));
+    run.fault("a prefetch that ends " + run.nearest(from + bytes));
   }
 }
 
