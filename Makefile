@@ -3,6 +3,8 @@
 # make lint   ruff, mypy, clang-format
 # make bench  the benchmark's quick choice, on two cores within two minutes (BENCH_ARGS="--html speed.html")
 # make readme-figures  the README's figures and tables of speed, from benchmarks/results
+# make software-device  the CUDA library's contracts on the software device in every schedule, faults planted in its
+#             sources, sanitizers: minutes more than make test, which has a part of each
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
 # make check-versions  build from source and run the core tests under the oldest and newest torch, Python and Triton
@@ -33,9 +35,10 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PY_ROOTS := fdkernels python benchmarks tests setup.py
 
-.PHONY: demo test lint bench readme-figures build check-kernels check-versions gpu-check gpu-command format FORCE
+.PHONY: demo test lint bench readme-figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -49,7 +52,7 @@ lint: $(VENV)/.stamp-build
 	$(BIN)/ruff check $(PY_ROOTS)
 	$(BIN)/ruff format --check $(PY_ROOTS)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FORMATTED)
 
 bench: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -58,6 +61,11 @@ readme-figures: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks.figures
 
 build: $(VENV)/.stamp-build
+
+software-device: $(VENV)/.stamp-build
+	FDKERNELS_SOFTWARE_DEVICE=all $(BIN)/python -m pytest -n $(WORKERS) tests/fdkernels tests/software_device \
+	  -k 'software' $(PYTEST_ARGS)
+	$(BIN)/python -m tests.software_device.mutations
 
 check-kernels: $(VENV)/.stamp-build
 	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
@@ -79,7 +87,7 @@ gpu-command:
 format: $(VENV)/.stamp-deps
 	$(BIN)/ruff check --fix $(PY_ROOTS)
 	$(BIN)/ruff format $(PY_ROOTS)
-	$(BIN)/clang-format -i $(CPP_SOURCES)
+	$(BIN)/clang-format -i $(CPP_FORMATTED)
 
 $(VENV)/.stamp-venv:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fdkernels._core import DeviceLimits
 
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
@@ -72,7 +74,12 @@ def present(index: int) -> DeviceLimits:
     found = torch.cuda.device_count()
     if index >= found:
         raise RuntimeError(f"torch finds {found} GPUs")
-    values = torch.ops.fdkernels.cuda_limits(index).tolist()
+    return limits_of(torch.ops.fdkernels.cuda_limits(index))
+
+
+def limits_of(told: Tensor) -> DeviceLimits:
+    """What the op `cuda_limits` returns, by name."""
+    values = told.tolist()
     return {
         "capability": int(values[0]),
         "multiprocessors": int(values[1]),

@@ -148,29 +148,40 @@ def pytest_generate_tests(metafunc):
         # What only some backends can show names them: @pytest.mark.backends("native").
         mark = metafunc.definition.get_closest_marker("backends")
         available = contracts.backends()
-        named = (*mark.args, *([contracts.SOFTWARE] if "native" in mark.args else [])) if mark else available
+        named = list(mark.args if mark else available)
+        says_nothing = metafunc.definition.get_closest_marker("cpu_only") is not None
+        if contracts.SOFTWARE in named and says_nothing:
+            named.remove(contracts.SOFTWARE)
+        elif mark and "native" in named and not says_nothing:
+            named.append(contracts.SOFTWARE)
         chosen = metafunc.config.getoption("backend") or available
         names = [name for name in named if name in chosen and name in available]
         none = pytest.param("none", marks=pytest.mark.skip(f"asked for {chosen}, shown on {named}"))
+        if contracts.SOFTWARE in names and os.environ.get("FDKERNELS_SOFTWARE_DEVICE") == "all":
+            from tests.software_device.settings import WAYS
+
+            names = [name for name in names if name != contracts.SOFTWARE]
+            names += [f"{contracts.SOFTWARE}: {way}" for way in WAYS]
         metafunc.parametrize("backend", names or [none], scope="session", indirect=True)
 
 
 @pytest.fixture(scope="session")
 def backend(request):
     """What a test asks fdkernels for: to the column of the software device, native."""
-    return "native" if request.param == contracts.SOFTWARE else request.param
+    return "native" if contracts.column(request.param) == contracts.SOFTWARE else request.param
 
 
 @pytest.fixture(autouse=True)
 def _software(request):
     """A test of the software device's column runs on it, each in one of its settings."""
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if values.get("backend") != contracts.SOFTWARE:
+    if contracts.column(values.get("backend", "")) != contracts.SOFTWARE:
         yield
         return
     from tests.software_device.settings import setting_of
 
-    with setting_of(request.node.nodeid).in_force():
+    with pytest.MonkeyPatch.context() as patch, setting_of(request.node.nodeid, values["backend"]).in_force():
+        patch.setattr(device, "on_software", True)
         yield
 
 
@@ -181,7 +192,7 @@ def _usable(request):
         from fdkernels.backends import available
 
         backend = request.node.callspec.params["backend"]
-        if backend in ("none", contracts.SOFTWARE):
+        if contracts.column(backend) in ("none", contracts.SOFTWARE):
             return
         reason = available(device.name())[backend]
         if reason is not None:

@@ -35,6 +35,11 @@ SOFTWARE = "native (software device)"
 BACKENDS_ON = {"cpu": (*BACKENDS, SOFTWARE), "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton")}
 
 
+def column(backend: str) -> str:
+    """Of the table: the software device's has many ways."""
+    return backend.partition(":")[0]
+
+
 def backends() -> tuple[str, ...]:
     """The backends of this run's device."""
     return BACKENDS_ON[device.name()]
@@ -54,7 +59,7 @@ class ContractTable:
         mark = item.get_closest_marker("contract")
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         if mark and backend:
-            outcome.get_result().user_properties.append(("contract", (mark.args[0], backend)))
+            outcome.get_result().user_properties.append(("contract", (mark.args[0], column(backend))))
 
     def pytest_collection_modifyitems(self, items):
         for item in items:

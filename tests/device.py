@@ -25,6 +25,15 @@ def name() -> str:
     return os.environ.get(VARIABLE, "cpu")
 
 
+on_software = False
+"""Whether a test's native calls are the software device's (tests/conftest.py)."""
+
+
+def is_slow(backend: str) -> bool:
+    """Whether this run interprets a backend's kernels: a call takes milliseconds, so that a test makes few of them."""
+    return name() == "cpu" and (backend == "triton" or (backend == "native" and on_software))
+
+
 def place(value: Any, device: str | torch.device | None = None) -> Any:
     """A tensor, normalizer, prediction, or a dict of them on a device (the run's own); anything else as it is."""
     device = torch.device(name() if device is None else device)

@@ -31,7 +31,7 @@ def case(shape, dtype):
 def test_repeats(backend, shape, dtype):
     call = case(shape, dtype)
     first = call.run(backend, stats=True)
-    for _ in range(1 if backend == "triton" and device.name() == "cpu" else 20):
+    for _ in range(1 if device.is_slow(backend) else 20):
         assert same(first, call.run(backend, stats=True))
 
 

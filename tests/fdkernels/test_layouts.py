@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fdkernels as fdk
+from tests import device
 from tests.cases import make, normalizer
 
 pytestmark = pytest.mark.contract("layouts")
@@ -129,14 +130,14 @@ def test_offsets_of_every_alignment(backend):
 @pytest.mark.parametrize("layout", VIDEO_LAYOUTS)
 def test_operands_of_a_video_in_any_order(backend, layout):
     """What frames, channels or rows share, in the order in which memory has them: runs of 1 to 192 elements."""
-    batch, channels, frames, rows, columns = shape = (2, 2, 3, 4, 4) if backend == "triton" else (4, 2, 3, 8, 8)
+    batch, channels, frames, rows, columns = shape = (2, 2, 3, 4, 4) if device.is_slow(backend) else (4, 2, 3, 8, 8)
     generator = torch.Generator().manual_seed(3)
     change = VIDEO_LAYOUTS[layout]
     case = make(shape, heads=None)
     case = case.but(student=change(case.student), teacher=change(case.teacher))
     noisy = change(torch.randn(shape, generator=generator))
     sizes = ((batch, 1, frames, 1, 1), (1, channels, 1, 1, 1), (batch, channels, frames, 1, 1), (1, 1, frames, rows, 1))
-    for size in sizes[:2] if backend == "triton" else sizes:
+    for size in sizes[:2] if device.is_slow(backend) else sizes:
         table = 0.2 + 2 * torch.rand(size, generator=generator)
         keep = torch.rand(size, generator=generator) < 0.6
         keep.view(-1)[0], keep.view(-1)[-1] = True, False

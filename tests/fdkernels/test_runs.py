@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
+from tests import device
 from tests.cases import Case, make
 from tests.fdkernels import test_nonfinite, test_stats
 
@@ -62,7 +63,7 @@ def shared(name: str, length: int, dtype: torch.dtype = torch.float32, **options
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
 def test_lengths(backend, name, dtype):
     lengths = LENGTHS[backend]
-    if backend == "triton":  # interpreted, a program costs milliseconds
+    if device.is_slow(backend):  # interpreted, a program costs milliseconds
         lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
     # Each reduction divides by another count of what a mask keeps.
     reduction = {torch.bfloat16: "mean", torch.float16: "sum"}.get(dtype, "none")
@@ -85,7 +86,7 @@ def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_figures(backend, name):
-    for length in SOME[backend][:1] if backend == "triton" else SOME[backend][-2:]:
+    for length in SOME[backend][:1] if device.is_slow(backend) else SOME[backend][-2:]:
         dtype = torch.bfloat16 if length in (16, 64) else torch.float32
         # A divisor for each sample, of which a mask keeps another number of elements.
         test_stats.check(shared(name, length, dtype, reduction="none"), backend)
@@ -130,7 +131,7 @@ def test_a_bad_scale(backend, name, nonfinite, value):
 @pytest.mark.parametrize("value", (torch.inf, torch.nan))
 @pytest.mark.parametrize("name", ("all alike", "scale cuts the mask's", "mask cuts the scale's"))
 def test_whatever_a_masked_run_holds(backend, name, value):
-    for length in SOME[backend][-1:] if backend == "triton" else SOME[backend]:
+    for length in SOME[backend][-1:] if device.is_slow(backend) else SOME[backend]:
         case = shared(name, length, torch.bfloat16 if length in (16, 64) else torch.float32)
         masked = ~case.options["mask"].expand(case.student.shape)
         case = case.but(**{n: getattr(case, n).masked_fill(masked, value) for n in ("student", "teacher", "fake")})
@@ -152,13 +153,13 @@ SIZES = (1e-24, 1e-22, 1e-20, 3e-16, 1e-14, 1e18, 1e22)
 def test_squares_that_underflow_in_part(backend, name, dtype):
     """A gap of 1e-22 has squares around float32's smallest number: kept, with most of their digits gone."""
     lengths = SOME[backend]
-    if backend == "triton":
+    if device.is_slow(backend):
         lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
     for length in lengths:
         case = make((2, 3, 2, length), dtype, heads=None) if name == "none" else shared(name, length, dtype)
         if case.options.get("scale", "dmd") == "dmd":
             case = case.but(scale=None)
-        for size in SIZES[1:2] if backend == "triton" else SIZES:
+        for size in SIZES[1:2] if device.is_slow(backend) else SIZES:
             fake = (size * case.fake.double()).to(dtype)
             weight = torch.tensor([1e-7, 3e-7]) / size
             case.but(teacher=torch.zeros_like(fake), fake=fake, weight=weight).check(backend)

@@ -154,14 +154,16 @@ def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, option: s
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
-def planned(case: Case, allowed: str = "auto") -> Any:
-    """What `fdkernels._core.plan` says of a case's forward on this GPU; without figures, which may need x_t.
+def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
+    """What `fdkernels._core.plan` says of a case's forward on this GPU, or one of other limits; without figures, which
+    may need x_t.
 
     Raises:
         ValueError: nothing that is allowed can hold a sample.
     """
     from fdkernels import _core, devices
 
+    limits = limits or devices.present(0)
     options, student = case.options, case.student
     prediction, state = options.get("prediction"), options.get("normalizer")
     is_dmd = isinstance(options.get("scale", "dmd"), str)
@@ -174,7 +176,7 @@ def planned(case: Case, allowed: str = "auto") -> Any:
     return _core.plan(
         student.shape[0],
         student[0].numel(),
-        limits=devices.present(0),
+        limits=limits,
         student=_NAMES[student.dtype],
         prediction=_NAMES[case.teacher.dtype],
         fake=_NAMES[case.fake.dtype],

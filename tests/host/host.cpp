@@ -31,7 +31,8 @@ Images images(const py::object& given) {
 // (address, float64, batch stride, entries, inner)
 Table table(const py::object& given) {
   if (given.is_none()) return {};
-  const auto [address, wide, stride, entries, inner] = given.cast<std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t>>();
+  const auto [address, wide, stride, entries, inner] =
+      given.cast<std::tuple<uintptr_t, bool, int64_t, int64_t, int64_t>>();
   return {reinterpret_cast<const void*>(address), wide ? DType::f64 : DType::f32, stride, entries, inner};
 }
 
@@ -152,13 +153,17 @@ PYBIND11_MODULE(fdkernels_host, m) {
     const Part part = part_of(elements, share, 0, rank, 0, 1);
     return std::make_pair(part.begin, part.end);
   });
-  m.def("visited", [](int vector, int64_t elements, int64_t share, int held, int rank, int thread, int threads,
-                      bool aligned) {
-    const Part part = part_of(elements, share, held, rank, thread, threads);
-    return vector == 8 ? visited<8>(part, aligned) : vector == 4 ? visited<4>(part, aligned) : visited<2>(part, aligned);
-  });
+  m.def("visited",
+        [](int vector, int64_t elements, int64_t share, int held, int rank, int thread, int threads, bool aligned) {
+          const Part part = part_of(elements, share, held, rank, thread, threads);
+          return vector == 8   ? visited<8>(part, aligned)
+                 : vector == 4 ? visited<4>(part, aligned)
+                               : visited<2>(part, aligned);
+        });
   m.def("entries", [](int vector, int64_t rows, int64_t inner, int64_t i) {
-    return vector == 8 ? entries<8>(rows, inner, i) : vector == 4 ? entries<4>(rows, inner, i) : entries<2>(rows, inner, i);
+    return vector == 8   ? entries<8>(rows, inner, i)
+           : vector == 4 ? entries<4>(rows, inner, i)
+                         : entries<2>(rows, inner, i);
   });
   m.def("kept_entries", [](const py::object& mask, int64_t rows, int64_t first, int64_t step) {
     return kept_entries(table(mask), rows, first, step);

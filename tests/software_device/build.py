@@ -1,6 +1,6 @@
 """Builds the CUDA library for the software device, once for every state of its sources.
 
-    python -m tests.software_device.build    both architectures
+python -m tests.software_device.build    both architectures
 """
 
 from __future__ import annotations
@@ -24,16 +24,24 @@ ARCHITECTURES = (80, 90)
 
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
 KERNELS = ("cuda/fdiv_cluster.cu", "cuda/fdiv_grid.cu", "cuda/fdiv_small.cu")
-COMMON = (
-    "-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter",
-    "-Wno-maybe-uninitialized", f"-isystem{TORCH / 'include'}",
-)  # fmt: skip
+COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", f"-isystem{TORCH / 'include'}")
+WARNED, BUILT_ELSEWHERE = ("-Wall", "-Wextra"), ("-w",)
 STAND_INS = f"-I{HERE / 'include'}"
 LANGUAGE = ("-x", "c++", "-D__CUDACC__", "-include", "cuda_runtime.h")
 # Every access of a kernel's is a call (instrumentation.cpp); no contraction, as a result must not depend on it.
 INSTRUMENTED = (
-    "-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-mtls-dialect=gnu", "-ffp-contract=off",
+    "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", "-fsanitize=thread",
+    "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
+
+# Instead of that: what compute-sanitizer's memcheck and a host's sanitizers find.
+SANITIZED = (
+    "-O1",
+    "-ffp-contract=off",
+    "-mtls-dialect=gnu",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
 
 
 def compiler() -> str:
@@ -44,24 +52,46 @@ def compiler() -> str:
 
 
 def library(
-    architecture: int, csrc: Path = ROOT / "csrc", kernels: Iterable[str | Path] = KERNELS, with_ops: bool = True
+    architecture: int,
+    csrc: Path = ROOT / "csrc",
+    kernels: Iterable[str | Path] = KERNELS,
+    with_ops: bool = True,
+    namespace: str = "",
+    sanitized: bool = False,
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
-    Its ops are in a namespace of their own, `software_sm_90`. Without ops, `kernels` have their own host code.
+    Its ops are in a namespace of their own, `software_sm_90` if none is given. Without ops, `kernels` have a
+    host code of their own.
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
-    host = (*COMMON, STAND_INS, f"-I{csrc}", "-O2")
-    kernel = (*COMMON, STAND_INS, f"-I{csrc}", *LANGUAGE, *INSTRUMENTED, f"-D__CUDA_ARCH__={architecture}0")
+    plain = SANITIZED if sanitized else ("-O2",)
+    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *plain)
+    kernel = (
+        *COMMON,
+        *BUILT_ELSEWHERE,
+        STAND_INS,
+        f"-I{csrc}",
+        *LANGUAGE,
+        *INSTRUMENTED,
+        f"-D__CUDA_ARCH__={architecture}0",
+    )
     own = _digest(HERE.rglob("*.*"))
     all_sources = own + _digest(csrc.rglob("*.*"))
     objects = [
-        *(_object((*COMMON, "-O2", str(source)), source, own) for source in RUNTIME),
-        *(_object((*host, *options, str(csrc / source)), csrc / source, all_sources) for source, options in (
-            ("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE)) if with_ops),
+        *(_object((*COMMON, *WARNED, *plain, str(source)), source, own) for source in RUNTIME),
+        *(
+            _object((*host, *options, str(csrc / source)), csrc / source, all_sources)
+            for source, options in (("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE))
+            if with_ops
+        ),
         *(_object((*kernel, str(csrc / source)), csrc / source, all_sources) for source in kernels),
     ]
-    text = (HERE / "library.cpp.in").read_text().format(architecture=architecture)
+    text = (
+        (HERE / "library.cpp.in")
+        .read_text()
+        .format(architecture=architecture, namespace=namespace or f"software_sm_{architecture}")
+    )
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one builder; objects serve both architectures
@@ -73,7 +103,7 @@ def library(
         written = CACHE / f"library-{architecture}.cpp"
         written.write_text(text)
         subprocess.run(
-            [compiler(), *COMMON, "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
+            [compiler(), *COMMON, *plain, "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
              "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl",
              "-o", str(target)],
             check=True,

@@ -13,15 +13,18 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
 
-from fdkernels import backends
+from fdkernels import backends, devices
 from fdkernels.fdiv import ops
 from tests.gpu_check.stage import NO_SCHEDULE, PLAN
 from tests.software_device import build
+
+if TYPE_CHECKING:
+    from fdkernels._core import DeviceLimits
 
 SCHEDULERS = ("in order", "reversed", "random", "block first", "held back")
 
@@ -41,9 +44,9 @@ class Description(NamedTuple):
 
 # Small enough for small samples to need every schedule.
 SMALL = Description(90, 4, 20 << 10, 48 << 10, 64 << 10)
-CLUSTERS = Description(90, 16, 20 << 10, 48 << 10, 256 << 10)
-SMALL_80 = SMALL._replace(capability=80, largest_cluster=0)
-CLUSTERS_80 = CLUSTERS._replace(capability=80, largest_cluster=0)
+# One block a multiprocessor, so that clusters pass from sample to sample.
+TIGHT = Description(90, 4, 7 << 10, 8 << 10, 64 << 10)
+TIGHT_16 = TIGHT._replace(multiprocessors=16)
 
 
 class Launch(NamedTuple):
@@ -81,6 +84,7 @@ class Software:
         for name in ("synchronize", "replay", "launches", "traffic"):
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
+        self.index = 0  # of the one in use
         self._name_symbols()
 
     def _name_symbols(self) -> None:
@@ -105,7 +109,12 @@ class Software:
         if description not in self.devices:
             fields = (ctypes.c_int * len(description))(*description)
             self.devices[description] = self.library.software_add_device(fields)
-        self.library.software_use_device(self.devices[description])
+        self.index = self.devices[description]
+        self.library.software_use_device(self.index)
+
+    def limits(self) -> DeviceLimits:
+        """Of the device in use, as its launcher knows them."""
+        return devices.limits_of(self.ops.cuda_limits(self.index))
 
     def schedule(self, name: str, seed: int = 0) -> None:
         """Who runs next: threads in turn, in turn from the last, any; the first block as far as it can; all but one

@@ -177,10 +177,10 @@ Region* Executor::find_shared(uintptr_t address) {
     Function& function = *block->launch->function;
     if (!dynamic && name.find(function.full_name) == std::string::npos) return nullptr;  // another kernel's
     if (!dynamic && !guard && function.shared.insert(offset).second) function.static_shared += bytes;
-    return &memory.add(begin + offset, bytes, 4, guard,
-                       std::string(dynamic ? "dynamic" : "static") + " shared memory of block " +
-                           std::to_string(block->index),
-                       block.get());
+    return &memory.add(
+        begin + offset, bytes, 4, guard,
+        std::string(dynamic ? "dynamic" : "static") + " shared memory of block " + std::to_string(block->index),
+        block.get());
   }
   return nullptr;
 }

@@ -34,7 +34,7 @@ struct Function {
   std::string name = "kernel", full_name;
   int dynamic_shared = 48 << 10;
   bool large_clusters = false;
-  std::set<int> loaded;  // on which devices
+  std::set<int> loaded;     // on which devices
   std::set<size_t> shared;  // its static variables, by offset, as they are met
   size_t static_shared = 0;
 };
@@ -54,8 +54,9 @@ struct Exchange {
 struct Thread;
 
 struct Barrier {
-  int arrived = 0, line = 0, votes = 0;
-  std::vector<Thread*> members;
+  int expected = 0, line = 0, votes = 0;
+  std::vector<Clock> arrived;    // as they were then
+  std::vector<Thread*> waiting;  // those that did not go on
 };
 
 constexpr const char* kClusterWait = "a cluster's barrier";
@@ -108,7 +109,7 @@ struct Launch {
   Knowledge after;   // what its stream had done before
 
   std::vector<unsigned> order;  // of the clusters that have not started, from the back
-  int running = 0;  // blocks
+  int running = 0;              // blocks
   bool started = false;
 };
 

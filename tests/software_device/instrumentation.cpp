@@ -102,16 +102,16 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit(void*) {}
 
-#define SOFTWARE_CALLBACK(name, bytes, how)                                                     \
-  void __tsan_##name##bytes(void* address) {                                                    \
-    software::access_from(__builtin_return_address(0), address, bytes, Access::how);            \
+#define SOFTWARE_CALLBACK(name, bytes, how)                                          \
+  void __tsan_##name##bytes(void* address) {                                         \
+    software::access_from(__builtin_return_address(0), address, bytes, Access::how); \
   }
-#define SOFTWARE_ACCESS(bytes)                  \
-  SOFTWARE_CALLBACK(read, bytes, read)          \
-  SOFTWARE_CALLBACK(write, bytes, write)        \
-  SOFTWARE_CALLBACK(volatile_read, bytes, read) \
+#define SOFTWARE_ACCESS(bytes)                    \
+  SOFTWARE_CALLBACK(read, bytes, read)            \
+  SOFTWARE_CALLBACK(write, bytes, write)          \
+  SOFTWARE_CALLBACK(volatile_read, bytes, read)   \
   SOFTWARE_CALLBACK(volatile_write, bytes, write) \
-  SOFTWARE_CALLBACK(unaligned_read, bytes, read) \
+  SOFTWARE_CALLBACK(unaligned_read, bytes, read)  \
   SOFTWARE_CALLBACK(unaligned_write, bytes, write)
 
 SOFTWARE_ACCESS(1)

@@ -35,7 +35,11 @@ Knowledge Clock::all() const {
 }
 
 Region::Region(uintptr_t begin, size_t bytes, unsigned grain, bool is_written, std::string name, Block* block)
-    : begin(begin), end(begin + bytes), grain(grain), name(std::move(name)), block(block),
+    : begin(begin),
+      end(begin + bytes),
+      grain(grain),
+      name(std::move(name)),
+      block(block),
       written_((bytes + grain - 1) / grain, is_written) {}
 
 void Region::write_all() {

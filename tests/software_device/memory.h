@@ -1,8 +1,8 @@
 // The device's memory: what may be accessed, what has been written, and by whom, so that no race goes unseen.
 //
-// Time is a vector clock: thread i's own count goes up whenever it releases (a barrier, an atomic), and what it knows of
-// another's is what it has acquired. Two accesses of one address by two threads, one of them a write, are a race unless
-// the later thread knows of the earlier access.
+// Time is a vector clock: thread i's own count goes up whenever it releases (a barrier, an atomic), and what it knows
+// of another's is what it has acquired. Two accesses of one address by two threads, one of them a write, are a race
+// unless the later thread knows of the earlier access.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace software {
 
-using Time = std::vector<uint32_t>;            // by thread; beyond its end 0
+using Time = std::vector<uint32_t>;             // by thread; beyond its end 0
 using Knowledge = std::shared_ptr<const Time>;  // null: nothing
 
 uint32_t known(const Knowledge& of, uint32_t thread);
@@ -57,10 +57,10 @@ class Region {
   void write_all();
 
   uintptr_t begin, end;
-  unsigned grain;     // bytes that are recorded together
+  unsigned grain;  // bytes that are recorded together
   std::string name;
-  Block* block;       // whose shared memory it is
-  int users = 1;      // calls that have it
+  Block* block;   // whose shared memory it is
+  int users = 1;  // calls that have it
   uint64_t bytes_read = 0, bytes_written = 0;
   bool is_shared_by_blocks = false;  // written in this launch: a place where threads may be switched
 

@@ -240,8 +240,9 @@ cudaError_t sync_in_capture(bool broken) {
 }
 
 cudaError_t planted(const char* name, bool broken) {
-#define PLANTED(kernel, ...) \
-  if (std::strcmp(name, #kernel) == 0) return start(broken ? kernel##_kernel<true> : kernel##_kernel<false>, __VA_ARGS__)
+#define PLANTED(kernel, ...)           \
+  if (std::strcmp(name, #kernel) == 0) \
+  return start(broken ? kernel##_kernel<true> : kernel##_kernel<false>, __VA_ARGS__)
   PLANTED(dynamic_out_of_bounds, (Shape{1, kThreads, 1, kThreads * sizeof(float)}));
   PLANTED(static_out_of_bounds, Shape{});
   PLANTED(uninitialized_shared, Shape{});

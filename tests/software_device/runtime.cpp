@@ -277,7 +277,8 @@ cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribut
 }
 
 cudaError_t software_active_blocks(int* count, const void* kernel, int threads, size_t shared) {
-  *count = blocks_a_multiprocessor(runtime().description(), function_of(kernel), static_cast<unsigned>(threads), shared);
+  *count =
+      blocks_a_multiprocessor(runtime().description(), function_of(kernel), static_cast<unsigned>(threads), shared);
   return cudaSuccess;
 }
 
@@ -319,8 +320,8 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
     if (attribute.id == cudaLaunchAttributeClusterDimension) launch->cluster = attribute.val.clusterDim.x;
   }
   const int shared = static_cast<int>(launch->dynamic_shared);
-  if (launch->blocks == 0 || launch->threads == 0 || launch->threads > 1024 || launch->cluster == 0 || bytes > kArguments ||
-      launch->blocks % launch->cluster != 0) {
+  if (launch->blocks == 0 || launch->threads == 0 || launch->threads > 1024 || launch->cluster == 0 ||
+      bytes > kArguments || launch->blocks % launch->cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
   if (shared > function.dynamic_shared || shared + static_cast<int>(function.static_shared) > d.shared_per_block) {

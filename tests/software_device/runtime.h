@@ -59,8 +59,8 @@ namespace software {
 struct Runtime {
   std::vector<Description> devices{Description{}};
   int device = 0;
-  bool holds_back = false;            // until the test synchronizes
-  bool all_is_cuda = true;            // or every tensor passes for one of the host's too
+  bool holds_back = false;  // until the test synchronizes
+  bool all_is_cuda = true;  // or every tensor passes for one of the host's too
   std::map<const void*, Function> functions;
   std::map<uintptr_t, size_t> tickets;  // memory of the module that is zero whenever nothing runs
   SoftwareStream main;

@@ -1,13 +1,12 @@
 """In which ways a test meets the software device: architecture, limits, schedule and scheduler, chosen by its name.
 
-The tests of a run are spread over all of them; FDKERNELS_SOFTWARE_DEVICE=all (`make software-device`) repeats every test
-in each architecture and schedule.
+The tests of a run are spread over all of them. With FDKERNELS_SOFTWARE_DEVICE=all (`make software-device`) each is run
+in every architecture and schedule.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +31,9 @@ class Setting:
 
     @property
     def description(self) -> device.Description:
-        """Multiprocessors for the largest cluster that is asked for."""
-        many = self.plan in ("cluster:8", "cluster:16")
-        limits = device.CLUSTERS if many else device.SMALL
+        limits = device.SMALL
+        if self.plan.startswith("cluster"):
+            limits = device.TIGHT_16 if self.plan in ("cluster:8", "cluster:16") else device.TIGHT
         return limits if self.architecture == 90 else limits._replace(capability=80, largest_cluster=0)
 
     @contextlib.contextmanager
@@ -48,16 +47,18 @@ class Setting:
 
 
 # Below compute capability 9.0 a cluster is one block.
-SETTINGS = tuple(
-    Setting(architecture, plan, scheduler)
+WAYS = tuple(
+    f"sm_{architecture} {plan}"
     for architecture in (80, 90)
     for plan in PLANS
-    if architecture == 90 or plan in ("auto", "cluster:1", "grid")
-    for scheduler in device.SCHEDULERS
+    if architecture == 90 or plan in ("auto", "cluster:1") or plan.startswith("grid")
 )
 
 
-def setting_of(name: str) -> Setting:
+def setting_of(name: str, column: str) -> Setting:
+    """Of a test's name, and of its column where that says which way."""
     digest = zlib.crc32(name.encode())
-    setting = SETTINGS[digest % len(SETTINGS)]
-    return Setting(setting.architecture, setting.plan, setting.scheduler, digest >> 8)
+    _, _, way = column.partition(": ")
+    architecture, plan = (way or WAYS[digest % len(WAYS)]).removeprefix("sm_").split()
+    scheduler = device.SCHEDULERS[digest // len(WAYS) % len(device.SCHEDULERS)]
+    return Setting(int(architecture), plan, scheduler, digest >> 8)

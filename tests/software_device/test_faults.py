@@ -44,7 +44,7 @@ def planted() -> device.Software:
     library = build.library(90, kernels=[build.HERE / "planted.cu"], with_ops=False)
     software = device.Software(library)
     software.library.software_planted.restype = device.ctypes.c_char_p
-    software.use(device.CLUSTERS)
+    software.use(device.SMALL._replace(multiprocessors=16))
     return software
 
 

@@ -47,43 +47,37 @@ uint64_t result(const std::array<uint64_t, kWarp>& values, unsigned mask, unsign
   return votes;
 }
 
-// A barrier of `expected` threads of a block: the last one takes the others along.
+// A barrier of `expected` threads of a block: the last one takes along those that wait.
 void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, int line, const char* name) {
   Executor& run = executor();
   Thread& self = me();
-  Block& block = *self.block;
-  if (barrier.arrived > 0 && barrier.line != line && waits) {
+  const bool first = barrier.arrived.empty();
+  if (first) barrier.votes = 0, barrier.line = 0, barrier.expected = expected;
+  // Whoever names a barrier may come to it from several places.
+  if (&barrier == &self.block->barrier && barrier.line != 0 && barrier.line != line) {
     run.fault("divergent barriers: " + place(line, name) + " while others wait at that of line " +
               std::to_string(barrier.line));
   }
-  if (block.alive < block.launch->threads && expected == static_cast<int>(block.launch->threads)) {
-    run.fault("divergent barriers: " + place(line, name) + ", when " +
-              std::to_string(block.launch->threads - block.alive) + " threads have left");
+  if (barrier.expected != expected) {
+    run.fault("divergent barriers: " + place(line, name) + " expects " + std::to_string(expected) +
+              " threads, others " + std::to_string(barrier.expected));
   }
-  if (barrier.arrived == 0) barrier.votes = 0, barrier.members.clear();
-  if (waits) barrier.line = line;
-  ++barrier.arrived;
+  if (waits) barrier.line = line, barrier.waiting.push_back(&self);
   barrier.votes += vote;
-  barrier.members.push_back(&self);
-  if (barrier.arrived < expected) {
-    if (!waits) {
-      ++self.clock.own;
-      return;
-    }
-    run.wait(name, line);
+  barrier.arrived.push_back(self.clock);
+  ++self.clock.own;
+  if (static_cast<int>(barrier.arrived.size()) < expected) {
+    if (waits) run.wait(name, line);
     return;
   }
-  // All distinct knowledge, then everyone's own time.
-  const Knowledge all = met(barrier.members);
+  const Knowledge all = met(barrier.arrived);
   const int votes = kind == Vote::all ? barrier.votes == expected : barrier.votes;
-  barrier.arrived = 0;
-  for (Thread* member : barrier.members) {
-    if (member != &self && member->state != State::waiting) continue;  // it has only arrived
-    member->clock.others = all;
-    ++member->clock.own;
-    member->votes = votes;
-    if (member != &self) run.wake(*member);
+  for (Thread* thread : barrier.waiting) {
+    thread->clock.acquire(all);
+    thread->votes = votes;
+    if (thread != &self) run.wake(*thread);
   }
+  barrier.arrived.clear(), barrier.waiting.clear();
   run.may_switch();
 }
 
@@ -126,13 +120,18 @@ unsigned cluster_rank() {
 
 int sync_block(int vote, Vote kind, int line) {
   Block& block = *me().block;
-  meet(block.barrier, static_cast<int>(block.launch->threads), vote, kind, true, line, "__syncthreads");
+  const unsigned threads = block.launch->threads;
+  if (block.alive < threads) {
+    executor().fault("divergent barriers: " + place(line, "__syncthreads") + ", when " +
+                     std::to_string(threads - block.alive) + " threads have left");
+  }
+  meet(block.barrier, static_cast<int>(threads), vote, kind, true, line, "__syncthreads");
   return me().votes;
 }
 
 void sync_named(int barrier, int threads, bool waits, int line) {
   Block& block = *me().block;
-  if (barrier < 1 || barrier > 15 || threads <= 0 || threads % kWarp != 0) {
+  if (barrier < 1 || barrier > 15 || threads <= 0 || threads % static_cast<int>(kWarp) != 0) {
     executor().fault("a named barrier takes a number from 1 to 15 and whole warps");
   }
   meet(block.named[barrier], threads, 0, Vote::none, waits, line, "a named barrier");
@@ -207,7 +206,7 @@ void* map_shared(const void* address, unsigned rank) {
 
 std::string leave(Thread& thread) {
   Block& block = *thread.block;
-  if (block.barrier.arrived > 0) {
+  if (!block.barrier.arrived.empty()) {
     return "divergent barriers: a thread leaves while others wait at __syncthreads of line " +
            std::to_string(block.barrier.line);
   }
@@ -246,12 +245,12 @@ void access_from(const void* code, const void* address, size_t bytes, Access how
   if (region == nullptr) region = run.find_shared(at);
   if (region == nullptr || !region->holds(at, bytes)) {
     if (!writes && is_constant(address)) return;
-    fault_at(code, std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes " +
-              run.nearest(at));
+    fault_at(code,
+             std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes " + run.nearest(at));
   }
   if (at % bytes != 0 && (bytes & (bytes - 1)) == 0) {
-    fault_at(code, "misaligned " + std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes of " +
-              region->name);
+    fault_at(code, "misaligned " + std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) +
+                       " bytes of " + region->name);
   }
   if (region->block != nullptr && region->block != self->block) {
     if (region->block->cluster != self->block->cluster) fault_at(code, "access to shared memory of another cluster");

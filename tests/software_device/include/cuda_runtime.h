@@ -84,8 +84,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int = 32, int line = __bui
   return software_shuffle(mask, value, lane >= by ? lane - by : lane, ::software::Collective::shuffle, line);
 }
 inline unsigned __ballot_sync(unsigned mask, int value, int line = __builtin_LINE()) {
-  return static_cast<unsigned>(
-      ::software::warp_collective(mask, value != 0, 0, ::software::Collective::vote, line));
+  return static_cast<unsigned>(::software::warp_collective(mask, value != 0, 0, ::software::Collective::vote, line));
 }
 inline int __any_sync(unsigned mask, int value, int line = __builtin_LINE()) {
   return __ballot_sync(mask, value, line) != 0;
@@ -155,7 +154,11 @@ enum cudaDeviceAttr {
   cudaDevAttrGlobalMemoryBusWidth,
   cudaDevAttrSingleToDoublePrecisionPerfRatio,
 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -205,8 +208,8 @@ cudaError_t software_active_clusters(int*, const void* kernel, const cudaLaunchC
 cudaError_t software_active_blocks(int*, const void* kernel, int threads, size_t shared);
 cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes);
 // call(arguments), of which every thread has a copy.
-cudaError_t software_launch(const cudaLaunchConfig_t*, const void* kernel, void (*call)(const void* kernel, void* arguments),
-                            const void* arguments, size_t bytes);
+cudaError_t software_launch(const cudaLaunchConfig_t*, const void* kernel,
+                            void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes);
 
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* to, Kernel* kernel) {
