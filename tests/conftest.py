@@ -79,6 +79,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "contract(name): the contract of DESIGN that a test shows")
     config.addinivalue_line("markers", "backends(*names): the backends that can show it, where not every one can")
     config.addinivalue_line("markers", "cpu_only(reason): says nothing about another device: skipped there")
+    config.addinivalue_line("markers", "host_code(what): shows what Python and PyTorch do: not on the software device")
     config.addinivalue_line("markers", "gpu: needs a GPU and compiled kernels: -m gpu, or --device cuda")
     _choose_device(config)
     has_hypothesis = importlib.util.find_spec("hypothesis") is not None
@@ -149,7 +150,7 @@ def pytest_generate_tests(metafunc):
         mark = metafunc.definition.get_closest_marker("backends")
         available = contracts.backends()
         named = list(mark.args if mark else available)
-        says_nothing = metafunc.definition.get_closest_marker("cpu_only") is not None
+        says_nothing = any(metafunc.definition.get_closest_marker(name) for name in ("cpu_only", "host_code"))
         if contracts.SOFTWARE in named and says_nothing:
             named.remove(contracts.SOFTWARE)
         elif mark and "native" in named and not says_nothing:

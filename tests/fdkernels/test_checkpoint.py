@@ -8,7 +8,11 @@ import fdkernels as fdk
 from tests.cases import make, normalizer
 from tests.device import place
 
-pytestmark = [pytest.mark.contract("state"), pytest.mark.usefixtures("fresh_compiler")]
+pytestmark = [
+    pytest.mark.contract("state"),
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.host_code("which forward updates the state"),
+]
 
 CASE = make((16, 3, 4, 4)).on()
 

@@ -11,7 +11,11 @@ from tests.cases import make, normalizer
 from tests.device import place
 from tests.fdkernels.test_compile import raw_arguments
 
-pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_compiler")]
+pytestmark = [
+    pytest.mark.contract("compile"),
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.host_code("how floats travel to an op"),
+]
 
 # Before, torch compiles `x * (1 + v)` anew for each v, and so whatever a step computes for us.
 TORCH_COMPUTES_WITH_SYMBOLS = torch.__version__ >= "2.13"

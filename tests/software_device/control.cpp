@@ -171,8 +171,7 @@ EXPORTED void software_drop(Graph* graph) {
 }
 
 EXPORTED void software_name(const void* kernel, const char* name, const char* full_name) {
-  runtime().functions[kernel].name = name;
-  runtime().functions[kernel].full_name = full_name;
+  runtime().names[kernel] = {name, full_name};
 }
 
 EXPORTED void software_name_shared(uint64_t offset, uint64_t bytes, const char* name) {

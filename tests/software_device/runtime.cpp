@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 #include <cstring>
+#include <tuple>
 
 namespace software {
 
@@ -34,15 +35,20 @@ cudaError_t refused_in_capture() {
 }
 
 Function& function_of(const void* kernel) {
-  return runtime().functions[kernel];
+  Runtime& r = runtime();
+  Function& function = r.functions[{r.device, kernel}];
+  if (const auto names = r.names.find(kernel); names != r.names.end()) {
+    std::tie(function.name, function.full_name) = names->second;
+  }
+  return function;
 }
 
 // A kernel is loaded where it is first used.
 cudaError_t load(Function& function) {
-  if (function.loaded.count(runtime().device) > 0) return cudaSuccess;
-  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
-  function.loaded.insert(runtime().device);
-  return cudaSuccess;
+  if (function.loaded) return cudaSuccess;
+  const cudaError_t refused = refused_in_capture();
+  function.loaded = refused == cudaSuccess;
+  return refused;
 }
 
 int blocks_a_multiprocessor(const Description& d, const Function& f, unsigned threads, size_t dynamic) {
