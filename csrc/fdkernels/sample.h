@@ -277,6 +277,7 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
             vector_at<typename Ty::Prediction>(p.fake, b, part.begin)};
   }
   Sums total;
+  bool sound = true;
 #pragma unroll 1
   for (int first = part.thread; first < vectors.all; first += kRun<Ty> * part.threads) {
     const int last = first + kRun<Ty> * part.threads < vectors.all ? first + kRun<Ty> * part.threads : vectors.all;
@@ -304,30 +305,25 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
       }
       v += part.threads;
     }
-    // Where x decides no result, only figures, it decides no bit of the loss either.
-    const bool sound = trustworthy<T>(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
-    const bool as_they_are = sound && (is_finite(sums.distance) || !p.dmd_scale);
-    if (as_they_are) {
-      total.energy += sums.energy;
-      total.gap += sums.gap;
-    }
-    if (as_they_are && is_finite(sums.distance)) {
-      total.distance += sums.distance;
-    } else {
-      Sums again;
-      for (int v = first; v < last; v += part.threads) {
-        for_elements<V>(part, v, [&](int at) {
-          add_carefully(again, element<Ty, kGeneral>(p, b, part.begin + at, with_error), with_error, p.dmd_scale);
-        });
-      }
-      total.distance += again.distance;
-      total.energy += as_they_are ? 0.0 : again.energy;
-      total.gap += as_they_are ? 0.0 : again.gap;
-      total.nonfinite = total.nonfinite || again.nonfinite;
-    }
+    sound = sound && trustworthy<T>(sums.energy, sums.gap, kGeneral ? sums.reach : sums.gap);
+    total.distance += sums.distance;
+    total.energy += sums.energy;
+    total.gap += sums.gap;
     total.kept += sums.kept;
   }
-  return total;
+  // Where x decides no result, only figures, it decides no bit of the loss either.
+  const bool as_they_are = sound && (is_finite(total.distance) || !p.dmd_scale);
+  if (as_they_are && is_finite(total.distance)) return total;
+  Sums again;
+#pragma unroll 1
+  for (int v = part.thread; v < vectors.all; v += part.threads) {
+    for_elements<V>(part, v, [&](int at) {
+      add_carefully(again, element<Ty, kGeneral>(p, b, part.begin + at, with_error), with_error, p.dmd_scale);
+    });
+  }
+  again.kept = total.kept;
+  if (as_they_are) again.energy = total.energy, again.gap = total.gap;
+  return again;
 }
 
 // ---- the gradient
