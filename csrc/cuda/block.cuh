@@ -54,6 +54,11 @@ __device__ inline double combine_lanes(double value, int lanes) {
   return value;
 }
 
+// Over a warp, to every lane.
+__device__ FDK_CALLED double add_lanes(double value) {
+  return combine_lanes<Add>(value, kWarp);
+}
+
 // Over a warp.
 template <class Op, int N>
 __device__ inline double combine_warp(const double (&given)[N]) {
@@ -124,17 +129,27 @@ struct Group {
 #pragma unroll 1
     for (int64_t i = thread(); i < count; i += threads) use(i);
   }
+  // The same with a warp an index, if `by_warp`: use(i, first, step) takes the parts first, first + step, ... of it.
+  template <class Use>
+  __device__ void each(int64_t count, bool by_warp, const Use& use) const {
+    const int share = by_warp ? kWarp : 1;
+#pragma unroll 1
+    for (int64_t i = by_warp ? thread() / kWarp : thread(); i < count; i += by_warp ? threads / kWarp : threads) {
+      use(i, by_warp ? lane() : 0, share);
+    }
+  }
 };
 
 // ---- reals of any type. Loads come before conversions, so that several can be on their way.
 
 __device__ inline uint64_t load_real(const Reals& reals, int64_t i) {
   const int bytes = bytes_of(reals.type);
+  const char* at = static_cast<const char*>(reals.data) + i * bytes;
   uint64_t bits = 0;
-  if (bytes == 8) bits = static_cast<const uint64_t*>(reals.data)[i];
-  if (bytes == 4) bits = static_cast<const uint32_t*>(reals.data)[i];
-  if (bytes == 2) bits = static_cast<const uint16_t*>(reals.data)[i];
-  if (bytes == 1) bits = static_cast<const uint8_t*>(reals.data)[i];
+  if (bytes == 8) bits = *reinterpret_cast<const uint64_t*>(at);
+  if (bytes == 4) bits = *reinterpret_cast<const uint32_t*>(at);
+  if (bytes == 2) bits = *reinterpret_cast<const uint16_t*>(at);
+  if (bytes == 1) bits = *reinterpret_cast<const uint8_t*>(at);
   return bits;
 }
 

@@ -167,12 +167,28 @@ __device__ inline void finish(const Call& call, int64_t b, const double (&totals
 __device__ inline void report(const Call& call, const Group& group, Shared& shared) {
   const Problem& p = call.p;
   const Results& r = call.r;
+  const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
+  const bool given = r.stats != nullptr && r.weight_stats && !weighs;
   double totals[kMaxSums] = {};
+  Extremes found;
+  group.each(given ? p.batch : 0, [&](int64_t b) {
+    const double h = given_weight(call.w, b);
+    r.stats[kStats + b] = h;
+    if (!is_finite(h)) return;
+    found = {::fmin(found.lowest, h), ::fmax(found.highest, h)};
+    totals[kRecorded] += 1, totals[kRecorded + 1] += h, totals[kRecorded + 2] += h * h;
+  });
   group.each(p.batch, [&](int64_t b) {
 #pragma unroll
     for (int n = 0; n < kRecorded; ++n) totals[n] += __ldcg(r.records + n * p.batch + b);
+    if (r.stats != nullptr && weighs) r.stats[kStats + b] = weights_of(call).h[b];
   });
   group.reduce<Add>(totals);
+  if (given) {
+    double extremes[2] = {-found.lowest, found.highest};
+    group.reduce<Max>(extremes);
+    found = {-extremes[0], extremes[1]};
+  }
   if (threadIdx.x == 0) {
     const double loss = 0.5 * totals[0] / shared.divisor;
     if (p.reduction != Reduction::none && r.wide_loss) *static_cast<double*>(r.loss) = loss;
@@ -182,16 +198,10 @@ __device__ inline void report(const Call& call, const Group& group, Shared& shar
       r.stats[kWeightStats + 1] = totals[2] / totals[3];
       r.stats[kWeightStats + 2] = totals[4];
     }
-  }
-  const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
-  if (r.stats != nullptr && weighs) {
-    group.each(p.batch, [&](int64_t b) { r.stats[kStats + b] = weights_of(call).h[b]; });
-  }
-  if (r.stats != nullptr && r.weight_stats) {
-    if (!weighs) {
-      store_given_weight_stats(group, call.w, p.batch, r.stats);
-    } else if (threadIdx.x == 0) {
-      weight_stats(shared.weighed.sums, shared.weighed.extremes, p.batch, normalized, r.stats);
+    if (r.stats != nullptr && r.weight_stats) {
+      Weighed weighed = shared.weighed;
+      if (given) weighed = {{totals[kRecorded], 0, 0, 0, totals[kRecorded + 1], totals[kRecorded + 2]}, found};
+      weight_stats(weighed.sums, weighed.extremes, p.batch, normalized, given, r.stats);
     }
   }
   if (weighs && normalized && call.w.state.update) store_means(group, call.w.state, weights_of(call).means);
@@ -201,8 +211,7 @@ __device__ inline void report(const Call& call, const Group& group, Shared& shar
 
 // One cluster a sample. Partial sums go to every block of it through distributed shared memory.
 template <class Ty, bool kGeneral>
-__global__ void __launch_bounds__(most_threads(Schedule::cluster, kGeneral), 1)
-    fdiv_cluster_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
 #if __CUDA_ARCH__ >= 900
   const auto cluster = cooperative_groups::this_cluster();
@@ -272,8 +281,7 @@ __global__ void __launch_bounds__(most_threads(Schedule::cluster, kGeneral), 1)
 // sample b + 1 before it waits for the others to have arrived at b. The arrivals at even samples and at odd ones are
 // counted apart, since a block may be one sample ahead of another.
 template <class Ty, bool kGeneral>
-__global__ void __launch_bounds__(most_threads(Schedule::grid, kGeneral), 1)
-    fdiv_grid_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
   const int64_t batch = call.p.batch;
   const int team = static_cast<int>(gridDim.x), rank = static_cast<int>(blockIdx.x);

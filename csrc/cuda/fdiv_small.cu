@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   weigh_batch(block, w, batch, to, weighed);
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
-    weight_stats(weighed.sums, weighed.extremes, batch, normalized, stats);
+    weight_stats(weighed.sums, weighed.extremes, batch, normalized, false, stats);
   }
   if (normalized && w.state.update) store_means(block, w.state, to.means);  // every thread has read the old state
 }

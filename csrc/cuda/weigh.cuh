@@ -22,9 +22,9 @@ struct Weighed {
 constexpr int64_t kHeadsAThread = 8;
 constexpr int64_t kSamplesAThread = kWarp;  // of which one thread adds up a bin by itself
 
-// The sum of entries first, first + step, ... below last, four loads at a time.
+// The sum of entries first, first + step, ... below last, two loads at a time.
 __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t last, int64_t step) {
-  constexpr int kTogether = 4;
+  constexpr int kTogether = 2;
   double sum = 0;
 #pragma unroll 1
   for (; first < last; first += kTogether * step) {
@@ -41,33 +41,31 @@ __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t la
 
 // Step 1: the mean over heads into h, by a warp a sample where there are many; and t into ratios.
 __device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, const Weights& to) {
-  const int step = w.heads <= kHeadsAThread ? 1 : kWarp, first = group.thread() % step;
-#pragma unroll 1
-  for (int64_t b = group.thread() / step; b < batch; b += group.threads / step) {
+  const bool by_warp = w.heads > kHeadsAThread;
+  group.each(batch, by_warp, [&](int64_t b, int first, int step) {
     const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
     double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
-    if (step > 1) sum = combine_lanes<Add>(sum, kWarp);
-    if (first != 0) continue;
+    if (by_warp) sum = add_lanes(sum);
+    if (first != 0) return;
     to.h[b] = sum / static_cast<double>(w.heads);
     to.ratios[b] = w.t.data == nullptr ? 0.0 : to_double(t, w.t.type);
-  }
+  });
 }
 
 // Step 3: the bins' means after this batch. A thread adds up a bin of a small batch, else a warp.
 __device__ inline void update_means(const Group& group, const RatioState& state, int64_t batch, const Weights& to) {
-  const int64_t step = batch <= kSamplesAThread ? 1 : kWarp, first = step == 1 ? 0 : lane();
-#pragma unroll 1
-  for (int64_t i = group.thread() / step; i < state.bins; i += group.threads / step) {
-    double sums[2] = {0, 0};
+  const bool by_warp = batch > kSamplesAThread;
+  group.each(state.bins, by_warp, [&](int64_t i, int first, int step) {
+    double ratios = 0, count = 0;
 #pragma unroll 4
     for (int64_t b = first; b < batch; b += step) {
       const bool member = to.bins[b] == i;
-      sums[0] += member ? to.ratios[b] : 0.0;
-      sums[1] += member;
+      ratios += member ? to.ratios[b] : 0.0;
+      count += member;
     }
-    if (step > 1) spread(combine_warp<Add>(sums), sums);
-    if (first == 0) to.means[i] = updated_mean(static_cast<float>(to.means[i]), sums[0], sums[1], state.decay);
-  }
+    if (by_warp) ratios = add_lanes(ratios), count = add_lanes(count);
+    if (first == 0) to.means[i] = updated_mean(static_cast<float>(to.means[i]), ratios, count, state.decay);
+  });
   group.sync();
 }
 
@@ -130,24 +128,6 @@ __device__ inline double given_weight(const Weighting& w, int64_t b) {
   const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
   const double h = w.given.data == nullptr ? 1.0 : to_double(given, w.given.type);
   return w.t.data == nullptr || is_finite(to_double(t, w.t.type)) ? h : NAN;
-}
-
-__device__ inline void store_given_weight_stats(const Group& group, const Weighting& w, int64_t batch, double* stats) {
-  WeightSums sums;
-  Extremes found;
-  group.each(batch, [&](int64_t b) {
-    const double h = given_weight(w, b);
-    stats[kStats + b] = h;
-    if (!is_finite(h)) return;
-    add_relative(sums, h);
-    add(sums, found, h);
-  });
-  double extremes[2] = {-found.lowest, found.highest};
-  group.reduce<Max>(extremes);
-  double totals[4] = {sums.count, sums.total, sums.squares};
-  group.reduce<Add>(totals);
-  sums.count = totals[0], sums.total = totals[1], sums.squares = totals[2];
-  if (group.thread() == 0) given_weight_stats(sums, Extremes{-extremes[0], extremes[1]}, batch, stats);
 }
 
 __device__ inline void store_means(const Group& group, const RatioState& state, const double* means) {

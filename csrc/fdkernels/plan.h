@@ -128,8 +128,8 @@ constexpr int warps_by_registers(bool general) {
 }
 
 // Threads of a block, at most.
-constexpr int most_threads(Schedule schedule, bool general) {
-  return schedule == Schedule::cluster && !general ? kMaxThreads + kMaxWeighing : kMaxThreads;
+constexpr int most_threads(bool general) {
+  return general ? kMaxThreads : kMaxThreads + kMaxWeighing;
 }
 
 // One warp weighs few samples. Of many, each thread of two takes several.
@@ -195,7 +195,7 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.held = static_cast<int>(share);  // all of it
   // Blocks a multiprocessor, by shared memory and by registers.
   const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
-  const int most = call.batch > active && by_shared > 1 ? kCrowdedThreads : most_threads(plan.schedule, call.general);
+  const int most = call.batch > active && by_shared > 1 ? kCrowdedThreads : most_threads(call.general);
   plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
   const int64_t by_registers = warps_by_registers(call.general) / (plan.threads / 32);
   const int64_t resident = std::max<int64_t>(1, std::min(by_shared, by_registers));
@@ -221,7 +221,7 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
   plan.team = static_cast<int>(ceil_div(vectors, share));
   plan.share = share * call.vector;
   if (plan.share > INT32_MAX || ceil_div(call.batch, 2) > UINT32_MAX / plan.team) return false;
-  const int most = most_threads(plan.schedule, call.general) - plan.weighing;
+  const int most = most_threads(call.general) - plan.weighing;
   plan.threads = threads_for(share, call.general, most) + plan.weighing;
   const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;

@@ -186,7 +186,8 @@ struct Rows {
   const typename Ty::Prediction *tau, *f;
 };
 
-// Whole vectors v, v + threads, ... of such a call: all loads before the first use.
+// Whole vectors v, v + threads, ... of such a call: all loads before the first use. A call that reads no x has tau
+// there where it can be: a condition would keep the compiler from loading x ahead.
 template <class Ty, int kTogether>
 FDK_HOST_DEVICE inline void gather_together(const Rows<Ty>& rows, const Part& part, int v, bool with_error, Words* hold,
                                             PartialSums<typename Ty::T>& sums) {
@@ -194,6 +195,7 @@ FDK_HOST_DEVICE inline void gather_together(const Rows<Ty>& rows, const Part& pa
   using Student = typename Ty::Student;
   using Prediction = typename Ty::Prediction;
   constexpr int V = kVector<Ty>;
+  with_error = with_error || std::is_same_v<Student, Prediction>;
   Words raw_x[kTogether], raw_tau[kTogether], raw_f[kTogether];
 #pragma unroll
   for (int u = 0; u < kTogether; ++u) {
@@ -275,6 +277,9 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
     rows = {vector_at<typename Ty::Student>(p.student, b, part.begin),
             vector_at<typename Ty::Prediction>(p.teacher, b, part.begin),
             vector_at<typename Ty::Prediction>(p.fake, b, part.begin)};
+    if constexpr (std::is_same_v<typename Ty::Student, typename Ty::Prediction>) {
+      if (!with_error) rows.x = rows.tau;
+    }
   }
   Sums total;
   bool sound = true;
