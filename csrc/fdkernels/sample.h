@@ -137,8 +137,10 @@ FDK_HOST_DEVICE inline Coefficients<T> coefficients_at(const Problem& p, int64_t
   if (p.c.data == nullptr) return k;
   const int64_t entry = place_of(p.c, i).entry;  // a and c come together, one table like the other
   const double c = table_entry(p.c, b, entry), a = p.a.data == nullptr ? 0.0 : table_entry(p.a, b, entry);
-  k.a = static_cast<T>(a), k.a_rest = static_cast<T>(a - static_cast<double>(k.a));
-  k.c = static_cast<T>(c), k.c_rest = static_cast<T>(c - static_cast<double>(k.c));
+  k.a = static_cast<T>(a), k.c = static_cast<T>(c);
+  if constexpr (sizeof(T) < sizeof(double)) {
+    k.a_rest = static_cast<T>(a - static_cast<double>(k.a)), k.c_rest = static_cast<T>(c - static_cast<double>(k.c));
+  }
   return k;
 }
 
@@ -148,10 +150,10 @@ FDK_HOST_DEVICE inline Coefficients<T> coefficients_of(const Problem& p, int64_t
   return p.c.entries == 1 ? coefficients_at<T>(p, b, 0) : Coefficients<T>{};
 }
 
-// Whether W elements share them wherever a whole vector begins.
-template <int W>
-FDK_HOST_DEVICE inline bool shares_coefficients(const Problem& p) {
-  return p.c.entries == 1 || p.c.inner % W == 0;
+// Whether W elements of a whole vector can be taken together: where they share their coefficients.
+template <bool kGeneral, int W>
+FDK_HOST_DEVICE inline bool together(const Problem& p) {
+  return W > 1 && (!kGeneral || p.c.entries == 1 || p.c.inner % W == 0);
 }
 
 // x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. One product keeps what
@@ -216,12 +218,15 @@ FDK_HOST_DEVICE inline void gather_one(const Problem& p, const Rows& rows, int64
   constexpr int V = kVector<Ty>;
   T x[W], tau[W], gap[W], direction[W];
   Words raw_x{}, raw_noisy{};
-  if (loads_error<Ty>(with_error)) {
+  const auto load_error = [&] {
+    if (!loads_error<Ty>(with_error)) return;
     raw_x = read_row<Student, W>(rows, rows.x, at);
     if constexpr (kGeneral) raw_noisy = read_row<Student, W>(rows, rows.noisy, at);
-  }
+  };
+  if constexpr (kTyped<Ty>) load_error();
   const unsigned bits =
       read_direction<Ty, kGeneral>(p, rows, b, part.begin + at, at, coefficients, tau, gap, direction);
+  if constexpr (!kTyped<Ty>) load_error();  // they would not fit the registers beside the others
   widen<Student>(raw_x, rows.x.dtype, x);
   if constexpr (!kGeneral) {
 #pragma unroll
@@ -342,7 +347,7 @@ FDK_HOST_DEVICE inline Sums gather(const Problem& p, int64_t b, const Part& part
   const bool with_error = p.dmd_scale || p.with_stats;
   const Rows rows = rows_of<Ty>(p, b, part.begin, with_error);
   const auto coefficients = coefficients_of<T>(p, b);
-  const int whole = !kGeneral || shares_coefficients<kGeneralWidth<Ty>>(p) ? vectors.whole : 0;
+  const int whole = together<kGeneral, kGeneral ? kGeneralWidth<Ty> : V>(p) ? vectors.whole : 0;
   Sums total;
   bool sound = true;
 #pragma unroll 1
@@ -428,13 +433,13 @@ FDK_HOST_DEVICE inline void scatter(const Problem& p, int64_t b, const Part& par
   const auto w = static_cast<typename Ty::T>(coefficient);
   // Where the coefficient is not finite, each element asks for its mask.
   const int whole = !kGeneral || is_finite(w) ? vectors.whole : 0;
-  const bool together = !kGeneral || shares_coefficients<W>(p);
+  const bool by_width = together<kGeneral, W>(p);
 #pragma unroll 1
   for (int v = part.thread; v < vectors.all; v += part.threads) {
     const bool held = v < part.held;
     if (v < whole && held) {
       scatter_one<Ty, kGeneral, V>(p, rows, b, part, v * V, true, hold, coefficients, w);
-    } else if (v < whole && together) {
+    } else if (v < whole && by_width) {
 #pragma unroll 1
       for (int at = v * V; at < v * V + V; at += W)
         scatter_one<Ty, kGeneral, W>(p, rows, b, part, at, false, hold, coefficients, w);

@@ -91,6 +91,11 @@ class CudaKernel:
     instructions: int
 
     @property
+    def code(self) -> float:
+        """KB of 16-byte instructions."""
+        return self.instructions * 16 / 1024
+
+    @property
     def resident(self) -> int:
         """Warps that the registers of a multiprocessor hold."""
         return 65_536 // (-(-self.registers // 8) * 8 * 32)
