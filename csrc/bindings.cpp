@@ -231,6 +231,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["teams"] = plan.teams;
   d["blocks"] = plan.blocks();
   d["threads"] = plan.threads;
+  d["weighing"] = plan.weighing;
   d["share"] = plan.share;
   d["held"] = plan.held;
   d["buffers"] = plan.buffers;

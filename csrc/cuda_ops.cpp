@@ -226,6 +226,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   call.share = plan.share;
   call.held = plan.held;
   call.buffers = plan.buffers;
+  call.weighing = plan.weighing;
   call.prefetched = plan.prefetched;
   const bool reads_student = p.dmd_scale || p.with_stats;
   for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {

@@ -10,6 +10,22 @@ namespace fdkernels::cuda {
 
 enum class RealType : int8_t { f32, f64, bf16, f16, i64, i32, i16, i8, u8 };
 
+FDK_HOST_DEVICE constexpr int bytes_of(RealType type) {
+  switch (type) {
+    case RealType::f64:
+    case RealType::i64:
+      return 8;
+    case RealType::f32:
+    case RealType::i32:
+      return 4;
+    case RealType::i8:
+    case RealType::u8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 // Dense values, one a sample (logits: `heads`); absent where data is null.
 struct Reals {
   const void* data = nullptr;
@@ -26,7 +42,7 @@ struct Weighting {
 };
 
 // Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
-constexpr int kExchanged = 5, kRecorded = 5;
+constexpr int kExchanged = 4, kRecorded = 5;
 
 struct Results {
   void* loss;
@@ -46,6 +62,7 @@ struct Call {
   // of the plan
   int64_t share;
   int held, buffers;
+  int weighing;           // threads of each block that weigh the batch and take no elements, its last warps
   int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
   int prefetched_inputs;  // of these
   Images inputs[6];

@@ -61,7 +61,7 @@ int active_clusters(int size, const DeviceLimits& limits) {
   cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(size));
-  config.blockDim = dim3(kMaxThreads);
+  config.blockDim = dim3(kMaxThreads + kMaxWeighing);
   config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.attrs = &cluster;
   config.numAttrs = 1;

@@ -13,12 +13,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                        double* stats) {
   __shared__ Scratch scratch;
   __shared__ Weighed weighed;
-  weigh_batch(Group{true, scratch}, w, batch, to, weighed);
+  const Group block{0, static_cast<int>(blockDim.x), 0, scratch};
+  weigh_batch(block, w, batch, to, weighed);
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
-    weight_stats(weighed.sums, weighed.extremes, batch, normalized, stats);
+    weight_stats(weighed.sums, weighed.extremes, batch, normalized, false, stats);
   }
-  if (normalized && w.state.update) store_means(w.state, to.means);  // every thread has read the old state
+  if (normalized && w.state.update) store_means(block, w.state, to.means);  // every thread has read the old state
 }
 
 // Block i: kept entries of its part of the mask -> counts[i].
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   double kept[1] = {static_cast<double>(kept_entries(mask, rows, first, step))};
-  reduce_block<Add>(kept, scratch);
+  Group{0, static_cast<int>(blockDim.x), 0, scratch}.reduce<Add>(kept);
   if (threadIdx.x == 0) counts[blockIdx.x] = kept[0];
 }
 

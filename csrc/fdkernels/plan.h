@@ -59,6 +59,7 @@ struct Plan {
   int team = 1;               // blocks that share a sample: the cluster, or the grid
   int teams = 1;              // that run side by side
   int threads = 128;          // a block
+  int weighing = 0;           // of them, that weigh the batch while the others load, and have no elements
   int64_t share = 0;          // elements of a sample that a block takes
   int held = 0;               // vectors of them that it holds on chip
   int buffers = 1;            // samples that it holds at a time
@@ -96,9 +97,9 @@ constexpr int64_t kCountedEntries = 16384;
 // Dynamic shared memory is what a device allows less the kernels' own.
 constexpr int64_t kStaticShared = 3 * 1024;
 
-constexpr int kMaxThreads = 512, kRegisters = 65536;
-constexpr int kRegistersAThread = 112,
-              kRegistersAThreadGeneral = 128;  // at most; `make check-kernels` holds them to it
+constexpr int kMaxThreads = 512, kMaxWeighing = 64;  // of a block, with elements and without
+// Of the cluster schedule's kernels, at most; `make check-kernels` holds them to it.
+constexpr int kRegistersAThread = 96, kRegistersAThreadGeneral = 128;
 // Threads a block where samples wait for their turn: three blocks of them fit a multiprocessor's registers, so that
 // some load while others wait for their sums.
 constexpr int kCrowdedThreads = 192;
@@ -121,11 +122,28 @@ inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
   return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
 }
 
-// most: fewer threads a block where several blocks side by side keep a multiprocessor busier than one that waits.
+// Warps that a multiprocessor's registers hold; each of its quarters has 16,384 and takes whole warps.
+constexpr int warps_by_registers(bool general) {
+  return 4 * (16384 / (32 * (general ? kRegistersAThreadGeneral : kRegistersAThread)));
+}
+
+// Threads of a block, at most.
+constexpr int most_threads(bool general) {
+  return general ? kMaxThreads : kMaxThreads + kMaxWeighing;
+}
+
+// One warp weighs few samples. Of many, each thread of two takes several.
+inline int weighing_threads(const CallShape& call, bool weigh_first) {
+  if (call.heads == 0 || weigh_first) return 0;
+  return call.batch <= 32 ? 32 : kMaxWeighing;
+}
+
+// Those with elements. most: fewer a block where several blocks side by side keep a multiprocessor busier than one that
+// waits.
 inline int threads_for(int64_t vectors, bool general, int most) {
   // Two vectors a thread keep its loads in flight together; below a warp's worth of those, four warps share the rest.
   const int64_t wanted = ceil_div(ceil_div(vectors, general ? 1 : 2), 32) * 32;
-  return static_cast<int>(std::clamp<int64_t>(wanted, 128, most));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 128, std::min(most, kMaxThreads)));
 }
 
 // What moves between memory and chip. `again`: as in Plan.
@@ -154,6 +172,7 @@ inline bool must_weigh_first(const CallShape& call) {
 inline Plan launches_before(const CallShape& call, bool weigh_first) {
   Plan plan;
   plan.weigh_first = weigh_first;
+  plan.weighing = weighing_threads(call, weigh_first);
   plan.count_first = call.mask_entries > kCountedEntries;
   plan.wide_offsets = call.elements > INT32_MAX;
   plan.seconds = (plan.launches() - 1) * kStart;
@@ -176,9 +195,9 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.held = static_cast<int>(share);  // all of it
   // Blocks a multiprocessor, by shared memory and by registers.
   const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
-  plan.threads = threads_for(share, call.general, call.batch > active && by_shared > 1 ? kCrowdedThreads : kMaxThreads);
-  const int64_t registers = call.general ? kRegistersAThreadGeneral : kRegistersAThread;
-  const int64_t by_registers = kRegisters / (registers * plan.threads);
+  const int most = call.batch > active && by_shared > 1 ? kCrowdedThreads : most_threads(call.general);
+  plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
+  const int64_t by_registers = warps_by_registers(call.general) / (plan.threads / 32);
   const int64_t resident = std::max<int64_t>(1, std::min(by_shared, by_registers));
   plan.teams = static_cast<int>(std::min(call.batch, active * resident));
   plan.bytes = bytes_moved(call, device, 0);
@@ -202,7 +221,8 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
   plan.team = static_cast<int>(ceil_div(vectors, share));
   plan.share = share * call.vector;
   if (plan.share > INT32_MAX || ceil_div(call.batch, 2) > UINT32_MAX / plan.team) return false;
-  plan.threads = threads_for(share, call.general, kMaxThreads);
+  const int most = most_threads(call.general) - plan.weighing;
+  plan.threads = threads_for(share, call.general, most) + plan.weighing;
   const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;
   if (room < bytes_a_vector) return false;

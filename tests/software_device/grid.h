@@ -26,7 +26,7 @@ struct Description {
   int cache = 1 << 20;                                                    // bytes
   int largest_cluster = 16;
   int memory_clock = 1'000'000, bus = 1024;  // kHz, bits
-  int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 128;
+  int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 96;
 };
 
 // What a kernel is allowed, as its host code has set it.
@@ -55,7 +55,8 @@ struct Thread;
 
 struct Barrier {
   int arrived = 0, line = 0, votes = 0;
-  std::vector<Thread*> members;
+  std::vector<Clock> members;    // as they came
+  std::vector<Thread*> waiting;  // of them
 };
 
 constexpr const char* kClusterWait = "a cluster's barrier";

@@ -47,12 +47,13 @@ uint64_t result(const std::array<uint64_t, kWarp>& values, unsigned mask, unsign
   return votes;
 }
 
-// A barrier of `expected` threads of a block: the last one takes the others along.
+// A barrier of `expected` threads of a block: the last one takes along those that wait.
 void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, int line, const char* name) {
   Executor& run = executor();
   Thread& self = me();
   Block& block = *self.block;
-  if (barrier.arrived > 0 && barrier.line != line && waits) {
+  if (barrier.arrived == 0) barrier.votes = 0, barrier.members.clear(), barrier.waiting.clear();
+  if (waits && !barrier.waiting.empty() && barrier.line != line) {
     run.fault("divergent barriers: " + place(line, name) + " while others wait at that of line " +
               std::to_string(barrier.line));
   }
@@ -60,27 +61,21 @@ void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, int l
     run.fault("divergent barriers: " + place(line, name) + ", when " +
               std::to_string(block.launch->threads - block.alive) + " threads have left");
   }
-  if (barrier.arrived == 0) barrier.votes = 0, barrier.members.clear();
-  if (waits) barrier.line = line;
   ++barrier.arrived;
   barrier.votes += vote;
-  barrier.members.push_back(&self);
+  barrier.members.push_back(self.clock);
+  ++self.clock.own;
+  if (waits) barrier.line = line, barrier.waiting.push_back(&self);
   if (barrier.arrived < expected) {
-    if (!waits) {
-      ++self.clock.own;
-      return;
-    }
-    run.wait(name, line);
+    if (waits) run.wait(name, line);
     return;
   }
   // All distinct knowledge, then everyone's own time.
   const Knowledge all = met(barrier.members);
   const int votes = kind == Vote::all ? barrier.votes == expected : barrier.votes;
   barrier.arrived = 0;
-  for (Thread* member : barrier.members) {
-    if (member != &self && member->state != State::waiting) continue;  // it has only arrived
+  for (Thread* member : barrier.waiting) {
     member->clock.others = all;
-    ++member->clock.own;
     member->votes = votes;
     if (member != &self) run.wake(*member);
   }
@@ -132,8 +127,12 @@ int sync_block(int vote, Vote kind, int line) {
 
 void sync_named(int barrier, int threads, bool waits, int line) {
   Block& block = *me().block;
+  if (barrier == 0 && waits && threads == static_cast<int>(block.launch->threads)) {
+    sync_block(0, Vote::none, line);
+    return;
+  }
   if (barrier < 1 || barrier > 15 || threads <= 0 || threads % kWarp != 0) {
-    executor().fault("a named barrier takes a number from 1 to 15 and whole warps");
+    executor().fault("a named barrier takes a number from 1 to 15 and whole warps; 0 is of all threads");
   }
   meet(block.named[barrier], threads, 0, Vote::none, waits, line, "a named barrier");
 }
