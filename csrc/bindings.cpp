@@ -218,7 +218,7 @@ Request request(int64_t batch, int64_t elements, const py::dict& limits, const s
   r.limits = device_limits(limits);
   r.allowed_text = allowed;
   if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
-    throw expected("allowed", "auto, grid, cluster, or cluster:1 to cluster:16", allowed);
+    throw expected("allowed", std::string("auto, ") + fdkernels::kAllowed, allowed);
   }
   return r;
 }

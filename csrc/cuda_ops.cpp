@@ -127,8 +127,8 @@ bool is_aligned(const Problem& p, int vector) {
 fdkernels::Allowed allowed() {
   const char* text = std::getenv("FDKERNELS_CUDA_PLAN");
   fdkernels::Allowed allowed;
-  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed),
-         "FDKERNELS_CUDA_PLAN: expected cluster, cluster:1 to cluster:16 or grid, got '", text, "'");
+  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed), "FDKERNELS_CUDA_PLAN: expected ",
+         fdkernels::kAllowed, ", got '", text, "'");
   return allowed;
 }
 
@@ -199,7 +199,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const int64_t exchanged = grid ? cuda::kExchanged * p.batch * plan.team : 0;
   const int64_t weighed = plan.weigh_first ? p.batch + cuda::weigh_scratch(p.batch, w.state.bins) + 2 : 0;
   Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) +
-                          Workspace::padded(weighed) + Workspace::padded(parts) + 2,
+                          Workspace::padded(weighed) + Workspace::padded(parts) + cuda::kTicket / 2,
                       like);
   r.records = workspace.take(cuda::kRecorded * p.batch);
   r.exchange = workspace.take(exchanged);
@@ -219,13 +219,14 @@ FdivResults fdiv(const FdivArguments& arguments) {
   }
   r.tickets = cuda::take_tickets(target.device, target.stream);
   if (r.tickets == nullptr) {
-    double* zeros = workspace.take(2);
-    cuda::zero(zeros, 16, target.stream);
+    double* zeros = workspace.take(cuda::kTicket / 2);
+    cuda::zero(zeros, cuda::kTicket * sizeof(unsigned), target.stream);
     r.tickets = reinterpret_cast<unsigned*>(zeros);
   }
   call.share = plan.share;
   call.held = plan.held;
   call.buffers = plan.buffers;
+  call.teams = plan.teams;
   call.prefetched = plan.prefetched;
   const bool reads_student = p.dmd_scale || p.with_stats;
   for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {

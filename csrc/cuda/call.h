@@ -27,6 +27,9 @@ struct Weighting {
 
 // Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
 constexpr int kExchanged = 5, kRecorded = 5;
+// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
+// grid.
+constexpr int kTicket = 2 + 2 * kMaxTeams;
 
 struct Results {
   void* loss;
@@ -36,7 +39,7 @@ struct Results {
   bool weight_stats;  // the weights' figures too
   double* records;    // (kRecorded, B)
   double* exchange;   // grid: (B, team, kExchanged)
-  unsigned* tickets;  // zero, and zero again: blocks that are done; grid: arrivals at even samples, at odd ones
+  unsigned* tickets;  // kTicket zeros, and zero again: blocks that are done, then each team's arrivals in a grid
 };
 
 struct Call {
@@ -46,6 +49,7 @@ struct Call {
   // of the plan
   int64_t share;
   int held, buffers;
+  int teams;              // of the grid
   int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
   int prefetched_inputs;  // of these
   Images inputs[6];

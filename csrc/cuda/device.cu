@@ -24,7 +24,7 @@ constexpr int kMaxDevices = 64;
 constexpr int kTickets = 4096, kTicketsOfStreams = 512;
 
 // Zero when the module is loaded, on every device; it outlives streams and graphs.
-__device__ unsigned ticket_memory[kTickets][4];
+__device__ unsigned ticket_memory[kTickets][kTicket];
 
 // What a first call prepares (a module that is loaded, an attribute that is set) is no part of a graph that this thread
 // may be capturing, and is allowed meanwhile.
@@ -156,7 +156,7 @@ unsigned* take_tickets(int device, void* stream) {
     found.tickets = static_cast<unsigned*>(memory);
   }
   const auto next = [&](int most) -> unsigned* {
-    return found.taken < most ? found.tickets + 4 * found.taken++ : nullptr;
+    return found.taken < most ? found.tickets + kTicket * found.taken++ : nullptr;
   };
   if (status != cudaStreamCaptureStatusNone) return next(kTickets - kTicketsOfStreams);
   unsigned long long id = 0;

@@ -14,7 +14,7 @@ from tests.gpu_check.stage import NO_SCHEDULE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends("native")]
 
-PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid")
+PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:3")
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Student and predictions: every combination of types that has kernels of its own, and the odd mixes.
 TYPES = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP64, FP64))
@@ -163,12 +163,14 @@ def test_plans_differ(backend):
 # ---- what cannot be
 
 
-@pytest.mark.parametrize("text", ("nonsense", "cluster:3", "cluster:32", "cluster:", "grid:2", "Grid", " grid"))
+@pytest.mark.parametrize(
+    "text", ("nonsense", "cluster:3", "cluster:32", "cluster:", "grid:0", "grid:65", "Grid", " grid")
+)
 def test_a_plan_that_is_none(backend, text, monkeypatch):
     case = batch(PRACTICE["CIFAR"])
     before = case.options["normalizer"].mean.clone()
     monkeypatch.setenv(PLAN, text)
-    message = f"{PLAN}: expected cluster, cluster:1 to cluster:16 or grid, got '{text}'"
+    message = f"{PLAN}: expected cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64, got '{text}'"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         case.call(backend)
     assert same_bits(case.options["normalizer"].mean, before)
@@ -176,7 +178,7 @@ def test_a_plan_that_is_none(backend, text, monkeypatch):
     assert case.call(backend).isfinite()
 
 
-@pytest.mark.parametrize("allowed", [plan for plan in PLANS if plan != "grid"])
+@pytest.mark.parametrize("allowed", [plan for plan in PLANS if plan.startswith("cluster")])
 def test_a_sample_that_no_cluster_holds(backend, allowed, monkeypatch):
     case = batch(PRACTICE["Wan"], FP32)
     before = case.options["normalizer"].mean.clone()

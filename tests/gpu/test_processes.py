@@ -135,4 +135,4 @@ check(found)
 
 def test_more_captured_calls_than_tickets(backend):
     """Beyond the pool each captured call zeroes a ticket of its own; what took the pool's last goes on using it."""
-    run(MANY_CAPTURED, backend, PLAN, *(("cluster:1", "grid") if backend == "native" else ("",)))
+    run(MANY_CAPTURED, backend, PLAN, *(("cluster:1", "grid:2") if backend == "native" else ("",)))
