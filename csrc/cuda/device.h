@@ -20,7 +20,7 @@ unsigned* take_tickets(int device, void* stream);
 
 void zero(void* memory, int64_t bytes, void* stream);
 
-// Starts the flagship kernel that the plan names.
-void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
+// Starts the flagship kernel that the plan names; false where this context cannot hold a grid's blocks all at once.
+bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
 
 }  // namespace fdkernels::cuda
