@@ -240,7 +240,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["weigh_first"] = plan.weigh_first;
   d["count_first"] = plan.count_first;
   d["wide_offsets"] = plan.wide_offsets;
-  d["launches"] = plan.launches();
+  d["launches"] = fdkernels::launches_of(r.shape, plan);
   d["phases"] = 1 + static_cast<double>(plan.again) / elements;
   d["loads"] = name_of(r.loads);
   d["general"] = r.shape.general;

@@ -200,7 +200,8 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
     samples = "two samples" if plan["buffers"] == 2 else "a sample"
     kept = "all held on chip" if held == share else f"{held:,} of them held on chip"
     again = f", {plan['again']:,} elements of a sample twice (half of L2 is counted on)" if plan["again"] else ""
-    first = [what for what in ("weigh", "count") if plan[f"{what}_first"]]  # type: ignore[literal-required]
+    counting = int(plan["count_first"])
+    first = (plan["launches"] - 1 - counting, "weigh"), (counting, "count")
     general = ", with more than x, τ and f or an odd mix of types" if plan["general"] else ""
     ahead, moved, least = plan["prefetched"], plan["bytes"], plan["minimum_bytes"]
     without = ", a mask's own not counted" if has_mask else ""
@@ -213,7 +214,7 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
         ("phases", f"{plan['phases']:.4g}: inputs are read once{again}"),
         ("prefetch", f"{ahead:,} elements of each share of the next sample, into L2" if ahead else "none"),
         ("offsets", f"{64 if plan['wide_offsets'] else 32} bits within a sample"),
-        ("launches", f"{plan['launches']}" + "".join(f", one to {what} first" for what in first)),
+        ("launches", f"{plan['launches']}" + "".join(f", {n} to {what} first" for n, what in first if n)),
         ("bytes", f"{amount(moved)}, {moved / size:.4g} an element; the minimum is {least / size:.4g}{without}"),
         ("time", f"{microseconds(plan)} predicted, {moved / plan['seconds'] / 1e12:.3g} TB/s"),
     ]

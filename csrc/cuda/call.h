@@ -68,12 +68,14 @@ FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
 
 // The kernels of the launches below, for a first call to load.
-std::array<const void*, 7> small_kernels();
+std::array<const void*, 10> small_kernels();
 
-// h (B,), figures (null: none) and the normalizer's state, by one block.
+// h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
+constexpr int kPartSums = 8;  // of a batch, that each of many blocks leaves
 constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
-  return batch + bins + (batch + 1) / 2;  // doubles
+  const int64_t blocks = weighing_blocks(batch, bins);
+  return (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins)) + bins + (batch + 1) / 2;  // doubles
 }
 
 // Kept entries of a mask, in `parts` parts.

@@ -65,7 +65,7 @@ struct Plan {
   int64_t shared_bytes = 0;   // dynamic
   int64_t again = 0;          // elements of a sample that its gradient has read a second time
   int64_t prefetched = 0;     // elements of each share of the next sample that go to L2 while sums are awaited
-  bool weigh_first = false;   // a launch of its own computes h
+  bool weigh_first = false;   // launches of their own compute h
   bool count_first = false;   // another counts a mask's entries
   bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits; in a share it never does
   double bytes = 0;           // between memory and chip
@@ -78,9 +78,6 @@ struct Plan {
   int64_t held_bytes(const CallShape& call) const {
     return static_cast<int64_t>(buffers) * held * call.vector * call.arithmetic;
   }
-  int launches() const {
-    return 1 + weigh_first + count_first;
-  }
 };
 
 // Which schedules may be taken: all by default; a test or an experiment narrows them ("cluster", "cluster:4",
@@ -91,8 +88,11 @@ struct Allowed {
   int teams = 0;  // of the grid, or as many as it can have; 0: any
 };
 
-// Weights that every block may compute for itself; more are always computed once, by a launch of their own.
+// Weights that every block may compute for itself; more are always computed once, ahead.
 constexpr int64_t kWeighedSamples = 1024, kWeighedLogits = 4096, kWeighedBins = 128;
+// Samples that are weighed ahead by one block; more, of no more bins than above, by several in three launches.
+constexpr int64_t kWeighedByOne = 256;
+constexpr int kWeighingThreads = 128, kMostWeighingBlocks = 128;
 // Mask entries that every block may count for itself.
 constexpr int64_t kCountedEntries = 16384;
 // Teams of a grid, at most: a ticket has counters for as many.
@@ -115,15 +115,38 @@ constexpr double kOverlapped = 2e-6;     // what is left of a wait while another
 constexpr double kAhead = 2.5e-6;        // what is left of that while the next sample is loaded
 constexpr double kFasterAlone = 3;       // a multiprocessor's bandwidth over its share of the device's
 constexpr double kReached = 0.9;         // of the datasheet's bandwidth, as a copy does
+constexpr double kFollowing = 4e-6;      // a small launch right behind another
+constexpr double kWeigh = 0.625e-9;      // float64 arithmetic of a sample's weight on one multiprocessor, at full rate
 constexpr double kCached = 0.5;          // a byte from L2, against one from memory; not measured
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
 inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
   return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
+}
+
+// Blocks that weigh a batch ahead. A multiprocessor is busy with float64 for long where its rate is low.
+constexpr int64_t weighing_blocks(int64_t batch, int64_t bins) {
+  if (batch <= kWeighedByOne || bins > kWeighedBins) return 1;
+  return std::min<int64_t>(ceil_div(batch, kWeighingThreads), kMostWeighingBlocks);
+}
+
+constexpr int weighing_launches(const CallShape& call, bool weigh_first) {
+  return !weigh_first ? 0 : weighing_blocks(call.batch, call.bins) == 1 ? 1 : 3;
+}
+
+constexpr int launches_of(const CallShape& call, const Plan& plan) {
+  return 1 + weighing_launches(call, plan.weigh_first) + plan.count_first;
+}
+
+// Seconds of float64 arithmetic for the weights of `samples` on one multiprocessor. Chips for computing do two
+// float64 operations in the time of four of float32, others one in that of 64.
+inline double weighing_seconds(const CallShape& call, const DeviceLimits& device, int64_t samples) {
+  const bool fast = device.capability == 80 || device.capability == 90 || device.capability == 100;
+  return call.heads == 0 ? 0.0 : static_cast<double>(samples) * kWeigh * (fast ? 2 : 64);
 }
 
 // most: fewer threads a block where several blocks side by side keep a multiprocessor busier than one that waits.
@@ -158,7 +181,10 @@ inline double seconds_of(const CallShape& call, const DeviceLimits& device, cons
     return std::max(static_cast<double>(samples) * bytes, blocks * alone) / (kReached * device.bandwidth);
   };
   const int64_t full = ceil_div(call.batch, at_once) - 1;
-  return kStart + static_cast<double>(full) * (round(at_once) + between) + round(call.batch - full * at_once) + wait;
+  // Each block of a multiprocessor weighs the batch for itself.
+  const int64_t weighed = call.batch * ceil_div(plan.blocks(), device.multiprocessors);
+  return kStart + (plan.weigh_first ? 0.0 : weighing_seconds(call, device, weighed)) +
+         static_cast<double>(full) * (round(at_once) + between) + round(call.batch - full * at_once) + wait;
 }
 
 // As much of every block's next share as a quarter of the cache holds.
@@ -175,12 +201,19 @@ inline bool must_weigh_first(const CallShape& call) {
 }
 
 // What precedes a schedule, and how long that takes.
-inline Plan launches_before(const CallShape& call, bool weigh_first) {
+inline Plan launches_before(const CallShape& call, const DeviceLimits& device, bool weigh_first) {
   Plan plan;
   plan.weigh_first = weigh_first;
   plan.count_first = call.mask_entries > kCountedEntries;
   plan.wide_offsets = call.elements > INT32_MAX;
-  plan.seconds = (plan.launches() - 1) * kStart;
+  plan.seconds = plan.count_first * kStart;
+  if (weigh_first) {
+    const int64_t blocks = weighing_blocks(call.batch, call.bins);
+    const int64_t of_block =
+        blocks == 1 ? call.batch : ceil_div(call.batch, blocks * kWeighingThreads) * kWeighingThreads;
+    plan.seconds += kStart + (weighing_launches(call, true) - 1) * kFollowing;
+    plan.seconds += weighing_seconds(call, device, of_block * ceil_div(blocks, device.multiprocessors));
+  }
   return plan;
 }
 
@@ -189,7 +222,7 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   const int size = 1 << index;
   const int active = device.active_clusters[index];
   if (active == 0) return false;
-  Plan plan = launches_before(call, weigh_first);
+  Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, size);
   plan.schedule = Schedule::cluster;
@@ -221,7 +254,7 @@ inline int most_teams(const CallShape& call, const DeviceLimits& device) {
 
 // False where even a vector of a share does not fit, or the kernel's counts of elements and arrivals would overflow.
 inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, int teams, Plan* found) {
-  Plan plan = launches_before(call, weigh_first);
+  Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, device.multiprocessors / teams);
   const int64_t rounds = ceil_div(call.batch, teams);

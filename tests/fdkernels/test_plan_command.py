@@ -72,7 +72,7 @@ def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
     assert found["schedule"].startswith("grid") and found["offsets"].startswith("64 bits")
     assert found["phases"].startswith("1.99") and found["bytes"].startswith("25.7 GB")
     text = printed(capsys, "--shape 2048,3,32,32 --heads 3 --mask 2048x1024 --device h200")
-    assert figures(text)["launches"] == "3, one to weigh first, one to count first"
+    assert figures(text)["launches"] == "5, 3 to weigh first, 1 to count first"
     assert "a mask's own not counted" in text
 
 

@@ -64,6 +64,9 @@ class Schedule:
 
 WHOLE, SPLIT = ("fdiv_fwd_kernel",), ("fdiv_reduce_kernel", "fdiv_apply_kernel")
 CLUSTER, GRID = ("fdiv_cluster_kernel",), ("fdiv_grid_kernel",)
+# Weights that a launch, or three, compute first.
+WEIGH_ONE = ("fdiv_weight_kernel",)
+WEIGH = ("fdiv_ratios_kernel", "fdiv_logarithms_kernel", "fdiv_normalize_kernel")
 # One of each kind, whatever the options are.
 SCHEDULES = (
     Schedule("triton", "whole", PRACTICE["CIFAR"], WHOLE),
