@@ -39,7 +39,7 @@ extern __shared__ uint4 dynamic_shared[];
 // ---- before the first sample
 
 // A team's samples take turns where there are two buffers.
-__device__ inline Words* hold_of(const Call& call, int64_t turn) {
+__device__ inline Words* hold_of(const Call& call, int turn) {
   const int64_t half = call.buffers == 2 && turn % 2 == 1 ? call.held_bytes / 2 : 0;
   return reinterpret_cast<Words*>(reinterpret_cast<char*>(dynamic_shared) + half);
 }
@@ -256,11 +256,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
   begin<kGeneral>(call, shared);
 
   unsigned* arrivals = call.r.tickets + 1 + 2 * first;
-  const int64_t turns = (call.p.batch - first + teams - 1) / teams;
+  const int turns = static_cast<int>((call.p.batch - first + teams - 1) / teams);
   const int ahead = call.buffers - 1;
-  for (int64_t loaded = 0; loaded < turns + ahead; ++loaded) {
+  for (int loaded = 0; loaded < turns + ahead; ++loaded) {
     if (loaded < turns) {
-      const int64_t b = first + loaded * teams;
+      const int64_t b = first + static_cast<int64_t>(loaded) * teams;
       double values[kExchanged];
       to_values(gather<Ty, kGeneral>(call.p, b, part, hold_of(call, loaded)), values);
       if (loaded + 1 < turns) prefetch(call, b + teams, part);
@@ -272,9 +272,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
         Counter(arrivals[loaded % 2]).fetch_add(1, ::cuda::memory_order_release);
       }
     }
-    const int64_t turn = loaded - ahead;
+    const int turn = loaded - ahead;
     if (turn < 0) continue;
-    const int64_t b = first + turn * teams;
+    const int64_t b = first + static_cast<int64_t>(turn) * teams;
     if (threadIdx.x == 0) {
       const unsigned wanted = static_cast<unsigned>(team) * static_cast<unsigned>(turn / 2 + 1);
       const Counter arrived(arrivals[turn % 2]);

@@ -262,7 +262,7 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
   plan.team = static_cast<int>(ceil_div(vectors, share));
   plan.teams = teams;
   plan.share = share * call.vector;
-  if (plan.share > INT32_MAX || ceil_div(rounds, 2) > UINT32_MAX / plan.team) return false;
+  if (plan.share > INT32_MAX || rounds >= INT32_MAX || ceil_div(rounds, 2) > UINT32_MAX / plan.team) return false;
   plan.threads = threads_for(share, call.general, kMaxThreads);
   const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;
