@@ -43,6 +43,9 @@ struct Weighting {
 
 // Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
 constexpr int kExchanged = 4, kRecorded = 5;
+// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
+// grid.
+constexpr int kTicket = 2 + 2 * kMaxTeams;
 
 struct Results {
   void* loss;
@@ -52,7 +55,7 @@ struct Results {
   bool weight_stats;  // the weights' figures too
   double* records;    // (kRecorded, B)
   double* exchange;   // grid: (B, team, kExchanged)
-  unsigned* tickets;  // zero, and zero again: blocks that are done; grid: arrivals at even samples, at odd ones
+  unsigned* tickets;  // kTicket zeros, and zero again: blocks that are done, then each team's arrivals in a grid
 };
 
 struct Call {
@@ -63,6 +66,7 @@ struct Call {
   int64_t share;
   int held, buffers;
   int weighing;           // threads of each block that weigh the batch and take no elements, its last warps
+  int teams;              // of the grid
   int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
   int prefetched_inputs;  // of these
   Images inputs[6];
@@ -81,12 +85,14 @@ FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
 
 // The kernels of the launches below, for a first call to load.
-std::array<const void*, 7> small_kernels();
+std::array<const void*, 10> small_kernels();
 
-// h (B,), figures (null: none) and the normalizer's state, by one block.
+// h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
+constexpr int kPartSums = 9;  // of a batch, that each of many blocks leaves
 constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
-  return batch + bins + (batch + 1) / 2;  // doubles
+  const int64_t blocks = weighing_blocks(batch, bins);
+  return (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins)) + bins + (batch + 1) / 2;  // doubles
 }
 
 // Kept entries of a mask, in `parts` parts.

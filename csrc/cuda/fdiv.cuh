@@ -44,8 +44,9 @@ extern __shared__ uint4 dynamic_shared[];
 
 // ---- before the first sample
 
-__device__ inline Words* hold_of(const Call& call, int64_t b) {
-  const int64_t half = call.buffers == 2 && b % 2 == 1 ? call.held_bytes / 2 : 0;
+// A team's samples take turns where there are two buffers.
+__device__ inline Words* hold_of(const Call& call, int turn) {
+  const int64_t half = call.buffers == 2 && turn % 2 == 1 ? call.held_bytes / 2 : 0;
   return reinterpret_cast<Words*>(reinterpret_cast<char*>(dynamic_shared) + half);
 }
 
@@ -277,41 +278,45 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
   }
 }
 
-// The whole, resident grid a sample. Each block leaves its sums of sample b in memory, arrives, and loads its share of
-// sample b + 1 before it waits for the others to have arrived at b. The arrivals at even samples and at odd ones are
-// counted apart, since a block may be one sample ahead of another.
+// A resident grid, a part of it a sample: team k takes samples k, k + teams, ... Each block leaves its sums of one in
+// memory, arrives, and loads its share of the next before it waits for its team to have arrived at the first. A team's
+// arrivals at even turns and at odd ones are counted apart, since a block may be one turn ahead of another.
 template <class Ty, bool kGeneral>
 __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
-  const int64_t batch = call.p.batch;
-  const int team = static_cast<int>(gridDim.x), rank = static_cast<int>(blockIdx.x);
+  const int teams = call.teams, team = static_cast<int>(gridDim.x) / teams;
+  const int first = static_cast<int>(blockIdx.x) / team, rank = static_cast<int>(blockIdx.x) - first * team;
   const Group elements = elements_of(call, shared);
   if (static_cast<int>(threadIdx.x) >= elements.threads) return weigh(call, shared);
   const Part part = part_of(call.p.elements, call.share, call.held, rank, elements.thread(), elements.threads);
-  prefetch(call, 0, part);
+  prefetch(call, first, part);
   const double divisor = divisor_of<kGeneral>(call, elements);
   if (threadIdx.x == 0) shared.divisor = divisor;
 
+  unsigned* arrivals = call.r.tickets + 1 + 2 * first;
+  const int turns = static_cast<int>((call.p.batch - first + teams - 1) / teams);
   const int ahead = call.buffers - 1;
-  for (int64_t step = 0; step < batch + ahead; ++step) {
-    if (step < batch) {
+  for (int loaded = 0; loaded < turns + ahead; ++loaded) {
+    if (loaded < turns) {
+      const int64_t b = first + static_cast<int64_t>(loaded) * teams;
       double values[kExchanged];
-      to_values(gather<Ty, kGeneral>(call.p, step, part, hold_of(call, step)), values);
-      if (step + 1 < batch) prefetch(call, step + 1, part);
+      to_values(gather<Ty, kGeneral>(call.p, b, part, hold_of(call, loaded)), values);
+      if (loaded + 1 < turns) prefetch(call, b + teams, part);
       elements.reduce<Add>(values);
       if (threadIdx.x == 0) {
-        double* to = call.r.exchange + (step * team + rank) * kExchanged;
+        double* to = call.r.exchange + (b * team + rank) * kExchanged;
 #pragma unroll
         for (int n = 0; n < kExchanged; ++n) to[n] = values[n];
-        Counter(call.r.tickets[1 + step % 2]).fetch_add(1, ::cuda::memory_order_release);
+        Counter(arrivals[loaded % 2]).fetch_add(1, ::cuda::memory_order_release);
       }
     }
-    const int64_t b = step - ahead;
-    if (b < 0) continue;
+    const int turn = loaded - ahead;
+    if (turn < 0) continue;
+    const int64_t b = first + static_cast<int64_t>(turn) * teams;
     if (threadIdx.x == 0) {
-      const unsigned arrivals = static_cast<unsigned>(team) * static_cast<unsigned>(b / 2 + 1);
-      const Counter arrived(call.r.tickets[1 + b % 2]);
-      while (arrived.load(::cuda::memory_order_acquire) < arrivals) __nanosleep(32);
+      const unsigned wanted = static_cast<unsigned>(team) * static_cast<unsigned>(turn / 2 + 1);
+      const Counter arrived(arrivals[turn % 2]);
+      while (arrived.load(::cuda::memory_order_acquire) < wanted) __nanosleep(32);
     }
     elements.sync();
     double values[kExchanged] = {};
@@ -322,13 +327,13 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(co
       for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
     }
     elements.reduce<Add>(values);
-    if (warp() == 0) finish(call, b, values, b == 0, rank == 0, shared);
+    if (warp() == 0) finish(call, b, values, turn == 0, rank == 0, shared);
     elements.sync();
-    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, b), shared.coefficient);
+    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, turn), shared.coefficient);
   }
-  if (draws_last(elements, call.r.tickets, static_cast<unsigned>(team), shared.drawn)) {
+  if (draws_last(elements, call.r.tickets, gridDim.x, shared.drawn)) {
     report(call, elements, shared);
-    if (threadIdx.x < 3) call.r.tickets[threadIdx.x] = 0;
+    elements.each(1 + 2 * teams, [&](int64_t i) { call.r.tickets[i] = 0; });
   }
 }
 

@@ -1,7 +1,7 @@
 // What surrounds the flagship: weights of a large batch, kept elements of a large mask, the backward.
 #include "fdkernels/sample.h"
 #include "launch.h"
-#include "weigh.cuh"
+#include "weigh_many.cuh"
 
 namespace fdkernels::cuda {
 
@@ -76,9 +76,12 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 }  // namespace
 
-std::array<const void*, 7> small_kernels() {
+std::array<const void*, 10> small_kernels() {
   const auto address = [](auto* kernel) { return reinterpret_cast<const void*>(kernel); };
   return {address(fdiv_weight_kernel),
+          address(fdiv_ratios_kernel),
+          address(fdiv_logarithms_kernel),
+          address(fdiv_normalize_kernel),
           address(fdiv_count_kernel),
           address(fdiv_empty_kernel),
           address(fdiv_scale_kernel<float, float>),
@@ -88,9 +91,18 @@ std::array<const void*, 7> small_kernels() {
 }
 
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
-  double* means = scratch + batch;
-  const Weights to{h, scratch, means, reinterpret_cast<int*>(means + w.state.bins)};
-  launch("fdiv_weight_kernel", fdiv_weight_kernel, 1, kMaxThreads, stream, w, batch, to, stats);
+  const int64_t bins = w.state.bins, blocks = weighing_blocks(batch, bins);
+  double* means = scratch + (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins));
+  int* bin = reinterpret_cast<int*>(means + bins);
+  if (blocks == 1) {
+    const Weights to{h, scratch, means, bin};
+    launch("fdiv_weight_kernel", fdiv_weight_kernel, 1, kMaxThreads, stream, w, batch, to, stats);
+    return;
+  }
+  const Parts to{h, bin, scratch, scratch + blocks * kPartSums, means};
+  launch("fdiv_ratios_kernel", fdiv_ratios_kernel, blocks, kWeighManyThreads, stream, w, batch, to);
+  launch("fdiv_logarithms_kernel", fdiv_logarithms_kernel, blocks, kWeighManyThreads, stream, w, batch, to);
+  launch("fdiv_normalize_kernel", fdiv_normalize_kernel, blocks, kWeighManyThreads, stream, w, batch, to, stats);
 }
 
 void launch_empty(const Results& r, bool with_loss, void* stream) {

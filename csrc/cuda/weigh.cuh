@@ -39,15 +39,20 @@ __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t la
   return sum;
 }
 
-// Step 1: the mean over heads into h, by a warp a sample where there are many; and t into ratios.
+// Step 1: a sample's mean over heads, of which a thread adds those from first on by steps; the others are its warp's.
+__device__ inline double mean_of_heads(const Weighting& w, int64_t b, int first, int step) {
+  double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
+  if (step > 1) sum = add_lanes(sum);
+  return sum / static_cast<double>(w.heads);
+}
+
+// The means into h, by a warp a sample where there are many heads; and t into ratios.
 __device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, const Weights& to) {
-  const bool by_warp = w.heads > kHeadsAThread;
-  group.each(batch, by_warp, [&](int64_t b, int first, int step) {
+  group.each(batch, w.heads > kHeadsAThread, [&](int64_t b, int first, int step) {
     const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
-    double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
-    if (by_warp) sum = add_lanes(sum);
+    const double mean = mean_of_heads(w, b, first, step);
     if (first != 0) return;
-    to.h[b] = sum / static_cast<double>(w.heads);
+    to.h[b] = mean;
     to.ratios[b] = w.t.data == nullptr ? 0.0 : to_double(t, w.t.type);
   });
 }

@@ -146,7 +146,7 @@ def waits_asleep(k: CudaKernel) -> Iterator[str]:
 
 
 def atomics(k: CudaKernel) -> Iterator[str]:
-    """A ticket; where the grid is one team an arrival too."""
+    """A ticket; in a grid an arrival at the team too."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
     wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2}.get(k.kernel, 0)

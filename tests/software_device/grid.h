@@ -25,6 +25,7 @@ struct Description {
   int shared_per_block = 24 << 10, shared_per_multiprocessor = 48 << 10;  // bytes
   int cache = 1 << 20;                                                    // bytes
   int largest_cluster = 16;
+  int granted = 0;  // multiprocessors of a context that has fewer; 0: all
   int memory_clock = 1'000'000, bus = 1024;  // kHz, bits
   int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 96;
 };

@@ -330,7 +330,8 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
                               (launch->cluster > 8 && !function.large_clusters))) {
     return cudaErrorInvalidConfiguration;
   }
-  launch->resident = d.multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
+  const int multiprocessors = d.granted > 0 ? d.granted : d.multiprocessors;
+  launch->resident = multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
   if (launch->resident < static_cast<int>(launch->cluster)) return cudaErrorInvalidConfiguration;
   if (launch->cooperative && static_cast<int>(launch->blocks) > launch->resident) {
     return cudaErrorCooperativeLaunchTooLarge;

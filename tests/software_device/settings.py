@@ -17,7 +17,7 @@ import pytest
 from tests.gpu_check.stage import PLAN
 from tests.software_device import device
 
-PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid")
+PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2")
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,16 @@ class Setting:
     plan: str
     scheduler: str
     seed: int = 0
+    limits: device.Description | None = None
 
     def __str__(self) -> str:
         return f"sm_{self.architecture} {self.plan} {self.scheduler}"
 
     @property
     def description(self) -> device.Description:
-        """Multiprocessors for the largest cluster that is asked for."""
+        """Multiprocessors for the largest cluster that is asked for, where no limits are given."""
+        if self.limits is not None:
+            return self.limits
         many = self.plan in ("cluster:8", "cluster:16")
         limits = device.CLUSTERS if many else device.SMALL
         return limits if self.architecture == 90 else limits._replace(capability=80, largest_cluster=0)
@@ -52,7 +55,7 @@ SETTINGS = tuple(
     Setting(architecture, plan, scheduler)
     for architecture in (80, 90)
     for plan in PLANS
-    if architecture == 90 or plan in ("auto", "cluster:1", "grid")
+    if architecture == 90 or plan in ("auto", "cluster:1", "grid:1", "grid:2")
     for scheduler in device.SCHEDULERS
 )
 
