@@ -193,7 +193,7 @@ void follow(Call& call, const fdkernels::CallShape& shape, const fdkernels::Plan
   }
 }
 
-// Once a process, on stderr.
+// Once a process.
 void warn_of_refusal(int64_t blocks) {
   static const bool warned = [&] {
     const std::string text =

@@ -109,9 +109,10 @@ __device__ inline Group elements_of(const Call& call, Shared& shared) {
 }
 
 // By the threads without elements, which go on when h is there; the first warp waits for it.
-__device__ inline void weigh(const Call& call, Shared& shared) {
+template <class HasRead>
+__device__ inline void weigh(const Call& call, Shared& shared, const HasRead& has_read) {
   const Group group{static_cast<int>(blockDim.x) - call.weighing, call.weighing, kOfWeighing, shared.scratch};
-  weigh_batch(group, call.w, call.p.batch, weights_of(call), shared.weighed);
+  weigh_batch(group, call.w, call.p.batch, weights_of(call), shared.weighed, has_read);
   barrier_arrive(kOfWeights, kWarp + call.weighing);
 }
 
@@ -228,11 +229,14 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
   if (static_cast<int>(threadIdx.x) >= elements.threads) {
 #if __CUDA_ARCH__ >= 900
     cluster.barrier_wait();
-    if (team > 1) cluster.barrier_arrive();  // the first sample's sums need not wait for the weights
-#endif
-    weigh(call, shared);
-#if __CUDA_ARCH__ >= 900
+    // The first sample's sums need not wait for the weights. But once they have met, the cluster may draw the last
+    // ticket, and the state moves.
+    weigh(call, shared, [&] {
+      if (team > 1) cluster.barrier_arrive();
+    });
     if (team > 1) cluster.barrier_wait();
+#else
+    weigh(call, shared, [] {});
 #endif
     return;
   }
@@ -287,7 +291,7 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(co
   const int teams = call.teams, team = static_cast<int>(gridDim.x) / teams;
   const int first = static_cast<int>(blockIdx.x) / team, rank = static_cast<int>(blockIdx.x) - first * team;
   const Group elements = elements_of(call, shared);
-  if (static_cast<int>(threadIdx.x) >= elements.threads) return weigh(call, shared);
+  if (static_cast<int>(threadIdx.x) >= elements.threads) return weigh(call, shared, [] {});
   const Part part = part_of(call.p.elements, call.share, call.held, rank, elements.thread(), elements.threads);
   prefetch(call, first, part);
   const double divisor = divisor_of<kGeneral>(call, elements);

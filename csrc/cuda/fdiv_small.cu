@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   __shared__ Scratch scratch;
   __shared__ Weighed weighed;
   const Group block{0, static_cast<int>(blockDim.x), 0, scratch};
-  weigh_batch(block, w, batch, to, weighed);
+  weigh_batch(block, w, batch, to, weighed, [] {});
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
     weight_stats(weighed.sums, weighed.extremes, batch, normalized, false, stats);

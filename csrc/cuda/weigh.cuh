@@ -75,9 +75,10 @@ __device__ inline void update_means(const Group& group, const RatioState& state,
 }
 
 // Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block
-// after they have met it.
+// after they have met it. A thread that will not read the normalizer's state again calls has_read().
+template <class HasRead>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
-                                   Weighed& figures) {
+                                   Weighed& figures, const HasRead& has_read) {
   WeightSums sums;
   Extremes found;
   const bool normalized = w.state.mean != nullptr;
@@ -87,6 +88,7 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   if (normalized) {
     group.each(w.state.bins, [&](int64_t i) { to.means[i] = i < group.threads ? mean : w.state.mean[i]; });
   }
+  has_read();
   group.sync();
   group.each(batch, [&](int64_t b) {
     const double t = to.ratios[b];
