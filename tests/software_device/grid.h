@@ -30,11 +30,15 @@ struct Description {
   int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 96;
 };
 
-// What a kernel is allowed, as its host code has set it.
-struct Function {
-  std::string name = "kernel", full_name;
+// What a kernel is allowed on a device, as its host code has set it.
+struct Allowed {
   int dynamic_shared = 48 << 10;
   bool large_clusters = false;
+};
+
+struct Function {
+  std::string name = "kernel", full_name;
+  std::map<int, Allowed> allowed;  // by device
   std::set<int> loaded;  // on which devices
   std::set<size_t> shared;  // its static variables, by offset, as they are met
   size_t static_shared = 0;

@@ -37,6 +37,10 @@ Function& function_of(const void* kernel) {
   return runtime().functions[kernel];
 }
 
+Allowed& allowed(Function& function) {
+  return function.allowed[runtime().device];
+}
+
 // A kernel is loaded where it is first used.
 cudaError_t load(Function& function) {
   if (function.loaded.count(runtime().device) > 0) return cudaSuccess;
@@ -268,10 +272,10 @@ cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribut
   Function& function = function_of(kernel);
   if (name == cudaFuncAttributeNonPortableClusterSizeAllowed) {
     if (value != 0 && d.capability < 90) return cudaErrorInvalidValue;
-    function.large_clusters = value != 0;
+    allowed(function).large_clusters = value != 0;
   } else {
     if (value + static_cast<int>(function.static_shared) > d.shared_per_block) return cudaErrorInvalidValue;
-    function.dynamic_shared = value;
+    allowed(function).dynamic_shared = value;
   }
   return cudaSuccess;
 }
@@ -283,9 +287,9 @@ cudaError_t software_active_blocks(int* count, const void* kernel, int threads, 
 
 cudaError_t software_active_clusters(int* count, const void* kernel, const cudaLaunchConfig_t* config) {
   const Description& d = runtime().description();
-  const Function& function = function_of(kernel);
+  Function& function = function_of(kernel);
   const int size = static_cast<int>(config->attrs[0].val.clusterDim.x);
-  if (d.capability < 90 || size > d.largest_cluster || (size > 8 && !function.large_clusters)) {
+  if (d.capability < 90 || size > d.largest_cluster || (size > 8 && !allowed(function).large_clusters)) {
     return cudaErrorInvalidValue;
   }
   const int blocks = blocks_a_multiprocessor(d, function, config->blockDim.x, config->dynamicSmemBytes);
@@ -323,11 +327,11 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
       launch->blocks % launch->cluster != 0) {
     return cudaErrorInvalidConfiguration;
   }
-  if (shared > function.dynamic_shared || shared + static_cast<int>(function.static_shared) > d.shared_per_block) {
+  if (shared > allowed(function).dynamic_shared || shared + static_cast<int>(function.static_shared) > d.shared_per_block) {
     return cudaErrorInvalidValue;
   }
   if (launch->cluster > 1 && (d.capability < 90 || static_cast<int>(launch->cluster) > d.largest_cluster ||
-                              (launch->cluster > 8 && !function.large_clusters))) {
+                              (launch->cluster > 8 && !allowed(function).large_clusters))) {
     return cudaErrorInvalidConfiguration;
   }
   const int multiprocessors = d.granted > 0 ? d.granted : d.multiprocessors;
