@@ -126,6 +126,11 @@ def our_rows() -> list[str]:
     return rows
 
 
+def grid_of(p: Any) -> str:
+    teams = f"grid of {p['teams']} teams" if p["teams"] > 1 else "grid"
+    return teams + (", two buffers" if p["buffers"] == 2 else "")
+
+
 def native_rows() -> list[str]:
     """The CUDA kernels' plans on an H200, with its presumed clusters."""
     from fdkernels import _core
@@ -139,7 +144,7 @@ def native_rows() -> list[str]:
         batch, elements = shape[0], math.prod(shape[1:])
         for dtype in ("bf16", "fp32"):
             p = _core.plan(batch, elements, student=dtype, heads=3, bins=10, limits=PRESETS["h200"])
-            team = f"cluster of {p['team']}" if p["schedule"] == "cluster" else f"grid, {p['buffers']} at a time"
+            team = f"cluster of {p['team']}" if p["schedule"] == "cluster" else grid_of(p)
             held = "" if p["again"] == 0 else f", {1 - p['again'] / elements:.0%} held"
             rows.append(
                 f"| {name} {'×'.join(map(str, shape))} | {dtype} | {team}{held} | {p['blocks']} × {p['threads']} | "

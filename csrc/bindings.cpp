@@ -218,7 +218,7 @@ Request request(int64_t batch, int64_t elements, const py::dict& limits, const s
   r.limits = device_limits(limits);
   r.allowed_text = allowed;
   if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
-    throw expected("allowed", "auto, grid, cluster, or cluster:1 to cluster:16", allowed);
+    throw expected("allowed", std::string("auto, ") + fdkernels::kAllowed, allowed);
   }
   return r;
 }
@@ -231,6 +231,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["teams"] = plan.teams;
   d["blocks"] = plan.blocks();
   d["threads"] = plan.threads;
+  d["weighing"] = plan.weighing;
   d["share"] = plan.share;
   d["held"] = plan.held;
   d["buffers"] = plan.buffers;
@@ -240,7 +241,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["weigh_first"] = plan.weigh_first;
   d["count_first"] = plan.count_first;
   d["wide_offsets"] = plan.wide_offsets;
-  d["launches"] = plan.launches();
+  d["launches"] = fdkernels::launches_of(r.shape, plan);
   d["phases"] = 1 + static_cast<double>(plan.again) / elements;
   d["loads"] = name_of(r.loads);
   d["general"] = r.shape.general;

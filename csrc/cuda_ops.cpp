@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstdlib>
+#include <vector>
 
 #include "arguments.h"
 #include "cuda/device.h"
@@ -127,9 +128,83 @@ bool is_aligned(const Problem& p, int vector) {
 fdkernels::Allowed allowed() {
   const char* text = std::getenv("FDKERNELS_CUDA_PLAN");
   fdkernels::Allowed allowed;
-  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed),
-         "FDKERNELS_CUDA_PLAN: expected cluster, cluster:1 to cluster:16 or grid, got '", text, "'");
+  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed), "FDKERNELS_CUDA_PLAN: expected ",
+         fdkernels::kAllowed, ", got '", text, "'");
   return allowed;
+}
+
+// Multiprocessors count a mask in so many parts.
+int mask_parts(const Target& target) {
+  return 2 * target.limits->multiprocessors;
+}
+
+// Doubles that a plan's launches need.
+int64_t workspace_of(const Call& call, const fdkernels::Plan& plan, const Target& target) {
+  const int64_t batch = call.p.batch;
+  int64_t doubles = Workspace::padded(cuda::kRecorded * batch);
+  if (plan.schedule == fdkernels::Schedule::grid) doubles += Workspace::padded(cuda::kExchanged * batch * plan.team);
+  if (plan.weigh_first) {
+    doubles += Workspace::padded(batch) + Workspace::padded(cuda::weigh_scratch(batch, call.w.state.bins));
+  }
+  if (plan.count_first) doubles += Workspace::padded(mask_parts(target));
+  return doubles;
+}
+
+// The launches that a plan has come first. Another plan of this call finds them done.
+void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan& plan, const Target& target,
+                 Workspace& workspace) {
+  const Problem& p = call.p;
+  cuda::Results& r = call.r;
+  r.records = workspace.take(cuda::kRecorded * p.batch);
+  if (plan.schedule == fdkernels::Schedule::grid) r.exchange = workspace.take(cuda::kExchanged * p.batch * plan.team);
+  if (plan.weigh_first) {
+    double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
+    double* scratch = workspace.take(cuda::weigh_scratch(p.batch, call.w.state.bins));
+    cuda::launch_weigh(call.w, p.batch, h, r.stats, scratch, target.stream);
+    call.w = {};
+    call.w.given = {h, cuda::RealType::f64};
+    r.weight_stats = false;
+    shape.heads = shape.bins = 0;
+  }
+  if (plan.count_first) {
+    call.count_parts = mask_parts(target);
+    double* counts = workspace.take(call.count_parts);
+    cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, call.count_parts, target.stream);
+    call.counts = counts;
+    shape.mask_entries = 0;
+  }
+}
+
+// The plan's numbers, as kernels take them.
+void follow(Call& call, const fdkernels::CallShape& shape, const fdkernels::Plan& plan) {
+  const Problem& p = call.p;
+  call.share = plan.share;
+  call.held = plan.held;
+  call.buffers = plan.buffers;
+  call.teams = plan.teams;
+  call.weighing = plan.weighing;
+  call.held_bytes = plan.held_bytes(shape);
+  call.prefetched = plan.prefetched;
+  call.prefetched_inputs = 0;
+  const bool reads_student = p.dmd_scale || p.with_stats;
+  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {
+    const bool is_read = images->data != nullptr && (reads_student || (images != &p.student && images != &p.noisy));
+    if (plan.prefetched > 0 && is_read) call.inputs[call.prefetched_inputs++] = *images;
+  }
+}
+
+// Once a process.
+void warn_of_refusal(int64_t blocks) {
+  static const bool warned = [&] {
+    const std::string text =
+        "fdkernels: a cooperative launch of " + std::to_string(blocks) +
+        " blocks, one a multiprocessor, was refused (a green context, a limit of MPS): calls go on with fewer blocks, "
+        "more slowly, and lose time to the refusals. FDKERNELS_CUDA_PLAN=cluster does without such launches, where a "
+        "cluster can hold a sample.";
+    aoti_torch_warn("fdiv", __FILE__, __LINE__, text.c_str());
+    return true;
+  }();
+  static_cast<void>(warned);
 }
 
 // ---- the ops
@@ -193,48 +268,25 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.aligned = is_aligned(p, vector_of(loads));
   fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? w.heads : 0, w.state.bins);
   if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
-  const fdkernels::Plan plan = fdkernels::plan(shape, *target.limits, allowed());
-  const bool grid = plan.schedule == fdkernels::Schedule::grid;
-  const int parts = plan.count_first ? 2 * target.limits->multiprocessors : 0;
-  const int64_t exchanged = grid ? cuda::kExchanged * p.batch * plan.team : 0;
-  const int64_t weighed = plan.weigh_first ? p.batch + cuda::weigh_scratch(p.batch, w.state.bins) + 2 : 0;
-  Workspace workspace(Workspace::padded(cuda::kRecorded * p.batch) + Workspace::padded(exchanged) +
-                          Workspace::padded(weighed) + Workspace::padded(parts) + 2,
-                      like);
-  r.records = workspace.take(cuda::kRecorded * p.batch);
-  r.exchange = workspace.take(exchanged);
-  if (plan.weigh_first) {
-    double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
-    double* scratch = workspace.take(cuda::weigh_scratch(p.batch, w.state.bins));
-    cuda::launch_weigh(w, p.batch, h, r.stats, scratch, target.stream);
-    w = {};
-    w.given = {h, cuda::RealType::f64};
-    r.weight_stats = false;
-  }
-  if (plan.count_first) {
-    double* counts = workspace.take(parts);
-    cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, parts, target.stream);
-    call.counts = counts;
-    call.count_parts = parts;
-  }
+  std::vector<Workspace> memory;  // alive until all is queued: what is freed earlier may be handed out again
   r.tickets = cuda::take_tickets(target.device, target.stream);
   if (r.tickets == nullptr) {
-    double* zeros = workspace.take(2);
-    cuda::zero(zeros, 16, target.stream);
+    double* zeros = memory.emplace_back(cuda::kTicket / 2, like).take(cuda::kTicket / 2);
+    cuda::zero(zeros, cuda::kTicket * sizeof(unsigned), target.stream);
     r.tickets = reinterpret_cast<unsigned*>(zeros);
   }
-  call.share = plan.share;
-  call.held = plan.held;
-  call.buffers = plan.buffers;
-  call.prefetched = plan.prefetched;
-  const bool reads_student = p.dmd_scale || p.with_stats;
-  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {
-    const bool is_read = images->data != nullptr && (reads_student || (images != &p.student && images != &p.noisy));
-    if (plan.prefetched > 0 && is_read) call.inputs[call.prefetched_inputs++] = *images;
+  fdkernels::DeviceLimits limits = *target.limits;
+  for (;;) {
+    const fdkernels::Plan plan = fdkernels::plan(shape, limits, allowed());
+    queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
+    follow(call, shape, plan);
+    if (cuda::start(call, plan, loads, general, target.device, target.stream)) return out.results();
+    limits.multiprocessors = static_cast<int>(plan.blocks()) / 2;
+    warn_of_refusal(plan.blocks());
+    expect(limits.multiprocessors > 0,
+           "fdkernels: no block of a cooperative grid can be resident here;"
+           " FDKERNELS_CUDA_PLAN=cluster does without, where a cluster can hold a sample");
   }
-  call.held_bytes = plan.held_bytes(shape);
-  cuda::start(call, plan, loads, general, target.device, target.stream);
-  return out.results();
 }
 
 // upstream * unscale * gradient, for the whole batch or per sample.

@@ -65,7 +65,7 @@ class Plan(TypedDict):
     shared_bytes: int  # dynamic, a block
     again: int  # elements of a sample that its gradient has read a second time
     prefetched: int  # elements of each share of the next sample that go to L2 ahead of their loads
-    weigh_first: bool  # a launch of its own computes h
+    weigh_first: bool  # launches of their own, one or three, compute h
     count_first: bool  # another counts a mask's entries
     wide_offsets: bool  # an element's index in its sample needs more than 32 bits
     launches: int

@@ -81,7 +81,8 @@ def command_line() -> argparse.ArgumentParser:
     names = ", ".join(devices.PRESETS)
     add("--device", metavar="NAME", help=f"{names}, all (of these), or present, cuda:1, ... (this machine's). Default:"
         " present where native serves its GPU, else h200")  # fmt: skip
-    add("--allow", default="auto", metavar="SCHEDULE", help="cluster, cluster:1 to cluster:16, or grid (any)")
+    add("--allow", default="auto", metavar="SCHEDULE", help="cluster, cluster:1 to cluster:16, grid,"
+        " or grid:1 to grid:64, its teams (any)")  # fmt: skip
     add("--json", action="store_true", help="the same as JSON")
     return parser
 
@@ -189,7 +190,8 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
     team, teams, share = plan["team"], plan["teams"], plan["share"]
     held = plan["held"] * plan["vector"]
     if plan["schedule"] == "grid":
-        schedule, clusters = f"grid: all {team} blocks hold a sample together", "cooperative, no clusters"
+        schedule = f"grid of {teams}: {team} blocks hold a sample together, {teams} side by side"
+        clusters = "cooperative, no clusters"
     elif team == 1:
         schedule, clusters = f"cluster of 1: a block holds a sample, {teams} side by side", "no clusters"
     else:
@@ -198,7 +200,8 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
     samples = "two samples" if plan["buffers"] == 2 else "a sample"
     kept = "all held on chip" if held == share else f"{held:,} of them held on chip"
     again = f", {plan['again']:,} elements of a sample twice (half of L2 is counted on)" if plan["again"] else ""
-    first = [what for what in ("weigh", "count") if plan[f"{what}_first"]]  # type: ignore[literal-required]
+    counting = int(plan["count_first"])
+    first = (plan["launches"] - 1 - counting, "weigh"), (counting, "count")
     general = ", with more than x, τ and f or an odd mix of types" if plan["general"] else ""
     ahead, moved, least = plan["prefetched"], plan["bytes"], plan["minimum_bytes"]
     without = ", a mask's own not counted" if has_mask else ""
@@ -211,25 +214,25 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
         ("phases", f"{plan['phases']:.4g}: inputs are read once{again}"),
         ("prefetch", f"{ahead:,} elements of each share of the next sample, into L2" if ahead else "none"),
         ("offsets", f"{64 if plan['wide_offsets'] else 32} bits within a sample"),
-        ("launches", f"{plan['launches']}" + "".join(f", one to {what} first" for what in first)),
+        ("launches", f"{plan['launches']}" + "".join(f", {n} to {what} first" for n, what in first if n)),
         ("bytes", f"{amount(moved)}, {moved / size:.4g} an element; the minimum is {least / size:.4g}{without}"),
         ("time", f"{microseconds(plan)} predicted, {moved / plan['seconds'] / 1e12:.3g} TB/s"),
     ]
 
 
 def considered(report: Report) -> list[tuple[str, str]]:
-    """Every schedule, with its predicted time or why it can't run."""
-    times = {name_of(candidate): f"{microseconds(candidate):>12}" for candidate in report.candidates}
+    """Every schedule with its predicted time, and the clusters that can't run."""
+    every = (*report.candidates, report.plan)  # which may be one that was asked for by its teams
+    times = {name_of(candidate): f"{microseconds(candidate):>12}" for candidate in every}
     times[name_of(report.plan)] += "  taken"
     rest = {}
     for size, active in zip(devices.CLUSTER_SIZES, report.limits["active_clusters"], strict=True):
         rest[f"cluster:{size}"] = "a sample does not fit" if active else "the device can't schedule it"
-    rest["grid"] = "a sample does not fit"
     return [*times.items(), *((name, reason) for name, reason in rest.items() if name not in times)]
 
 
 def name_of(plan: Plan) -> str:
-    return "grid" if plan["schedule"] == "grid" else f"cluster:{plan['team']}"
+    return f"{plan['schedule']}:{plan['teams' if plan['schedule'] == 'grid' else 'team']}"
 
 
 def microseconds(plan: Plan) -> str:

@@ -51,7 +51,7 @@ void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& st
   }
   const double log_mean = log_mean_weight(sums, extremes, options.normalize);
   for (int64_t b = 0; b < batch; ++b) h[b] = finite[b] ? std::exp(L[b] - log_mean) : NAN;
-  weight_stats(sums, extremes, batch, state.mean != nullptr, stats);
+  weight_stats(sums, extremes, batch, state.mean != nullptr, false, stats);
 }
 
 void given_weight_stats(int64_t batch, const double* h, double* stats) {
@@ -62,7 +62,7 @@ void given_weight_stats(int64_t batch, const double* h, double* stats) {
     add_relative(sums, h[b]);
     add(sums, extremes, h[b]);
   }
-  given_weight_stats(sums, extremes, batch, stats);
+  weight_stats(sums, extremes, batch, false, true, stats);
 }
 
 }  // namespace fdkernels

@@ -1,20 +1,20 @@
-// What the threads of one block do together: sums in a fixed order, reading a real of any type, tickets.
+// What the threads of one block do together: barriers, sums in a fixed order, reading reals of any type, tickets.
 #pragma once
 
 #include <cuda/atomic>
 
 #include "call.h"
+#include "cuda/ptx.cuh"
 #include "fdkernels/numbers.h"
 
 namespace fdkernels::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kMaxSums = 7;
+constexpr int kMaxSums = 8;
 
 struct Scratch {
-  double warps[kMaxThreads / kWarp][kMaxSums];
-  double totals[kMaxSums];
+  double warps[(kMaxThreads + kMaxWeighing) / kWarp][kMaxSums];
 };
 
 __device__ inline int lane() {
@@ -39,85 +39,158 @@ struct Max {
   }
 };
 
-// Over a warp, the same in every lane.
-template <class Op, int N>
-__device__ inline void reduce_warp(double (&values)[N]) {
-  // Not unrolled: inlined many times, and run where fetching code would take longer than the loop.
-#pragma unroll 1
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+// ---- N values at a time, a power of two. Lanes are split among the values as they are combined: in the end the lanes
+// from n * kLanes<N> on have value n. So four take 6 exchanges instead of 20, and eight 9 instead of 40.
+
+template <int N>
+constexpr int kLanes = kWarp / N;
+
+template <class Op>
+__device__ inline double combine_lanes(double value, int lanes) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) values[n] = Op::of(values[n], __shfl_xor_sync(kAllLanes, values[n], offset));
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value = Op::of(value, __shfl_xor_sync(kAllLanes, value, offset));
   }
+  return value;
 }
 
-// Every warp's values over the block, the same in every thread. The order depends on the number of threads alone.
+// Over a warp, to every lane.
+__device__ FDK_CALLED double add_lanes(double value) {
+  return combine_lanes<Add>(value, kWarp);
+}
+
+// Over a warp.
 template <class Op, int N>
-__device__ inline void share_in_block(double (&values)[N], Scratch& scratch) {
-  static_assert(N <= kMaxSums);
-  if (lane() == 0) {
+__device__ inline double combine_warp(const double (&given)[N]) {
+  double values[N];
 #pragma unroll
-    for (int n = 0; n < N; ++n) scratch.warps[warp()][n] = values[n];
-  }
-  __syncthreads();
-  if (warp() == 0) {
-    const bool there = lane() < static_cast<int>(blockDim.x) / kWarp;
+  for (int n = 0; n < N; ++n) values[n] = given[n];
 #pragma unroll
-    for (int n = 0; n < N; ++n) values[n] = there ? scratch.warps[lane()][n] : Op::kNeutral;
-    reduce_warp<Op>(values);
-    if (lane() == 0) {
+  for (int half = N / 2; half > 0; half /= 2) {
+    const int offset = half * kLanes<N>;
+    const bool upper = (lane() & offset) != 0;
 #pragma unroll
-      for (int n = 0; n < N; ++n) scratch.totals[n] = values[n];
+    for (int n = 0; n < half; ++n) {
+      const double mine = upper ? values[n + half] : values[n], other = upper ? values[n] : values[n + half];
+      values[n] = Op::of(mine, __shfl_xor_sync(kAllLanes, other, offset));
     }
   }
-  __syncthreads();
+  return combine_lanes<Op>(values[0], kLanes<N>);
+}
+
+// Over the first `count` rows, by each warp that calls.
+template <class Op, int N, int kWidth>
+__device__ inline double combine_rows(const double (*rows)[kWidth], int count) {
+  double value = Op::kNeutral;
+#pragma unroll 1
+  for (int row = lane() % kLanes<N>; row < count; row += kLanes<N>) {
+    value = Op::of(value, rows[row][lane() / kLanes<N>]);
+  }
+  return combine_lanes<Op>(value, kLanes<N>);
+}
+
+// All of them to every lane.
+template <int N>
+__device__ inline void spread(double value, double (&values)[N]) {
 #pragma unroll
-  for (int n = 0; n < N; ++n) values[n] = scratch.totals[n];
+  for (int n = 0; n < N; ++n) values[n] = __shfl_sync(kAllLanes, value, n * kLanes<N>);
 }
 
-template <class Op, int N>
-__device__ inline void reduce_block(double (&values)[N], Scratch& scratch) {
-  reduce_warp<Op>(values);
-  share_in_block<Op>(values, scratch);
+// Threads of a block that work together, whole warps, and the barrier that they meet at.
+struct Group {
+  int first, threads, barrier;
+  Scratch& scratch;
+
+  __device__ int thread() const {
+    return static_cast<int>(threadIdx.x) - first;
+  }
+  __device__ void sync() const {
+    barrier_sync(barrier, threads);
+  }
+  // Over the group, in each of its warps, in an order that the number of threads alone decides. The group must meet
+  // before it combines again.
+  template <class Op, int N>
+  __device__ double combine(const double (&values)[N]) const {
+    static_assert(N <= kMaxSums);
+    const double value = combine_warp<Op>(values);
+    if (lane() % kLanes<N> == 0) scratch.warps[warp()][lane() / kLanes<N>] = value;
+    sync();
+    return combine_rows<Op, N>(scratch.warps + first / kWarp, threads / kWarp);
+  }
+  // The same, to every thread, and the group has met.
+  template <class Op, int N>
+  __device__ void reduce(double (&values)[N]) const {
+    spread(combine<Op>(values), values);
+    sync();
+  }
+  // A thread an index, and once in the code: most threads take one or none.
+  template <class Use>
+  __device__ void each(int64_t count, const Use& use) const {
+#pragma unroll 1
+    for (int64_t i = thread(); i < count; i += threads) use(i);
+  }
+  // The same with a warp an index, if `by_warp`: use(i, first, step) takes the parts first, first + step, ... of it.
+  template <class Use>
+  __device__ void each(int64_t count, bool by_warp, const Use& use) const {
+    const int share = by_warp ? kWarp : 1;
+#pragma unroll 1
+    for (int64_t i = by_warp ? thread() / kWarp : thread(); i < count; i += by_warp ? threads / kWarp : threads) {
+      use(i, by_warp ? lane() : 0, share);
+    }
+  }
+};
+
+// ---- reals of any type. Loads come before conversions, so that several can be on their way.
+
+__device__ inline uint64_t load_real(const Reals& reals, int64_t i) {
+  const int bytes = bytes_of(reals.type);
+  const char* at = static_cast<const char*>(reals.data) + i * bytes;
+  uint64_t bits = 0;
+  if (bytes == 8) bits = *reinterpret_cast<const uint64_t*>(at);
+  if (bytes == 4) bits = *reinterpret_cast<const uint32_t*>(at);
+  if (bytes == 2) bits = *reinterpret_cast<const uint16_t*>(at);
+  if (bytes == 1) bits = *reinterpret_cast<const uint8_t*>(at);
+  return bits;
 }
 
-__device__ FDK_CALLED double read_real(const void* data, RealType type, int64_t i) {
+__device__ FDK_CALLED double to_double(uint64_t bits, RealType type) {
   switch (type) {
     case RealType::f32:
-      return static_cast<const float*>(data)[i];
+      return std::bit_cast<float>(static_cast<uint32_t>(bits));
     case RealType::f64:
-      return static_cast<const double*>(data)[i];
+      return std::bit_cast<double>(bits);
     case RealType::bf16:
-      return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
+      return bf16_to_float(static_cast<uint16_t>(bits));
     case RealType::f16:
-      return half_to_float(static_cast<const uint16_t*>(data)[i]);
+      return half_to_float(static_cast<uint16_t>(bits));
     case RealType::i64:
-      return static_cast<double>(static_cast<const int64_t*>(data)[i]);
+      return static_cast<double>(static_cast<int64_t>(bits));
     case RealType::i32:
-      return static_cast<const int32_t*>(data)[i];
+      return static_cast<int32_t>(bits);
     case RealType::i16:
-      return static_cast<const int16_t*>(data)[i];
+      return static_cast<int16_t>(bits);
     case RealType::i8:
-      return static_cast<const int8_t*>(data)[i];
+      return static_cast<int8_t>(bits);
     case RealType::u8:
-      return static_cast<const uint8_t*>(data)[i];
+      return static_cast<uint8_t>(bits);
   }
   return NAN;
 }
 
 __device__ inline double real_at(const Reals& reals, int64_t i) {
-  return read_real(reals.data, reals.type, i);
+  return to_double(load_real(reals, i), reals.type);
 }
 
 using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;
 
 // Whether all other blocks that draw from this ticket have drawn: what they wrote before is visible then. For every
-// thread of the block; `drawn` is the block's own.
-__device__ inline bool draws_last(unsigned* ticket, unsigned draws, bool& drawn) {
-  __syncthreads();
+// thread of the group; `drawn` is the block's own.
+__device__ inline bool draws_last(const Group& group, unsigned* ticket, unsigned draws, bool& drawn) {
+  group.sync();
   if (threadIdx.x == 0) {
     drawn = Counter(*ticket).fetch_add(1, ::cuda::memory_order_acq_rel) == draws - 1;
   }
-  __syncthreads();
+  group.sync();
   return drawn;
 }
 

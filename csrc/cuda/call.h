@@ -10,6 +10,22 @@ namespace fdkernels::cuda {
 
 enum class RealType : int8_t { f32, f64, bf16, f16, i64, i32, i16, i8, u8 };
 
+FDK_HOST_DEVICE constexpr int bytes_of(RealType type) {
+  switch (type) {
+    case RealType::f64:
+    case RealType::i64:
+      return 8;
+    case RealType::f32:
+    case RealType::i32:
+      return 4;
+    case RealType::i8:
+    case RealType::u8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 // Dense values, one a sample (logits: `heads`); absent where data is null.
 struct Reals {
   const void* data = nullptr;
@@ -26,7 +42,10 @@ struct Weighting {
 };
 
 // Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
-constexpr int kExchanged = 5, kRecorded = 5;
+constexpr int kExchanged = 4, kRecorded = 5;
+// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
+// grid.
+constexpr int kTicket = 2 + 2 * kMaxTeams;
 
 struct Results {
   void* loss;
@@ -36,7 +55,7 @@ struct Results {
   bool weight_stats;  // the weights' figures too
   double* records;    // (kRecorded, B)
   double* exchange;   // grid: (B, team, kExchanged)
-  unsigned* tickets;  // zero, and zero again: blocks that are done; grid: arrivals at even samples, at odd ones
+  unsigned* tickets;  // kTicket zeros, and zero again: blocks that are done, then each team's arrivals in a grid
 };
 
 struct Call {
@@ -46,6 +65,8 @@ struct Call {
   // of the plan
   int64_t share;
   int held, buffers;
+  int weighing;           // threads of each block that weigh the batch and take no elements, its last warps
+  int teams;              // of the grid
   int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
   int prefetched_inputs;  // of these
   Images inputs[6];
@@ -64,12 +85,14 @@ FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
 
 // The kernels of the launches below, for a first call to load.
-std::array<const void*, 7> small_kernels();
+std::array<const void*, 10> small_kernels();
 
-// h (B,), figures (null: none) and the normalizer's state, by one block.
+// h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
+constexpr int kPartSums = 9;  // of a batch, that each of many blocks leaves
 constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
-  return batch + bins + (batch + 1) / 2;  // doubles
+  const int64_t blocks = weighing_blocks(batch, bins);
+  return (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins)) + bins + (batch + 1) / 2;  // doubles
 }
 
 // Kept entries of a mask, in `parts` parts.

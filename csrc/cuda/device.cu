@@ -24,7 +24,7 @@ constexpr int kMaxDevices = 64;
 constexpr int kTickets = 4096, kTicketsOfStreams = 512;
 
 // Zero when the module is loaded, on every device; it outlives streams and graphs.
-__device__ unsigned ticket_memory[kTickets][4];
+__device__ unsigned ticket_memory[kTickets][kTicket];
 
 // What a first call prepares (a module that is loaded, an attribute that is set) is no part of a graph that this thread
 // may be capturing, and is allowed meanwhile.
@@ -61,7 +61,7 @@ int active_clusters(int size, const DeviceLimits& limits) {
   cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(size));
-  config.blockDim = dim3(kMaxThreads);
+  config.blockDim = dim3(kMaxThreads + kMaxWeighing);
   config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.attrs = &cluster;
   config.numAttrs = 1;
@@ -156,7 +156,7 @@ unsigned* take_tickets(int device, void* stream) {
     found.tickets = static_cast<unsigned*>(memory);
   }
   const auto next = [&](int most) -> unsigned* {
-    return found.taken < most ? found.tickets + 4 * found.taken++ : nullptr;
+    return found.taken < most ? found.tickets + kTicket * found.taken++ : nullptr;
   };
   if (status != cudaStreamCaptureStatusNone) return next(kTickets - kTicketsOfStreams);
   unsigned long long id = 0;
@@ -170,7 +170,7 @@ void zero(void* memory, int64_t bytes, void* stream) {
   check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
+bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
   const bool grid = plan.schedule == Schedule::grid;
   const FdivKernel kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
   Device& found = device_at(device);
@@ -203,7 +203,11 @@ void start(const Call& call, const Plan& plan, Loads loads, bool general, int de
     attribute.val.clusterDim = {static_cast<unsigned>(plan.team), 1, 1};
     config.numAttrs = 1;
   }
-  check(cudaLaunchKernelEx(&config, kernel, call), grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, call);
+  const bool refused = status == cudaErrorCooperativeLaunchTooLarge;
+  if (refused) cudaGetLastError();  // or the next call would report it again
+  check(refused ? cudaSuccess : status, grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
+  return !refused;
 }
 
 }  // namespace fdkernels::cuda

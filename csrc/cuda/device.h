@@ -14,13 +14,13 @@ void* current_stream(int device);
 // Makes a device current for CUDA's runtime in this library.
 void set_device(int device);
 
-// Three zeros that one launch counts in and leaves zero, or null where none is left. Launches that may overlap never
-// share one: each stream has its own, and so has each call that a graph captures, since a graph replays on any stream.
+// kTicket zeros that one launch counts in and leaves zero, or null where none is left. Launches that may overlap never
+// share them: each stream has its own, and so has each call that a graph captures, since a graph replays on any stream.
 unsigned* take_tickets(int device, void* stream);
 
 void zero(void* memory, int64_t bytes, void* stream);
 
-// Starts the flagship kernel that the plan names.
-void start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
+// Starts the flagship kernel that the plan names; false where this context cannot hold a grid's blocks all at once.
+bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
 
 }  // namespace fdkernels::cuda

@@ -12,6 +12,9 @@
 // Sums are added in an order that the plan fixes, so results have the same bits every time. What a sample leaves for
 // the loss is recorded; the block that draws the last ticket adds the records, and writes loss, figures and the
 // normalizer's state, which no other block will read again.
+//
+// Where a call has logits, a block's last warps have no elements: they weigh the batch while the others load, and are
+// done. The others wait for h where their first coefficient needs it.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -34,12 +37,16 @@ struct Shared {
 
 static_assert(sizeof(Shared) <= kStaticShared);
 
+// A block's barriers but for 0, which is everyone's, by who meets there.
+enum Barrier : int { kOfElements = 1, kOfWeighing, kOfWeights };
+
 extern __shared__ uint4 dynamic_shared[];
 
 // ---- before the first sample
 
-__device__ inline Words* hold_of(const Call& call, int64_t b) {
-  const int64_t half = call.buffers == 2 && b % 2 == 1 ? call.held_bytes / 2 : 0;
+// A team's samples take turns where there are two buffers.
+__device__ inline Words* hold_of(const Call& call, int turn) {
+  const int64_t half = call.buffers == 2 && turn % 2 == 1 ? call.held_bytes / 2 : 0;
   return reinterpret_cast<Words*>(reinterpret_cast<char*>(dynamic_shared) + half);
 }
 
@@ -68,16 +75,16 @@ __device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
 }
 
 // Kept elements of all samples, of a mean over a mask.
-__device__ inline double count_kept(const Call& call, Scratch& scratch) {
+__device__ inline double count_kept(const Call& call, const Group& group) {
   const Table& mask = call.p.mask;
   const int64_t rows = mask.batch_stride == 0 ? 1 : call.p.batch;
   double kept[1] = {0};
   if (call.counts != nullptr) {
-    for (int i = threadIdx.x; i < call.count_parts; i += blockDim.x) kept[0] += call.counts[i];
+    group.each(call.count_parts, [&](int64_t i) { kept[0] += call.counts[i]; });
   } else {
-    kept[0] = static_cast<double>(kept_entries(mask, rows, threadIdx.x, blockDim.x));
+    kept[0] = static_cast<double>(kept_entries(mask, rows, group.thread(), group.threads));
   }
-  reduce_block<Add>(kept, scratch);
+  group.reduce<Add>(kept);
   return kept[0] * static_cast<double>(call.p.elements / mask.entries) * static_cast<double>(call.p.batch / rows);
 }
 
@@ -87,28 +94,30 @@ __device__ inline double at_least_one(double divisor) {
 
 // N of the loss, but for "none" with a mask, which divides by each sample's own.
 template <bool kGeneral>
-__device__ inline double divisor_of(const Call& call, Scratch& scratch) {
+__device__ inline double divisor_of(const Call& call, const Group& group) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
   if (call.host_divisor != 0) return call.host_divisor;
   if (call.divisor.data != nullptr) return at_least_one(real_at(call.divisor, 0));
-  if (kGeneral && p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, scratch));
+  if (kGeneral && p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, group));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
 
-// Weights of the batch, and the divisor.
-template <bool kGeneral>
-__device__ inline void begin(const Call& call, Shared& shared) {
-  if (call.w.logits.data != nullptr) {
-    // Where one warp weighs, the others need not wait: thread 0 alone reads h, and by then the block has met.
-    const bool whole = call.p.batch > kSamplesAWarp;
-    if (whole || warp() == 0) {
-      weigh_batch(Group{whole, shared.scratch}, call.w, call.p.batch, weights_of(call), shared.weighed);
-    }
-  }
-  const double divisor = divisor_of<kGeneral>(call, shared.scratch);
-  if (threadIdx.x == 0) shared.divisor = divisor;
+__device__ inline Group elements_of(const Call& call, Shared& shared) {
+  return {0, static_cast<int>(blockDim.x) - call.weighing, kOfElements, shared.scratch};
+}
+
+// By the threads without elements, which go on when h is there; the first warp waits for it.
+template <class HasRead>
+__device__ inline void weigh(const Call& call, Shared& shared, const HasRead& has_read) {
+  const Group group{static_cast<int>(blockDim.x) - call.weighing, call.weighing, kOfWeighing, shared.scratch};
+  weigh_batch(group, call.w, call.p.batch, weights_of(call), shared.weighed, has_read);
+  barrier_arrive(kOfWeights, kWarp + call.weighing);
+}
+
+__device__ inline void wait_for_weights(const Call& call) {
+  if (call.weighing > 0) barrier_sync(kOfWeights, kWarp + call.weighing);
 }
 
 // ---- a sample
@@ -138,27 +147,50 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
   return w / divisor * power;
 }
 
+// What is not finite has no energy to add: a NaN says so.
 __device__ inline void to_values(const Sums& sums, double (&values)[kExchanged]) {
-  values[0] = sums.distance, values[1] = sums.energy, values[2] = sums.gap, values[3] = sums.nonfinite;
-  values[4] = sums.kept;
+  values[0] = sums.distance, values[1] = sums.nonfinite ? NAN : sums.energy, values[2] = sums.gap;
+  values[3] = sums.kept;
 }
 
 __device__ inline Sums to_sums(const double (&values)[kExchanged]) {
-  return {values[0], values[1], values[2], values[3] > 0, values[4]};
+  return {values[0], values[1], values[2], values[1] != values[1], values[3]};
+}
+
+// By the first warp, from the totals of a sample's team.
+__device__ inline void finish(const Call& call, int64_t b, const double (&totals)[kExchanged], bool is_first,
+                              bool reports, Shared& shared) {
+  if (is_first) wait_for_weights(call);
+  if (lane() == 0) shared.coefficient = finish_sample(call, b, to_sums(totals), shared.divisor, reports);
 }
 
 // ---- after the last sample
 
-__device__ inline void report(const Call& call, Shared& shared) {
+__device__ inline void report(const Call& call, const Group& group, Shared& shared) {
   const Problem& p = call.p;
   const Results& r = call.r;
-  double totals[kRecorded] = {};
-#pragma unroll 1
-  for (int64_t b = threadIdx.x; b < p.batch; b += blockDim.x) {
+  const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
+  const bool given = r.stats != nullptr && r.weight_stats && !weighs;
+  double totals[kMaxSums] = {};
+  Extremes found;
+  group.each(given ? p.batch : 0, [&](int64_t b) {
+    const double h = given_weight(call.w, b);
+    r.stats[kStats + b] = h;
+    if (!is_finite(h)) return;
+    found = {::fmin(found.lowest, h), ::fmax(found.highest, h)};
+    totals[kRecorded] += 1, totals[kRecorded + 1] += h, totals[kRecorded + 2] += h * h;
+  });
+  group.each(p.batch, [&](int64_t b) {
 #pragma unroll
     for (int n = 0; n < kRecorded; ++n) totals[n] += __ldcg(r.records + n * p.batch + b);
+    if (r.stats != nullptr && weighs) r.stats[kStats + b] = weights_of(call).h[b];
+  });
+  group.reduce<Add>(totals);
+  if (given) {
+    double extremes[2] = {-found.lowest, found.highest};
+    group.reduce<Max>(extremes);
+    found = {-extremes[0], extremes[1]};
   }
-  reduce_block<Add>(totals, shared.scratch);
   if (threadIdx.x == 0) {
     const double loss = 0.5 * totals[0] / shared.divisor;
     if (p.reduction != Reduction::none && r.wide_loss) *static_cast<double*>(r.loss) = loss;
@@ -168,27 +200,20 @@ __device__ inline void report(const Call& call, Shared& shared) {
       r.stats[kWeightStats + 1] = totals[2] / totals[3];
       r.stats[kWeightStats + 2] = totals[4];
     }
-  }
-  const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
-  if (r.stats != nullptr && weighs) {
-#pragma unroll 1
-    for (int64_t b = threadIdx.x; b < p.batch; b += blockDim.x) r.stats[kStats + b] = weights_of(call).h[b];
-  }
-  if (r.stats != nullptr && r.weight_stats) {
-    if (!weighs) {
-      store_given_weight_stats(call.w, p.batch, r.stats, shared.scratch);
-    } else if (threadIdx.x == 0) {
-      weight_stats(shared.weighed.sums, shared.weighed.extremes, p.batch, normalized, r.stats);
+    if (r.stats != nullptr && r.weight_stats) {
+      Weighed weighed = shared.weighed;
+      if (given) weighed = {{totals[kRecorded], 0, 0, 0, totals[kRecorded + 1], totals[kRecorded + 2]}, found};
+      weight_stats(weighed.sums, weighed.extremes, p.batch, normalized, given, r.stats);
     }
   }
-  if (weighs && normalized && call.w.state.update) store_means(call.w.state, weights_of(call).means);
+  if (weighs && normalized && call.w.state.update) store_means(group, call.w.state, weights_of(call).means);
 }
 
 // ---- the two schedules
 
 // One cluster a sample. Partial sums go to every block of it through distributed shared memory.
 template <class Ty, bool kGeneral>
-__global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
 #if __CUDA_ARCH__ >= 900
   const auto cluster = cooperative_groups::this_cluster();
@@ -197,12 +222,28 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __gr
   constexpr int team = 1, rank = 0;
 #endif
   const int64_t teams = gridDim.x / team, first = blockIdx.x / team;
-  const Part part = part_of(call.p.elements, call.share, call.held, rank, threadIdx.x, blockDim.x);
+  const Group elements = elements_of(call, shared);
 #if __CUDA_ARCH__ >= 900
   cluster.barrier_arrive();  // no block may write to one that has not begun
 #endif
+  if (static_cast<int>(threadIdx.x) >= elements.threads) {
+#if __CUDA_ARCH__ >= 900
+    cluster.barrier_wait();
+    // The first sample's sums need not wait for the weights. But once they have met, the cluster may draw the last
+    // ticket, and the state moves.
+    weigh(call, shared, [&] {
+      if (team > 1) cluster.barrier_arrive();
+    });
+    if (team > 1) cluster.barrier_wait();
+#else
+    weigh(call, shared, [] {});
+#endif
+    return;
+  }
+  const Part part = part_of(call.p.elements, call.share, call.held, rank, elements.thread(), elements.threads);
   prefetch(call, first, part);
-  begin<kGeneral>(call, shared);
+  const double divisor = divisor_of<kGeneral>(call, elements);
+  if (threadIdx.x == 0) shared.divisor = divisor;
 #if __CUDA_ARCH__ >= 900
   cluster.barrier_wait();
 #endif
@@ -213,86 +254,90 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_cluster_kernel(const __gr
     double values[kExchanged];
     to_values(gather<Ty, kGeneral>(call.p, b, part, hold), values);
     if (b + teams < call.p.batch) prefetch(call, b + teams, part);
-    reduce_block<Add>(values, shared.scratch);
+    double total = elements.combine<Add>(values);
 #if __CUDA_ARCH__ >= 900
     if (team > 1) {
-      if (static_cast<int>(threadIdx.x) < team) {
-        double* to = cluster.map_shared_rank(shared.exchanged[odd][rank], static_cast<int>(threadIdx.x));
-#pragma unroll
-        for (int n = 0; n < kExchanged; ++n) to[n] = values[n];
+      constexpr int kEach = kLanes<kExchanged>;
+      if (warp() == 0) {
+#pragma unroll 1
+        for (int other = lane() % kEach; other < team; other += kEach) {
+          cluster.map_shared_rank(shared.exchanged[odd][rank], other)[lane() / kEach] = total;
+        }
       }
       cluster.sync();
-      if (warp() == 0) {
-#pragma unroll
-        for (int n = 0; n < kExchanged; ++n) values[n] = lane() < team ? shared.exchanged[odd][lane()][n] : 0.0;
-        reduce_warp<Add>(values);
-      }
+      if (warp() == 0) total = combine_rows<Add, kExchanged>(shared.exchanged[odd], team);
     }
 #endif
-    if (threadIdx.x == 0) {
-      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
+    if (warp() == 0) {
+      spread(total, values);
+      finish(call, b, values, b == first, rank == 0, shared);
     }
-    __syncthreads();
+    elements.sync();
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
   }
   // Every block has what the others of its cluster wrote to it: none is needed any more by another.
-  if (rank == 0 && draws_last(call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
-    report(call, shared);
+  if (rank == 0 && draws_last(elements, call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
+    report(call, elements, shared);
     if (threadIdx.x == 0) *call.r.tickets = 0;
   }
 }
 
-// The whole, resident grid a sample. Each block leaves its sums of sample b in memory, arrives, and loads its share of
-// sample b + 1 before it waits for the others to have arrived at b. The arrivals at even samples and at odd ones are
-// counted apart, since a block may be one sample ahead of another.
+// A resident grid, a part of it a sample: team k takes samples k, k + teams, ... Each block leaves its sums of one in
+// memory, arrives, and loads its share of the next before it waits for its team to have arrived at the first. A team's
+// arrivals at even turns and at odd ones are counted apart, since a block may be one turn ahead of another.
 template <class Ty, bool kGeneral>
-__global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
-  const int64_t batch = call.p.batch;
-  const int team = static_cast<int>(gridDim.x), rank = static_cast<int>(blockIdx.x);
-  const Part part = part_of(call.p.elements, call.share, call.held, rank, threadIdx.x, blockDim.x);
-  prefetch(call, 0, part);
-  begin<kGeneral>(call, shared);
+  const int teams = call.teams, team = static_cast<int>(gridDim.x) / teams;
+  const int first = static_cast<int>(blockIdx.x) / team, rank = static_cast<int>(blockIdx.x) - first * team;
+  const Group elements = elements_of(call, shared);
+  if (static_cast<int>(threadIdx.x) >= elements.threads) return weigh(call, shared, [] {});
+  const Part part = part_of(call.p.elements, call.share, call.held, rank, elements.thread(), elements.threads);
+  prefetch(call, first, part);
+  const double divisor = divisor_of<kGeneral>(call, elements);
+  if (threadIdx.x == 0) shared.divisor = divisor;
 
+  unsigned* arrivals = call.r.tickets + 1 + 2 * first;
+  const int turns = static_cast<int>((call.p.batch - first + teams - 1) / teams);
   const int ahead = call.buffers - 1;
-  for (int64_t step = 0; step < batch + ahead; ++step) {
-    if (step < batch) {
+  for (int loaded = 0; loaded < turns + ahead; ++loaded) {
+    if (loaded < turns) {
+      const int64_t b = first + static_cast<int64_t>(loaded) * teams;
       double values[kExchanged];
-      to_values(gather<Ty, kGeneral>(call.p, step, part, hold_of(call, step)), values);
-      if (step + 1 < batch) prefetch(call, step + 1, part);
-      reduce_block<Add>(values, shared.scratch);
+      to_values(gather<Ty, kGeneral>(call.p, b, part, hold_of(call, loaded)), values);
+      if (loaded + 1 < turns) prefetch(call, b + teams, part);
+      elements.reduce<Add>(values);
       if (threadIdx.x == 0) {
-        double* to = call.r.exchange + (step * team + rank) * kExchanged;
+        double* to = call.r.exchange + (b * team + rank) * kExchanged;
 #pragma unroll
         for (int n = 0; n < kExchanged; ++n) to[n] = values[n];
-        Counter(call.r.tickets[1 + step % 2]).fetch_add(1, ::cuda::memory_order_release);
+        Counter(arrivals[loaded % 2]).fetch_add(1, ::cuda::memory_order_release);
       }
     }
-    const int64_t b = step - ahead;
-    if (b < 0) continue;
+    const int turn = loaded - ahead;
+    if (turn < 0) continue;
+    const int64_t b = first + static_cast<int64_t>(turn) * teams;
     if (threadIdx.x == 0) {
-      const unsigned arrivals = static_cast<unsigned>(team) * static_cast<unsigned>(b / 2 + 1);
-      const Counter arrived(call.r.tickets[1 + b % 2]);
-      while (arrived.load(::cuda::memory_order_acquire) < arrivals) __nanosleep(32);
+      const unsigned wanted = static_cast<unsigned>(team) * static_cast<unsigned>(turn / 2 + 1);
+      const Counter arrived(arrivals[turn % 2]);
+      while (arrived.load(::cuda::memory_order_acquire) < wanted) __nanosleep(32);
     }
-    __syncthreads();
+    elements.sync();
     double values[kExchanged] = {};
 #pragma unroll 1
-    for (int other = threadIdx.x; other < team; other += blockDim.x) {
+    for (int other = elements.thread(); other < team; other += elements.threads) {
       const double* from = call.r.exchange + (b * team + other) * kExchanged;
 #pragma unroll
       for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
     }
-    reduce_block<Add>(values, shared.scratch);
-    if (threadIdx.x == 0) {
-      shared.coefficient = finish_sample(call, b, to_sums(values), shared.divisor, rank == 0);
-    }
-    __syncthreads();
-    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, b), shared.coefficient);
+    elements.reduce<Add>(values);
+    if (warp() == 0) finish(call, b, values, turn == 0, rank == 0, shared);
+    elements.sync();
+    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, turn), shared.coefficient);
   }
-  if (draws_last(call.r.tickets, static_cast<unsigned>(team), shared.drawn)) {
-    report(call, shared);
-    if (threadIdx.x < 3) call.r.tickets[threadIdx.x] = 0;
+  if (draws_last(elements, call.r.tickets, gridDim.x, shared.drawn)) {
+    report(call, elements, shared);
+    elements.each(1 + 2 * teams, [&](int64_t i) { call.r.tickets[i] = 0; });
   }
 }
 

@@ -1,7 +1,7 @@
 // What surrounds the flagship: weights of a large batch, kept elements of a large mask, the backward.
 #include "fdkernels/sample.h"
 #include "launch.h"
-#include "weigh.cuh"
+#include "weigh_many.cuh"
 
 namespace fdkernels::cuda {
 
@@ -13,12 +13,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                        double* stats) {
   __shared__ Scratch scratch;
   __shared__ Weighed weighed;
-  weigh_batch(Group{true, scratch}, w, batch, to, weighed);
+  const Group block{0, static_cast<int>(blockDim.x), 0, scratch};
+  weigh_batch(block, w, batch, to, weighed, [] {});
   const bool normalized = w.state.mean != nullptr;
   if (stats != nullptr && threadIdx.x == 0) {
-    weight_stats(weighed.sums, weighed.extremes, batch, normalized, stats);
+    weight_stats(weighed.sums, weighed.extremes, batch, normalized, false, stats);
   }
-  if (normalized && w.state.update) store_means(w.state, to.means);  // every thread has read the old state
+  if (normalized && w.state.update) store_means(block, w.state, to.means);  // every thread has read the old state
 }
 
 // Block i: kept entries of its part of the mask -> counts[i].
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   double kept[1] = {static_cast<double>(kept_entries(mask, rows, first, step))};
-  reduce_block<Add>(kept, scratch);
+  Group{0, static_cast<int>(blockDim.x), 0, scratch}.reduce<Add>(kept);
   if (threadIdx.x == 0) counts[blockIdx.x] = kept[0];
 }
 
@@ -75,9 +76,12 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 }  // namespace
 
-std::array<const void*, 7> small_kernels() {
+std::array<const void*, 10> small_kernels() {
   const auto address = [](auto* kernel) { return reinterpret_cast<const void*>(kernel); };
   return {address(fdiv_weight_kernel),
+          address(fdiv_ratios_kernel),
+          address(fdiv_logarithms_kernel),
+          address(fdiv_normalize_kernel),
           address(fdiv_count_kernel),
           address(fdiv_empty_kernel),
           address(fdiv_scale_kernel<float, float>),
@@ -87,9 +91,18 @@ std::array<const void*, 7> small_kernels() {
 }
 
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
-  double* means = scratch + batch;
-  const Weights to{h, scratch, means, reinterpret_cast<int*>(means + w.state.bins)};
-  launch("fdiv_weight_kernel", fdiv_weight_kernel, 1, kMaxThreads, stream, w, batch, to, stats);
+  const int64_t bins = w.state.bins, blocks = weighing_blocks(batch, bins);
+  double* means = scratch + (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins));
+  int* bin = reinterpret_cast<int*>(means + bins);
+  if (blocks == 1) {
+    const Weights to{h, scratch, means, bin};
+    launch("fdiv_weight_kernel", fdiv_weight_kernel, 1, kMaxThreads, stream, w, batch, to, stats);
+    return;
+  }
+  const Parts to{h, bin, scratch, scratch + blocks * kPartSums, means};
+  launch("fdiv_ratios_kernel", fdiv_ratios_kernel, blocks, kWeighManyThreads, stream, w, batch, to);
+  launch("fdiv_logarithms_kernel", fdiv_logarithms_kernel, blocks, kWeighManyThreads, stream, w, batch, to);
+  launch("fdiv_normalize_kernel", fdiv_normalize_kernel, blocks, kWeighManyThreads, stream, w, batch, to, stats);
 }
 
 void launch_empty(const Results& r, bool with_loss, void* stream) {

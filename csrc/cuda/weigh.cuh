@@ -1,5 +1,5 @@
-// Steps 1 to 5 by one block: from the logits of a batch to its weights h, in double. Every block of a forward does this
-// for itself while the batch is small, since that is cheaper than a launch.
+// Steps 1 to 5 by some threads of a block: from the logits of a batch to its weights h, in double. Every block of a
+// forward does this for itself while the batch is small, since that is cheaper than a launch.
 #pragma once
 
 #include "block.cuh"
@@ -19,92 +19,79 @@ struct Weighed {
   Extremes extremes;
 };
 
-// Who weighs: a whole block, or its first warp, while the others load elements. Not a template: both would be compiled.
-struct Group {
-  bool whole;
-  Scratch& scratch;
+constexpr int64_t kHeadsAThread = 8;
+constexpr int64_t kSamplesAThread = kWarp;  // of which one thread adds up a bin by itself
 
-  __device__ static int thread() {
-    return static_cast<int>(threadIdx.x);
-  }
-  __device__ int threads() const {
-    return whole ? static_cast<int>(blockDim.x) : kWarp;
-  }
-  __device__ void sync() const {
-    if (whole) {
-      __syncthreads();
-    } else {
-      __syncwarp();
+// The sum of entries first, first + step, ... below last, two loads at a time.
+__device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t last, int64_t step) {
+  constexpr int kTogether = 2;
+  double sum = 0;
+#pragma unroll 1
+  for (; first < last; first += kTogether * step) {
+    uint64_t bits[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) bits[j] = first + j * step < last ? load_real(reals, first + j * step) : 0;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (first + j * step < last) sum += to_double(bits[j], reals.type);
     }
   }
-  template <class Op, int N>
-  __device__ void reduce(double (&values)[N]) const {
-    reduce_warp<Op>(values);
-    if (whole) share_in_block<Op>(values, scratch);
-  }
-  // A thread an index, and once in the code: most threads take one or none.
-  template <class Use>
-  __device__ void each(int64_t count, const Use& use) const {
-#pragma unroll 1
-    for (int64_t i = thread(); i < count; i += threads()) use(i);
-  }
-};
+  return sum;
+}
 
-constexpr int64_t kHeadsAThread = 8;
-constexpr int64_t kSamplesAWarp = kWarp;  // that one warp weighs by itself
+// Step 1: a sample's mean over heads, of which a thread adds those from first on by steps; the others are its warp's.
+__device__ inline double mean_of_heads(const Weighting& w, int64_t b, int first, int step) {
+  double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
+  if (step > 1) sum = add_lanes(sum);
+  return sum / static_cast<double>(w.heads);
+}
 
-// Step 1: the mean over heads, into h. Many heads are shared by a warp.
-__device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, double* h) {
-  const double heads = static_cast<double>(w.heads);
-  if (w.heads <= kHeadsAThread) {
-    group.each(batch, [&](int64_t b) {
-      double sum = 0;
-#pragma unroll 1
-      for (int64_t k = 0; k < w.heads; ++k) sum += real_at(w.logits, b * w.heads + k);
-      h[b] = sum / heads;  // read by this thread alone
-    });
-    return;
-  }
-#pragma unroll 1
-  for (int64_t b = group.thread() / kWarp; b < batch; b += group.threads() / kWarp) {
-    double sum[1] = {0};
-#pragma unroll 1
-    for (int64_t k = lane(); k < w.heads; k += kWarp) sum[0] += real_at(w.logits, b * w.heads + k);
-    reduce_warp<Add>(sum);
-    if (lane() == 0) h[b] = sum[0] / heads;
-  }
-  group.sync();
+// The means into h, by a warp a sample where there are many heads; and t into ratios.
+__device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, const Weights& to) {
+  group.each(batch, w.heads > kHeadsAThread, [&](int64_t b, int first, int step) {
+    const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
+    const double mean = mean_of_heads(w, b, first, step);
+    if (first != 0) return;
+    to.h[b] = mean;
+    to.ratios[b] = w.t.data == nullptr ? 0.0 : to_double(t, w.t.type);
+  });
 }
 
 // Step 3: the bins' means after this batch. A thread adds up a bin of a small batch, else a warp.
 __device__ inline void update_means(const Group& group, const RatioState& state, int64_t batch, const Weights& to) {
-  const int64_t step = batch <= kSamplesAWarp ? 1 : kWarp, first = step == 1 ? 0 : lane();
-#pragma unroll 1
-  for (int64_t i = group.thread() / step; i < state.bins; i += group.threads() / step) {
-    double sums[2] = {0, 0};
+  const bool by_warp = batch > kSamplesAThread;
+  group.each(state.bins, by_warp, [&](int64_t i, int first, int step) {
+    double ratios = 0, count = 0;
 #pragma unroll 4
     for (int64_t b = first; b < batch; b += step) {
       const bool member = to.bins[b] == i;
-      sums[0] += member ? to.ratios[b] : 0.0;
-      sums[1] += member;
+      ratios += member ? to.ratios[b] : 0.0;
+      count += member;
     }
-    if (step > 1) reduce_warp<Add>(sums);
-    if (first == 0) to.means[i] = updated_mean(static_cast<float>(to.means[i]), sums[0], sums[1], state.decay);
-  }
+    if (by_warp) ratios = add_lanes(ratios), count = add_lanes(count);
+    if (first == 0) to.means[i] = updated_mean(static_cast<float>(to.means[i]), ratios, count, state.decay);
+  });
   group.sync();
 }
 
 // Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block
-// after their next barrier.
+// after they have met it. A thread that will not read the normalizer's state again calls has_read().
+template <class HasRead>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
-                                   Weighed& figures) {
+                                   Weighed& figures, const HasRead& has_read) {
   WeightSums sums;
   Extremes found;
   const bool normalized = w.state.mean != nullptr;
-  if (normalized) group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i]; });
-  combine_heads(group, w, batch, to.h);
+  // On its way beside the logits.
+  const float mean = normalized && group.thread() < w.state.bins ? w.state.mean[group.thread()] : 0.0f;
+  combine_heads(group, w, batch, to);
+  if (normalized) {
+    group.each(w.state.bins, [&](int64_t i) { to.means[i] = i < group.threads ? mean : w.state.mean[i]; });
+  }
+  has_read();
+  group.sync();
   group.each(batch, [&](int64_t b) {
-    const double t = w.t.data == nullptr ? 0.0 : real_at(w.t, b);
+    const double t = to.ratios[b];
     const LogRatio ratio = log_ratio(to.h[b], t, w.state, w.options);
     add(sums, ratio);
     to.h[b] = ratio.finite ? ratio.L : NAN;
@@ -126,46 +113,33 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   found = {-extremes[0], extremes[1]};
 
   group.each(batch, [&](int64_t b) {
-    if (to.h[b] < INFINITY) add_relative(sums, exponential(to.h[b] - found.highest));
+    const bool counts = to.h[b] < INFINITY;
+    to.ratios[b] = counts ? exponential(to.h[b] - found.highest) : NAN;
+    if (counts) add_relative(sums, to.ratios[b]);
   });
-  double totals[7] = {sums.count, sums.clipped, sums.outside, sums.ratios, sums.total, sums.squares, sums.samples};
+  double totals[kMaxSums] = {sums.count, sums.clipped, sums.outside, sums.ratios,
+                             sums.total, sums.squares, sums.samples};
   group.reduce<Add>(totals);
   sums = {totals[0], totals[1], totals[2], totals[3], totals[4], totals[5], totals[6]};
 
   if (group.thread() == 0) figures = {sums, found};
-  const double log_mean = log_mean_weight(sums, found, w.options.normalize);
-  group.each(batch, [&](int64_t b) { to.h[b] = exponential(to.h[b] - log_mean); });  // NaN stays NaN
+  const double over_mean = sums.count / sums.total;
+  group.each(batch, [&](int64_t b) {
+    to.h[b] = w.options.normalize ? to.ratios[b] * over_mean : exponential(to.h[b]);  // NaN stays NaN
+  });
   group.sync();
 }
 
 // h of a sample whose weight was given, or 1; NaN where t is not finite.
 __device__ inline double given_weight(const Weighting& w, int64_t b) {
-  const double h = w.given.data == nullptr ? 1.0 : real_at(w.given, b);
-  return w.t.data == nullptr || is_finite(real_at(w.t, b)) ? h : NAN;
+  const uint64_t given = w.given.data == nullptr ? 0 : load_real(w.given, b);
+  const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
+  const double h = w.given.data == nullptr ? 1.0 : to_double(given, w.given.type);
+  return w.t.data == nullptr || is_finite(to_double(t, w.t.type)) ? h : NAN;
 }
 
-__device__ inline void store_given_weight_stats(const Weighting& w, int64_t batch, double* stats, Scratch& scratch) {
-  WeightSums sums;
-  Extremes found;
-#pragma unroll 1
-  for (int64_t b = threadIdx.x; b < batch; b += blockDim.x) {
-    const double h = given_weight(w, b);
-    stats[kStats + b] = h;
-    if (!is_finite(h)) continue;
-    add_relative(sums, h);
-    add(sums, found, h);
-  }
-  double extremes[2] = {-found.lowest, found.highest};
-  reduce_block<Max>(extremes, scratch);
-  double totals[3] = {sums.count, sums.total, sums.squares};
-  reduce_block<Add>(totals, scratch);
-  sums.count = totals[0], sums.total = totals[1], sums.squares = totals[2];
-  if (threadIdx.x == 0) given_weight_stats(sums, Extremes{-extremes[0], extremes[1]}, batch, stats);
-}
-
-__device__ inline void store_means(const RatioState& state, const double* means) {
-#pragma unroll 1
-  for (int64_t i = threadIdx.x; i < state.bins; i += blockDim.x) state.mean[i] = static_cast<float>(means[i]);
+__device__ inline void store_means(const Group& group, const RatioState& state, const double* means) {
+  group.each(state.bins, [&](int64_t i) { state.mean[i] = static_cast<float>(means[i]); });
 }
 
 }  // namespace fdkernels::cuda

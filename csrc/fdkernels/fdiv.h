@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -119,9 +120,9 @@ FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double 
   return p.zero_nonfinite ? 0.0 : NAN;
 }
 
-// float16 stores (g / N) 2^k with k = floor(log2 N), since g / N underflows it.
+// float16 stores (g / N) 2^k with k = floor(log2 N), since g / N underflows it: N, at least 1, without its fraction.
 FDK_HOST_DEVICE inline double float16_power(double divisor) {
-  return ::exp2(static_cast<double>(::ilogb(divisor)));
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(divisor) & 0xfff0000000000000u);
 }
 
 // Steps 1 to 5 on combined logits L (modified), t (null: none); see fdkernels/fdiv/weight.py, the specification.

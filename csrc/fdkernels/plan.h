@@ -3,11 +3,11 @@
 //
 //   cluster   one thread-block cluster (a block, where size 1 is best) holds a sample on chip between the sums over it
 //             and the store of its gradient; the sums meet in distributed shared memory
-//   grid      all blocks are resident and hold one sample together; the sums meet in global memory, and each block
-//   loads
-//             its share of the next sample before it waits for them. What a share cannot hold is read again.
+//   grid      all blocks are resident, in teams that each hold a sample; the sums meet in global memory, and each block
+//             loads its share of its team's next sample before it waits for them. What a share cannot hold is read
+//             again.
 //
-// Both are one launch, in which clusters, or the grid, pass from sample to sample. Either reads every input once as
+// Both are one launch, in which clusters, or teams, pass from sample to sample. Either reads every input once as
 // long as a sample fits; `grid` takes any sample. The plan is the cheaper of all that fit, in a model of three times:
 // bytes over bandwidth, waiting for a team's sums, and starting.
 #pragma once
@@ -56,16 +56,17 @@ enum class Schedule { cluster, grid };
 
 struct Plan {
   Schedule schedule = Schedule::cluster;
-  int team = 1;               // blocks that share a sample: the cluster, or the grid
+  int team = 1;               // blocks that share a sample: a cluster, or a part of the grid
   int teams = 1;              // that run side by side
   int threads = 128;          // a block
+  int weighing = 0;           // of them, that weigh the batch while the others load, and have no elements
   int64_t share = 0;          // elements of a sample that a block takes
   int held = 0;               // vectors of them that it holds on chip
   int buffers = 1;            // samples that it holds at a time
   int64_t shared_bytes = 0;   // dynamic
   int64_t again = 0;          // elements of a sample that its gradient has read a second time
   int64_t prefetched = 0;     // elements of each share of the next sample that go to L2 while sums are awaited
-  bool weigh_first = false;   // a launch of its own computes h
+  bool weigh_first = false;   // launches of their own compute h
   bool count_first = false;   // another counts a mask's entries
   bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits; in a share it never does
   double bytes = 0;           // between memory and chip
@@ -78,27 +79,31 @@ struct Plan {
   int64_t held_bytes(const CallShape& call) const {
     return static_cast<int64_t>(buffers) * held * call.vector * call.arithmetic;
   }
-  int launches() const {
-    return 1 + weigh_first + count_first;
-  }
 };
 
-// Which schedules may be taken: all by default; a test or an experiment narrows them ("grid", "cluster", "cluster:4").
+// Which schedules may be taken: all by default; a test or an experiment narrows them ("cluster", "cluster:4",
+// "grid:2").
 struct Allowed {
   bool cluster = true, grid = true;
-  int size = 0;  // of the cluster; 0: any
+  int size = 0;   // of the cluster; 0: any
+  int teams = 0;  // of the grid, or as many as it can have; 0: any
 };
 
-// Weights that every block may compute for itself; more are always computed once, by a launch of their own.
+// Weights that every block may compute for itself; more are always computed once, ahead.
 constexpr int64_t kWeighedSamples = 1024, kWeighedLogits = 4096, kWeighedBins = 128;
+// Samples that are weighed ahead by one block; more, of no more bins than above, by several in three launches.
+constexpr int64_t kWeighedByOne = 256;
+constexpr int kWeighManyThreads = 128, kWeighManyBlocks = 128;
 // Mask entries that every block may count for itself.
 constexpr int64_t kCountedEntries = 16384;
+// Teams of a grid, at most: a ticket has counters for as many.
+constexpr int kMaxTeams = 64;
 // Dynamic shared memory is what a device allows less the kernels' own.
 constexpr int64_t kStaticShared = 3 * 1024;
 
-constexpr int kMaxThreads = 512, kRegisters = 65536;
-constexpr int kRegistersAThread = 112,
-              kRegistersAThreadGeneral = 128;  // at most; `make check-kernels` holds them to it
+constexpr int kMaxThreads = 512, kMaxWeighing = 64;  // of a block, with elements and without
+// Of the cluster schedule's kernels, at most; `make check-kernels` holds them to it.
+constexpr int kRegistersAThread = 96, kRegistersAThreadGeneral = 128;
 // Threads a block where samples wait for their turn: three blocks of them fit a multiprocessor's registers, so that
 // some load while others wait for their sums.
 constexpr int kCrowdedThreads = 192;
@@ -106,13 +111,16 @@ constexpr int kCrowdedThreads = 192;
 // The model's constants, in seconds, from an H100 (docs/decisions.md, "First run on a GPU").
 constexpr double kStart = 10e-6;         // launch, weights, first bytes, the last block's report
 constexpr double kClusterWait = 1.5e-6;  // block sums, cluster barrier, coefficient; half of it for one block
-constexpr double kGridWait = 5e-6;       // the same through global memory
+constexpr double kGridWait = 5e-6;       // the same through global memory, whatever the number of blocks
 constexpr double kOverlapped = 2e-6;     // what is left of a wait while another block's sample moves
-constexpr double kAhead = 2.5e-6;        // what is left of the grid's while it loads the next sample
+constexpr double kAhead = 2.5e-6;        // what is left of that while the next sample is loaded
 constexpr double kFasterAlone = 3;       // a multiprocessor's bandwidth over its share of the device's
 constexpr double kReached = 0.9;         // of the datasheet's bandwidth, as a copy does
+constexpr double kFollowing = 4e-6;      // a small launch right behind another
+constexpr double kWeigh = 0.625e-9;      // float64 arithmetic of a sample's weight on one multiprocessor, at full rate
+constexpr double kCached = 0.5;          // a byte from L2, against one from memory; not measured
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
@@ -121,20 +129,80 @@ inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
   return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
 }
 
-// most: fewer threads a block where several blocks side by side keep a multiprocessor busier than one that waits.
+// Warps that a multiprocessor's registers hold; each of its quarters has 16,384 and takes whole warps.
+constexpr int warps_by_registers(bool general) {
+  return 4 * (16384 / (32 * (general ? kRegistersAThreadGeneral : kRegistersAThread)));
+}
+
+// Threads of a block, at most.
+constexpr int most_threads(bool general) {
+  return general ? kMaxThreads : kMaxThreads + kMaxWeighing;
+}
+
+// One warp weighs few samples. Of many, each thread of two takes several.
+inline int weighing_threads(const CallShape& call, bool weigh_first) {
+  if (call.heads == 0 || weigh_first) return 0;
+  return call.batch <= 32 ? 32 : kMaxWeighing;
+}
+
+// Blocks that weigh a batch ahead. A multiprocessor is busy with float64 for long where its rate is low.
+constexpr int64_t weighing_blocks(int64_t batch, int64_t bins) {
+  if (batch <= kWeighedByOne || bins > kWeighedBins) return 1;
+  return std::min<int64_t>(ceil_div(batch, kWeighManyThreads), kWeighManyBlocks);
+}
+
+constexpr int weighing_launches(const CallShape& call, bool weigh_first) {
+  return !weigh_first ? 0 : weighing_blocks(call.batch, call.bins) == 1 ? 1 : 3;
+}
+
+constexpr int launches_of(const CallShape& call, const Plan& plan) {
+  return 1 + weighing_launches(call, plan.weigh_first) + plan.count_first;
+}
+
+// Seconds of float64 arithmetic for the weights of `samples` on one multiprocessor. Chips for computing do two
+// float64 operations in the time of four of float32, others one in that of 64.
+inline double weighing_seconds(const CallShape& call, const DeviceLimits& device, int64_t samples) {
+  const bool fast = device.capability == 80 || device.capability == 90 || device.capability == 100;
+  return call.heads == 0 ? 0.0 : static_cast<double>(samples) * kWeigh * (fast ? 2 : 64);
+}
+
+// Those with elements. most: fewer a block where several blocks side by side keep a multiprocessor busier than one that
+// waits.
 inline int threads_for(int64_t vectors, bool general, int most) {
   // Two vectors a thread keep its loads in flight together; below a warp's worth of those, four warps share the rest.
   const int64_t wanted = ceil_div(ceil_div(vectors, general ? 1 : 2), 32) * 32;
-  return static_cast<int>(std::clamp<int64_t>(wanted, 128, most));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 128, std::min(most, kMaxThreads)));
 }
 
-// What moves between memory and chip. `again`: as in Plan.
-inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int64_t again) {
+// What moves between memory and chip. `again`: as in Plan; `at_once`: samples that read so much again at a time.
+inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int64_t again, int at_once = 1) {
   const double batch = static_cast<double>(call.batch);
-  // Of a sample's second read, half of the cache is counted on.
-  const double twice =
-      std::max(0.0, static_cast<double>(again) * call.reread - 0.5 * static_cast<double>(device.cache));
+  // Of a second read, half of the cache is counted on.
+  const double cached = 0.5 * static_cast<double>(device.cache) / at_once;
+  const double twice = std::max(0.0, static_cast<double>(again) * call.reread - cached);
   return batch * (static_cast<double>(call.elements) * (call.read + call.written) + twice);
+}
+
+// From the start of the launch to its end. Samples go in rounds of `at_once`, of which every `active` are a block more
+// on a multiprocessor. A round takes as long as the device needs for all of them, or a multiprocessor for its shares;
+// the last round's sums are waited for, those of the others cost `between`.
+inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t at_once,
+                         int64_t active, double wait, double between) {
+  const double batch = static_cast<double>(call.batch), elements = static_cast<double>(call.elements);
+  const double read_twice = static_cast<double>(plan.again) * call.reread;
+  const double once = elements * (call.read + call.written);
+  const double from_cache = once + read_twice - plan.bytes / batch;
+  const double bytes = plan.bytes / batch + kCached * from_cache;
+  const double alone = bytes * static_cast<double>(plan.share) / elements * device.multiprocessors / kFasterAlone;
+  const auto round = [&](int64_t samples) {
+    const double blocks = static_cast<double>(ceil_div(samples, active));
+    return std::max(static_cast<double>(samples) * bytes, blocks * alone) / (kReached * device.bandwidth);
+  };
+  const int64_t full = ceil_div(call.batch, at_once) - 1;
+  // Each block of a multiprocessor weighs the batch for itself.
+  const int64_t weighed = call.batch * ceil_div(plan.blocks(), device.multiprocessors);
+  return kStart + (plan.weigh_first ? 0.0 : weighing_seconds(call, device, weighed)) +
+         static_cast<double>(full) * (round(at_once) + between) + round(call.batch - full * at_once) + wait;
 }
 
 // As much of every block's next share as a quarter of the cache holds.
@@ -151,12 +219,20 @@ inline bool must_weigh_first(const CallShape& call) {
 }
 
 // What precedes a schedule, and how long that takes.
-inline Plan launches_before(const CallShape& call, bool weigh_first) {
+inline Plan launches_before(const CallShape& call, const DeviceLimits& device, bool weigh_first) {
   Plan plan;
   plan.weigh_first = weigh_first;
+  plan.weighing = weighing_threads(call, weigh_first);
   plan.count_first = call.mask_entries > kCountedEntries;
   plan.wide_offsets = call.elements > INT32_MAX;
-  plan.seconds = (plan.launches() - 1) * kStart;
+  plan.seconds = plan.count_first * kStart;
+  if (weigh_first) {
+    const int64_t blocks = weighing_blocks(call.batch, call.bins);
+    const int64_t of_block =
+        blocks == 1 ? call.batch : ceil_div(call.batch, blocks * kWeighManyThreads) * kWeighManyThreads;
+    plan.seconds += kStart + (weighing_launches(call, true) - 1) * kFollowing;
+    plan.seconds += weighing_seconds(call, device, of_block * ceil_div(blocks, device.multiprocessors));
+  }
   return plan;
 }
 
@@ -165,7 +241,7 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   const int size = 1 << index;
   const int active = device.active_clusters[index];
   if (active == 0) return false;
-  Plan plan = launches_before(call, weigh_first);
+  Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, size);
   plan.schedule = Schedule::cluster;
@@ -176,55 +252,58 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.held = static_cast<int>(share);  // all of it
   // Blocks a multiprocessor, by shared memory and by registers.
   const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
-  plan.threads = threads_for(share, call.general, call.batch > active && by_shared > 1 ? kCrowdedThreads : kMaxThreads);
-  const int64_t registers = call.general ? kRegistersAThreadGeneral : kRegistersAThread;
-  const int64_t by_registers = kRegisters / (registers * plan.threads);
+  const int most = call.batch > active && by_shared > 1 ? kCrowdedThreads : most_threads(call.general);
+  plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
+  const int64_t by_registers = warps_by_registers(call.general) / (plan.threads / 32);
   const int64_t resident = std::max<int64_t>(1, std::min(by_shared, by_registers));
   plan.teams = static_cast<int>(std::min(call.batch, active * resident));
   plan.bytes = bytes_moved(call, device, 0);
 
-  const double rounds = std::ceil(static_cast<double>(call.batch) / static_cast<double>(active * resident));
-  const double busy = static_cast<double>(std::min<int64_t>(call.batch, active)) * size;
-  const double moved = std::min(1.0, kFasterAlone * busy / device.multiprocessors) * kReached * device.bandwidth;
   const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
-  plan.seconds += kStart + plan.bytes / moved + wait + (rounds - 1) * (resident > 1 ? kOverlapped : wait);
+  plan.seconds += seconds_of(call, device, plan, active * resident, active, wait, resident > 1 ? kOverlapped : wait);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
 }
 
+// Every team of a grid has a sample, and two blocks.
+inline int most_teams(const CallShape& call, const DeviceLimits& device) {
+  return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(call.batch, device.multiprocessors / 2), 1, kMaxTeams));
+}
+
 // False where even a vector of a share does not fit, or the kernel's counts of elements and arrivals would overflow.
-inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, Plan* found) {
-  Plan plan = launches_before(call, weigh_first);
+inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, int teams, Plan* found) {
+  Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
-  const int64_t share = ceil_div(vectors, device.multiprocessors);
+  const int64_t share = ceil_div(vectors, device.multiprocessors / teams);
+  const int64_t rounds = ceil_div(call.batch, teams);
   plan.schedule = Schedule::grid;
   plan.team = static_cast<int>(ceil_div(vectors, share));
+  plan.teams = teams;
   plan.share = share * call.vector;
-  if (plan.share > INT32_MAX || ceil_div(call.batch, 2) > UINT32_MAX / plan.team) return false;
-  plan.threads = threads_for(share, call.general, kMaxThreads);
+  if (plan.share > INT32_MAX || rounds >= INT32_MAX || ceil_div(rounds, 2) > UINT32_MAX / plan.team) return false;
+  const int most = most_threads(call.general) - plan.weighing;
+  plan.threads = threads_for(share, call.general, most) + plan.weighing;
   const int64_t room = device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);
   const int64_t bytes_a_vector = static_cast<int64_t>(call.vector) * call.arithmetic;
   if (room < bytes_a_vector) return false;
-  plan.buffers = call.batch > 1 && 2 * share * bytes_a_vector <= room ? 2 : 1;
+  plan.buffers = rounds > 1 && 2 * share * bytes_a_vector <= room ? 2 : 1;
   plan.held = static_cast<int>(std::min(share, room / bytes_a_vector));
   plan.shared_bytes = plan.held_bytes(call) + weight_bytes(call, weigh_first);
   const int64_t last = vectors - (plan.team - 1) * share;  // the share of the last block, which may be smaller
   if (call.written > 0 && plan.held < share) {
     plan.again = ((plan.team - 1) * (share - plan.held) + std::max<int64_t>(0, last - plan.held)) * call.vector;
   }
-  plan.bytes = bytes_moved(call, device, plan.again);
-
-  const double moved = std::min(1.0, kFasterAlone * plan.team / device.multiprocessors) * kReached * device.bandwidth;
-  const double wait = plan.buffers == 2 ? kAhead : kGridWait;
-  plan.seconds += kStart + plan.bytes / moved + kGridWait + static_cast<double>(call.batch - 1) * wait;
+  plan.bytes = bytes_moved(call, device, plan.again, teams);
+  plan.seconds += seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridWait);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
 }
 
-// Calls use(plan) with each that is allowed and can run: clusters by their size, then the grid. Weights are computed
-// first where they have to be, and where the shared memory that this leaves to samples is worth a launch.
+// Calls use(plan) with each that is allowed and can run: clusters by their size, then grids of as many teams as there
+// can be, and of fewer by powers of two. Weights are computed first where they have to be, and where the shared memory
+// that this leaves to samples is worth a launch.
 template <class Use>
 inline void for_candidates(const CallShape& call, const DeviceLimits& device, const Allowed& allowed, const Use& use) {
   const auto consider = [&](const auto& make) {
@@ -240,8 +319,10 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
     if (allowed.size != 0 && allowed.size != 1 << index) continue;
     consider([&](bool weigh_first, Plan* plan) { return plan_cluster(call, device, weigh_first, index, plan); });
   }
-  if (allowed.grid) {
-    consider([&](bool weigh_first, Plan* plan) { return plan_grid(call, device, weigh_first, plan); });
+  const int most = std::min(most_teams(call, device), allowed.teams == 0 ? kMaxTeams : allowed.teams);
+  for (int teams = most; allowed.grid && teams > 0; teams = std::bit_floor(static_cast<unsigned>(teams - 1))) {
+    consider([&](bool weigh_first, Plan* plan) { return plan_grid(call, device, weigh_first, teams, plan); });
+    if (allowed.teams != 0) break;
   }
 }
 
@@ -258,31 +339,31 @@ inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowe
   });
   if (!found) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
   if (best.schedule == Schedule::grid) {
-    plan_grid(call, device, best.weigh_first, &best);
+    plan_grid(call, device, best.weigh_first, best.teams, &best);
   } else {
     plan_cluster(call, device, best.weigh_first, std::countr_zero(static_cast<unsigned>(best.team)), &best);
   }
   return best;
 }
 
-// "" (all), "cluster", "cluster:8", "grid"; false for anything else.
+// What parse_allowed reads.
+constexpr const char* kAllowed = "cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64";
+static_assert(kClusterSizes == 5 && kMaxTeams == 64);
+
+// "" and "auto": all; false for anything that is not kAllowed.
 inline bool parse_allowed(const std::string& text, Allowed* allowed) {
   *allowed = {};
   if (text.empty() || text == "auto") return true;
-  if (text == "grid") {
-    allowed->cluster = false;
-    return true;
+  allowed->grid = text.rfind("grid", 0) == 0;
+  allowed->cluster = !allowed->grid;
+  if (text == "grid" || text == "cluster") return true;
+  for (int teams = 1; allowed->grid && teams <= kMaxTeams; ++teams) {
+    if (text == "grid:" + std::to_string(teams)) allowed->teams = teams;
   }
-  if (text.rfind("cluster", 0) != 0) return false;
-  allowed->grid = false;
-  if (text == "cluster") return true;
-  for (int index = 0; index < kClusterSizes; ++index) {
-    if (text == "cluster:" + std::to_string(1 << index)) {
-      allowed->size = 1 << index;
-      return true;
-    }
+  for (int size = 1; allowed->cluster && size < 1 << kClusterSizes; size *= 2) {
+    if (text == "cluster:" + std::to_string(size)) allowed->size = size;
   }
-  return false;
+  return allowed->teams + allowed->size > 0;
 }
 
 // Blocks, and elements of a run that each takes, of a backward over `runs` runs. As few as keep the device busy, since

@@ -15,11 +15,22 @@ FDK_HOST_DEVICE inline bool has_table(const Table& table) {
   return table.data != nullptr && table.entries > 1;
 }
 
-// Calls use(k, entry) for elements i + k, k < W; one pair of divisions for all of them.
+// Where element i lies: its entry, and how far in the run of that entry.
+struct Place {
+  int64_t entry, within;
+};
+
+FDK_HOST_DEVICE inline Place place_of(const Table& table, int64_t i) {
+  if (table.entries == 1) return {0, i};
+  const int64_t run = divided(i, table.inner), within = i - run * table.inner;
+  // A second division only where entries come round again.
+  return {run < table.entries ? run : run - divided(run, table.entries) * table.entries, within};
+}
+
+// Calls use(k, entry) for elements i + k, k < W.
 template <int W, class Use>
 FDK_HOST_DEVICE inline void for_entries(const Table& table, int64_t i, const Use& use) {
-  const int64_t run = table.entries == 1 ? 0 : divided(i, table.inner);
-  int64_t within = i - run * table.inner, entry = run - divided(run, table.entries) * table.entries;
+  auto [entry, within] = place_of(table, i);
   const bool one = table.entries == 1 || table.inner % W == 0;
 #pragma unroll
   for (int k = 0; k < W; ++k) {
@@ -58,9 +69,7 @@ FDK_HOST_DEVICE inline int64_t kept_entries(const Table& mask, int64_t rows, int
 }
 
 FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t i) {
-  double value = 0;
-  for_entries<1>(table, i, [&](int, int64_t entry) { value = table_entry(table, b, entry); });
-  return value;
+  return table_entry(table, b, place_of(table, i).entry);
 }
 
 }  // namespace fdkernels

@@ -98,13 +98,18 @@ FDK_HOST_DEVICE inline const Stored* vector_at(const Images& images, int64_t b, 
   return static_cast<const Stored*>(images.data) + b * images.batch_stride + i;
 }
 
-// The whole, aligned vector of elements [i, i + V) of sample b, still as it is stored.
+// Elements [i, i + V) of sample b, one or a whole, aligned vector, still as they are stored.
 template <class Stored, int V>
 FDK_HOST_DEVICE inline Words read_vector(const Images& images, int64_t b, int64_t i) {
   Words words{};
   with_type<Stored>(images.dtype, [&](auto type) {
     using S = decltype(type);
-    if constexpr (V * sizeof(S) <= 16) words = read_words<V * sizeof(S)>(vector_at<S>(images, b, i));
+    const S* from = vector_at<S>(images, b, i);
+    if constexpr (V == 1) {
+      std::memcpy(&words, from, sizeof(S));
+    } else if constexpr (V * sizeof(S) <= 16) {
+      words = read_words<V * sizeof(S)>(from);
+    }
   });
   return words;
 }
@@ -129,15 +134,10 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
   });
 }
 
-// Elements [i, i + W) of sample b: one, or a whole, aligned vector.
+// The same in T.
 template <class Stored, int W, class T>
 FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, T (&out)[W]) {
-  if constexpr (W == 1) {
-    with_type<Stored>(images.dtype,
-                      [&](auto type) { out[0] = static_cast<T>(number(*vector_at<decltype(type)>(images, b, i))); });
-  } else {
-    widen<Stored>(read_vector<Stored, W>(images, b, i), images.dtype, out);
-  }
+  widen<Stored>(read_vector<Stored, W>(images, b, i), images.dtype, out);
 }
 
 // W values to elements from `at` on, each rounded once: one, or a whole, aligned vector.

@@ -74,28 +74,19 @@ FDK_HOST_DEVICE inline double log_mean_weight(const WeightSums& sums, const Extr
   return normalize ? extremes.highest + logarithm(sums.total / sums.count) : 0.0;
 }
 
-// The first kWeightStats figures.
+// The first kWeightStats figures. given: of weights from the caller, whose extremes and sums are of h itself.
 FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
-                                         bool normalized, double* stats) {
+                                         bool normalized, bool given, double* stats) {
   const bool any = sums.count > 0;
-  stats[0] = any ? exponential(extremes.lowest) : NAN;
-  stats[1] = any ? exponential(extremes.highest) * (sums.total / sums.count) : NAN;
-  stats[2] = any ? exponential(extremes.highest) : NAN;
+  const double lowest = given ? extremes.lowest : exponential(extremes.lowest);
+  const double highest = given ? extremes.highest : exponential(extremes.highest);
+  stats[0] = any ? lowest : NAN;
+  stats[1] = any ? (given ? 1 : highest) * (sums.total / sums.count) : NAN;
+  stats[2] = any ? highest : NAN;
   stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
-  stats[4] = sums.ratios / sums.samples;
-  stats[5] = sums.clipped / sums.samples;
+  stats[4] = given ? NAN : sums.ratios / sums.samples;
+  stats[5] = given ? NAN : sums.clipped / sums.samples;
   stats[6] = normalized ? sums.outside / sums.samples : NAN;
-}
-
-// The same of weights that the caller gave: extremes and sums of h itself. Non-finite ones were left out.
-FDK_HOST_DEVICE inline void given_weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
-                                               double* stats) {
-  const bool any = sums.count > 0;
-  stats[0] = any ? extremes.lowest : NAN;
-  stats[1] = any ? sums.total / sums.count : NAN;
-  stats[2] = any ? extremes.highest : NAN;
-  stats[3] = any ? sums.total * sums.total / (static_cast<double>(batch) * sums.squares) : NAN;
-  stats[4] = stats[5] = stats[6] = NAN;
 }
 
 }  // namespace fdkernels

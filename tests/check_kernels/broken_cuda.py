@@ -53,14 +53,21 @@ UNBROKEN = {
 
 # Several faults in one where they do not meet, since each is a compilation.
 BROKEN = {
-    "four vectors in flight": Broken(
-        ("registers, at most",), in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 4"))
+    "eight vectors in flight, few threads": Broken(
+        ("registers, at most",),
+        (
+            *in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 8")),
+            *in_file("cuda/fdiv.cuh", ("most_threads(kGeneral), 1)", "128, 1)")),
+        ),
     ),
     "one vector in flight": Broken(
         ("loads before the first use",), in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 1"))
     ),
-    "four blocks a multiprocessor": Broken(
-        ("spills",), in_file("cuda/fdiv.cuh", ("_bounds__(kMaxThreads, 1)", "_bounds__(kMaxThreads, 4)"))
+    "three blocks a multiprocessor": Broken(
+        ("spills",), in_file("cuda/fdiv.cuh", ("kGeneral), 1)", "kGeneral), 3)"))
+    ),
+    "functions inlined everywhere": Broken(
+        ("KB of code",), in_file("fdkernels/divergences.h", ("FDK_CALLED __noinline__", "FDK_CALLED __forceinline__"))
     ),
     "narrow loads and stores": Broken(
         (
@@ -89,13 +96,15 @@ BROKEN = {
         ),
     ),
     "one block instead of a cluster, no bulk copies": Broken(
-        ("1 cluster barriers", "0 stores to distributed shared memory", "0 bulk prefetches"),
-        in_file(
-            "cuda/fdiv.cuh",
-            ("cluster.sync();", "__syncthreads();"),
-            ("struct Shared {", "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {"),
-            ("cluster.map_shared_rank(", "own("),
-            ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1"),
+        ("2 cluster barriers", "no store to distributed shared memory", "0 bulk prefetches"),
+        (
+            *in_file(
+                "cuda/fdiv.cuh",
+                ("cluster.sync();", "elements.sync();"),
+                ("struct Shared {", "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {"),
+                ("cluster.map_shared_rank(", "own("),
+            ),
+            *in_file("cuda/ptx.cuh", ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1")),
         ),
     ),
     "shared memory, a float atomic, two tickets, a call": Broken(
@@ -105,7 +114,7 @@ BROKEN = {
                 "cuda/fdiv.cuh",
                 ("  bool drawn;\n", "  bool drawn;\n  double more[512];\n"),
                 ("static_assert(sizeof(Shared) <= kStaticShared);", ""),
-                ("    report(call, shared);", '    printf("done"), report(call, shared);'),
+                ("    report(call, elements, shared);", '    printf("done"), report(call, elements, shared);'),
             ),
             *in_file(
                 "cuda/block.cuh",

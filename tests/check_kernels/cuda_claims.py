@@ -10,9 +10,16 @@ from tests.check_kernels.cuda_library import FLAGSHIPS, ROOT, CudaKernel, Types
 
 MOST_KERNELS = 48  # of an architecture
 MOST_REGISTERS = 128  # of a thread, with 512 threads a block
+MOST_CODE = {
+    "plain": 80,
+    "general": 130,
+    "any type": 160,
+    "small": 40,
+}  # KB, fetched anew in a training step
+LONGER_FROM, LONGER = 100, 1.3  # architectures that need more instructions for the same
 COMBINATIONS = 12  # of types, of a schedule
 MOST_GENERAL_WIDTH = 4  # elements
-EXCHANGED = 5  # sums that a block sends to each of its cluster
+TOGETHER = 6  # loads of elements
 CLUSTERS_FROM = 90
 
 Claim = Callable[[CudaKernel], Iterator[str]]
@@ -30,9 +37,9 @@ def planned(name: str) -> int:
 
 
 def registers(k: CudaKernel) -> Iterator[str]:
-    """Of what is planned for clusters depends how many blocks the plan has side by side."""
+    """On these depends how many threads a block may have, and how many blocks the plan has side by side."""
     most = MOST_REGISTERS
-    if k.kernel == "fdiv_cluster_kernel":
+    if k.kernel in FLAGSHIPS:
         most = planned("kRegistersAThreadGeneral" if k.general else "kRegistersAThread")
     if k.registers > most:
         yield f"{k.registers} registers, at most {most} wanted"
@@ -41,6 +48,15 @@ def registers(k: CudaKernel) -> Iterator[str]:
 def no_spills(k: CudaKernel) -> Iterator[str]:
     if k.spilled:
         yield f"spills {k.spilled} bytes"
+
+
+def code_size(k: CudaKernel) -> Iterator[str]:
+    kind = "small" if k.kernel not in FLAGSHIPS else "general" if k.general else "plain"
+    if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any":
+        kind = "any type"
+    most = MOST_CODE[kind] * (LONGER if k.arch >= LONGER_FROM else 1)
+    if k.code > most:
+        yield f"{k.code:.0f} KB of code, at most {most:.0f} wanted"
 
 
 def shared_memory(k: CudaKernel) -> Iterator[str]:
@@ -73,12 +89,11 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
-    """Two vectors of each of x, tau and f are on their way before the first is needed; one on sm_80 and of float16,
-    where ptxas orders some kernels otherwise."""
-    two = k.arch >= CLUSTERS_FROM and not (k.types is not None and k.types.student == "f16")
-    wanted = 6 if two else 3
-    if k.kernel in FLAGSHIPS and not k.general and k.in_flight < wanted:
-        yield f"{k.in_flight} loads before the first use, {wanted} wanted"
+    """Two vectors of each of x, tau and f are on their way before the first is needed; where kGeneral, one of each of
+    those, x_t and the unconditional ones."""
+    typed = k.types is not None and k.types.student != "any"
+    if k.kernel in FLAGSHIPS and typed and k.in_flight < TOGETHER:
+        yield f"{k.in_flight} loads before the first use, {TOGETHER} wanted"
 
 
 def no_doubles(k: CudaKernel) -> Iterator[str]:
@@ -107,12 +122,13 @@ def on_chip(k: CudaKernel) -> Iterator[str]:
 
 
 def cluster_instructions(k: CudaKernel) -> Iterator[str]:
-    """A barrier before the first sample and one at each, and sums in distributed shared memory."""
+    """A barrier before the first sample, one at each, of those that weigh one too, and sums in distributed shared
+    memory."""
     clusters = k.kernel == "fdiv_cluster_kernel" and k.arch >= CLUSTERS_FROM
-    if clusters and k.barriers < 2:
-        yield f"{k.barriers} cluster barriers, 2 wanted"
-    if clusters and k.distributed != EXCHANGED:
-        yield f"{k.distributed} stores to distributed shared memory, {EXCHANGED} wanted"
+    if clusters and k.barriers < 3:
+        yield f"{k.barriers} cluster barriers, 3 wanted"
+    if clusters and not k.distributed:
+        yield "no store to distributed shared memory"
     if not clusters and (k.barriers or k.distributed):
         yield f"{k.barriers} cluster barriers, {k.distributed} stores to distributed shared memory, none wanted"
 
@@ -130,7 +146,7 @@ def waits_asleep(k: CudaKernel) -> Iterator[str]:
 
 
 def atomics(k: CudaKernel) -> Iterator[str]:
-    """A ticket; where the grid is one team an arrival too."""
+    """A ticket; in a grid an arrival at the team too."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
     wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2}.get(k.kernel, 0)
@@ -144,7 +160,7 @@ def no_calls(k: CudaKernel) -> Iterator[str]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    registers, no_spills, shared_memory, element_loads, loads_before_use, no_doubles,
+    registers, no_spills, code_size, shared_memory, element_loads, loads_before_use, no_doubles,
     gradient_stores, on_chip, cluster_instructions, bulk_copies, waits_asleep, atomics, no_calls,
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ _MANGLED = re.compile(
 # csrc/ has called so that a kernel holds it once (FDK_CALLED).
 ARITHMETIC = re.compile(
     r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
-    r"|\$_ZN9fdkernels(?:4cuda)?\d+(?:exponential|logarithm|softplus|read_real)E"
+    r"|\$_ZN9fdkernels(?:4cuda)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double)E"
 )
 
 
@@ -89,6 +89,11 @@ class CudaKernel:
     calls: tuple[str, ...]
     """Of functions other than arithmetic's."""
     instructions: int
+
+    @property
+    def code(self) -> float:
+        """KB of 16-byte instructions."""
+        return self.instructions * 16 / 1024
 
     @property
     def resident(self) -> int:

@@ -25,11 +25,11 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")
 GOOD = CudaKernel(
     kernel="fdiv_cluster_kernel", types=Types("bf16", "bf16", "f32"), general=False, arch=90, registers=PLAIN,
     spilled=0, shared=2192, loads=Counter({128: 11}), in_flight=6, doubles=0, stores=Counter({128: 1, 16: 1}),
-    kept=Counter({128: 6, 32: 1}), recalled=Counter({128: 2, 32: 1}), barriers=2, distributed=5, prefetches=2,
-    sleeps=0, integer_atomics=1, float_atomics=0, calls=(), instructions=10_000,
+    kept=Counter({128: 6, 32: 1}), recalled=Counter({128: 2, 32: 1}), barriers=3, distributed=1, prefetches=2,
+    sleeps=0, integer_atomics=1, float_atomics=0, calls=(), instructions=5_000,
 )  # fmt: skip
 GENERAL = replace(
-    GOOD, general=True, registers=GENERALS, loads=Counter({64: 10}), in_flight=2, doubles=4,
+    GOOD, general=True, registers=GENERALS, loads=Counter({64: 10}), instructions=8_000, doubles=4,
     stores=Counter({128: 1, 64: 1, 16: 2}), kept=Counter({128: 1, 32: 1}),
 )  # fmt: skip
 MIXED = replace(
@@ -41,10 +41,10 @@ ANY = replace(
     stores=Counter({128: 1, 64: 3, 32: 1, 16: 2}),
 )  # fmt: skip
 AMPERE = replace(GOOD, arch=80, barriers=0, distributed=0, prefetches=0)
-GRID = replace(GOOD, kernel="fdiv_grid_kernel", registers=128, barriers=0, distributed=0, sleeps=1, integer_atomics=2)
+GRID = replace(GOOD, kernel="fdiv_grid_kernel", barriers=0, distributed=0, sleeps=1, integer_atomics=2)
 SCALE = replace(
     AMPERE, kernel="fdiv_scale_kernel", shared=0, loads=Counter({128: 1, 16: 10}), in_flight=0, kept=Counter(),
-    recalled=Counter(), integer_atomics=0,
+    recalled=Counter(), integer_atomics=0, instructions=400,
 )  # fmt: skip
 COUNT = replace(SCALE, kernel="fdiv_count_kernel", types=None, loads=Counter(), stores=Counter())
 
@@ -59,7 +59,13 @@ def test_a_good_kernel_breaks_no_claim(kernel):
     [
         (GOOD, {"registers": PLAIN + 1}, f"{PLAIN + 1} registers, at most {PLAIN} wanted"),
         (GENERAL, {"registers": GENERALS + 1}, f"registers, at most {GENERALS} wanted"),
-        (GRID, {"registers": 129}, "129 registers, at most 128 wanted"),
+        (GRID, {"registers": PLAIN + 1}, f"registers, at most {PLAIN} wanted"),
+        (COUNT, {"registers": 129}, "129 registers, at most 128 wanted"),
+        (GOOD, {"instructions": 5_121}, "80 KB of code, at most 80 wanted"),
+        (replace(GOOD, arch=120), {"instructions": 7_000}, "109 KB of code, at most 104 wanted"),
+        (GENERAL, {"instructions": 8_400}, "131 KB of code, at most 130 wanted"),
+        (ANY, {"instructions": 10_400}, "162 KB of code, at most 160 wanted"),
+        (COUNT, {"instructions": 2_600}, "41 KB of code, at most 40 wanted"),
         (GOOD, {"spilled": 8}, "spills 8 bytes"),
         (GOOD, {"shared": 3073}, "3073 bytes of static shared memory, at most 3072 wanted"),
         (GOOD, {"loads": Counter({128: 10})}, "10 loads of elements of 128 bits, 11 wanted"),
@@ -69,6 +75,7 @@ def test_a_good_kernel_breaks_no_claim(kernel):
         (ANY, {"loads": Counter({128: 9, 64: 20})}, "9 loads of elements of 128 bits, 10 wanted"),
         (SCALE, {"loads": Counter({32: 4})}, "0 loads of elements of 128 bits, 1 wanted"),
         (GOOD, {"in_flight": 3}, "3 loads before the first use, 6 wanted"),
+        (GENERAL, {"in_flight": 4}, "4 loads before the first use, 6 wanted"),
         (GOOD, {"doubles": 2}, "2 instructions of double arithmetic"),
         (GOOD, {"stores": Counter({16: 1})}, "0 stores of the gradient of 128 bits, 1 wanted"),
         (GOOD, {"stores": Counter({128: 1, 32: 4})}, "4 stores of the gradient of 32 bits"),
@@ -77,10 +84,10 @@ def test_a_good_kernel_breaks_no_claim(kernel):
         (GOOD, {"kept": Counter({128: 5})}, "5 stores on chip of 128 bits, 6 wanted"),
         (GOOD, {"kept": Counter({128: 6, 16: 1})}, "1 stores on chip of 16 bits"),
         (GOOD, {"recalled": Counter({32: 8})}, "0 loads on chip of 128 bits, 2 wanted"),
-        (GOOD, {"barriers": 1}, "1 cluster barriers, 2 wanted"),
-        (GOOD, {"distributed": 0}, "0 stores to distributed shared memory, 5 wanted"),
+        (GOOD, {"barriers": 2}, "2 cluster barriers, 3 wanted"),
+        (GOOD, {"distributed": 0}, "no store to distributed shared memory"),
         (AMPERE, {"barriers": 1}, "1 cluster barriers, 0 stores to distributed shared memory, none wanted"),
-        (GRID, {"distributed": 5}, "0 cluster barriers, 5 stores to distributed shared memory, none wanted"),
+        (GRID, {"distributed": 1}, "0 cluster barriers, 1 stores to distributed shared memory, none wanted"),
         (GOOD, {"prefetches": 1}, "1 bulk prefetches, 2 wanted"),
         (AMPERE, {"prefetches": 2}, "2 bulk prefetches, 0 wanted"),
         (GRID, {"sleeps": 0}, "no sleep"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,10 @@ def test_what_was_not_taken_and_why(capsys):
     text = printed(capsys, "--shape 8,4,128,128 --device a100")
     assert "cluster:16   the device can't schedule it" in text
     text = printed(capsys, "--shape 8,4,128,128 --device h200 --allow grid")
-    assert "schedule       grid" in text and text.splitlines()[-2].split()[0] == "grid"
-    assert text.splitlines()[-2].endswith("taken")
+    assert "schedule       grid of 8: 16 blocks hold a sample together, 8 side by side" in text
+    assert text.count("taken") == 1 and re.search(r"grid:8 .* taken", text)
+    text = printed(capsys, "--shape 8,4,128,128 --device a100 --allow grid:3")
+    assert "schedule       grid of 3: 36 blocks" in text and re.search(r"grid:3 .* taken", text)
 
 
 def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
@@ -69,7 +72,7 @@ def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
     assert found["schedule"].startswith("grid") and found["offsets"].startswith("64 bits")
     assert found["phases"].startswith("1.99") and found["bytes"].startswith("25.7 GB")
     text = printed(capsys, "--shape 2048,3,32,32 --heads 3 --mask 2048x1024 --device h200")
-    assert figures(text)["launches"] == "3, one to weigh first, one to count first"
+    assert figures(text)["launches"] == "5, 3 to weigh first, 1 to count first"
     assert "a mask's own not counted" in text
 
 
@@ -135,7 +138,7 @@ def test_the_gpu_that_is_present(capsys, monkeypatch):
         ("--shape 8,4 --bins 3", "h100: bins: expected 0 without logits (heads=0), got 3"),
         (
             "--shape 8,4 --allow clusters",
-            "h100: allowed: expected auto, grid, cluster, or cluster:1 to cluster:16",
+            "h100: allowed: expected auto, cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64, got clusters",
         ),
         ("--shape 8,400000 --allow cluster:1", "h100: allowed: expected a schedule that can hold a sample of 400000"),
         ("--shape 8,4 --device h300", "argument --device: expected one of a100, l40s, h100,"),

@@ -64,18 +64,23 @@ class Schedule:
 
 WHOLE, SPLIT = ("fdiv_fwd_kernel",), ("fdiv_reduce_kernel", "fdiv_apply_kernel")
 CLUSTER, GRID = ("fdiv_cluster_kernel",), ("fdiv_grid_kernel",)
+# Weights that a launch, or three, compute first.
+WEIGH_ONE = ("fdiv_weight_kernel",)
+WEIGH = ("fdiv_ratios_kernel", "fdiv_logarithms_kernel", "fdiv_normalize_kernel")
 # One of each kind, whatever the options are.
 SCHEDULES = (
     Schedule("triton", "whole", PRACTICE["CIFAR"], WHOLE),
     Schedule("triton", "split", PRACTICE["SDXL"], SPLIT),
     Schedule("native", "a block a sample", PRACTICE["CIFAR"], CLUSTER, "cluster:1"),
     Schedule("native", "a cluster a sample", PRACTICE["SDXL"], CLUSTER, "cluster:4"),
-    Schedule("native", "the grid a sample", PRACTICE["Wan"], GRID, "grid"),
+    Schedule("native", "the grid a sample", PRACTICE["Wan"], GRID, "grid:1"),
     # The next sample is loaded while this one's sums are awaited.
-    Schedule("native", "the grid, sample after sample", (5, 4, 128, 128), GRID, "grid"),
+    Schedule("native", "the grid, sample after sample", (5, 4, 128, 128), GRID, "grid:1"),
+    # One team has three samples, the other two.
+    Schedule("native", "a team of the grid a sample", (5, 4, 128, 128), GRID, "grid:2"),
 )
 # More than any GPU holds: part of each sample is read a second time.
-READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID, "grid")
+READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID, "grid:1")
 
 OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence", "count")
 EVERY_OPTION = (

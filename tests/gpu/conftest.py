@@ -45,8 +45,8 @@ def _in_force(request, monkeypatch):
 
 def skip_unless_possible(plan: str) -> None:
     """Skip where this GPU has no clusters of the size that a plan names."""
-    _, _, size = plan.partition(":")
-    if size and not devices.present(0)["active_clusters"][devices.CLUSTER_SIZES.index(int(size))]:
+    kind, _, size = plan.partition(":")
+    if kind == "cluster" and size and not devices.present(0)["active_clusters"][devices.CLUSTER_SIZES.index(int(size))]:
         pytest.skip(f"{torch.cuda.get_device_name()} schedules no clusters of {size} blocks")
 
 

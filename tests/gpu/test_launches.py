@@ -15,6 +15,8 @@ from tests.gpu.calls import (
     SCALE,
     SCHEDULES,
     SPLIT,
+    WEIGH,
+    WEIGH_ONE,
     WHOLE,
     Schedule,
 )
@@ -22,10 +24,10 @@ from tests.gpu.calls import (
 pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 
 MANY, SOME = (4096, 3, 16, 16), PRACTICE["CIFAR"]
-WEIGH, COUNT = ("fdiv_weight_kernel",), ("fdiv_count_kernel",)
+COUNT = ("fdiv_count_kernel",)
 # What takes more launches than its schedule, and with which option.
 MORE = (
-    (Schedule("triton", "whole, weighed first", MANY, WEIGH + WHOLE), "normalizer"),
+    (Schedule("triton", "whole, weighed first", MANY, WEIGH_ONE + WHOLE), "normalizer"),
     (Schedule("triton", "whole but for its mask", SOME, SPLIT), "mask"),
     (Schedule("native", "blocks, weighed first", MANY, WEIGH + CLUSTER, "cluster:1"), "normalizer"),
     (Schedule("native", "blocks, counted first", SOME, COUNT + CLUSTER, "cluster:1"), "mask"),
@@ -33,7 +35,7 @@ MORE = (
     (Schedule("native", "the grid, weighed and counted first", MANY, WEIGH + COUNT + GRID, "grid"), "mask"),
     # With a count of the caller's nothing is counted, and a mask of any size leaves a sample whole.
     (Schedule("triton", "whole, its count given", SOME, WHOLE), "count"),
-    (Schedule("triton", "whole, weighed first, its count given", MANY, WEIGH + WHOLE), "count"),
+    (Schedule("triton", "whole, weighed first, its count given", MANY, WEIGH_ONE + WHOLE), "count"),
     (Schedule("native", "blocks, weighed first, their count given", MANY, WEIGH + CLUSTER, "cluster:1"), "count"),
     (Schedule("native", "the grid, weighed first, its count given", MANY, WEIGH + GRID, "grid"), "count"),
     (READ_AGAIN, "normalizer"),

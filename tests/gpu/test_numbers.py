@@ -104,7 +104,8 @@ REPEATED = (
     (Schedule("native", "clusters of 2", (256, 4, 64, 64), CLUSTER, "cluster:2"), 0, 1, False),
     (Schedule("native", "clusters of 4", (256, 4, 128, 128), CLUSTER, "cluster:4"), 2, 4, False),
     (Schedule("native", "clusters of 16", (64, 4, 128, 128), CLUSTER, "cluster:16"), 2, 4, False),
-    (Schedule("native", "the grid", (16, 4, 128, 128), GRID, "grid"), 2, 4, False),
+    (Schedule("native", "the grid", (16, 4, 128, 128), GRID, "grid:1"), 2, 4, False),
+    (Schedule("native", "teams of the grid", (64, 4, 128, 128), GRID, "grid:8"), 2, 4, False),
     (READ_AGAIN, 2, 4, False),
 )
 

@@ -8,13 +8,26 @@ import torch
 
 from tests.cases import assert_stats, make, normalizer, same_bits
 from tests.check_kernels.machine_code import SYSTEM_SHARED
-from tests.gpu.calls import EVERY_OPTION, PLAN, PRACTICE, READ_AGAIN, batch, hold, in_float64, make_batch, planned
+from tests.gpu.calls import (
+    CLUSTER,
+    EVERY_OPTION,
+    PLAN,
+    PRACTICE,
+    READ_AGAIN,
+    WEIGH,
+    WEIGH_ONE,
+    batch,
+    hold,
+    in_float64,
+    make_batch,
+    planned,
+)
 from tests.gpu.conftest import skip_unless_possible
 from tests.gpu_check.stage import NO_SCHEDULE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends("native")]
 
-PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid")
+PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:3")
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Student and predictions: every combination of types that has kernels of its own, and the odd mixes.
 TYPES = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP64, FP64))
@@ -130,7 +143,9 @@ def test_the_launch_follows_the_plan(backend, name, allowed, device_work, monkey
     case.call(backend, student)
     # A Prediction's coefficients are PyTorch's work.
     *before, flagship = (w for w in device_work(lambda: case.call(backend, student)) if w.name.startswith("fdiv_"))
-    expected = ["fdiv_weight_kernel"] * plan["weigh_first"] + ["fdiv_count_kernel"] * plan["count_first"]
+    counting = ["fdiv_count_kernel"] * plan["count_first"]
+    weighing = {0: (), 1: WEIGH_ONE, 3: WEIGH}[plan["launches"] - 1 - len(counting)]
+    expected = [*weighing, *counting]
     assert [work.name for work in before] == expected
     assert flagship.name == f"fdiv_{plan['schedule']}_kernel"
     assert (flagship.grid, flagship.block) == ([plan["blocks"], 1, 1], [plan["threads"], 1, 1])
@@ -143,8 +158,8 @@ def test_many_weights_are_computed_first(backend, samples, heads, bins, device_w
     case = make((samples, 3, 16, 16), BF16, heads=heads, normalizer=normalizer(bins)).on()
     hold(case, case.run(backend), in_float64(case))
     student = case.student.requires_grad_()
-    first, flagship = device_work(lambda: case.call(backend, student))
-    assert (first.name, flagship.name) == ("fdiv_weight_kernel", "fdiv_cluster_kernel")
+    found = tuple(work.name for work in device_work(lambda: case.call(backend, student)))
+    assert found == (WEIGH if samples > 256 else WEIGH_ONE) + CLUSTER
 
 
 def test_plans_differ(backend):
@@ -163,12 +178,14 @@ def test_plans_differ(backend):
 # ---- what cannot be
 
 
-@pytest.mark.parametrize("text", ("nonsense", "cluster:3", "cluster:32", "cluster:", "grid:2", "Grid", " grid"))
+@pytest.mark.parametrize(
+    "text", ("nonsense", "cluster:3", "cluster:32", "cluster:", "grid:0", "grid:65", "Grid", " grid")
+)
 def test_a_plan_that_is_none(backend, text, monkeypatch):
     case = batch(PRACTICE["CIFAR"])
     before = case.options["normalizer"].mean.clone()
     monkeypatch.setenv(PLAN, text)
-    message = f"{PLAN}: expected cluster, cluster:1 to cluster:16 or grid, got '{text}'"
+    message = f"{PLAN}: expected cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64, got '{text}'"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         case.call(backend)
     assert same_bits(case.options["normalizer"].mean, before)
@@ -176,7 +193,7 @@ def test_a_plan_that_is_none(backend, text, monkeypatch):
     assert case.call(backend).isfinite()
 
 
-@pytest.mark.parametrize("allowed", [plan for plan in PLANS if plan != "grid"])
+@pytest.mark.parametrize("allowed", [plan for plan in PLANS if plan.startswith("cluster")])
 def test_a_sample_that_no_cluster_holds(backend, allowed, monkeypatch):
     case = batch(PRACTICE["Wan"], FP32)
     before = case.options["normalizer"].mean.clone()

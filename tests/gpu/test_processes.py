@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.cuda.green_contexts import GreenContext
 
 from tests.gpu.calls import KERNELS, PLAN, SCHEDULES
 
@@ -24,6 +25,7 @@ def run(script, *arguments, plan=""):
         timeout=600,
     )
     assert child.returncode == 0, child.stdout + child.stderr
+    return child.stderr
 
 
 def written(shape):
@@ -135,4 +137,36 @@ check(found)
 
 def test_more_captured_calls_than_tickets(backend):
     """Beyond the pool each captured call zeroes a ticket of its own; what took the pool's last goes on using it."""
-    run(MANY_CAPTURED, backend, PLAN, *(("cluster:1", "grid") if backend == "native" else ("",)))
+    run(MANY_CAPTURED, backend, PLAN, *(("cluster:1", "grid:2") if backend == "native" else ("",)))
+
+
+PART_OF_A_DEVICE = """
+import sys, torch, fdkernels as fdk
+from torch.cuda.green_contexts import GreenContext
+
+shape = (2, 16, 21, 60, 104)
+student, teacher, fake = (torch.randn(shape, device="cuda") for _ in range(3))
+logits = torch.randn(shape[0], device="cuda")
+student.requires_grad_()
+
+def step():
+    student.grad = None
+    value = fdk.fused_fdiv_loss(student, teacher, fake, logits, backend=sys.argv[1])
+    value.backward()
+    return value.detach(), student.grad
+
+wanted = step()
+torch.cuda.synchronize()
+with torch.cuda.stream(GreenContext.create(num_sms=16, device_id=0).Stream()):
+    found = [step() for _ in range(3)]
+torch.cuda.synchronize()
+for value, gradient in found:
+    torch.testing.assert_close(value, wanted[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, wanted[1], rtol=1e-6, atol=0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(GreenContext, "Stream"), reason="this torch has no streams of green contexts")
+def test_a_context_that_has_a_part_of_the_device(backend):
+    """A grid of all multiprocessors is refused there: smaller ones follow, and that is said once."""
+    assert run(PART_OF_A_DEVICE, backend).count("was refused") == (backend == "native")

@@ -26,7 +26,7 @@ TOOLS = {
 ERROR_CODE = 99
 RUN_SECONDS = 240
 # Every schedule that the native kernels can be made to take, beside the planned one.
-NATIVE_PLANS = ("", "cluster:1", "cluster:4", "cluster:16", "grid")
+NATIVE_PLANS = ("", "cluster:1", "cluster:4", "cluster:16", "grid:1", "grid:2")
 CPU_CASES = ("CIFAR", "guided", "count", "bad samples")
 # Without PyTorch's pool every tensor is an allocation of its own, with bounds that a tool sees.
 ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -72,7 +72,11 @@ def test_unknown_name() -> None:
         ({"bins": 10}, r"bins: expected 0 without logits \(heads=0\), got 10"),
         ({"heads": 1, "bins": -10}, "bins: expected a count from 0 to 2147483647, got -10"),
         ({"reduction": "max"}, "reduction: expected one of mean sum none, got max"),
-        ({"allowed": "cluster:3"}, "allowed: expected auto, grid, cluster, or cluster:1 to cluster:16, got cluster:3"),
+        (
+            {"allowed": "cluster:3"},
+            "allowed: expected auto, cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64, got cluster:3",
+        ),
+        ({"allowed": "grid:65"}, "allowed: .* got grid:65"),
     ],
 )
 def test_bad_arguments_of_a_plan(changes: dict, message: str) -> None:

@@ -108,7 +108,7 @@ AOTITorchError software_library_init_impl(const char*, const char* key, const ch
 EXPORTED int software_add_device(const int* fields) {
   Description d;
   for (int* to : {&d.capability, &d.multiprocessors, &d.shared_per_block, &d.shared_per_multiprocessor, &d.cache,
-                  &d.largest_cluster}) {
+                  &d.largest_cluster, &d.granted}) {
     *to = *fields++;
   }
   runtime().devices.push_back(d);

@@ -40,6 +40,8 @@ class Description(NamedTuple):
     cache: int
     """Bytes of L2."""
     largest_cluster: int = 16
+    granted: int = 0
+    """Multiprocessors of a context that has fewer, which its limits do not tell; 0: all."""
 
 
 # Small enough for small samples to need every schedule.

@@ -25,16 +25,17 @@ struct Description {
   int shared_per_block = 24 << 10, shared_per_multiprocessor = 48 << 10;  // bytes
   int cache = 1 << 20;                                                    // bytes
   int largest_cluster = 16;
+  int granted = 0;                           // multiprocessors of a context that has fewer; 0: all
   int memory_clock = 1'000'000, bus = 1024;  // kHz, bits
-  int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 128;
+  int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 96;
 };
 
-// What a kernel is allowed, as its host code has set it.
+// A kernel on a device, and what its host code has allowed it.
 struct Function {
   std::string name = "kernel", full_name;
   int dynamic_shared = 48 << 10;
   bool large_clusters = false;
-  std::set<int> loaded;     // on which devices
+  bool loaded = false;
   std::set<size_t> shared;  // its static variables, by offset, as they are met
   size_t static_shared = 0;
 };

@@ -290,7 +290,7 @@ cudaError_t software_active_blocks(int* count, const void* kernel, int threads, 
 
 cudaError_t software_active_clusters(int* count, const void* kernel, const cudaLaunchConfig_t* config) {
   const Description& d = runtime().description();
-  const Function& function = function_of(kernel);
+  Function& function = function_of(kernel);
   const int size = static_cast<int>(config->attrs[0].val.clusterDim.x);
   if (d.capability < 90 || size > d.largest_cluster || (size > 8 && !function.large_clusters)) {
     return cudaErrorInvalidValue;
@@ -337,7 +337,8 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
                               (launch->cluster > 8 && !function.large_clusters))) {
     return cudaErrorInvalidConfiguration;
   }
-  launch->resident = d.multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
+  const int multiprocessors = d.granted > 0 ? d.granted : d.multiprocessors;
+  launch->resident = multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
   if (launch->resident < static_cast<int>(launch->cluster)) return cudaErrorInvalidConfiguration;
   if (launch->cooperative && static_cast<int>(launch->blocks) > launch->resident) {
     return cudaErrorCooperativeLaunchTooLarge;

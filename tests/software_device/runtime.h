@@ -59,8 +59,8 @@ namespace software {
 struct Runtime {
   std::vector<Description> devices{Description{}};
   int device = 0;
-  bool holds_back = false;  // until the test synchronizes
-  bool all_is_cuda = false;  // or every tensor passes for one of the host's too
+  bool holds_back = false;                                    // until the test synchronizes
+  bool all_is_cuda = false;                                   // or every tensor passes for one of the host's too
   std::map<std::pair<int, const void*>, Function> functions;  // by device and kernel
   std::map<const void*, std::pair<std::string, std::string>> names;
   std::map<uintptr_t, size_t> tickets;  // memory of the module that is zero whenever nothing runs

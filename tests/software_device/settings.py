@@ -16,7 +16,7 @@ import pytest
 from tests.gpu_check.stage import PLAN
 from tests.software_device import device
 
-PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid")
+PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2")
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class Setting:
     plan: str
     scheduler: str
     seed: int = 0
+    limits: device.Description | None = None
 
     def __str__(self) -> str:
         return f"sm_{self.architecture} {self.plan} {self.scheduler}"
 
     @property
     def description(self) -> device.Description:
+        """Multiprocessors for the largest cluster that is asked for, where no limits are given."""
+        if self.limits is not None:
+            return self.limits
         limits = device.SMALL
         if self.plan.startswith("cluster"):
             limits = device.TIGHT_16 if self.plan in ("cluster:8", "cluster:16") else device.TIGHT

@@ -131,8 +131,12 @@ int sync_block(int vote, Vote kind, int line) {
 
 void sync_named(int barrier, int threads, bool waits, int line) {
   Block& block = *me().block;
+  if (barrier == 0 && waits && threads == static_cast<int>(block.launch->threads)) {
+    sync_block(0, Vote::none, line);
+    return;
+  }
   if (barrier < 1 || barrier > 15 || threads <= 0 || threads % static_cast<int>(kWarp) != 0) {
-    executor().fault("a named barrier takes a number from 1 to 15 and whole warps");
+    executor().fault("a named barrier takes a number from 1 to 15 and whole warps; 0 is of all threads");
   }
   meet(block.named[barrier], threads, 0, Vote::none, waits, line, "a named barrier");
 }
