@@ -143,8 +143,8 @@ fdkernels::DeviceLimits device_limits(const py::dict& given) {
   limits.capability = static_cast<int>(figure("capability", 10, kMostBlocks));
   limits.multiprocessors = static_cast<int>(figure("multiprocessors", 1, kMostBlocks));
   // Any GPU gives a block 48 KB.
-  limits.shared_per_block = static_cast<int64_t>(figure("shared_per_block", 48 * 1024, kMostBytes));
-  limits.shared_per_multiprocessor = static_cast<int64_t>(figure("shared_per_multiprocessor", 48 * 1024, kMostBytes));
+  limits.shared_per_block = static_cast<int64_t>(figure("shared_per_block", 4096, kMostBytes));
+  limits.shared_per_multiprocessor = static_cast<int64_t>(figure("shared_per_multiprocessor", 4096, kMostBytes));
   limits.cache = static_cast<int64_t>(figure("cache", 0, kMostBytes));
   limits.bandwidth = figure("bandwidth", 1, kMostBytes);
   const py::object clusters = find("active_clusters");

@@ -92,7 +92,7 @@ def test_bad_arguments_of_a_plan(changes: dict, message: str) -> None:
         ({"cache": None}, "limits: expected cache from 0 to .*, got None"),
         ({"bandwidth": float("nan")}, "limits: expected bandwidth from 1 to .*, got nan"),
         ({"multiprocessors": 0}, "limits: expected multiprocessors from 1 to .*, got 0"),
-        ({"shared_per_block": 1024}, "limits: expected shared_per_block from 49152 to .*, got 1024"),
+        ({"shared_per_block": 1024}, "limits: expected shared_per_block from 4096 to .*, got 1024"),
         (
             {"active_clusters": (132, 66)},
             r"limits: expected active_clusters of the sizes 1, .* 16, got \(132, 66\)",

@@ -7,7 +7,6 @@
 
 #undef aoti_torch_get_data_ptr
 #undef aoti_torch_get_device_type
-#undef aoti_torch_device_type_cuda
 #undef aoti_torch_empty_strided
 #undef aoti_torch_library_init_impl
 
@@ -54,13 +53,12 @@ AOTITorchError software_get_data_ptr(AtenTensorHandle tensor, void** data) {
   return aoti_torch_get_data_ptr(tensor, data);
 }
 
-AOTITorchError software_get_device_type(AtenTensorHandle, int32_t* type) {
-  *type = runtime().all_is_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+AOTITorchError software_get_device_type(AtenTensorHandle tensor, int32_t* type) {
+  void* data = nullptr;
+  aoti_torch_get_data_ptr(tensor, &data);
+  const bool of_host = data != nullptr && data == runtime().of_host;
+  *type = of_host ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   return 0;
-}
-
-int32_t software_device_type_cuda() {
-  return runtime().all_is_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
 }
 
 AOTITorchError software_get_device_index(AtenTensorHandle, int32_t* index) {
@@ -123,8 +121,9 @@ EXPORTED void software_schedule(int schedule, uint64_t seed) {
   executor().set(static_cast<Schedule>(schedule), seed);
 }
 
-EXPORTED void software_all_is_cuda(bool so) {
-  runtime().all_is_cuda = so;
+// The one tensor that is not the device's: a launcher looks into it.
+EXPORTED void software_of_host(const void* data) {
+  runtime().of_host = data;
 }
 
 EXPORTED void software_hold_back(bool so) {

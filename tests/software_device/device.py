@@ -46,6 +46,7 @@ class Description(NamedTuple):
 
 # Small enough for small samples to need every schedule.
 SMALL = Description(90, 4, 20 << 10, 48 << 10, 64 << 10)
+SMALL_80 = SMALL._replace(capability=80, largest_cluster=0)
 # One block a multiprocessor, so that clusters pass from sample to sample.
 TIGHT = Description(90, 4, 7 << 10, 8 << 10, 64 << 10)
 TIGHT_16 = TIGHT._replace(multiprocessors=16)
@@ -123,10 +124,6 @@ class Software:
         block (the seed says which) as far as they can."""
         self.library.software_schedule(SCHEDULERS.index(name), ctypes.c_uint64(seed))
 
-    def all_is_cuda(self, so: bool) -> None:
-        """Whether every tensor passes for the device's alone, or for the host's as well, which may then look at it."""
-        self.library.software_all_is_cuda(ctypes.c_bool(so))
-
     def launches(self) -> list[Launch]:
         """Since the last time that this was asked."""
         lines = (line.split() for line in self.library.software_launches().decode().splitlines())
@@ -136,11 +133,12 @@ class Software:
         """Since the last time that this was asked."""
         return [Traffic(*map(int, line.split())) for line in self.library.software_traffic().decode().splitlines()]
 
-    def _forward(self, *arguments: Any) -> Any:
+    def _call(self, op: Callable[..., Any], *arguments: Any) -> Any:
         """A sample that the plan asked for can't hold takes any that can."""
-        op = ops._below_autograd(self.ops.fdiv_native.default)
         if torch.compiler.is_compiling():
             return op(*arguments)
+        numbers = arguments[-1]  # of the host, where a call has them: fdkernels/floats.py
+        self.library.software_of_host(ctypes.c_void_p(None if numbers is None else numbers.data_ptr()))
         try:
             return op(*arguments)
         except ValueError as error:
@@ -202,10 +200,10 @@ class Software:
         """Calls of the native backend on CPU tensors inside are this library's."""
         with pytest.MonkeyPatch.context() as patch:
             for table, op in (
-                (ops._FORWARD, self._forward),
+                (ops._FORWARD, functools.partial(self._call, ops._below_autograd(self.ops.fdiv_native.default))),
                 (ops._BACKWARD, self.ops.fdiv_backward_native.default),
                 (ops._BACKWARD_IN_PLACE, self.ops.fdiv_backward_native_.default),
-                (ops.WEIGHT, self.ops.fdiv_weight_native.default),
+                (ops.WEIGHT, functools.partial(self._call, self.ops.fdiv_weight_native.default)),
             ):
                 patch.setitem(table, "native", op)  # type: ignore[arg-type]
             patch.setitem(backends._chosen, ("native", "cpu"), "native")

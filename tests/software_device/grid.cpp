@@ -160,6 +160,16 @@ void Executor::name_shared(size_t offset, size_t bytes, const std::string& name)
   shared_names_[offset] = {bytes, name};
 }
 
+size_t Executor::static_shared(const std::string& kernel) const {
+  size_t bytes = 0;
+  for (const auto& [offset, variable] : shared_names_) {
+    const std::string& name = variable.second;
+    if (!kernel.empty() && !name.starts_with("guard") && name.find(kernel) != std::string::npos)
+      bytes += variable.first;
+  }
+  return bytes;
+}
+
 Region* Executor::find_shared(uintptr_t address) {
   for (const auto& block : blocks_) {
     const auto begin = reinterpret_cast<uintptr_t>(block->shared);
@@ -174,9 +184,8 @@ Region* Executor::find_shared(uintptr_t address) {
     // A guard of a variable's initialization, of which CUDA has none: it has been done.
     const bool guard = name.starts_with("guard");
     if (guard) block->shared[offset] = 1;
-    Function& function = *block->launch->function;
-    if (!dynamic && name.find(function.full_name) == std::string::npos) return nullptr;  // another kernel's
-    if (!dynamic && !guard && function.shared.insert(offset).second) function.static_shared += bytes;
+    const std::string& kernel = block->launch->function->full_name;
+    if (!dynamic && name.find(kernel) == std::string::npos) return nullptr;  // another kernel's
     return &memory.add(
         begin + offset, bytes, 4, guard,
         std::string(dynamic ? "dynamic" : "static") + " shared memory of block " + std::to_string(block->index),

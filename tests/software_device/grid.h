@@ -6,7 +6,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -36,7 +35,6 @@ struct Function {
   int dynamic_shared = 48 << 10;
   bool large_clusters = false;
   bool loaded = false;
-  std::set<size_t> shared;  // its static variables, by offset, as they are met
   size_t static_shared = 0;
 };
 
@@ -142,6 +140,8 @@ class Executor {
   }
   // A shared variable of the library's kernels: where it lies in every block's memory.
   void name_shared(size_t offset, size_t bytes, const std::string& name);
+  // Bytes of a kernel's own.
+  size_t static_shared(const std::string& kernel) const;
   // The one at an address, from now on a region.
   Region* find_shared(uintptr_t address);
   // Where an address is that is in no region, for messages.

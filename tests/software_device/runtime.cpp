@@ -36,9 +36,11 @@ cudaError_t refused_in_capture() {
 
 Function& function_of(const void* kernel) {
   Runtime& r = runtime();
-  Function& function = r.functions[{r.device, kernel}];
-  if (const auto names = r.names.find(kernel); names != r.names.end()) {
-    std::tie(function.name, function.full_name) = names->second;
+  const auto [at, is_new] = r.functions.try_emplace({r.device, kernel});
+  Function& function = at->second;
+  if (is_new) {
+    std::tie(function.name, function.full_name) = r.names[kernel];
+    function.static_shared = executor().static_shared(function.full_name);
   }
   return function;
 }

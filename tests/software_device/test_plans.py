@@ -33,8 +33,9 @@ def test_every_byte_is_in_the_plan(name, dtype, architecture, plan):
     with Setting(architecture, plan, "random").in_force() as software:
         try:
             expected = planned(case, plan, software.limits())
-        except ValueError:
-            pytest.skip("no such schedule holds this sample")
+        except ValueError as error:
+            assert "a schedule that can hold a sample" in str(error) and plan.startswith("cluster")
+            pytest.skip("no such cluster holds this sample")
         software.traffic(), software.launches()
         loss = case.call("native", student)
         traffic, launches = software.traffic(), software.launches()
@@ -47,7 +48,7 @@ def test_every_byte_is_in_the_plan(name, dtype, architecture, plan):
     assert launch.cooperative == (expected["schedule"] == "grid")
     assert launch.cluster == (1 if launch.cooperative else expected["team"])
     bytes_of_n = student.numel() * student.element_size()
-    images = [run for run in traffic if run.bytes >= bytes_of_n]
+    images = [run for run in traffic if run.bytes == bytes_of_n]
     again = 2 * student.element_size() * expected["again"] * student.shape[0]
     assert sum(run.written for run in images) == bytes_of_n
     assert sum(run.read for run in images) == 3 * bytes_of_n + again
@@ -59,8 +60,8 @@ def test_the_shapes_need_every_schedule():
     for shape in SCALED.values():
         with Setting(90, "auto", "random").in_force() as software:
             plan = planned(make_batch(shape, BF16, "plain"), "auto", software.limits())
-        found.add((plan["schedule"], plan["team"], plan["buffers"], plan["again"] > 0))
-    assert {schedule for schedule, *_ in found} == {"cluster", "grid"} and len(found) >= 4, found
+        found.add((plan["schedule"], plan["team"], plan["again"] > 0))
+    assert {schedule for schedule, *_ in found} == {"cluster", "grid"} and len(found) >= 3, found
 
 
 @pytest.mark.parametrize(("architecture", "plan"), WAYS)

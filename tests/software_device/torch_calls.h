@@ -6,7 +6,6 @@
 AOTITorchError software_get_data_ptr(AtenTensorHandle, void**);
 AOTITorchError software_get_device_type(AtenTensorHandle, int32_t*);
 AOTITorchError software_get_device_index(AtenTensorHandle, int32_t*);
-int32_t software_device_type_cuda();
 AOTITorchError software_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
                                       AtenTensorHandle*);
 AOTITorchError software_create_device_guard(int32_t, DeviceGuardHandle*);
@@ -16,7 +15,6 @@ AOTITorchError software_library_init_impl(const char*, const char*, const char*,
 #define aoti_torch_get_data_ptr software_get_data_ptr
 #define aoti_torch_get_device_type software_get_device_type
 #define aoti_torch_get_device_index software_get_device_index
-#define aoti_torch_device_type_cuda software_device_type_cuda
 #define aoti_torch_empty_strided software_empty_strided
 #define aoti_torch_create_device_guard software_create_device_guard
 #define aoti_torch_delete_device_guard software_delete_device_guard
