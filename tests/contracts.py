@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections import Counter, defaultdict
 
 import pytest
@@ -29,10 +31,15 @@ CONTRACTS = (
     "properties",
 )
 BACKENDS = ("reference", "native", "triton")
-# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them.
+# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them, where its compiler's
+# options are known.
 SOFTWARE = "native (software device)"
+HAS_SOFTWARE = sys.platform == "linux" and platform.machine() == "x86_64"
 # What serves each device. To PyTorch, ROCm's are CUDA's; native's kernels are for NVIDIA's alone.
-BACKENDS_ON = {"cpu": (*BACKENDS, SOFTWARE), "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton")}
+BACKENDS_ON = {
+    "cpu": (*BACKENDS, SOFTWARE) if HAS_SOFTWARE else BACKENDS,
+    "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton"),
+}
 
 
 def column(backend: str) -> str:

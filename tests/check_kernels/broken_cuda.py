@@ -101,7 +101,10 @@ BROKEN = {
             *in_file(
                 "cuda/fdiv.cuh",
                 ("cluster.sync();", "elements.sync();"),
-                ("struct Shared {", "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {"),
+                (
+                    "struct Shared {",
+                    "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {",
+                ),
                 ("cluster.map_shared_rank(", "own("),
             ),
             *in_file("cuda/ptx.cuh", ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1")),

@@ -160,6 +160,7 @@ def test_raw_op(backend, dtype, changes):
         opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream, unscale), (gradient,))
 
 
+@pytest.mark.host_code("what PyTorch is told of an op")
 @pytest.mark.parametrize("normalized", (True, False))
 def test_raw_weight_op(backend, normalized):
     case = make((9, 3), heads=3).on()

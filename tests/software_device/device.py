@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from fdkernels import backends, devices
 from fdkernels.fdiv import ops
@@ -138,7 +139,7 @@ class Software:
         if torch.compiler.is_compiling():
             return op(*arguments)
         numbers = arguments[-1]  # of the host, where a call has them: fdkernels/floats.py
-        self.library.software_of_host(ctypes.c_void_p(None if numbers is None else numbers.data_ptr()))
+        self.library.software_of_host(ctypes.c_void_p(numbers.data_ptr() if isinstance(numbers, Tensor) else None))
         try:
             return op(*arguments)
         except ValueError as error:
