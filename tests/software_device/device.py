@@ -179,9 +179,9 @@ class Software:
         _raise(self.library.software_synchronize())
 
     @contextlib.contextmanager
-    def captured(self) -> Iterator[Graph]:
-        """Calls inside become a graph's, and do not run."""
-        graph, stream = Graph(self), self.new_stream()
+    def captured(self, stream: int | None = None) -> Iterator[Graph]:
+        """Calls inside become a graph's, and do not run; on a stream of their own if none is given."""
+        graph, stream = Graph(self), stream or self.new_stream()
         with self.on_stream(stream):
             self.library.software_capture(ctypes.c_void_p(stream))
             try:

@@ -34,11 +34,11 @@ def step(case):
 class Captured:
     """A step in a graph over inputs of its own."""
 
-    def __init__(self, software, seed=0, option="normalizer", dtype=torch.bfloat16):
+    def __init__(self, software, seed=0, option="normalizer", dtype=torch.bfloat16, stream=None):
         case = make_batch(SHAPE, dtype, option, seed=seed)
         own = {name: getattr(case, name).clone() for name in ORDER if getattr(case, name) is not None}
         self.case = case.but(**own, **case.fresh_options())
-        with software.captured() as self.graph:
+        with software.captured(stream) as self.graph:
             self.outcome = step(self.case)
         # The state as the capture found it was copied then, before anything ran.
         self.outcome.mean = None
@@ -89,8 +89,9 @@ def test_a_first_weight_may_be_captured():
 
 
 def test_two_graphs_and_an_eager_call_at_once(software):
-    """On three streams: launches that overlap share no ticket."""
-    captured = [Captured(software, seed=seed, option="plain") for seed in (0, 1)]
+    """On three streams, the graphs captured in one: launches that overlap share no ticket."""
+    stream = software.new_stream()
+    captured = [Captured(software, seed=seed, option="plain", stream=stream) for seed in (0, 1)]
     case = make_batch(SHAPE, option="plain", seed=2)
     alone = [eager(each.case) for each in captured] + [eager(case)]
     streams = [software.new_stream() for _ in captured]
