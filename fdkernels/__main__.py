@@ -110,7 +110,7 @@ def probe_backends() -> None:
         for backend, reason in reasons.items():
             print(f"    {backend:10} {reason or 'usable'}")
     checked = ", ".join(f"{major}.{minor} ({results})" for (major, minor), results in backends.CHECKED.items())
-    print(f"  native has been checked on compute capability {checked}; auto picks triton first on other GPUs")
+    print(f"  native has been checked on compute capability {checked or 'none'}; auto picks triton first on other GPUs")
 
 
 def describe_gpu(index: int) -> str:

@@ -37,7 +37,9 @@ NATIVE_FIRST, TRITON_FIRST = ("native", "triton", "reference"), ("triton", "nati
 
 # Compute capabilities of which a GPU passed `make gpu-check`, and its results. The blocks of native's CUDA kernels wait
 # for each other: on hardware that they have not run on, they could hang a training run. Triton's programs never wait.
-CHECKED = {(9, 0): "benchmarks/results/h100_check.json"}
+CHECKED: dict[tuple[int, int], str] = {}
+# The same of earlier kernels, whose blocks waited in another way; a check anew moves an entry up.
+CHECKED_BEFORE = {(9, 0): "benchmarks/results/h100_check.json"}
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
@@ -168,9 +170,10 @@ def preference(device_type: str) -> tuple[tuple[str, ...], str]:
     if not torch.cuda.is_available():
         return TRITON_FIRST, "no GPU is here"
     major, minor = torch.cuda.get_device_capability()
-    if (major, minor) not in CHECKED:
-        return TRITON_FIRST, f"native has not been checked on compute capability {major}.{minor}"
-    return NATIVE_FIRST, f"native passed its checks on compute capability {major}.{minor} ({CHECKED[major, minor]})"
+    if (major, minor) in CHECKED:
+        return NATIVE_FIRST, f"native passed its checks on compute capability {major}.{minor} ({CHECKED[major, minor]})"
+    since = " since its blocks wait in another way" if (major, minor) in CHECKED_BEFORE else ""
+    return TRITON_FIRST, f"native has not been checked on compute capability {major}.{minor}{since}"
 
 
 def choose(requested: str, device_type: str) -> str:

@@ -126,9 +126,10 @@ def test_each_gpu_has_its_own_choice(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(backends, "load_native", lambda device_type: None)
     monkeypatch.setattr(backends, "_driver_version", lambda: (13, 0))
     monkeypatch.setattr(_core, "build_info", lambda: {"cuda": "13.0", "cuda_archs": ["80", "90"]})
+    results = "benchmarks/results/h100_check.json"
+    monkeypatch.setitem(backends.CHECKED, (9, 0), results)
     probe_backends()
     hopper, ada, blackwell = capsys.readouterr().out.split("\n  cuda:")[1:]
-    results = "benchmarks/results/h100_check.json"
     assert hopper.startswith("0 (Hopper, compute capability 9.0)\n")
     assert "auto picks native, the first usable of native, triton, reference" in hopper
     assert f"in this order because native passed its checks on compute capability 9.0 ({results})" in hopper
