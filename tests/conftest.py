@@ -86,10 +86,10 @@ def pytest_configure(config):
     table = ContractTable()
     if device.name() == "cuda":
         collect_ignore.extend(ELSEWHERE)
-        table.excused.add("distributed")
+        table.excused.update(("distributed", backend) for backend in contracts.backends())
     if not has_hypothesis:
         collect_ignore.extend(NEED_HYPOTHESIS)
-        table.excused.add("properties")
+        table.excused.update(("properties", backend) for backend in contracts.backends())
     config.pluginmanager.register(table, "contract-table")
     if has_hypothesis:
         _register_profiles()

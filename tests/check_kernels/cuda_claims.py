@@ -90,10 +90,11 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
     """Two vectors of each of x, tau and f are on their way before the first is needed; where kGeneral, one of each of
-    those, x_t and the unconditional ones."""
+    those, x_t and the unconditional ones. In the grid's ptxas lets one conversion begin before the last load."""
+    wanted = TOGETHER - (k.kernel == "fdiv_grid_kernel")
     typed = k.types is not None and k.types.student != "any"
-    if k.kernel in FLAGSHIPS and typed and k.in_flight < TOGETHER:
-        yield f"{k.in_flight} loads before the first use, {TOGETHER} wanted"
+    if k.kernel in FLAGSHIPS and typed and k.in_flight < wanted:
+        yield f"{k.in_flight} loads before the first use, {wanted} wanted"
 
 
 def no_doubles(k: CudaKernel) -> Iterator[str]:

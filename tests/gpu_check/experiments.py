@@ -12,7 +12,7 @@ from tests.gpu_check.sanitize import Subject
 from tests.gpu_check.stage import PLAN, Stage
 
 # What the planner chooses, and everything that it can be made to choose.
-PLANS = ("", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid")
+PLANS = ("", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2", "grid")
 ROUNDS = ("--rounds", "10")
 CALL = ("--heads", str(HEADS), "--bins", str(BINS))  # the one that is timed
 

@@ -24,7 +24,8 @@ ARCHITECTURES = (80, 90)
 
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
 KERNELS = ("cuda/fdiv_cluster.cu", "cuda/fdiv_grid.cu", "cuda/fdiv_small.cu")
-COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", f"-isystem{TORCH / 'include'}")
+# Fortified, longjmp refuses to go to another stack.
+COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", f"-isystem{TORCH / 'include'}")
 WARNED, BUILT_ELSEWHERE = ("-Wall", "-Wextra"), ("-w",)
 STAND_INS = f"-I{HERE / 'include'}"
 LANGUAGE = ("-x", "c++", "-D__CUDACC__", "-include", "cuda_runtime.h")
@@ -67,17 +68,10 @@ def library(
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
     plain = SANITIZED if sanitized else ("-O2",)
     host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *plain)
-    kernel = (
-        *COMMON,
-        *BUILT_ELSEWHERE,
-        STAND_INS,
-        f"-I{csrc}",
-        *LANGUAGE,
-        *INSTRUMENTED,
-        f"-D__CUDA_ARCH__={architecture}0",
-    )
-    own = _digest(HERE.rglob("*.*"))
-    all_sources = own + _digest(csrc.rglob("*.*"))
+    how = SANITIZED if sanitized else INSTRUMENTED
+    kernel = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *LANGUAGE, *how, f"-D__CUDA_ARCH__={architecture}0")
+    own = _digest(HERE.rglob("*"))
+    all_sources = own + _digest(csrc.rglob("*"))
     objects = [
         *(_object((*COMMON, *WARNED, *plain, str(source)), source, own) for source in RUNTIME),
         *(
@@ -112,7 +106,7 @@ def library(
 
 
 def _digest(files: Iterable[Path]) -> str:
-    content = b"".join(file.read_bytes() for file in sorted(files) if file.suffix not in (".py", ".pyc"))
+    content = b"".join(file.read_bytes() for file in sorted(files) if file.is_file() and file.suffix[:3] != ".py")
     return hashlib.sha256(content).hexdigest()[:16]
 
 

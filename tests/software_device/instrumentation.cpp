@@ -25,7 +25,7 @@ int find_own(dl_phdr_info* info, size_t, void* to) {
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const auto& header = info->dlpi_phdr[i];
     if (header.p_type == PT_TLS) found.variables = header.p_memsz;
-    if (header.p_type != PT_LOAD) continue;
+    if (header.p_type != PT_LOAD || (header.p_flags & PF_W) != 0) continue;
     found.begin = std::min<uintptr_t>(found.begin, info->dlpi_addr + header.p_vaddr);
     found.end = std::max<uintptr_t>(found.end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
   }

@@ -64,6 +64,10 @@ MUTATIONS = (
              "    spread(combine<Op>(values), values);\n    sync();", "    spread(combine<Op>(values), values);"),
     Mutation("the weights are not handed over", FDIV, "  barrier_arrive(kOfWeights, kWarp + call.weighing);\n", ""),
     Mutation("the weights are not waited for", FDIV, "  if (is_first) wait_for_weights(call);\n", ""),
+    Mutation("a cluster goes on before all have read the state", WEIGH,
+             "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
+             "to.means[i] = 0; });\n  }\n  has_read();\n"
+             "  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
     Mutation("more is held than there is room for", SAMPLE, "w < part.held) keep", "w <= part.held) keep"),
     Mutation("a prefetch from any address", FDIV, "(row + part.begin) * size) / 16 * 16",
              "(row + part.begin) * size + 4)"),

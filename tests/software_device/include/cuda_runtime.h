@@ -17,7 +17,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// With emulated thread-local storage every access asks __emutls_get_address, which knows the block (memory.cpp).
+// Every access of such a variable asks __tls_get_addr, which knows the block (instrumentation.cpp).
 #define __shared__ thread_local
 
 struct alignas(8) uint2 {
