@@ -67,7 +67,8 @@ BROKEN = {
         ("spills",), in_file("cuda/fdiv.cuh", ("kGeneral), 1)", "kGeneral), 3)"))
     ),
     "functions inlined everywhere": Broken(
-        ("KB of code",), in_file("fdkernels/divergences.h", ("FDK_CALLED __noinline__ inline", "FDK_CALLED __forceinline__"))
+        ("KB of code",),
+        in_file("fdkernels/divergences.h", ("FDK_CALLED __noinline__ inline", "FDK_CALLED __forceinline__")),
     ),
     "narrow loads and stores": Broken(
         (

@@ -101,12 +101,12 @@ def test_no_device(pretend):
 @pytest.mark.parametrize(
     ("machine", "order", "why"),
     [
+        ({}, NATIVE_FIRST, "native passed its checks on compute capability 9.0 (checked.json)"),
         (
-            {},
+            {"capability": (9, 9)},
             TRITON_FIRST,
-            "native has not been checked on compute capability 9.0 since its blocks wait in another way",
+            "native has not been checked on compute capability 9.9 since its blocks wait in another way",
         ),
-        ({"capability": (9, 9)}, NATIVE_FIRST, "native passed its checks on compute capability 9.9 (checked.json)"),
         ({"capability": (8, 0)}, TRITON_FIRST, "native has not been checked on compute capability 8.0"),
         ({"capability": (8, 9)}, TRITON_FIRST, "native has not been checked on compute capability 8.9"),
         ({"capability": (10, 0)}, TRITON_FIRST, "native has not been checked on compute capability 10.0"),
