@@ -35,15 +35,6 @@ INSTRUMENTED = (
     "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
 
-# Instead of that: what compute-sanitizer's memcheck and a host's sanitizers find.
-SANITIZED = (
-    "-O1",
-    "-ffp-contract=off",
-    "-mtls-dialect=gnu",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-)
-
 
 def compiler() -> str:
     found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
@@ -58,7 +49,6 @@ def library(
     kernels: Iterable[str | Path] = KERNELS,
     with_ops: bool = True,
     namespace: str = "",
-    sanitized: bool = False,
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
@@ -66,14 +56,20 @@ def library(
     host code of their own.
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
-    plain = SANITIZED if sanitized else ("-O2",)
-    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *plain)
-    how = SANITIZED if sanitized else INSTRUMENTED
-    kernel = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *LANGUAGE, *how, f"-D__CUDA_ARCH__={architecture}0")
+    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", "-O2")
+    kernel = (
+        *COMMON,
+        *BUILT_ELSEWHERE,
+        STAND_INS,
+        f"-I{csrc}",
+        *LANGUAGE,
+        *INSTRUMENTED,
+        f"-D__CUDA_ARCH__={architecture}0",
+    )
     own = _digest(HERE.rglob("*"))
     all_sources = own + _digest(csrc.rglob("*"))
     objects = [
-        *(_object((*COMMON, *WARNED, *plain, str(source)), source, own) for source in RUNTIME),
+        *(_object((*COMMON, *WARNED, "-O2", str(source)), source, own) for source in RUNTIME),
         *(
             _object((*host, *options, str(csrc / source)), csrc / source, all_sources)
             for source, options in (("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE))
@@ -97,7 +93,7 @@ def library(
         written = CACHE / f"library-{architecture}.cpp"
         written.write_text(text)
         subprocess.run(
-            [compiler(), *COMMON, *plain, "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
+            [compiler(), *COMMON, "-O2", "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
              "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl",
              "-o", str(target)],
             check=True,
