@@ -142,7 +142,7 @@ fdkernels::DeviceLimits device_limits(const py::dict& given) {
   fdkernels::DeviceLimits limits{};
   limits.capability = static_cast<int>(figure("capability", 10, kMostBlocks));
   limits.multiprocessors = static_cast<int>(figure("multiprocessors", 1, kMostBlocks));
-  // Any GPU gives a block 48 KB.
+  // Less than any GPU gives, for devices that are made up.
   limits.shared_per_block = static_cast<int64_t>(figure("shared_per_block", 4096, kMostBytes));
   limits.shared_per_multiprocessor = static_cast<int64_t>(figure("shared_per_multiprocessor", 4096, kMostBytes));
   limits.cache = static_cast<int64_t>(figure("cache", 0, kMostBytes));

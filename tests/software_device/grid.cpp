@@ -102,15 +102,14 @@ void Executor::start_block(Launch& launch, unsigned index, Cluster& cluster) {
     thread.block = &block, thread.index = i;
     thread.clock.thread = static_cast<uint32_t>(threads_.size() - 1);
     thread.clock.others = launch.after;
-    ready_[thread.clock.thread / 64] |= uint64_t{1} << thread.clock.thread % 64;
+    wake(thread);
   }
 }
 
 void Executor::end_thread(Thread& thread) {
   Block& block = *thread.block;
   Launch& launch = *block.launch;
-  thread.state = State::ended;
-  ready_[thread.clock.thread / 64] &= ~(uint64_t{1} << thread.clock.thread % 64);
+  unready(thread, State::ended);
   idle_fibers_.push_back(thread.fiber);
   progress();
   --block.alive;
@@ -291,11 +290,25 @@ std::string Executor::stuck() const {
 
 // ---- the thread that runs
 
-void Executor::wait(const char* at, int line) {
-  Thread& thread = *current;
-  thread.state = State::waiting, thread.waits = at, thread.line = line;
+void Executor::unready(Thread& thread, State state) {
+  thread.state = state;
   ready_[thread.clock.thread / 64] &= ~(uint64_t{1} << thread.clock.thread % 64);
+}
+
+void Executor::suspend(State state, const char* at, int line) {
+  Thread& thread = *current;
+  thread.waits = at, thread.line = line;
+  unready(thread, state);
   thread.fiber->suspend();
+}
+
+void Executor::wait(const char* at, int line) {
+  suspend(State::waiting, at, line);
+}
+
+void Executor::sleep(const char* at, int line) {
+  asleep_.push_back(current);
+  suspend(State::asleep, at, line);
 }
 
 void Executor::wake(Thread& thread) {
@@ -305,14 +318,6 @@ void Executor::wake(Thread& thread) {
 
 void Executor::may_switch() {
   if (schedule_ == Schedule::random && random() % 4 == 0) current->fiber->suspend();
-}
-
-void Executor::sleep(const char* at, int line) {
-  Thread& thread = *current;
-  asleep_.push_back(&thread);
-  thread.state = State::asleep, thread.waits = at, thread.line = line;
-  ready_[thread.clock.thread / 64] &= ~(uint64_t{1} << thread.clock.thread % 64);
-  thread.fiber->suspend();
 }
 
 void Executor::fault(const std::string& what) {

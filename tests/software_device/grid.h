@@ -153,6 +153,8 @@ class Executor {
   void start_block(Launch& launch, unsigned index, Cluster& cluster);
   void end_thread(Thread& thread);
   void block_memory(Block& block);
+  void unready(Thread& thread, State state);
+  void suspend(State state, const char* at, int line);
   Thread* pick();
   bool wake_sleepers();
   std::string stuck() const;

@@ -23,7 +23,7 @@ from tests.gpu_check.stage import PLAN
 from tests.software_device import build, device
 
 FDIV, BLOCK, WEIGH = "cuda/fdiv.cuh", "cuda/block.cuh", "cuda/weigh.cuh"
-DEVICE, SAMPLE, OPS, SMALL = "cuda/device.cu", "fdkernels/sample.h", "cuda_ops.cpp", "cuda/fdiv_small.cu"
+DEVICE, SAMPLE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "cuda/fdiv_small.cu"
 
 
 class Mutation(NamedTuple):

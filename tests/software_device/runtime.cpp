@@ -208,9 +208,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) 
     case cudaDevAttrGlobalMemoryBusWidth:
       *value = d.bus;
       break;
-    case cudaDevAttrSingleToDoublePrecisionPerfRatio:
-      *value = d.capability == 80 || d.capability == 90 || d.capability == 100 ? 2 : 64;
-      break;
   }
   return cudaSuccess;
 }
@@ -281,12 +278,6 @@ cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribut
     if (value + static_cast<int>(function.static_shared) > d.shared_per_block) return cudaErrorInvalidValue;
     function.dynamic_shared = value;
   }
-  return cudaSuccess;
-}
-
-cudaError_t software_active_blocks(int* count, const void* kernel, int threads, size_t shared) {
-  *count =
-      blocks_a_multiprocessor(runtime().description(), function_of(kernel), static_cast<unsigned>(threads), shared);
   return cudaSuccess;
 }
 

@@ -141,7 +141,6 @@ enum cudaError_t {
 };
 
 using cudaStream_t = struct SoftwareStream*;
-using cudaEvent_t = struct SoftwareEvent*;
 
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
@@ -152,7 +151,6 @@ enum cudaDeviceAttr {
   cudaDevAttrL2CacheSize,
   cudaDevAttrMemoryClockRate,
   cudaDevAttrGlobalMemoryBusWidth,
-  cudaDevAttrSingleToDoublePrecisionPerfRatio,
 };
 enum cudaStreamCaptureMode {
   cudaStreamCaptureModeGlobal,
@@ -196,16 +194,12 @@ cudaError_t cudaStreamCreate(cudaStream_t*);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*);
 cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long*);
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0);
-cudaError_t cudaEventCreate(cudaEvent_t*);
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*);
 cudaError_t cudaMemsetAsync(void*, int value, size_t bytes, cudaStream_t);
 
 cudaError_t software_function_attributes(cudaFuncAttributes*, const void* kernel);
 cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribute, int value);
 cudaError_t software_active_clusters(int*, const void* kernel, const cudaLaunchConfig_t*);
-cudaError_t software_active_blocks(int*, const void* kernel, int threads, size_t shared);
 cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes);
 // call(arguments), of which every thread has a copy.
 cudaError_t software_launch(const cudaLaunchConfig_t*, const void* kernel,
@@ -222,10 +216,6 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute name, int val
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* to, Kernel* kernel, const cudaLaunchConfig_t* config) {
   return software_active_clusters(to, reinterpret_cast<const void*>(kernel), config);
-}
-template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* to, Kernel* kernel, int threads, size_t shared) {
-  return software_active_blocks(to, reinterpret_cast<const void*>(kernel), threads, shared);
 }
 template <class Symbol>
 cudaError_t cudaGetSymbolAddress(void** to, const Symbol& symbol) {
