@@ -177,6 +177,20 @@ EXPORTED void software_name_shared(uint64_t offset, uint64_t bytes, const char* 
   executor().name_shared(offset, bytes, name);
 }
 
+EXPORTED void software_place_shared() {
+  executor().place_shared();
+}
+
+EXPORTED void software_most_steps(uint64_t steps) {
+  executor().most_steps = steps;
+}
+
+// The last error that nothing has asked for, or null.
+EXPORTED const char* software_last_error() {
+  const cudaError_t status = cudaGetLastError();
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
 EXPORTED void software_name_tickets(uintptr_t begin, uint64_t bytes) {
   runtime().tickets[begin] = bytes;
 }

@@ -85,7 +85,7 @@ class Software:
         self.library = ctypes.CDLL(str(library))
         for name in ("stream", "end_capture"):
             getattr(self.library, f"software_{name}").restype = ctypes.c_void_p
-        for name in ("synchronize", "replay", "launches", "traffic"):
+        for name in ("synchronize", "replay", "launches", "traffic", "last_error"):
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
         self.index = 0  # of the one in use
@@ -107,6 +107,7 @@ class Software:
             if kind == "FUNC" and kernel and "cudaLaunchKernelEx" not in name and "{lambda" not in name:
                 full = name.removeprefix("void ").encode()
                 self.library.software_name(ctypes.c_void_p(base + int(at, 16)), kernel[1].encode(), full)
+        self.library.software_place_shared()
 
     def use(self, description: Description) -> None:
         """Calls from now on are for a device of these limits."""

@@ -23,7 +23,8 @@ uint64_t Executor::random() {
 
 void Executor::run(const std::function<std::vector<Launch*>(Launch*)>& next) {
   state_ = 0x9e3779b97f4a7c15u * (seed_ + 1);
-  threads_.clear(), asleep_.clear(), blocks_.clear(), clusters_.clear(), ready_.clear(), fault_.clear();
+  threads_.clear(), asleep_.clear(), blocks_.clear(), clusters_.clear(), ready_.clear(), held_.clear();
+  fault_.clear(), used_ = 0, steps_ = 0;
   idle_fibers_.clear();
   for (const auto& fiber : fibers_) idle_fibers_.push_back(fiber.get());
   idle_memory_.clear();
@@ -35,14 +36,16 @@ void Executor::run(const std::function<std::vector<Launch*>(Launch*)>& next) {
     std::copy(launch.arguments.begin(), launch.arguments.end(), own);
     launch.call(launch.kernel, own);
   };
-  std::vector<Launch*> live = next(nullptr);
-  for (Launch* launch : live) start_blocks(*launch);
-  while (!live.empty()) {
+  live_ = next(nullptr);
+  for (Launch* launch : live_) start(*launch);
+  start_blocks();
+  while (!live_.empty()) {
     Thread* thread = pick();
     if (thread == nullptr) {
       if (wake_sleepers()) continue;
       fault_ = "deadlock: " + stuck();
     } else {
+      ++steps_;
       current = thread;
       thread->block->begun = true;
       thread->fiber->resume();
@@ -52,36 +55,45 @@ void Executor::run(const std::function<std::vector<Launch*>(Launch*)>& next) {
     if (ended) end_thread(*thread);
     if (!fault_.empty()) {
       for (const auto& block : blocks_) memory.remove_of(block.get());
-      current = nullptr;
       throw Fault{fault_};
     }
     if (!ended) continue;
     Launch& launch = *thread->block->launch;
     if (launch.running > 0 || !launch.order.empty()) continue;
-    live.erase(std::find(live.begin(), live.end(), &launch));
+    live_.erase(std::find(live_.begin(), live_.end(), &launch));
     for (Launch* more : next(&launch)) {
-      live.push_back(more);
-      start_blocks(*more);
+      live_.push_back(more);
+      start(*more);
     }
+    start_blocks();
   }
 }
 
-void Executor::start_blocks(Launch& launch) {
-  if (!launch.started) {
-    launch.started = true;
-    launch.order.resize(launch.blocks / launch.cluster);
-    std::iota(launch.order.rbegin(), launch.order.rend(), 0u);
-    if (schedule_ == Schedule::reversed) std::reverse(launch.order.begin(), launch.order.end());
-    if (schedule_ == Schedule::random) {
-      for (size_t i = launch.order.size(); i > 1; --i) std::swap(launch.order[i - 1], launch.order[random() % i]);
-    }
+void Executor::start(Launch& launch) {
+  launch.order.resize(launch.blocks / launch.cluster);
+  std::iota(launch.order.rbegin(), launch.order.rend(), 0u);
+  if (schedule_ == Schedule::reversed) std::reverse(launch.order.begin(), launch.order.end());
+  if (schedule_ == Schedule::random) {
+    for (size_t i = launch.order.size(); i > 1; --i) std::swap(launch.order[i - 1], launch.order[random() % i]);
   }
-  while (!launch.order.empty() && launch.running + static_cast<int>(launch.cluster) <= launch.resident) {
-    const unsigned index = launch.order.back();
-    launch.order.pop_back();
-    Cluster& cluster = *clusters_.emplace_back(std::make_unique<Cluster>());
-    for (unsigned rank = 0; rank < launch.cluster; ++rank) start_block(launch, index * launch.cluster + rank, cluster);
-    launch.running += static_cast<int>(launch.cluster);
+  if (schedule_ == Schedule::held_back) launch.held = static_cast<unsigned>(seed_ % launch.blocks);
+}
+
+// Launches that overlap share the multiprocessors; a cooperative one waits until all of it has room.
+void Executor::start_blocks() {
+  constexpr double kRounding = 1e-9;
+  for (Launch* launch : live_) {
+    const unsigned together = launch->cooperative ? launch->blocks : launch->cluster;
+    while (!launch->order.empty() && used_ + together * launch->share <= launch->all + kRounding) {
+      for (unsigned i = 0; i < together; i += launch->cluster) {
+        const unsigned index = launch->order.back();
+        launch->order.pop_back();
+        Cluster& cluster = *clusters_.emplace_back(std::make_unique<Cluster>());
+        for (unsigned k = 0; k < launch->cluster; ++k) start_block(*launch, index * launch->cluster + k, cluster);
+      }
+      launch->running += static_cast<int>(together);
+      used_ += together * launch->share;
+    }
   }
 }
 
@@ -92,7 +104,7 @@ void Executor::start_block(Launch& launch, unsigned index, Cluster& cluster) {
   block.first = static_cast<unsigned>(threads_.size()), block.alive = launch.threads;
   block_memory(block);
   for (unsigned warp = 0; warp * kWarp < launch.threads; ++warp) block.exchanges.push_back(Exchange{warp, ~0u});
-  ready_.resize((threads_.size() + launch.threads + 63) / 64);
+  ready_.resize((threads_.size() + launch.threads + 63) / 64), held_.resize(ready_.size());
   for (unsigned i = 0; i < launch.threads; ++i) {
     if (idle_fibers_.empty()) idle_fibers_.push_back(fibers_.emplace_back(std::make_unique<Fiber>()).get());
     Thread& thread = threads_.emplace_back();
@@ -123,7 +135,8 @@ void Executor::end_thread(Thread& thread) {
     idle_memory_.push_back(std::exchange(each->memory, nullptr));
   }
   launch.running -= static_cast<int>(launch.cluster);
-  start_blocks(launch);
+  used_ -= launch.cluster * launch.share;
+  start_blocks();
 }
 
 Knowledge Executor::knowledge_after(const Launch& launch) const {
@@ -143,10 +156,27 @@ Knowledge Executor::knowledge_after(const Launch& launch) const {
 
 // ---- shared memory: the library's shared variables, of which a kernel uses its own
 
+void Executor::name_shared(size_t offset, size_t bytes, const std::string& name) {
+  variables_[offset] = {0, bytes, name};
+}
+
+void Executor::place_shared() {
+  constexpr size_t kApart = 256, kAlignment = 128;  // bytes; nothing may touch what lies between
+  size_t end = kApart;
+  for (auto& [offset, variable] : variables_) {
+    variable.place = end;
+    placed_[end] = &variable;
+    places_.resize(offset + 1);
+    places_[offset] = static_cast<uint32_t>(end);
+    end = (end + variable.bytes + kApart + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  shared_bytes_ = end;
+}
+
 void Executor::block_memory(Block& block) {
   constexpr size_t kAlignment = 1024;
   if (idle_memory_.empty()) {
-    memories_.push_back(std::make_unique_for_overwrite<char[]>(shared_variables() + kAlignment));
+    memories_.push_back(std::make_unique_for_overwrite<char[]>(shared_bytes_ + kAlignment));
     idle_memory_.push_back(memories_.back().get());
   }
   block.memory = idle_memory_.back();
@@ -155,16 +185,11 @@ void Executor::block_memory(Block& block) {
   block.shared = reinterpret_cast<char*>(begin);
 }
 
-void Executor::name_shared(size_t offset, size_t bytes, const std::string& name) {
-  shared_names_[offset] = {bytes, name};
-}
-
 size_t Executor::static_shared(const std::string& kernel) const {
   size_t bytes = 0;
-  for (const auto& [offset, variable] : shared_names_) {
-    const std::string& name = variable.second;
-    if (!kernel.empty() && !name.starts_with("guard") && name.find(kernel) != std::string::npos)
-      bytes += variable.first;
+  for (const auto& [offset, variable] : variables_) {
+    const bool own = !variable.name.starts_with("guard") && variable.name.find(kernel) != std::string::npos;
+    if (own) bytes += variable.bytes;
   }
   return bytes;
 }
@@ -172,21 +197,20 @@ size_t Executor::static_shared(const std::string& kernel) const {
 Region* Executor::find_shared(uintptr_t address) {
   for (const auto& block : blocks_) {
     const auto begin = reinterpret_cast<uintptr_t>(block->shared);
-    if (block->memory == nullptr || address < begin || address >= begin + shared_variables()) continue;
-    const auto next = shared_names_.upper_bound(address - begin);
-    if (next == shared_names_.begin()) return nullptr;
-    const auto& [offset, variable] = *std::prev(next);
-    const auto& [size, name] = variable;
+    if (block->memory == nullptr || address < begin || address >= begin + shared_bytes_) continue;
+    const auto next = placed_.upper_bound(address - begin);
+    if (next == placed_.begin()) return nullptr;
+    const auto& [place, bytes_of, name] = *std::prev(next)->second;
     const bool dynamic = name.ends_with("::dynamic_shared");
-    const size_t bytes = dynamic ? block->launch->dynamic_shared : size;
-    if (address >= begin + offset + bytes) return nullptr;
+    const size_t bytes = dynamic ? block->launch->dynamic_shared : bytes_of;
+    if (address >= begin + place + bytes) return nullptr;
     // A guard of a variable's initialization, of which CUDA has none: it has been done.
     const bool guard = name.starts_with("guard");
-    if (guard) block->shared[offset] = 1;
+    if (guard) block->shared[place] = 1;
     const std::string& kernel = block->launch->function->full_name;
     if (!dynamic && name.find(kernel) == std::string::npos) return nullptr;  // another kernel's
     return &memory.add(
-        begin + offset, bytes, 4, guard,
+        begin + place, bytes, 4, guard,
         std::string(dynamic ? "dynamic" : "static") + " shared memory of block " + std::to_string(block->index),
         block.get());
   }
@@ -196,7 +220,7 @@ Region* Executor::find_shared(uintptr_t address) {
 std::string Executor::nearest(uintptr_t address) const {
   for (const auto& block : blocks_) {
     const auto begin = reinterpret_cast<uintptr_t>(block->shared);
-    if (block->memory != nullptr && address >= begin && address < begin + shared_variables() + 1024) {
+    if (block->memory != nullptr && address >= begin && address < begin + shared_bytes_) {
       return "beyond the shared memory of block " + std::to_string(block->index);
     }
   }
@@ -207,24 +231,15 @@ std::string Executor::nearest(uintptr_t address) const {
 
 namespace {
 
-// The next bit from `from` on, around the end, upwards or downwards, outside of [skip, skip_end); -1: none.
-ptrdiff_t find(const std::vector<uint64_t>& bits, size_t from, bool up, size_t skip, size_t skip_end) {
+// The next bit from `from` on, around the end, upwards or downwards; -1: none.
+ptrdiff_t find(const std::vector<uint64_t>& bits, size_t from, bool up) {
   const size_t words = bits.size();
   if (words == 0) return -1;
-  const auto masked = [&](size_t w) {
-    uint64_t word = bits[w];
-    if (skip_end > w * 64 && skip < w * 64 + 64) {
-      for (size_t i = 0; i < 64; ++i) {
-        if (w * 64 + i >= skip && w * 64 + i < skip_end) word &= ~(uint64_t{1} << i);
-      }
-    }
-    return word;
-  };
-  const size_t at = from / 64 % words, bit = from % 64;
+  const size_t at = from % (words * 64) / 64, bit = from % 64;
+  const uint64_t above = ~uint64_t{0} << bit, below = ~uint64_t{0} >> (63 - bit);
   for (size_t step = 0; step <= words; ++step) {
     const size_t w = up ? (at + step) % words : (at + words - step % words) % words;
-    uint64_t word = masked(w);
-    const uint64_t above = ~uint64_t{0} << bit, below = ~uint64_t{0} >> (63 - bit);
+    uint64_t word = bits[w];
     if (step == 0) word &= up ? above : below;
     if (word == 0) continue;
     return static_cast<ptrdiff_t>(w * 64) + (up ? __builtin_ctzll(word) : 63 - __builtin_clzll(word));
@@ -235,30 +250,13 @@ ptrdiff_t find(const std::vector<uint64_t>& bits, size_t from, bool up, size_t s
 }  // namespace
 
 Thread* Executor::pick() {
-  size_t from = 0, skip = 0, skip_end = 0;
-  bool up = true;
-  const size_t count = threads_.size();
-  switch (schedule_) {
-    case Schedule::in_order:
-      from = last_ + 1;
-      break;
-    case Schedule::reversed:
-      from = last_ + ready_.size() * 64 - 1, up = false;
-      break;
-    case Schedule::random:
-      from = random() % std::max<size_t>(1, count);
-      break;
-    case Schedule::block_first:
-      break;
-    case Schedule::held_back: {
-      from = last_ + 1;
-      const Block& held = *blocks_[seed_ % blocks_.size()];
-      skip = held.first, skip_end = held.first + held.launch->threads;
-      break;
-    }
-  }
-  ptrdiff_t found = find(ready_, from % std::max<size_t>(1, ready_.size() * 64), up, skip, skip_end);
-  if (found < 0 && skip_end > 0) found = find(ready_, 0, true, 0, 0);
+  size_t from = last_ + 1;  // in order, and where a block is held back
+  const bool up = schedule_ != Schedule::reversed;
+  if (schedule_ == Schedule::reversed) from = last_ + ready_.size() * 64 - 1;
+  if (schedule_ == Schedule::random) from = random() % std::max<size_t>(1, threads_.size());
+  if (schedule_ == Schedule::block_first) from = 0;
+  ptrdiff_t found = find(ready_, from, up);
+  if (found < 0 && schedule_ == Schedule::held_back) found = find(held_, 0, up);
   if (found < 0) return nullptr;
   last_ = static_cast<size_t>(found);
   return &threads_[last_];
@@ -273,18 +271,25 @@ bool Executor::wake_sleepers() {
   return any;
 }
 
-std::string Executor::stuck() const {
-  std::map<std::string, std::pair<int, std::string>> places;
-  for (const Thread& thread : threads_) {
+std::string Executor::stuck() {
+  std::map<std::string, std::pair<int, Thread*>> places;
+  for (Thread& thread : threads_) {
     if (thread.state == State::ended) continue;
-    auto& [count, example] = places[std::string(thread.waits) + " of line " + std::to_string(thread.line)];
-    if (count++ == 0) example = name(thread.clock.thread);
+    auto& [count, example] =
+        places[thread.waits + std::string(thread.site.file_name()) + std::to_string(thread.site.line())];
+    if (count++ == 0) example = &thread;
   }
   std::string text;
+  asks_ = true;
   for (const auto& [place, who] : places) {
-    text += (text.empty() ? "" : "; ") + std::to_string(who.first) + " threads wait at " + place + " (as " +
-            who.second + ")";
+    const auto& [count, example] = who;
+    current = example;
+    example->fiber->resume();
+    text += (text.empty() ? "" : "; ") + std::to_string(count) + " threads wait at " + example->waits + ", " + asked_ +
+            " (as " + name(example->clock.thread) + ")";
   }
+  current = nullptr;
+  asks_ = false;
   return text;
 }
 
@@ -292,28 +297,35 @@ std::string Executor::stuck() const {
 
 void Executor::unready(Thread& thread, State state) {
   thread.state = state;
-  ready_[thread.clock.thread / 64] &= ~(uint64_t{1} << thread.clock.thread % 64);
+  const uint64_t others = ~(uint64_t{1} << thread.clock.thread % 64);
+  ready_[thread.clock.thread / 64] &= others;
+  held_[thread.clock.thread / 64] &= others;
 }
 
-void Executor::suspend(State state, const char* at, int line) {
+void Executor::suspend(State state, const char* at, Site site) {
   Thread& thread = *current;
-  thread.waits = at, thread.line = line;
+  thread.waits = at, thread.site = site;
   unready(thread, state);
   thread.fiber->suspend();
+  while (asks_) {
+    asked_ = callers();
+    thread.fiber->suspend();
+  }
 }
 
-void Executor::wait(const char* at, int line) {
-  suspend(State::waiting, at, line);
+void Executor::wait(const char* at, Site site) {
+  suspend(State::waiting, at, site);
 }
 
-void Executor::sleep(const char* at, int line) {
+void Executor::sleep(const char* at, Site site) {
   asleep_.push_back(current);
-  suspend(State::asleep, at, line);
+  suspend(State::asleep, at, site);
 }
 
 void Executor::wake(Thread& thread) {
   thread.state = State::ready;
-  ready_[thread.clock.thread / 64] |= uint64_t{1} << thread.clock.thread % 64;
+  auto& bits = thread.block->index == thread.block->launch->held ? held_ : ready_;
+  bits[thread.clock.thread / 64] |= uint64_t{1} << thread.clock.thread % 64;
 }
 
 void Executor::may_switch() {
@@ -321,8 +333,13 @@ void Executor::may_switch() {
 }
 
 void Executor::fault(const std::string& what) {
-  fault_ = what + ", " + name(current->clock.thread);
+  fault_ = what + ", " + callers() + ", " + name(current->clock.thread);
   while (true) current->fiber->suspend();
+}
+
+void Executor::hang() {
+  steps_ = 0;
+  fault("livelock: " + std::to_string(most_steps) + " steps, and no end");
 }
 
 std::string Executor::name(uint32_t index) const {

@@ -44,7 +44,7 @@ struct Launch;
 // The lanes of a warp that meet; what they bring is kept for two rounds, since none can be further ahead.
 struct Exchange {
   unsigned warp, mask, arrived = 0;
-  int line = 0;
+  Site site{};
   Collective kind = Collective::sync;
   std::array<uint64_t, kWarp> values[2] = {};
   unsigned round = 0;
@@ -53,7 +53,8 @@ struct Exchange {
 struct Thread;
 
 struct Barrier {
-  int expected = 0, line = 0, votes = 0;
+  int expected = 0, votes = 0;
+  Site site{};                   // of the first that waits
   std::vector<Clock> arrived;    // as they were then
   std::vector<Thread*> waiting;  // those that did not go on
 };
@@ -69,12 +70,13 @@ struct Thread {
   State state = State::ready;
   Clock clock;
   const char* waits = "";  // at what
-  int line = 0;
+  Site site{};
   int votes = 0;         // of the barrier that it passed last
   unsigned round = 0;    // of cluster barriers that it has arrived at
   bool arrived = false;  // at a cluster's barrier, without having waited
-  const void* polled = nullptr;
+  const void* polled = nullptr;  // what it loaded last by an atomic, how often it has found the same
   uint64_t found = 0;
+  int polls = 0;
 };
 
 struct Block {
@@ -104,12 +106,13 @@ struct Launch {
   unsigned blocks = 1, threads = 1, cluster = 1;
   size_t dynamic_shared = 0;
   bool cooperative = false;
-  int resident = 0;  // blocks at a time
-  Knowledge after;   // what its stream had done before
+  double share = 0;     // of a multiprocessor, a block's
+  double all = 0;       // multiprocessors
+  Knowledge after;      // what its stream had done before
+  unsigned held = ~0u;  // the block that is held back
 
   std::vector<unsigned> order;  // of the clusters that have not started, from the back
   int running = 0;              // blocks
-  bool started = false;
 };
 
 enum class Schedule : int { in_order, reversed, random, block_first, held_back };
@@ -126,11 +129,16 @@ class Executor {
   Thread* current = nullptr;
   Memory memory;
 
+  uint64_t most_steps = 300'000'000;  // accesses and switches, after which a run hangs: seconds
+
   // For the thread that runs.
-  void wait(const char* at, int line);
+  void wait(const char* at, Site site);
   void wake(Thread& thread);
   void may_switch();
-  void sleep(const char* at, int line);
+  void sleep(const char* at, Site site);
+  void step() {
+    if (++steps_ > most_steps) hang();
+  }
   void progress() {
     ++writes_;
   }
@@ -138,8 +146,13 @@ class Executor {
   Thread& thread_of(const Block& block, unsigned index) {
     return threads_[block.first + index];
   }
-  // A shared variable of the library's kernels: where it lies in every block's memory.
+  // A shared variable of the library's kernels, by its offset in thread-local memory; all of them, then place_shared().
   void name_shared(size_t offset, size_t bytes, const std::string& name);
+  // Gives each a place in every block's memory, apart from the others.
+  void place_shared();
+  char* shared_address(size_t offset) const {
+    return current->block->shared + places_[offset];
+  }
   // Bytes of a kernel's own.
   size_t static_shared(const std::string& kernel) const;
   // The one at an address, from now on a region.
@@ -149,22 +162,26 @@ class Executor {
   std::string name(uint32_t thread) const;
 
  private:
-  void start_blocks(Launch& launch);
+  void start(Launch& launch);
+  void start_blocks();
   void start_block(Launch& launch, unsigned index, Cluster& cluster);
   void end_thread(Thread& thread);
   void block_memory(Block& block);
   void unready(Thread& thread, State state);
-  void suspend(State state, const char* at, int line);
+  void suspend(State state, const char* at, Site site);
   Thread* pick();
   bool wake_sleepers();
-  std::string stuck() const;
+  std::string stuck();
+  [[noreturn]] void hang();
   uint64_t random();
 
   Schedule schedule_ = Schedule::in_order;
-  uint64_t seed_ = 0, state_ = 1, writes_ = 0, writes_at_sleep_ = 0;
+  uint64_t seed_ = 0, state_ = 1, writes_ = 0, writes_at_sleep_ = 0, steps_ = 0;
+  std::vector<Launch*> live_;
+  double used_ = 0;  // multiprocessors
   std::deque<Thread> threads_;
   std::vector<Thread*> asleep_;
-  std::vector<uint64_t> ready_;  // a bit a thread
+  std::vector<uint64_t> ready_, held_;  // a bit a thread; held_: ready, but only where no other is
   size_t last_ = 0;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
@@ -172,9 +189,17 @@ class Executor {
   std::vector<Fiber*> idle_fibers_;
   std::vector<std::unique_ptr<char[]>> memories_;
   std::vector<char*> idle_memory_;
-  std::map<size_t, std::pair<size_t, std::string>> shared_names_;
+  struct Variable {
+    size_t place, bytes;
+    std::string name;
+  };
+  std::map<size_t, Variable> variables_;      // by offset
+  std::map<size_t, const Variable*> placed_;  // by place
+  std::vector<uint32_t> places_;              // by offset
+  size_t shared_bytes_ = 0;
   std::function<void()> entry_;
-  std::string fault_;
+  std::string fault_, asked_;
+  bool asks_ = false;  // the thread that is resumed where it is
 };
 
 struct Fault {
@@ -191,11 +216,7 @@ std::string leave(Thread& thread);
 void forget_atomics();
 // Whether it lies in the library itself, as tables do.
 bool is_constant(const void* address);
-// Where in the sources, for messages; slow.
-std::string line_of(const void* code);
-// access(), by the kernel's code that this address returns to.
-void access_from(const void* code, const void* address, size_t bytes, Access how);
-// Bytes of all shared variables of the library.
-size_t shared_variables();
+// The lines of the sources that have led to this call, the last one first; slow.
+std::string callers();
 
 }  // namespace software

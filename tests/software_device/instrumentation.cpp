@@ -1,10 +1,12 @@
 // What the compiler calls in kernels: -fsanitize=thread for every load and store that is not of a local variable alone,
 // __tls_get_addr for every shared variable, which the stand-ins make a thread-local one. libtsan is not linked.
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <link.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -17,14 +19,13 @@ namespace {
 
 struct Library {
   uintptr_t begin = ~uintptr_t{0}, end = 0;
-  size_t module = 0, variables = 0;  // of thread-local storage: the loader's number, bytes
+  size_t module = 0;  // of thread-local storage: the loader's number
 };
 
 int find_own(dl_phdr_info* info, size_t, void* to) {
   Library found;
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const auto& header = info->dlpi_phdr[i];
-    if (header.p_type == PT_TLS) found.variables = header.p_memsz;
     if (header.p_type != PT_LOAD || (header.p_flags & PF_W) != 0) continue;
     found.begin = std::min<uintptr_t>(found.begin, info->dlpi_addr + header.p_vaddr);
     found.end = std::max<uintptr_t>(found.end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
@@ -52,25 +53,35 @@ bool is_constant(const void* address) {
   return at >= own().begin && at < own().end;
 }
 
-std::string line_of(const void* code) {
+std::string callers() {
+  void* frames[32];
+  const int count = backtrace(frames, 32);
   Dl_info library{};
-  if (dladdr(code, &library) == 0) return {};
-  const auto offset = static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase) - 1;
-  char text[512];
-  std::snprintf(text, sizeof(text), "%zx", static_cast<size_t>(offset));
-  const std::string command = "addr2line -e '" + std::string(library.dli_fname) + "' " + text + " 2>/dev/null";
-  if (FILE* lines = popen(command.c_str(), "r")) {
-    if (fgets(text, sizeof(text), lines) == nullptr) text[0] = 0;
-    pclose(lines);
+  if (dladdr(reinterpret_cast<void*>(&callers), &library) == 0) return {};
+  const auto base = reinterpret_cast<uintptr_t>(library.dli_fbase);
+  std::string command = "addr2line -i -e '" + std::string(library.dli_fname) + "'";
+  for (int i = 0; i < count; ++i) {
+    if (!is_constant(frames[i])) continue;
+    char address[32];
+    std::snprintf(address, sizeof(address), " %zx",
+                  static_cast<size_t>(reinterpret_cast<uintptr_t>(frames[i]) - base - 1));
+    command += address;
   }
-  std::string found = text;
-  found = found.substr(0, found.find_first_of(" \n"));
-  const size_t csrc = found.rfind("csrc/");
-  return csrc == std::string::npos ? found : found.substr(csrc);
-}
-
-size_t shared_variables() {
-  return own().variables;
+  static std::map<std::string, std::string> asked;
+  const auto [at, is_new] = asked.try_emplace(command);
+  std::string& found = at->second;
+  FILE* lines = is_new ? popen((command + " 2>/dev/null").c_str(), "r") : nullptr;
+  if (lines == nullptr) return found;
+  for (char text[512]; fgets(text, sizeof(text), lines) != nullptr;) {
+    std::string line = text;
+    line = line.substr(0, line.find_first_of(" \n"));
+    // Of the sources, and not of what stands in for CUDA.
+    const size_t csrc = line.rfind("csrc/"), planted = line.rfind("planted");
+    if (csrc == std::string::npos && planted == std::string::npos) continue;
+    found += (found.empty() ? "" : " < ") + line.substr(std::min(csrc, planted));
+  }
+  pclose(lines);
+  return found;
 }
 
 }  // namespace software
@@ -92,7 +103,7 @@ struct ThreadLocal {
 };
 
 void* __tls_get_addr(const ThreadLocal* variable) {
-  if (variable->module == software::own().module) return software::executor().current->block->shared + variable->offset;
+  if (variable->module == software::own().module) return software::executor().shared_address(variable->offset);
   using Function = void*(const ThreadLocal*);
   static Function* const others = reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, "__tls_get_addr"));
   return others(variable);
@@ -102,9 +113,9 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit(void*) {}
 
-#define SOFTWARE_CALLBACK(name, bytes, how)                                          \
-  void __tsan_##name##bytes(void* address) {                                         \
-    software::access_from(__builtin_return_address(0), address, bytes, Access::how); \
+#define SOFTWARE_CALLBACK(name, bytes, how)        \
+  void __tsan_##name##bytes(void* address) {       \
+    software::access(address, bytes, Access::how); \
   }
 #define SOFTWARE_ACCESS(bytes)                    \
   SOFTWARE_CALLBACK(read, bytes, read)            \
@@ -121,10 +132,10 @@ SOFTWARE_ACCESS(8)
 SOFTWARE_ACCESS(16)
 
 void __tsan_read_range(void* address, size_t bytes) {
-  software::access_from(__builtin_return_address(0), address, bytes, Access::read);
+  software::access(address, bytes, Access::read);
 }
 void __tsan_write_range(void* address, size_t bytes) {
-  software::access_from(__builtin_return_address(0), address, bytes, Access::write);
+  software::access(address, bytes, Access::write);
 }
 void __tsan_vptr_update(void*, void*) {}
 

@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace software {
@@ -34,22 +35,47 @@ Knowledge Clock::all() const {
   return result;
 }
 
+namespace {
+
+// A thread's last access is enough: whoever knows of it knows of those before.
+template <class Moment>
+void record(std::vector<Moment>& moments, const Moment& last) {
+  const auto same = [&](const Moment& m) { return m.thread == last.thread && m.writes == last.writes; };
+  const auto found = std::find_if(moments.rbegin(), moments.rend(), same);
+  if (found != moments.rend()) {
+    found->when = last.when;
+  } else {
+    moments.push_back(last);
+  }
+}
+
+}  // namespace
+
 Region::Region(uintptr_t begin, size_t bytes, unsigned grain, bool is_written, std::string name, Block* block)
     : begin(begin),
       end(begin + bytes),
       grain(grain),
       name(std::move(name)),
       block(block),
-      written_((bytes + grain - 1) / grain, is_written) {}
+      written_(bytes, is_written) {}
 
-void Region::write_all() {
-  std::fill(written_.begin(), written_.end(), uint8_t{1});
+void Region::mark_written(uintptr_t address, size_t bytes) {
+  std::fill_n(written_.begin() + static_cast<ptrdiff_t>(address - begin), bytes, uint8_t{1});
+}
+
+void Region::take_written(const Region& part) {
+  std::copy(part.written_.begin(), part.written_.end(), written_.begin() + static_cast<ptrdiff_t>(part.begin - begin));
 }
 
 void Region::forget() {
   cells_.clear();
   readers_.clear();
+  atomics_.clear();
   is_shared_by_blocks = false;
+}
+
+bool Region::is_atomic(uintptr_t address) const {
+  return epoch_ == current_epoch && !cells_.empty() && cells_[(address - begin) / grain].atomic;
 }
 
 std::string Region::check(const Clock& who, uintptr_t address, size_t bytes, Access how) {
@@ -57,61 +83,62 @@ std::string Region::check(const Clock& who, uintptr_t address, size_t bytes, Acc
     forget();
     epoch_ = current_epoch;
   }
-  if (cells_.empty()) cells_.resize(written_.size());
+  if (cells_.empty()) cells_.resize((end - begin + grain - 1) / grain);
   const bool writes = how == Access::write || how == Access::atomic_write;
   const bool reads = !writes || how == Access::atomic_write;
   (writes ? bytes_written : bytes_read) += bytes;
   is_shared_by_blocks = is_shared_by_blocks || (writes && block == nullptr);
+  uint8_t* written = written_.data() + (address - begin);
+  if (reads && std::memchr(written, 0, bytes) != nullptr) return "read of memory that nothing has written";
   const size_t first = (address - begin) / grain, last = (address + bytes - 1 - begin) / grain;
   for (size_t i = first; i <= last; ++i) {
-    if (reads && !written_[i]) return "read of memory that nothing has written";
-    if (writes) written_[i] = 1;
-    const std::string found = race(who, cells_[i], i, how);
+    std::string found = race(who, cells_[i], i, how);
     if (!found.empty()) return found;
   }
+  if (writes) std::memset(written, 1, bytes);
   return {};
 }
 
 std::string Region::race(const Clock& who, Cell& cell, size_t index, Access how) {
   const bool writes = how == Access::write || how == Access::atomic_write;
   const bool atomic = how == Access::atomic_write || how == Access::atomic_read;
-  if (how == Access::constant_read && cell.written != 0) return "read-only load of memory that this launch has written";
+  if (how == Access::constant_read && (cell.write.when != 0 || cell.atomic)) {
+    return "read-only load of memory that this launch has written";
+  }
   if (writes && cell.constant) return "write to memory that this launch has read by a read-only load";
-  const bool both_atomic = atomic && cell.atomic;
-  if (cell.written != 0 && !both_atomic && !who.has_seen(cell.writer, cell.written)) {
-    return "race: " + std::string(writes ? "write" : "read") + " after a write by " + thread_name(cell.writer);
+  const auto unseen = [&](const Moment& m) { return m.when != 0 && !who.has_seen(m.thread, m.when); };
+  const auto race_with = [&](const char* what, const Moment& m) {
+    return std::string(writes ? "race: write after " : "race: read after ") + what + " by " + thread_name(m.thread);
+  };
+  if (unseen(cell.write)) return race_with("a write", cell.write);
+  if (cell.atomic && !atomic) {
+    for (const Moment& m : atomics_[index]) {
+      if ((writes || m.writes) && unseen(m)) return race_with(m.writes ? "an atomic write" : "an atomic read", m);
+    }
   }
-  if (!writes) {
-    if (how == Access::constant_read) cell.constant = true;
-    cell.atomic_readers = atomic && (cell.read == 0 || cell.atomic_readers);
-    if (cell.read == 0 || (cell.reader != kMany && who.has_seen(cell.reader, cell.read))) {
-      cell.reader = who.thread, cell.read = who.own;
-      return {};
+  const Moment now{who.thread, who.own, writes};
+  if (writes && unseen(cell.read)) return race_with("a read", cell.read);
+  if (writes && cell.many_readers) {
+    for (const Moment& m : readers_[index]) {
+      if (unseen(m)) return race_with("a read", m);
     }
-    auto& readers = readers_[index];
-    if (cell.reader != kMany) {
-      readers.assign(1, {cell.reader, cell.read});
-      cell.reader = kMany;
-    }
-    if (readers.back().first == who.thread) {
-      readers.back().second = who.own;
-    } else {
-      readers.emplace_back(who.thread, who.own);
-    }
-    return {};
   }
-  if (atomic && cell.atomic_readers) {
-    readers_.erase(index);
-  } else if (cell.reader == kMany) {
-    for (const auto& [thread, when] : readers_[index]) {
-      if (!who.has_seen(thread, when)) return "race: write after a read by " + thread_name(thread);
+  if (atomic) {
+    cell.atomic = true;
+    record(atomics_[index], now);
+  } else if (writes) {
+    if (cell.many_readers) readers_.erase(index);
+    if (cell.atomic) atomics_.erase(index);
+    cell = {now, {}, false, false, cell.constant};
+  } else {
+    cell.constant = cell.constant || how == Access::constant_read;
+    if (!cell.many_readers && unseen(cell.read)) {
+      readers_[index].assign(1, cell.read);
+      cell.many_readers = true;
     }
-    readers_.erase(index);
-  } else if (cell.read != 0 && !who.has_seen(cell.reader, cell.read)) {
-    return "race: write after a read by " + thread_name(cell.reader);
+    if (cell.many_readers) record(readers_[index], now);
+    cell.read = now;
   }
-  const bool constant = cell.constant;
-  cell = {who.thread, who.own, 0, 0, atomic, false, constant};
   return {};
 }
 
@@ -132,6 +159,7 @@ Region* Memory::find(uintptr_t address, size_t bytes) {
 Region& Memory::add(uintptr_t begin, size_t bytes, unsigned grain, bool is_written, const std::string& name,
                     Block* block) {
   std::fill(std::begin(recent_), std::end(recent_), nullptr);
+  const uintptr_t address = begin;
   uintptr_t end = begin + bytes;
   size_t first = after(begin);
   if (first > 0 && regions_[first - 1]->end > begin) --first;
@@ -141,15 +169,19 @@ Region& Memory::add(uintptr_t begin, size_t bytes, unsigned grain, bool is_writt
     const Region& other = *regions_[last];
     if (other.begin <= begin && other.end >= end) {  // a part of what is there
       regions_[last]->users += 1;
-      if (is_written) regions_[last]->write_all();
+      if (is_written) regions_[last]->mark_written(address, bytes);
       return *regions_[last];
     }
     begin = std::min(begin, other.begin), end = std::max(end, other.end), grain = std::min(grain, other.grain);
     users += other.users;
   }
-  for (size_t i = first; i < last; ++i) count(*regions_[i]);
+  auto region = std::make_unique<Region>(begin, end - begin, grain, false, name, block);
+  for (size_t i = first; i < last; ++i) {
+    count(*regions_[i]);
+    region->take_written(*regions_[i]);
+  }
+  if (is_written) region->mark_written(address, bytes);
   regions_.erase(regions_.begin() + static_cast<ptrdiff_t>(first), regions_.begin() + static_cast<ptrdiff_t>(last));
-  auto region = std::make_unique<Region>(begin, end - begin, grain, is_written, name, block);
   region->users = users;
   return **regions_.insert(regions_.begin() + static_cast<ptrdiff_t>(first), std::move(region));
 }

@@ -54,10 +54,14 @@ class Region {
   std::string check(const Clock& who, uintptr_t address, size_t bytes, Access how);
   // Forgets who accessed it, not what was written.
   void forget();
-  void write_all();
+  void mark_written(uintptr_t address, size_t bytes);
+  // As in a region that becomes a part of this one.
+  void take_written(const Region& part);
+  // Whether all since the last plain write have been atomic, of which there are some.
+  bool is_atomic(uintptr_t address) const;
 
   uintptr_t begin, end;
-  unsigned grain;  // bytes that are recorded together
+  unsigned grain;  // bytes whose accesses are recorded together
   std::string name;
   Block* block;   // whose shared memory it is
   int users = 1;  // calls that have it
@@ -65,17 +69,21 @@ class Region {
   bool is_shared_by_blocks = false;  // written in this launch: a place where threads may be switched
 
  private:
-  struct Cell {
-    uint32_t writer, written, reader, read;
-    bool atomic, atomic_readers, constant;
+  struct Moment {
+    uint32_t thread, when;  // when: 0, never
+    bool writes;
   };
-  static constexpr uint32_t kMany = ~0u;  // readers, in `readers_`
+  // Since the last plain write; where more than one thread has read, in `readers_`; atomic accesses in `atomics_`.
+  struct Cell {
+    Moment write, read;
+    bool many_readers, atomic, constant;
+  };
 
   std::string race(const Clock& who, Cell& cell, size_t index, Access how);
 
   std::vector<Cell> cells_;
-  std::vector<uint8_t> written_;
-  std::unordered_map<size_t, std::vector<std::pair<uint32_t, uint32_t>>> readers_;
+  std::vector<uint8_t> written_;  // a byte each
+  std::unordered_map<size_t, std::vector<Moment>> readers_, atomics_;
   uint64_t epoch_ = 0;
 };
 

@@ -2,7 +2,9 @@
 #include "runtime.h"
 
 #include <cstring>
+#include <stdexcept>
 #include <tuple>
+#include <utility>
 
 namespace software {
 
@@ -16,14 +18,6 @@ Holding::~Holding() {
   for (AtenTensorHandle tensor : tensors) aoti_torch_delete_tensor_object(tensor);
 }
 
-namespace {
-
-cudaError_t faulted(const std::string& text) {
-  runtime().fault = text;
-  return cudaErrorLaunchFailure;
-}
-
-// A call that a capture can't have: an error, and the capture is lost.
 cudaError_t refused_in_capture() {
   Runtime& r = runtime();
   if (r.mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
@@ -34,12 +28,21 @@ cudaError_t refused_in_capture() {
   return capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
+cudaError_t reported(cudaError_t status) {
+  if (status != cudaSuccess) runtime().last = status;
+  return status;
+}
+
+namespace {
+
 Function& function_of(const void* kernel) {
   Runtime& r = runtime();
   const auto [at, is_new] = r.functions.try_emplace({r.device, kernel});
   Function& function = at->second;
   if (is_new) {
-    std::tie(function.name, function.full_name) = r.names[kernel];
+    const auto named = r.names.find(kernel);
+    if (named == r.names.end()) throw std::logic_error("a kernel that has no name (device.py)");
+    std::tie(function.name, function.full_name) = named->second;
     function.static_shared = executor().static_shared(function.full_name);
   }
   return function;
@@ -60,84 +63,7 @@ int blocks_a_multiprocessor(const Description& d, const Function& f, unsigned th
   return std::max(0, std::min({by_shared, by_registers, d.threads_per_multiprocessor / static_cast<int>(threads), 32}));
 }
 
-// Runs what waits: one launch of every stream at a time.
-void run_queued(std::vector<SoftwareStream*> streams) {
-  Runtime& r = runtime();
-  Executor& run = executor();
-  size_t waiting = 0;
-  for (SoftwareStream* stream : streams) waiting += stream->queue.size();
-  if (waiting == 0) return;
-  run.memory.begin_run();
-  forget_atomics();
-  std::map<Launch*, SoftwareStream*> owners;
-  std::vector<std::shared_ptr<Launch>> alive;
-  for (SoftwareStream* stream : streams) stream->done = nullptr, stream->busy = false;
-  const bool several = waiting > 1;
-  const auto next = [&](Launch* ended) {
-    if (ended != nullptr) {
-      SoftwareStream& stream = *owners[ended];
-      stream.busy = false;
-      if (several) stream.done = run.knowledge_after(*ended);
-    }
-    std::vector<Launch*> found;
-    for (SoftwareStream* stream : streams) {
-      while (!stream->busy && !stream->queue.empty()) {
-        Work work = std::move(stream->queue.front());
-        stream->queue.pop_front();
-        if (work.launch == nullptr) {
-          work.fill();
-          continue;
-        }
-        auto launch = std::make_shared<Launch>(*work.launch);
-        launch->after = stream->done;
-        owners[launch.get()] = stream;
-        found.push_back(launch.get());
-        alive.push_back(std::move(launch));
-        stream->busy = true;
-      }
-    }
-    return found;
-  };
-  run.run(next);
-  for (const auto& [begin, bytes] : r.tickets) {
-    const auto* first = reinterpret_cast<const unsigned*>(begin);
-    const auto* last = first + bytes / sizeof(unsigned);
-    const auto* left = std::find_if(first, last, [](unsigned ticket) { return ticket != 0; });
-    if (left != last) {
-      throw Fault{"a ticket that is " + std::to_string(*left) + ", not zero, when all is done: number " +
-                  std::to_string(left - first)};
-    }
-  }
-}
-
-cudaError_t run_now(std::vector<SoftwareStream*> streams) {
-  try {
-    run_queued(std::move(streams));
-  } catch (const Fault& found) {
-    Runtime& r = runtime();
-    for (const auto& [begin, bytes] : r.tickets) std::memset(reinterpret_cast<void*>(begin), 0, bytes);
-    for (SoftwareStream* stream : r.all()) stream->queue.clear();
-    return faulted(found.text);
-  }
-  return cudaSuccess;
-}
-
 }  // namespace
-
-cudaError_t submit(SoftwareStream& stream, Work work) {
-  Runtime& r = runtime();
-  if (stream.capture != nullptr) {
-    stream.capture->work.push_back(std::move(work));
-    if (r.call != nullptr) stream.capture->holdings.push_back(r.call);
-    return cudaSuccess;
-  }
-  stream.queue.push_back(std::move(work));
-  if (r.holds_back) {
-    if (r.call != nullptr) r.kept.push_back(r.call);
-    return cudaSuccess;
-  }
-  return run_now({&stream});
-}
 
 }  // namespace software
 
@@ -166,7 +92,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetLastError() {
-  return cudaSuccess;  // launches return theirs
+  return std::exchange(runtime().last, cudaSuccess);
 }
 
 cudaError_t cudaGetDevice(int* device) {
@@ -212,16 +138,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) 
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceSynchronize() {
-  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
-  const cudaError_t status = run_now(runtime().all());
-  runtime().kept.clear();
-  return status;
+cudaError_t cudaMalloc(void** to, size_t bytes) {
+  auto memory = std::make_unique_for_overwrite<char[]>(bytes);
+  *to = memory.get();
+  executor().memory.add(reinterpret_cast<uintptr_t>(*to), bytes, 4, false, "memory of cudaMalloc");
+  runtime().allocated[*to] = std::move(memory);
+  return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
-  return run_now({&runtime().stream(stream)});
+cudaError_t cudaFree(void* memory) {
+  executor().memory.release(reinterpret_cast<uintptr_t>(memory));
+  return runtime().allocated.erase(memory) == 1 ? cudaSuccess : reported(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
@@ -248,18 +175,8 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
-  runtime().launches += "memset 1 1 0 1 0\n";
-  const auto fill = [=] {
-    std::memset(to, value, bytes);
-    if (Region* region = executor().memory.find(reinterpret_cast<uintptr_t>(to), bytes)) region->write_all();
-  };
-  return submit(runtime().stream(stream), {fill, nullptr});
-}
-
 cudaError_t software_function_attributes(cudaFuncAttributes* to, const void* kernel) {
-  Function& function = function_of(kernel);
-  if (const cudaError_t status = load(function); status != cudaSuccess) return status;
+  if (const cudaError_t status = load(function_of(kernel)); status != cudaSuccess) return reported(status);
   to->ptxVersion = to->binaryVersion = software_architecture;
   return cudaSuccess;
 }
@@ -272,10 +189,12 @@ cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribut
   const Description& d = runtime().description();
   Function& function = function_of(kernel);
   if (name == cudaFuncAttributeNonPortableClusterSizeAllowed) {
-    if (value != 0 && d.capability < 90) return cudaErrorInvalidValue;
+    if (value != 0 && d.capability < 90) return reported(cudaErrorInvalidValue);
     function.large_clusters = value != 0;
   } else {
-    if (value + static_cast<int>(function.static_shared) > d.shared_per_block) return cudaErrorInvalidValue;
+    if (value + static_cast<int>(function.static_shared) > d.shared_per_block) {
+      return reported(cudaErrorInvalidValue);
+    }
     function.dynamic_shared = value;
   }
   return cudaSuccess;
@@ -286,7 +205,7 @@ cudaError_t software_active_clusters(int* count, const void* kernel, const cudaL
   Function& function = function_of(kernel);
   const int size = static_cast<int>(config->attrs[0].val.clusterDim.x);
   if (d.capability < 90 || size > d.largest_cluster || (size > 8 && !function.large_clusters)) {
-    return cudaErrorInvalidValue;
+    return reported(cudaErrorInvalidValue);
   }
   const int blocks = blocks_a_multiprocessor(d, function, config->blockDim.x, config->dynamicSmemBytes);
   *count = d.multiprocessors * blocks / size;
@@ -294,14 +213,16 @@ cudaError_t software_active_clusters(int* count, const void* kernel, const cudaL
 }
 
 cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes) {
-  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return refused;
+  if (const cudaError_t refused = refused_in_capture(); refused != cudaSuccess) return reported(refused);
   *to = const_cast<void*>(symbol);
   executor().memory.add(reinterpret_cast<uintptr_t>(symbol), bytes, 4, true, "the module's memory");
   return cudaSuccess;
 }
 
-cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel,
-                            void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes) {
+namespace {
+
+cudaError_t launched(const cudaLaunchConfig_t* config, const void* kernel,
+                     void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes) {
   Runtime& r = runtime();
   const Description& d = r.description();
   Function& function = function_of(kernel);
@@ -331,15 +252,22 @@ cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel
     return cudaErrorInvalidConfiguration;
   }
   const int multiprocessors = d.granted > 0 ? d.granted : d.multiprocessors;
-  launch->resident = multiprocessors * blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
-  if (launch->resident < static_cast<int>(launch->cluster)) return cudaErrorInvalidConfiguration;
-  if (launch->cooperative && static_cast<int>(launch->blocks) > launch->resident) {
-    return cudaErrorCooperativeLaunchTooLarge;
-  }
+  const int together = blocks_a_multiprocessor(d, function, launch->threads, launch->dynamic_shared);
+  const int resident = multiprocessors * together;
+  if (resident < static_cast<int>(launch->cluster)) return cudaErrorInvalidConfiguration;
+  if (launch->cooperative && static_cast<int>(launch->blocks) > resident) return cudaErrorCooperativeLaunchTooLarge;
+  launch->share = 1.0 / together, launch->all = multiprocessors;
   r.launches += function.name + " " + std::to_string(launch->blocks) + " " + std::to_string(launch->threads) + " " +
                 std::to_string(shared) + " " + std::to_string(launch->cluster) + " " +
                 std::to_string(launch->cooperative) + "\n";
-  return submit(stream, {nullptr, std::move(launch)});
+  return submit(stream, {std::move(launch), nullptr, nullptr});
+}
+
+}  // namespace
+
+cudaError_t software_launch(const cudaLaunchConfig_t* config, const void* kernel,
+                            void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes) {
+  return reported(launched(config, kernel, call, arguments, bytes));
 }
 
 int32_t software_current_stream(int32_t, void** stream) {

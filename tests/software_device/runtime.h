@@ -22,9 +22,16 @@ extern const char* const software_namespace;
 
 namespace software {
 
+// What has been recorded of a stream.
+struct Mark {
+  bool reached = false;
+  Knowledge done;  // then, in a run
+};
+
+// One of these.
 struct Work {
-  std::function<void()> fill;      // a memset; else
-  std::shared_ptr<Launch> launch;  // a kernel
+  std::shared_ptr<Launch> launch;  // of a kernel
+  std::shared_ptr<Mark> record, wait;
 };
 
 // What a call of an op has of memory.
@@ -54,6 +61,10 @@ struct SoftwareStream {
   bool busy = false;
 };
 
+struct SoftwareEvent {
+  std::shared_ptr<software::Mark> mark;  // the last; null: never recorded
+};
+
 namespace software {
 
 struct Runtime {
@@ -66,6 +77,9 @@ struct Runtime {
   std::map<uintptr_t, size_t> tickets;  // memory of the module that is zero whenever nothing runs
   SoftwareStream main;
   std::vector<std::unique_ptr<SoftwareStream>> streams;
+  std::vector<std::unique_ptr<SoftwareEvent>> events;
+  std::map<void*, std::unique_ptr<char[]>> allocated;
+  cudaError_t last = cudaSuccess;     // error, until it is asked for
   SoftwareStream* current = nullptr;  // of torch; null: main
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   std::shared_ptr<Holding> call;  // of the op that runs
@@ -87,6 +101,10 @@ struct Runtime {
 };
 
 Runtime& runtime();
+// For a call that a capture can't have: an error, and the capture is lost.
+cudaError_t refused_in_capture();
+// As it is; an error stays for whoever asks next, until it is asked for.
+cudaError_t reported(cudaError_t status);
 // Puts work into a stream, or into the graph that it is captured into.
 cudaError_t submit(SoftwareStream& stream, Work work);
 

@@ -16,8 +16,12 @@ int lane() {
   return static_cast<int>(me().index % kWarp);
 }
 
-std::string place(int line, const char* what) {
-  return std::string(what) + " of line " + std::to_string(line);
+std::string place(const char* what, const Site& site) {
+  return std::string(what) + " of line " + std::to_string(site.line());
+}
+
+bool same(const Site& a, const Site& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
 // What each of these knows once they have met.
@@ -47,28 +51,39 @@ uint64_t result(const std::array<uint64_t, kWarp>& values, unsigned mask, unsign
   return votes;
 }
 
+// Whether all of these are of whole warps of a block.
+bool are_whole_warps(const std::vector<Clock>& members, const Block& block) {
+  std::vector<unsigned> lanes(block.launch->threads / kWarp + 1);
+  for (const Clock& member : members) ++lanes[(member.thread - block.first) / kWarp];
+  return std::all_of(lanes.begin(), lanes.end(), [](unsigned count) { return count % kWarp == 0; });
+}
+
 // A barrier of `expected` threads of a block: the last one takes along those that wait.
-void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, int line, const char* name) {
+void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, Site site, const char* name) {
   Executor& run = executor();
   Thread& self = me();
   const bool first = barrier.arrived.empty();
-  if (first) barrier.votes = 0, barrier.line = 0, barrier.expected = expected;
+  const bool of_all = &barrier == &self.block->barrier;
+  if (first) barrier.votes = 0, barrier.site = site, barrier.expected = expected;
   // Whoever names a barrier may come to it from several places.
-  if (&barrier == &self.block->barrier && barrier.line != 0 && barrier.line != line) {
-    run.fault("divergent barriers: " + place(line, name) + " while others wait at that of line " +
-              std::to_string(barrier.line));
+  if (of_all && !same(barrier.site, site)) {
+    run.fault("divergent barriers: " + place(name, site) + " while others wait at that of line " +
+              std::to_string(barrier.site.line()));
   }
   if (barrier.expected != expected) {
-    run.fault("divergent barriers: " + place(line, name) + " expects " + std::to_string(expected) +
+    run.fault("divergent barriers: " + place(name, site) + " expects " + std::to_string(expected) +
               " threads, others " + std::to_string(barrier.expected));
   }
-  if (waits) barrier.line = line, barrier.waiting.push_back(&self);
+  if (waits) barrier.waiting.push_back(&self);
   barrier.votes += vote;
   barrier.arrived.push_back(self.clock);
   ++self.clock.own;
   if (static_cast<int>(barrier.arrived.size()) < expected) {
-    if (waits) run.wait(name, line);
+    if (waits) run.wait(name, site);
     return;
+  }
+  if (!of_all && !are_whole_warps(barrier.arrived, *self.block)) {
+    run.fault(place(name, site) + " at which a part of a warp has arrived");
   }
   const Knowledge all = met(barrier.arrived);
   const int votes = kind == Vote::all ? barrier.votes == expected : barrier.votes;
@@ -118,51 +133,54 @@ unsigned cluster_rank() {
   return me().block->index % me().block->launch->cluster;
 }
 
-int sync_block(int vote, Vote kind, int line) {
+int sync_block(int vote, Vote kind, Site site) {
   Block& block = *me().block;
   const unsigned threads = block.launch->threads;
   if (block.alive < threads) {
-    executor().fault("divergent barriers: " + place(line, "__syncthreads") + ", when " +
+    executor().fault("divergent barriers: " + place("__syncthreads", site) + ", when " +
                      std::to_string(threads - block.alive) + " threads have left");
   }
-  meet(block.barrier, static_cast<int>(threads), vote, kind, true, line, "__syncthreads");
+  meet(block.barrier, static_cast<int>(threads), vote, kind, true, site, "__syncthreads");
   return me().votes;
 }
 
-void sync_named(int barrier, int threads, bool waits, int line) {
+void sync_named(int barrier, int threads, bool waits, Site site) {
   Block& block = *me().block;
   if (barrier == 0 && waits && threads == static_cast<int>(block.launch->threads)) {
-    sync_block(0, Vote::none, line);
+    sync_block(0, Vote::none, site);
     return;
   }
   if (barrier < 1 || barrier > 15 || threads <= 0 || threads % static_cast<int>(kWarp) != 0) {
     executor().fault("a named barrier takes a number from 1 to 15 and whole warps; 0 is of all threads");
   }
-  meet(block.named[barrier], threads, 0, Vote::none, waits, line, "a named barrier");
+  meet(block.named[barrier], threads, 0, Vote::none, waits, site, "a named barrier");
 }
 
-uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collective kind, int line) {
+uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collective kind, Site site) {
   Executor& run = executor();
   Thread& self = me();
   Block& block = *self.block;
   const unsigned warp = self.index / kWarp, bit = 1u << lane();
-  if ((mask & bit) == 0) run.fault(place(line, "a warp's collective") + " by a lane that its mask leaves out");
+  if ((mask & bit) == 0) run.fault(place("a warp's collective", site) + " by a lane that its mask leaves out");
+  if (kind == Collective::shuffle && (mask >> source & 1) == 0) {
+    run.fault(place("a shuffle", site) + " from a lane that its mask leaves out");
+  }
   Exchange* exchange = &block.exchanges[warp];
   if (mask != exchange->mask) {  // of a part of a warp
     const auto same = [&](const Exchange& other) { return other.warp == warp && other.mask == mask; };
     const auto found = std::find_if(block.exchanges.begin(), block.exchanges.end(), same);
     exchange = found != block.exchanges.end() ? &*found : &block.exchanges.emplace_back(Exchange{warp, mask});
   }
-  if (exchange->arrived != 0 && (exchange->line != line || exchange->kind != kind)) {
-    run.fault("divergent warp: " + place(line, "a collective") + " while others of its warp are at that of line " +
-              std::to_string(exchange->line));
+  if (exchange->arrived != 0 && (!same(exchange->site, site) || exchange->kind != kind)) {
+    run.fault("divergent warp: " + place("a collective", site) + " while others of its warp are at that of line " +
+              std::to_string(exchange->site.line()));
   }
-  exchange->line = line, exchange->kind = kind;
+  exchange->site = site, exchange->kind = kind;
   exchange->arrived |= bit;
   auto& values = exchange->values[exchange->round % 2];
   values[static_cast<size_t>(lane())] = value;
   if (exchange->arrived != mask) {
-    run.wait("a warp's collective", line);
+    run.wait("a warp's collective", site);
     return result(values, mask, source, kind);
   }
   std::vector<Thread*> members;
@@ -180,10 +198,10 @@ uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collect
   return result(values, mask, source, kind);
 }
 
-void cluster_arrive(int line) {
+void cluster_arrive(Site site) {
   Thread& self = me();
   Cluster& cluster = *self.block->cluster;
-  if (self.arrived) executor().fault(place(line, "a second arrival at a cluster's barrier") + " without a wait");
+  if (self.arrived) executor().fault(place("a second arrival at a cluster's barrier", site) + " without a wait");
   self.arrived = true;
   self.round = cluster.round + 1;
   cluster.arrived.push_back(self.clock);
@@ -192,12 +210,12 @@ void cluster_arrive(int line) {
   executor().may_switch();
 }
 
-void cluster_wait(int line) {
+void cluster_wait(Site site) {
   Thread& self = me();
   Cluster& cluster = *self.block->cluster;
-  if (!self.arrived) executor().fault(place(line, "a wait at a cluster's barrier") + " without an arrival");
+  if (!self.arrived) executor().fault(place("a wait at a cluster's barrier", site) + " without an arrival");
   self.arrived = false;
-  while (cluster.round < self.round) executor().wait(kClusterWait, line);
+  while (cluster.round < self.round) executor().wait(kClusterWait, site);
   self.clock.acquire(cluster.knowledge);
 }
 
@@ -212,70 +230,62 @@ std::string leave(Thread& thread) {
   Block& block = *thread.block;
   if (!block.barrier.arrived.empty()) {
     return "divergent barriers: a thread leaves while others wait at __syncthreads of line " +
-           std::to_string(block.barrier.line);
+           std::to_string(block.barrier.site.line());
   }
   for (const Exchange& exchange : block.exchanges) {
     if (exchange.warp == thread.index / kWarp && exchange.arrived != 0 &&
         (exchange.mask >> thread.index % kWarp & 1) != 0) {
-      return "divergent warp: a lane leaves while others wait for it at line " + std::to_string(exchange.line);
+      return "divergent warp: a lane leaves while others wait for it at line " + std::to_string(exchange.site.line());
     }
   }
   if (thread.arrived) return "a thread leaves between its arrival at a cluster's barrier and the wait";
+  for (const auto& [number, barrier] : block.named) {
+    if (block.alive == 0 && !barrier.arrived.empty()) {
+      return "a block ends, and " + std::to_string(barrier.arrived.size()) + " threads have arrived at named barrier " +
+             std::to_string(number) + " in vain";
+    }
+  }
   complete(*block.cluster);
   return {};
 }
 
 // ---- memory
 
-namespace {
-
-[[noreturn]] void fault_at(const void* code, const std::string& what) {
-  executor().fault(what + ", " + line_of(code));
-}
-
-}  // namespace
-
 void access(const void* address, size_t bytes, Access how) {
-  access_from(__builtin_return_address(0), address, bytes, how);
-}
-
-void access_from(const void* code, const void* address, size_t bytes, Access how) {
   Executor& run = executor();
   Thread* self = run.current;
   if (self == nullptr || self->fiber->owns(address)) return;
+  run.step();
   const auto at = reinterpret_cast<uintptr_t>(address);
   const bool writes = how == Access::write || how == Access::atomic_write;
+  const auto what = [&] { return std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes "; };
   Region* region = run.memory.find(at, bytes);
   if (region == nullptr) region = run.find_shared(at);
   if (region == nullptr || !region->holds(at, bytes)) {
     if (!writes && is_constant(address)) return;
-    fault_at(code,
-             std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) + " bytes " + run.nearest(at));
+    run.fault(what() + run.nearest(at));
   }
-  if (at % bytes != 0 && (bytes & (bytes - 1)) == 0) {
-    fault_at(code, "misaligned " + std::string(writes ? "write" : "read") + " of " + std::to_string(bytes) +
-                       " bytes of " + region->name);
-  }
+  if (at % bytes != 0 && (bytes & (bytes - 1)) == 0) run.fault("misaligned " + what() + "of " + region->name);
   if (region->block != nullptr && region->block != self->block) {
-    if (region->block->cluster != self->block->cluster) fault_at(code, "access to shared memory of another cluster");
-    if (region->block->alive == 0) fault_at(code, "access to " + region->name + ", which has left its cluster");
-    if (!region->block->begun) fault_at(code, "access to " + region->name + ", which has not begun");
+    if (region->block->cluster != self->block->cluster) run.fault("access to shared memory of another cluster");
+    if (region->block->alive == 0) run.fault("access to " + region->name + ", which has left its cluster");
+    if (!region->block->begun) run.fault("access to " + region->name + ", which has not begun");
   }
   const std::string wrong = region->check(self->clock, at, bytes, how);
   if (!wrong.empty()) {
-    fault_at(code, wrong + ", at byte " + std::to_string(at - region->begin) + " of " + region->name);
+    run.fault(wrong + ", at byte " + std::to_string(at - region->begin) + " of " + region->name);
   }
   if (writes) run.progress();
   if (region->is_shared_by_blocks || (region->block != nullptr && region->block != self->block)) run.may_switch();
 }
 
 void load(void* to, const void* from, size_t bytes, Access how) {
-  access_from(__builtin_return_address(0), from, bytes, how);
+  access(from, bytes, how);
   std::memcpy(to, from, bytes);
 }
 
 void store(void* to, const void* from, size_t bytes) {
-  access_from(__builtin_return_address(0), to, bytes, Access::write);
+  access(to, bytes, Access::write);
   std::memcpy(to, from, bytes);
 }
 
@@ -299,8 +309,8 @@ void fence() {
   executor().may_switch();
 }
 
-void sleep() {
-  executor().sleep("__nanosleep", 0);
+void sleep(Site site) {
+  executor().sleep("__nanosleep", site);
 }
 
 // ---- atomics
@@ -318,15 +328,39 @@ std::unordered_map<const void*, Atomic>& atomics() {
 }
 
 Atomic& atomic_at(const void* address, size_t bytes, bool writes, bool device_scope) {
-  executor().may_switch();
-  access(address, bytes, writes ? Access::atomic_write : Access::atomic_read);
+  Executor& run = executor();
+  run.may_switch();
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const Region* region = run.memory.find(at, bytes);
   Atomic& found = atomics()[address];
+  if (region == nullptr || !region->is_atomic(at)) found = {};  // a plain write has ended what was released
+  access(address, bytes, writes ? Access::atomic_write : Access::atomic_read);
   const Block* block = me().block;
   if (!device_scope && found.only != nullptr && found.only != block) {
-    executor().fault("an atomic of block scope, where another block's are");
+    run.fault("an atomic of block scope, where another block's are");
   }
   found.only = block;
   return found;
+}
+
+void acquire(Clock& clock, const Atomic& from, bool now) {
+  if (now) {
+    clock.acquire(from.released);
+  } else {
+    clock.pending = joined(clock.pending, from.released);
+  }
+}
+
+bool acquires(Order order) {
+  return order == Order::acquire || order == Order::acq_rel;
+}
+
+// What a write of this order lets others acquire.
+Knowledge released_by(Clock& clock, Order order) {
+  const bool all = order == Order::release || order == Order::acq_rel;
+  const Knowledge released = all ? clock.all() : clock.fenced;
+  if (all) ++clock.own;
+  return released;
 }
 
 }  // namespace
@@ -335,36 +369,31 @@ void forget_atomics() {
   atomics().clear();
 }
 
-void peek(void* to, const void* from, size_t bytes, Order order, bool device_scope) {
+void peek(void* to, const void* from, size_t bytes, Order order, bool device_scope, Site site) {
   Thread& self = me();
-  Atomic& at = atomic_at(from, bytes, false, device_scope);
-  uint64_t value = 0;
-  std::memcpy(&value, from, bytes);
-  if (self.polled == from && self.found == value) {
-    executor().sleep("an atomic load", 0);
-    std::memcpy(&value, from, bytes);
-  }
-  self.polled = from, self.found = value;
-  if (order == Order::acquire) {
-    self.clock.acquire(at.released);
-  } else {
-    self.clock.pending = joined(self.clock.pending, at.released);
-  }
-  std::memcpy(to, &value, bytes);
+  constexpr int kPolls = 4;
+  const bool again = self.polled == from && std::memcmp(&self.found, from, bytes) == 0;
+  self.polls = again ? self.polls + 1 : 0;
+  if (self.polls >= kPolls) executor().sleep("an atomic load", site);
+  const Atomic& at = atomic_at(from, bytes, false, device_scope);
+  std::memcpy(to, from, bytes);
+  self.polled = from;
+  std::memcpy(&self.found, from, bytes);
+  acquire(self.clock, at, acquires(order));
+}
+
+void poke(void* to, const void* from, size_t bytes, Order order, bool device_scope) {
+  Atomic& at = atomic_at(to, bytes, true, device_scope);
+  at.released = released_by(me().clock, order);
+  end_atomic(to, from, bytes);
 }
 
 void begin_atomic(void* old, const void* address, size_t bytes, Order order, bool device_scope) {
-  Thread& self = me();
+  Clock& clock = me().clock;
   Atomic& at = atomic_at(address, bytes, true, device_scope);
-  if (order == Order::acquire || order == Order::acq_rel) {
-    self.clock.acquire(at.released);
-  } else {
-    self.clock.pending = joined(self.clock.pending, at.released);
-  }
-  const bool releases = order == Order::release || order == Order::acq_rel;
+  acquire(clock, at, acquires(order));
   // A read and write carries on what earlier ones released.
-  at.released = joined(at.released, releases ? self.clock.all() : self.clock.fenced);
-  if (releases) ++self.clock.own;
+  at.released = joined(at.released, released_by(clock, order));
   std::memcpy(old, address, bytes);
 }
 

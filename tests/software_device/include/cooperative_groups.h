@@ -12,15 +12,15 @@ struct cluster_group {
   static unsigned block_rank() {
     return ::software::cluster_rank();
   }
-  static void barrier_arrive(int line = __builtin_LINE()) {
-    ::software::cluster_arrive(line);
+  static void barrier_arrive(::software::Site site = ::software::Site::current()) {
+    ::software::cluster_arrive(site);
   }
-  static void barrier_wait(int line = __builtin_LINE()) {
-    ::software::cluster_wait(line);
+  static void barrier_wait(::software::Site site = ::software::Site::current()) {
+    ::software::cluster_wait(site);
   }
-  static void sync(int line = __builtin_LINE()) {
-    barrier_arrive(line);
-    barrier_wait(line);
+  static void sync(::software::Site site = ::software::Site::current()) {
+    barrier_arrive(site);
+    barrier_wait(site);
   }
   template <class T>
   static T* map_shared_rank(T* address, int rank) {

@@ -17,8 +17,9 @@
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// Every access of such a variable asks __tls_get_addr, which knows the block (instrumentation.cpp).
-#define __shared__ thread_local
+// Every access of such a variable asks __tls_get_addr for it, which knows the block (instrumentation.cpp): the model is
+// the one that asks for each variable by itself.
+#define __shared__ thread_local __attribute__((tls_model("global-dynamic")))
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -39,58 +40,60 @@ inline constexpr ::software::Index<::software::block_threads> blockDim{};
 inline constexpr ::software::Index<::software::grid_blocks> gridDim{};
 constexpr int warpSize = 32;
 
-inline void __syncthreads(int line = __builtin_LINE()) {
-  ::software::sync_block(0, ::software::Vote::none, line);
+// A width of their own, which CUDA's shuffles may have, is not taken: it would have to be checked.
+using SoftwareSite = ::software::Site;
+
+inline void __syncthreads(SoftwareSite site = SoftwareSite::current()) {
+  ::software::sync_block(0, ::software::Vote::none, site);
 }
-inline int __syncthreads_or(int value, int line = __builtin_LINE()) {
-  return ::software::sync_block(value != 0, ::software::Vote::any, line) > 0;
+inline int __syncthreads_or(int value, SoftwareSite site = SoftwareSite::current()) {
+  return ::software::sync_block(value != 0, ::software::Vote::count, site) > 0;
 }
-inline int __syncthreads_and(int value, int line = __builtin_LINE()) {
-  return ::software::sync_block(value != 0, ::software::Vote::all, line) > 0;
+inline int __syncthreads_and(int value, SoftwareSite site = SoftwareSite::current()) {
+  return ::software::sync_block(value != 0, ::software::Vote::all, site);
 }
-inline int __syncthreads_count(int value, int line = __builtin_LINE()) {
-  return ::software::sync_block(value != 0, ::software::Vote::count, line);
+inline int __syncthreads_count(int value, SoftwareSite site = SoftwareSite::current()) {
+  return ::software::sync_block(value != 0, ::software::Vote::count, site);
 }
-inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
-  ::software::warp_collective(mask, 0, 0, ::software::Collective::sync, line);
+inline void __syncwarp(unsigned mask = ~0u, SoftwareSite site = SoftwareSite::current()) {
+  ::software::warp_collective(mask, 0, 0, ::software::Collective::sync, site);
 }
 
 template <class T>
-T software_shuffle(unsigned mask, T value, unsigned source, ::software::Collective kind, int line) {
+T software_shuffle(unsigned mask, T value, unsigned source, SoftwareSite site) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   __builtin_memcpy(&bits, &value, sizeof(T));
-  bits = ::software::warp_collective(mask, bits, source % 32, kind, line);
+  bits = ::software::warp_collective(mask, bits, source % 32, ::software::Collective::shuffle, site);
   __builtin_memcpy(&value, &bits, sizeof(T));
   return value;
 }
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int = 32, int line = __builtin_LINE()) {
-  return software_shuffle(mask, value, static_cast<unsigned>(source), ::software::Collective::shuffle, line);
+T __shfl_sync(unsigned mask, T value, int source, SoftwareSite site = SoftwareSite::current()) {
+  return software_shuffle(mask, value, static_cast<unsigned>(source), site);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int = 32, int line = __builtin_LINE()) {
-  const unsigned lane = ::software::thread_index() % 32;
-  return software_shuffle(mask, value, lane ^ static_cast<unsigned>(lanes), ::software::Collective::shuffle, line);
+T __shfl_xor_sync(unsigned mask, T value, int lanes, SoftwareSite site = SoftwareSite::current()) {
+  return software_shuffle(mask, value, ::software::thread_index() % 32 ^ static_cast<unsigned>(lanes), site);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int = 32, int line = __builtin_LINE()) {
+T __shfl_down_sync(unsigned mask, T value, unsigned by, SoftwareSite site = SoftwareSite::current()) {
   const unsigned lane = ::software::thread_index() % 32;
-  return software_shuffle(mask, value, lane + by < 32 ? lane + by : lane, ::software::Collective::shuffle, line);
+  return software_shuffle(mask, value, lane + by < 32 ? lane + by : lane, site);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int = 32, int line = __builtin_LINE()) {
+T __shfl_up_sync(unsigned mask, T value, unsigned by, SoftwareSite site = SoftwareSite::current()) {
   const unsigned lane = ::software::thread_index() % 32;
-  return software_shuffle(mask, value, lane >= by ? lane - by : lane, ::software::Collective::shuffle, line);
+  return software_shuffle(mask, value, lane >= by ? lane - by : lane, site);
 }
-inline unsigned __ballot_sync(unsigned mask, int value, int line = __builtin_LINE()) {
-  return static_cast<unsigned>(::software::warp_collective(mask, value != 0, 0, ::software::Collective::vote, line));
+inline unsigned __ballot_sync(unsigned mask, int value, SoftwareSite site = SoftwareSite::current()) {
+  return static_cast<unsigned>(::software::warp_collective(mask, value != 0, 0, ::software::Collective::vote, site));
 }
-inline int __any_sync(unsigned mask, int value, int line = __builtin_LINE()) {
-  return __ballot_sync(mask, value, line) != 0;
+inline int __any_sync(unsigned mask, int value, SoftwareSite site = SoftwareSite::current()) {
+  return __ballot_sync(mask, value, site) != 0;
 }
-inline int __all_sync(unsigned mask, int value, int line = __builtin_LINE()) {
-  return __ballot_sync(mask, value, line) == mask;
+inline int __all_sync(unsigned mask, int value, SoftwareSite site = SoftwareSite::current()) {
+  return __ballot_sync(mask, value, site) == mask;
 }
 
 template <class T>
@@ -116,16 +119,8 @@ T __ldcs(const T* from) {
 inline void __threadfence() {
   ::software::fence();
 }
-inline void __nanosleep(unsigned) {
-  ::software::sleep();
-}
-template <class T>
-T atomicAdd(T* to, T value) {
-  return ::software::atomic_update(to, ::software::Order::relaxed, true, [&](T old) { return old + value; });
-}
-template <class T>
-T atomicExch(T* to, T value) {
-  return ::software::atomic_update(to, ::software::Order::relaxed, true, [&](T) { return value; });
+inline void __nanosleep(unsigned, SoftwareSite site = SoftwareSite::current()) {
+  ::software::sleep(site);
 }
 
 // ---- the runtime
@@ -141,6 +136,7 @@ enum cudaError_t {
 };
 
 using cudaStream_t = struct SoftwareStream*;
+using cudaEvent_t = struct SoftwareEvent*;
 
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
@@ -194,6 +190,11 @@ cudaError_t cudaStreamCreate(cudaStream_t*);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*);
 cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long*);
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t);
+cudaError_t cudaEventCreate(cudaEvent_t*);
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
+cudaError_t cudaMalloc(void**, size_t bytes);
+cudaError_t cudaFree(void*);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*);
 cudaError_t cudaMemsetAsync(void*, int value, size_t bytes, cudaStream_t);
 

@@ -3,12 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <source_location>
 
 namespace software {
 
+using Site = std::source_location;  // where in a kernel
+
 enum class Access : uint8_t { read, constant_read, write, atomic_read, atomic_write };
 enum class Order : uint8_t { relaxed, acquire, release, acq_rel };
-enum class Vote : uint8_t { none, any, all, count };
+enum class Vote : uint8_t { none, all, count };
 enum class Collective : uint8_t { sync, shuffle, vote };
 
 // Of the thread that runs. Constant for its whole life, so that a compiler may remember them.
@@ -20,13 +23,13 @@ __attribute__((const)) unsigned cluster_blocks();
 __attribute__((const)) unsigned cluster_rank();
 
 // All threads of the block meet, at one line of source; how many voted.
-int sync_block(int vote, Vote kind, int line);
+int sync_block(int vote, Vote kind, Site site);
 // A barrier with a number of its own, for some warps of the block.
-void sync_named(int barrier, int threads, bool waits, int line);
+void sync_named(int barrier, int threads, bool waits, Site site);
 // The lanes of `mask` meet: what lane `source` brought, or of a vote a bit for each lane that brought 1.
-uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collective kind, int line);
-void cluster_arrive(int line);
-void cluster_wait(int line);
+uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collective kind, Site site);
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
 // The same variable of another block of the cluster.
 void* map_shared(const void* address, unsigned rank);
 
@@ -39,22 +42,15 @@ void check_prefetch(uintptr_t from, size_t bytes);
 
 void fence();
 // Lets others run; until something has been written where all sleep.
-void sleep();
+void sleep(Site site);
 
-// An atomic load. A thread that finds the same value again sleeps.
-void peek(void* to, const void* from, size_t bytes, Order order, bool device_scope);
+// An atomic load. A thread that finds the same value again and again sleeps.
+void peek(void* to, const void* from, size_t bytes, Order order, bool device_scope, Site site);
+// An atomic store.
+void poke(void* to, const void* from, size_t bytes, Order order, bool device_scope);
 // An atomic read and write: synchronizes and takes the old value; then stores the new one.
 void begin_atomic(void* old, const void* address, size_t bytes, Order order, bool device_scope);
 void end_atomic(void* address, const void* now, size_t bytes);
-
-template <class T, class Update>
-T atomic_update(T* to, Order order, bool device_scope, const Update& update) {
-  T old;
-  begin_atomic(&old, to, sizeof(T), order, device_scope);
-  const T now = update(old);
-  end_atomic(to, &now, sizeof(T));
-  return old;
-}
 
 // threadIdx and its like: x alone.
 template <unsigned (*kValue)()>

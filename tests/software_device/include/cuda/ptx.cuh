@@ -17,12 +17,12 @@ inline void store_vector(void* to, uint32_t a, uint32_t b) {
   ::software::store(to, words, sizeof(words));
 }
 
-inline void barrier_sync(int barrier, int threads, int line = __builtin_LINE()) {
-  ::software::sync_named(barrier, threads, true, line);
+inline void barrier_sync(int barrier, int threads, ::software::Site site = ::software::Site::current()) {
+  ::software::sync_named(barrier, threads, true, site);
 }
 
-inline void barrier_arrive(int barrier, int threads, int line = __builtin_LINE()) {
-  ::software::sync_named(barrier, threads, false, line);
+inline void barrier_arrive(int barrier, int threads, ::software::Site site = ::software::Site::current()) {
+  ::software::sync_named(barrier, threads, false, site);
 }
 
 inline void prefetch_to_cache(uintptr_t from, unsigned bytes) {
