@@ -181,9 +181,14 @@ def _software(request):
         return
     from tests.software_device.settings import setting_of
 
-    with pytest.MonkeyPatch.context() as patch, setting_of(request.node.nodeid, values["backend"]).in_force():
+    setting = setting_of(request.node.nodeid, values["backend"])
+    contract = request.node.get_closest_marker("contract")
+    with pytest.MonkeyPatch.context() as patch, setting.in_force() as software:
         patch.setattr(device, "on_software", True)
+        software.begin()
         yield
+        setting.check(software, may_launch_none=contract is not None and contract.args[0] == "bad input")
+    request.node.user_properties.append(("setting", (f"sm_{setting.architecture} {setting.plan}", setting.scheduler)))
 
 
 @pytest.fixture(autouse=True)

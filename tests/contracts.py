@@ -57,6 +57,7 @@ class ContractTable:
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self.settings: Counter[str] = Counter()  # of the software device
         self.whole = True
         # Cells that this run cannot show. Processes have no part in a kernel.
         self.excused = {("distributed", SOFTWARE)}
@@ -79,6 +80,8 @@ class ContractTable:
         self.whole = False
 
     def pytest_runtest_logreport(self, report):
+        if report.when == "teardown":
+            self.settings.update(part for name, text in report.user_properties if name == "setting" for part in text)
         if report.when != "call" and report.outcome == "passed":
             return
         for name, value in report.user_properties:
@@ -119,5 +122,7 @@ class ContractTable:
             row = (self.cells[contract, backend] for backend in backends())
             text = [" / ".join(str(cell[k]) for k in ("passed", "failed", "skipped")) if cell else "-" for cell in row]
             write(f"{contract:14}" + "".join(f"{cell:>26}" for cell in text))
+        if self.settings:
+            write(f"{SOFTWARE}, tests: " + ", ".join(f"{part} {n}" for part, n in sorted(self.settings.items())))
         if self.is_whole(config) and self.empty():
             write("empty cells, so the run fails: " + ", ".join(self.empty()), red=True)

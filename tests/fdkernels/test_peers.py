@@ -126,7 +126,7 @@ def fastgen_weight(r, name, ratio_range, epsilon) -> tuple[torch.Tensor, torch.T
     return torch.from_numpy(h / (h.mean() + epsilon)), torch.from_numpy(bins)
 
 
-def test_the_recorded_epsilons_are_what_the_difference_is(backend):
+def test_the_recorded_epsilons_are_what_the_difference_is():
     """Without them the recorded weights are off by more than fp32's rounding, in the direction that they say."""
     differences = []
     for name in DIVERGENCES:

@@ -182,6 +182,7 @@ def test_bad_normalizers(arguments, message):
         fdk.RatioNormalizer(**arguments)
 
 
+@pytest.mark.host_code("refused before any launch")
 @pytest.mark.parametrize("ratio_range", [(1e-300, 1e300), (1e-40, 2.0), (0.5, 1e36)])
 def test_ratios_that_would_poison_the_state_are_refused(backend, ratio_range):
     state = fdk.RatioNormalizer(4)
@@ -265,6 +266,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.host_code("refused before any launch")
 @pytest.mark.parametrize("what", SPOILT)
 @pytest.mark.parametrize("weight_alone", (True, False))
 def test_spoilt_state_is_refused_by_name(backend, case, what, weight_alone):

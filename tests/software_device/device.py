@@ -89,6 +89,7 @@ class Software:
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
         self.index = 0  # of the one in use
+        self.others = 0  # calls that took any plan, as none that was asked for could hold a sample
         self._name_symbols()
 
     def _name_symbols(self) -> None:
@@ -126,6 +127,16 @@ class Software:
         block (the seed says which) as far as they can."""
         self.library.software_schedule(SCHEDULERS.index(name), ctypes.c_uint64(seed))
 
+    def begin(self) -> None:
+        """Forgets what calls have done so far."""
+        self.others = 0
+        self.launches(), self.traffic(), self.last_error()
+
+    def last_error(self) -> str | None:
+        """Of the runtime, that the library has left for others to find."""
+        error = self.library.software_last_error()
+        return None if error is None else error.decode()
+
     def launches(self) -> list[Launch]:
         """Since the last time that this was asked."""
         lines = (line.split() for line in self.library.software_launches().decode().splitlines())
@@ -146,6 +157,7 @@ class Software:
         except ValueError as error:
             if NO_SCHEDULE not in str(error):
                 raise
+        self.others += 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(PLAN, "")
             return op(*arguments)

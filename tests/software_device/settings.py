@@ -49,6 +49,19 @@ class Setting:
             patch.setenv(PLAN, self.plan)
             yield software
 
+    def check(self, software: device.Software, may_launch_none: bool = False) -> None:
+        """That what ran since `begin` ran there, in this way."""
+        launches, error = software.launches(), software.last_error()
+        assert launches or may_launch_none, "nothing was launched on the software device"
+        assert error is None, f"an error is left in CUDA's runtime: {error}"
+        if self.plan == "auto" or software.others > 0:
+            return
+        schedule, _, number = self.plan.partition(":")
+        for launch in launches:
+            if launch.name in ("fdiv_cluster_kernel", "fdiv_grid_kernel"):
+                assert launch.name == f"fdiv_{schedule}_kernel", f"{launch} in {self}"
+                assert schedule == "grid" or launch.cluster == int(number), f"{launch} in {self}"
+
 
 # Below compute capability 9.0 a cluster is one block.
 WAYS = tuple(
