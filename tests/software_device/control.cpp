@@ -56,7 +56,8 @@ AOTITorchError software_get_data_ptr(AtenTensorHandle tensor, void** data) {
 AOTITorchError software_get_device_type(AtenTensorHandle tensor, int32_t* type) {
   void* data = nullptr;
   aoti_torch_get_data_ptr(tensor, &data);
-  const bool of_host = data != nullptr && data == runtime().of_host;
+  const auto& host = runtime().of_host;
+  const bool of_host = data != nullptr && std::find(host.begin(), host.end(), data) != host.end();
   *type = of_host ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   return 0;
 }
@@ -121,9 +122,9 @@ EXPORTED void software_schedule(int schedule, uint64_t seed) {
   executor().set(static_cast<Schedule>(schedule), seed);
 }
 
-// The one tensor that is not the device's: a launcher looks into it.
-EXPORTED void software_of_host(const void* data) {
-  runtime().of_host = data;
+// The tensors that are not the device's: a launcher looks into them.
+EXPORTED void software_of_host(const void* first, const void* second) {
+  runtime().of_host = {first, second};
 }
 
 EXPORTED void software_hold_back(bool so) {

@@ -89,6 +89,7 @@ class Software:
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
         self.index = 0  # of the one in use
+        self.divisor_of_host = False  # a caller may have it here or there
         self.others = 0  # calls that took any plan, as none that was asked for could hold a sample
         self._name_symbols()
 
@@ -150,8 +151,11 @@ class Software:
         """A sample that the plan asked for can't hold takes any that can."""
         if torch.compiler.is_compiling():
             return op(*arguments)
-        numbers = arguments[-1]  # of the host, where a call has them: fdkernels/floats.py
-        self.library.software_of_host(ctypes.c_void_p(numbers.data_ptr() if isinstance(numbers, Tensor) else None))
+        # Of the host, where a call has them: numbers (fdkernels/floats.py), and at will the loss's divisor.
+        of_host = (arguments[-1], arguments[-2] if self.divisor_of_host else None)
+        self.library.software_of_host(
+            *(ctypes.c_void_p(each.data_ptr() if isinstance(each, Tensor) else None) for each in of_host)
+        )
         try:
             return op(*arguments)
         except ValueError as error:

@@ -71,7 +71,7 @@ struct Runtime {
   std::vector<Description> devices{Description{}};
   int device = 0;
   bool holds_back = false;                                    // until the test synchronizes
-  const void* of_host = nullptr;                              // the data of the one tensor that is not the device's
+  std::array<const void*, 2> of_host{};                       // the data of the tensors that are not the device's
   std::map<std::pair<int, const void*>, Function> functions;  // by device and kernel
   std::map<const void*, std::pair<std::string, std::string>> names;
   std::map<uintptr_t, size_t> tickets;  // memory of the module that is zero whenever nothing runs

@@ -1,9 +1,11 @@
 """What a call makes the device do is what its plan says: its launches, and every byte that it reads and writes."""
 
+import math
+
 import pytest
 import torch
 
-from tests.gpu.calls import EVERY_OPTION, make_batch, planned, same
+from tests.gpu.calls import EVERY_OPTION, WEIGH, WEIGH_ONE, hold, in_float64, make_batch, planned, same
 from tests.software_device import device, settings
 from tests.software_device.settings import Setting
 
@@ -21,22 +23,38 @@ SCALED = {
     "pixels, 2048": (2, 3, 96, 100),
 }
 WAYS = [(int(way[3:5]), way[6:]) for way in settings.WAYS]
+STATIC = 3 << 10  # bytes of shared memory that are not for samples
 
 
-@pytest.mark.parametrize(("architecture", "plan"), WAYS)
-@pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
+def holds(shape, plan):
+    """Whether the clusters of a plan hold a sample in float32, in the shared memory of as many blocks."""
+    schedule, _, blocks = plan.partition(":")
+    return schedule != "cluster" or 4 * math.prod(shape[1:]) <= int(blocks) * (device.TIGHT.shared_per_block - STATIC)
+
+
 @pytest.mark.parametrize("name", SCALED)
+def test_a_cluster_that_cannot_hold_a_sample_is_refused(name):
+    for architecture, plan in WAYS:
+        if not holds(SCALED[name], plan):
+            with (
+                Setting(architecture, plan, "random").in_force() as software,
+                pytest.raises(ValueError, match="a schedule that can hold a sample"),
+            ):
+                planned(make_batch(SCALED[name], BF16, "plain"), plan, software.limits())
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "plan"),
+    [(name, *way) for name, shape in SCALED.items() for way in WAYS if holds(shape, way[1])],
+)
+@pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
 def test_every_byte_is_in_the_plan(name, dtype, architecture, plan):
     """Of x, τ, f and the gradient: each once, and what is not held on chip of τ and f once more."""
     case = make_batch(SCALED[name], dtype, "plain", seed=3)
     student = case.student.requires_grad_()
     with Setting(architecture, plan, "random").in_force() as software:
-        try:
-            expected = planned(case, plan, software.limits())
-        except ValueError as error:
-            assert "a schedule that can hold a sample" in str(error) and plan.startswith("cluster")
-            pytest.skip("no such cluster holds this sample")
-        software.traffic(), software.launches()
+        expected = planned(case, plan, software.limits())
+        software.begin()
         loss = case.call("native", student)
         traffic, launches = software.traffic(), software.launches()
         loss.backward(torch.ones(()))
@@ -64,21 +82,32 @@ def test_the_shapes_need_every_schedule():
     assert {schedule for schedule, *_ in found} == {"cluster", "grid"} and len(found) >= 3, found
 
 
-@pytest.mark.parametrize(("architecture", "plan"), WAYS)
-@pytest.mark.parametrize("option", [option for option in EVERY_OPTION if option != "own divergence"])
-def test_launches(option, architecture, plan):
-    """Weights and masks that need launches of their own among them; nothing else is started."""
-    case = make_batch((5, 3, 4, 6, 7), BF16, option, seed=1)
+# Weights and masks that need launches of their own among them.
+OPTIONS = {option: (5, 3, 4, 6, 7) for option in EVERY_OPTION if option != "own divergence"}
+BIG = (("normalizer", (260, 1, 2, 4)), ("mask", (2, 1, 70, 130)))  # weighed by many blocks; counted first
+
+
+@pytest.mark.parametrize(
+    ("option", "shape", "architecture", "plan"),
+    [(*call, *way) for call in (*OPTIONS.items(), *BIG) for way in WAYS if holds(call[1], way[1])],
+    ids=str,
+)
+def test_launches(option, shape, architecture, plan):
+    """They are those of the plan, nothing else is started, and results are right."""
+    case = make_batch(shape, BF16, option, seed=1)
     with Setting(architecture, plan, "in order").in_force() as software:
         expected = planned(case, plan, software.limits())
-        software.launches()
-        case.call("native", case.student.requires_grad_())
-        *before, flagship = software.launches()
-    assert [launch.name for launch in before] == ["fdiv_weight_kernel"] * expected["weigh_first"] + [
-        "fdiv_count_kernel"
-    ] * expected["count_first"]
-    assert flagship.name == f"fdiv_{expected['schedule']}_kernel"
+        software.begin()
+        two = torch.full((5,) if option == "none" else (), 2.0)
+        outcome = case.run("native", two)
+        *before, flagship, scale = software.launches()
+    wanted = list(WEIGH if shape[0] > 256 else WEIGH_ONE) if expected["weigh_first"] else []
+    assert [launch.name for launch in before] == wanted + ["fdiv_count_kernel"] * expected["count_first"]
+    assert expected["count_first"] == ((option, shape) == BIG[1])
+    assert flagship.name == f"fdiv_{expected['schedule']}_kernel" and scale.name == "fdiv_scale_kernel"
     assert (flagship.blocks, flagship.threads) == (expected["blocks"], expected["threads"])
+    if option != "a bad sample":
+        hold(case, outcome, in_float64(case, two))
 
 
 @pytest.mark.parametrize("option", ("plain", "normalizer", "mask", "none", "epsilon, guided twice"))
