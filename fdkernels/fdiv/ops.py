@@ -37,16 +37,8 @@ _FDIV_WEIGHT = """(
     str divergence, float alpha, float log_ratio_min, float log_ratio_max, bool normalize_weight, Tensor? numbers=None
 ) -> (Tensor weight, Tensor stats)"""
 
-_BACKENDS = ("native", "triton")
-for _backend in _BACKENDS:
-    _library.define(f"fdiv_{_backend}{_FDIV}")
-    _library.define(f"fdiv_weight_{_backend}{_FDIV_WEIGHT}")
-    _library.define(f"fdiv_backward_{_backend}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
-    # In place, for a graph that is not kept: where the factor is 1 it moves nothing.
-    _library.define(f"fdiv_backward_{_backend}_(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
-
 # The limits of a GPU, which native plans its launches by: `csrc/fdkernels/plan.h`, DeviceLimits in its order.
-_library.define("cuda_limits(int device) -> Tensor")
+_CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
 
 
 def _fdiv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,17 +52,31 @@ def _fdiv_weight_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def _define(library: torch.library.Library, backend: str) -> None:
+    """The schemas of a backend's ops in a library's namespace, and their fakes."""
+    for name, schema, fake in (
+        (f"fdiv_{backend}", _FDIV, _fdiv_fake),
+        (f"fdiv_weight_{backend}", _FDIV_WEIGHT, _fdiv_weight_fake),
+        (
+            f"fdiv_backward_{backend}",
+            "(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor",
+            lambda gradient, upstream, unscale: torch.empty_like(gradient),
+        ),
+        # In place, for a graph that is not kept: where the factor is 1 it moves nothing.
+        (
+            f"fdiv_backward_{backend}_",
+            "(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
+            lambda gradient, upstream, unscale: None,
+        ),
+    ):
+        library.define(name + schema)
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+
+
+_BACKENDS = ("native", "triton")
 for _backend in _BACKENDS:
-    torch.library.register_fake(f"fdkernels::fdiv_{_backend}", _fdiv_fake, lib=_library)
-    torch.library.register_fake(f"fdkernels::fdiv_weight_{_backend}", _fdiv_weight_fake, lib=_library)
-    torch.library.register_fake(
-        f"fdkernels::fdiv_backward_{_backend}",
-        lambda gradient, upstream, unscale: torch.empty_like(gradient),
-        lib=_library,
-    )
-    torch.library.register_fake(
-        f"fdkernels::fdiv_backward_{_backend}_", lambda gradient, upstream, unscale: None, lib=_library
-    )
+    _define(_library, _backend)
+_library.define(_CUDA_LIMITS)
 
 
 def _implement_in_triton(op: str, function: str) -> None:

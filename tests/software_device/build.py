@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ HERE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
 CACHE = ROOT / "build" / "software_device"
 ARCHITECTURES = (80, 90)
+KEPT = 14 * 24 * 3600  # seconds
 
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
 KERNELS = ("cuda/fdiv_cluster.cu", "cuda/fdiv_grid.cu", "cuda/fdiv_small.cu")
@@ -49,11 +52,12 @@ def library(
     kernels: Iterable[str | Path] = KERNELS,
     with_ops: bool = True,
     namespace: str = "",
+    folder: Path = CACHE,
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
     Its ops are in a namespace of their own, `software_sm_90` if none is given. Without ops, `kernels` have a
-    host code of their own.
+    host code of their own. `folder`: where it and what is made of `csrc` are kept.
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
     host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", "-O2")
@@ -71,11 +75,11 @@ def library(
     objects = [
         *(_object((*COMMON, *WARNED, "-O2", str(source)), source, own) for source in RUNTIME),
         *(
-            _object((*host, *options, str(csrc / source)), csrc / source, all_sources)
+            _object((*host, *options, str(csrc / source)), csrc / source, all_sources, folder)
             for source, options in (("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE))
             if with_ops
         ),
-        *(_object((*kernel, str(csrc / source)), csrc / source, all_sources) for source in kernels),
+        *(_object((*kernel, str(csrc / source)), csrc / source, all_sources, folder) for source in kernels),
     ]
     text = (
         (HERE / "library.cpp.in")
@@ -85,12 +89,15 @@ def library(
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one builder; objects serve both architectures
-        target = CACHE / f"lib{_short(str(objects) + text)}-sm_{architecture}.so"
+        target = folder / f"lib{_short(str(objects) + text)}-sm_{architecture}.so"
         if target.exists():
             return target
+        for old in CACHE.glob("*.*o"):  # of sources that have changed since; what is in use comes back
+            if time.time() - old.stat().st_mtime > KEPT:
+                old.unlink()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_compile, objects))
-        written = CACHE / f"library-{architecture}.cpp"
+        written = folder / f"library-{architecture}.cpp"
         written.write_text(text)
         subprocess.run(
             [compiler(), *COMMON, "-O2", "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
@@ -107,11 +114,16 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def _short(text: str) -> str:
-    return hashlib.sha256(f"{torch.__version__} {compiler()} {text}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{torch.__version__} {_compiler_version()} {text}".encode()).hexdigest()[:16]
 
 
-def _object(command: tuple[str, ...], source: Path, digest: str) -> tuple[Path, tuple[str, ...]]:
-    return CACHE / f"{source.stem}-{_short(' '.join(command) + digest)}.o", command
+@functools.cache
+def _compiler_version() -> str:
+    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _object(command: tuple[str, ...], source: Path, digest: str, folder: Path = CACHE) -> tuple[Path, tuple[str, ...]]:
+    return folder / f"{source.stem}-{_short(' '.join(command) + digest)}.o", command
 
 
 def _compile(made: tuple[Path, tuple[str, ...]]) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits
 
 SCHEDULERS = ("in order", "reversed", "random", "block first", "held back")
+# With a seed, of which two of them make something.
+SEEDED = (*((name, 0) for name in SCHEDULERS), ("random", 1), ("held back", 1))
 
 
 class Description(NamedTuple):
@@ -248,21 +250,11 @@ def _raise(error: bytes | None) -> None:
 
 
 def _define(namespace: str) -> None:
-    """The schemas, fakes and autograd of fdkernels/fdiv/ops.py in a library's namespace."""
+    """The ops of fdkernels/fdiv/ops.py in a library's namespace."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
-    fakes: dict[str, tuple[str, Callable[..., Any]]] = {
-        "fdiv_native": (ops._FDIV, ops._fdiv_fake),
-        "fdiv_weight_native": (ops._FDIV_WEIGHT, ops._fdiv_weight_fake),
-        "fdiv_backward_native": ("(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor",
-                                 lambda gradient, upstream, unscale: torch.empty_like(gradient)),
-        "fdiv_backward_native_": ("(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
-                                  lambda gradient, upstream, unscale: None),
-    }  # fmt: skip
-    for name, (schema, fake) in fakes.items():
-        library.define(name + schema)
-        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
-    library.define("cuda_limits(int device) -> Tensor")
+    ops._define(library, "native")
+    library.define(ops._CUDA_LIMITS)
 
 
 _libraries: list[torch.library.Library] = []

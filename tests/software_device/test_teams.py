@@ -8,7 +8,7 @@ import torch
 import fdkernels as fdk
 from tests import oracle
 from tests.cases import assert_stats, make, normalizer, same_bits
-from tests.gpu.calls import make_batch, same
+from tests.gpu.calls import WEIGH, make_batch, same
 from tests.gpu_check.stage import PLAN
 from tests.software_device import device
 from tests.software_device.settings import Setting
@@ -21,7 +21,6 @@ LIMITS = {
 BATCHES = ((5, 2), (9, 4), (3, 3))
 # Elements of a block's share, of which it holds those of two samples at a time, of one, a part.
 SHARES = {"two": 48, "one": 3000, "part": 5000}
-WEIGH = ["fdiv_ratios_kernel", "fdiv_logarithms_kernel", "fdiv_normalize_kernel"]
 NAN = float("nan")
 
 
@@ -124,8 +123,8 @@ def batch_of_weights(batch, bins, heads=2, seed=0):
 
 @pytest.mark.parametrize("update", (True, False), ids=("update", "no update"))
 @pytest.mark.parametrize(("batch", "bins", "heads"), ((257, 127, 1), (257, 4, 9), (300, 128, 2), (1000, 1, 1)))
-def test_a_large_batch_is_weighed_by_many_blocks(architecture, scheduler, batch, bins, heads, update):
-    weigh_many(on(architecture, scheduler, "auto"), batch, bins, heads, update)
+def test_a_large_batch_is_weighed_by_many_blocks(scheduler, batch, bins, heads, update):
+    weigh_many(on(90, scheduler, "auto"), batch, bins, heads, update)
 
 
 def test_more_samples_than_the_most_blocks_have_threads():
@@ -140,19 +139,19 @@ def weigh_many(setting, batch, bins, heads, update):
     with setting as software:
         software.launches()
         weight = fdk.fdiv_weight(logits, t, normalizer=state, divergence="kl", backend="native")
-        assert [launch.name for launch in software.launches()][:3] == WEIGH
+        assert [launch.name for launch in software.launches()][:3] == list(WEIGH)
     torch.testing.assert_close(weight.double(), torch.from_numpy(expected.weight), rtol=1e-6, atol=0)
     torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.mean), rtol=1e-6, atol=0)
     assert same_bits(before, state.mean) != update
 
 
 @pytest.mark.parametrize("plan", ("cluster:1", "grid:2"))
-def test_a_large_batch_in_the_loss(architecture, scheduler, plan):
+def test_a_large_batch_in_the_loss(scheduler, plan):
     case = make((260, 2, 3, 3), torch.float32, heads=16, normalizer=normalizer(10), divergence="js")
-    with on(architecture, scheduler, plan) as software:
+    with on(90, scheduler, plan) as software:
         software.launches()
         check(case)
-        assert [launch.name for launch in software.launches()][:3] == WEIGH
+        assert [launch.name for launch in software.launches()][:3] == list(WEIGH)
 
 
 @pytest.mark.parametrize("of", ("logits", "t"))
@@ -188,7 +187,7 @@ def test_weights_that_overflow(scheduler, overflows, normalize):
     with on(90, scheduler, "auto") as software:
         software.launches()
         stats = case.run("native", stats=True).stats
-        assert [launch.name for launch in software.launches()][:3] == WEIGH
+        assert [launch.name for launch in software.launches()][:3] == list(WEIGH)
     rest = oracle.weights(case.logits[has], case.t[has], normalizer=state, divergence="kl", normalize_weight=normalize)
     h = torch.full((batch,), NAN, dtype=torch.float64)
     h[has] = torch.from_numpy(rest.weight)
@@ -205,10 +204,11 @@ def test_weights_that_overflow(scheduler, overflows, normalize):
 # ---- a refused cooperative launch
 
 
+@pytest.mark.parametrize("captured", (False, True), ids=("at once", "captured"))
 @pytest.mark.parametrize("weighed_first", (False, True))
 @pytest.mark.parametrize("plan", ("grid:1", "grid:2"))
 @pytest.mark.parametrize("granted", (1, 3))
-def test_a_context_with_a_part_of_the_device(architecture, granted, plan, weighed_first):
+def test_a_context_with_a_part_of_the_device(architecture, granted, plan, weighed_first, captured):
     """The launch is planned anew until it fits; weights that come first, and move the state, are not repeated."""
     if weighed_first:
         case = make((260, 32), torch.float32, heads=16, normalizer=normalizer(4))
@@ -218,8 +218,17 @@ def test_a_context_with_a_part_of_the_device(architecture, granted, plan, weighe
         limits = {"shared_per_multiprocessor": 21 << 10}
     with on(architecture, "random", plan, granted=granted, **limits) as software:
         for _ in range(2):
-            software.launches()
-            check(case)
+            software.begin()
+            if captured:
+                with software.captured() as graph:
+                    outcome = case.run("native")
+            else:
+                check(case)
             *first, flagship = (launch for launch in software.launches() if launch.name != "fdiv_scale_kernel")
-            assert [launch.name for launch in first] == WEIGH * weighed_first
+            assert [launch.name for launch in first] == list(WEIGH) * weighed_first
             assert flagship.name == "fdiv_grid_kernel" and flagship.blocks == {1: 1, 3: 2}[granted]
+            assert software.last_error() is None
+            if captured:
+                graph.replay()
+                alone = case.run("native")
+                assert same_bits(outcome.loss, alone.loss) and same_bits(outcome.grad, alone.grad)
