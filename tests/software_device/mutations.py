@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.cases import Case
+from tests.cases import Case, make, normalizer
 from tests.gpu.calls import hold, in_float64, make_batch, same
 from tests.gpu_check.stage import PLAN
 from tests.software_device import build, device
@@ -43,59 +43,73 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
-    Mutation("a cluster's blocks write before all have begun", "", FDIV,
-             "  cluster.barrier_arrive();  // no block may write to one that has not begun\n", "", ),
-    Mutation("a cluster's sums are read without a barrier", "", FDIV, "      cluster.sync();\n", ""),
-    Mutation("one buffer for a cluster's sums of two samples", "", FDIV, "shared.exchanged[odd]", "shared.exchanged[0]", 2),
-    Mutation("shares that overlap by an element", "", SAMPLE, "? begin + share : elements;\n  return {begin, end",
+    Mutation("a cluster's blocks write before all have begun", "a wait at a cluster's barrier .* without an arrival",
+             FDIV, "  cluster.barrier_arrive();  // no block may write to one that has not begun\n", ""),
+    Mutation("a cluster's sums are read without a barrier", "memory that nothing has written, at byte .* static shared",
+             FDIV, "      cluster.sync();\n", ""),
+    Mutation("one buffer for a cluster's sums of two samples", "race: .* static shared", FDIV, "shared.exchanged[odd]",
+             "shared.exchanged[0]", 2),
+    Mutation("shares that overlap by an element", "race: write after a write", SAMPLE,
+             "? begin + share : elements;\n  return {begin, end",
              "? begin + share + 1 : elements;\n  return {begin, end"),
-    Mutation("the grid's wait acquires nothing", "", FDIV, "arrived.load(::cuda::memory_order_acquire)",
-             "arrived.load(::cuda::memory_order_relaxed)"),
-    Mutation("the grid's arrival releases nothing", "", FDIV, ".fetch_add(1, ::cuda::memory_order_release)",
-             ".fetch_add(1, ::cuda::memory_order_relaxed)"),
-    Mutation("arrivals at even and odd turns counted together", "", FDIV, "arrivals[loaded % 2]", "arrivals[0]"),
-    Mutation("all blocks of a team leave their sums in one place", "", FDIV, "(b * team + rank) * kExchanged",
-             "(b * team) * kExchanged"),
-    Mutation("a cluster's ticket is not reset", "", FDIV, "    if (threadIdx.x == 0) *call.r.tickets = 0;\n", ""),
-    Mutation("a grid's arrivals are not reset", "", FDIV, "elements.each(1 + 2 * teams,", "elements.each(1,"),
-    Mutation("a ticket is drawn without order", "", BLOCK, "memory_order_acq_rel", "memory_order_relaxed"),
-    Mutation("the first to draw reports", "", BLOCK, "== draws - 1", "== 0"),
-    Mutation("a draw is not waited for", "", BLOCK, "  group.sync();\n  return drawn;", "  return drawn;"),
-    Mutation("the coefficient is not waited for", "", FDIV,
+    Mutation("the grid's wait acquires nothing", "race: read after a write by thread 0", FDIV,
+             "arrived.load(::cuda::memory_order_acquire)", "arrived.load(::cuda::memory_order_relaxed)"),
+    Mutation("the grid's arrival releases nothing", "race: read after a write by thread 0", FDIV,
+             ".fetch_add(1, ::cuda::memory_order_release)", ".fetch_add(1, ::cuda::memory_order_relaxed)"),
+    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/cuda/fdiv.cuh", FDIV,
+             "arrivals[loaded % 2]", "arrivals[0]"),
+    Mutation("all blocks of a team leave their sums in one place", "race: write after a write by thread 0", FDIV,
+             "(b * team + rank) * kExchanged", "(b * team) * kExchanged"),
+    Mutation("a cluster's ticket is not reset", "a ticket that is 5, not zero", FDIV,
+             "    if (threadIdx.x == 0) *call.r.tickets = 0;\n", ""),
+    Mutation("a grid's arrivals are not reset", "a ticket that is 4, not zero", FDIV, "elements.each(1 + 2 * teams,",
+             "elements.each(1,"),
+    Mutation("a ticket is drawn without order", "race: read after a write by thread 0", BLOCK, "memory_order_acq_rel",
+             "memory_order_relaxed"),
+    Mutation("the first to draw reports", "race: read after a write by thread 0", BLOCK, "== draws - 1", "== 0"),
+    Mutation("a draw is not waited for", "memory that nothing has written, at byte .* static shared", BLOCK,
+             "  group.sync();\n  return drawn;", "  return drawn;"),
+    Mutation("the coefficient is not waited for", "memory that nothing has written, at byte .* static shared", FDIV,
              "    elements.sync();\n    if (call.p.gradient != nullptr) scatter",
              "    if (call.p.gradient != nullptr) scatter", 2),
-    Mutation("warps' sums are read before they are there", "", BLOCK,
-             "    sync();\n    return combine_rows", "    return combine_rows"),
-    Mutation("scratch is used again before all have read it", "", BLOCK,
+    Mutation("warps' sums are read before they are there", "memory that nothing has written, at byte .* static shared",
+             BLOCK, "    sync();\n    return combine_rows", "    return combine_rows"),
+    Mutation("scratch is used again before all have read it", "race: write after a read .* static shared", BLOCK,
              "    spread(combine<Op>(values), values);\n    sync();", "    spread(combine<Op>(values), values);"),
-    Mutation("the weights are not handed over", "", FDIV, "  barrier_arrive(kOfWeights, kWarp + call.weighing);\n", ""),
-    Mutation("the weights are not waited for", "", FDIV, "  if (is_first) wait_for_weights(call);\n", ""),
-    Mutation("a cluster goes on before all have read the state", "", WEIGH,
+    Mutation("the weights are not handed over", "deadlock: .* a named barrier", FDIV,
+             "  barrier_arrive(kOfWeights, kWarp + call.weighing);\n", ""),
+    Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", FDIV,
+             "  if (is_first) wait_for_weights(call);\n", ""),
+    Mutation("a cluster goes on before all have read the state", "race: write after a read", WEIGH,
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
              "to.means[i] = 0; });\n  }\n  has_read();\n"
              "  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
-    Mutation("more is held than there is room for", "", SAMPLE, "w < part.held) keep", "w <= part.held) keep"),
-    Mutation("a prefetch from any address", "", FDIV, "(row + part.begin) * size) / 16 * 16",
+    Mutation("more is held than there is room for", "race: write after a write", SAMPLE, "w < part.held) keep",
+             "w <= part.held) keep"),
+    Mutation("a prefetch from any address", "no whole units of 16 bytes", FDIV, "(row + part.begin) * size) / 16 * 16",
              "(row + part.begin) * size + 4)"),
-    Mutation("the weights' ratios lie over their means", "", FDIV, "double* means = h + 2 * batch;",
-             "double* means = h + batch;"),
-    Mutation("an element beyond the sample", "", SAMPLE, "at < v * V + V && at < length", "at < v * V + V && at <= length"),
-    Mutation("two samples in one buffer", "", FDIV, "call.buffers == 2 &&", "call.buffers == 3 &&"),
-    Mutation("a figure that is never recorded", "", FDIV, "    record[4 * p.batch] = sums.nonfinite;\n", ""),
-    Mutation("all streams share a ticket", "", DEVICE, "by_stream.try_emplace(id,", "by_stream.try_emplace(0 * id,"),
-    Mutation("a graph has its stream's ticket", "", DEVICE, "if (status != cudaStreamCaptureStatusNone) return next",
-             "if (false) return next"),
-    Mutation("blocks leave their bins' sums in one place", "", MANY,
+    Mutation("the weights' ratios lie over their means", "race: .* dynamic shared", FDIV,
+             "double* means = h + 2 * batch;", "double* means = h + batch;"),
+    Mutation("an element beyond the sample", "0 bytes behind a tensor", SAMPLE, "at < v * V + V && at < length",
+             "at < v * V + V && at <= length"),
+    Mutation("two samples in one buffer", "gradient: relative L2 error", FDIV, "call.buffers == 2 &&",
+             "call.buffers == 3 &&"),
+    Mutation("a figure that is never recorded", "memory that nothing has written, at byte .* new memory", FDIV,
+             "    record[4 * p.batch] = sums.nonfinite;\n", ""),
+    Mutation("all streams share a ticket", "race|ticket|disturb", DEVICE, "by_stream.try_emplace(id,",
+             "by_stream.try_emplace(0 * id,"),
+    Mutation("a graph has its stream's ticket", "race: .* by thread 0", DEVICE,
+             "if (status != cudaStreamCaptureStatusNone) return next", "if (false) return next"),
+    Mutation("blocks leave their bins' sums in one place", "race: write after a write", MANY,
              "to.by_bin + thread * gridDim.x + blockIdx.x", "to.by_bin + thread * gridDim.x"),
-    Mutation("a block without finite samples leaves NaN", "", MANY, "if (highest > -INFINITY) {", "if (true) {"),
-    Mutation("ratios are read before all are there", "", MANY,
+    Mutation("ratios are read before all are there", "race|nothing has written", MANY,
              "    });\n    block.sync();\n    if (thread < count) {", "    });\n    if (thread < count) {"),
-    Mutation("the bins' logarithms are not waited for", "", MANY,
-             "    log_means[thread] = logarithm(mean);\n  }\n  block.sync();",
+    Mutation("the bins' logarithms are not waited for", "memory that nothing has written, at byte .* static shared",
+             MANY, "    log_means[thread] = logarithm(mean);\n  }\n  block.sync();",
              "    log_means[thread] = logarithm(mean);\n  }"),
-    Mutation("each block moves the state", "", MANY, "  if (blockIdx.x != 0) return;\n", ""),
-    Mutation("warps that weigh leave a cluster's barrier", "", FDIV,
-             "    });\n    if (team > 1) cluster.barrier_wait();", "    });"),
+    Mutation("each block moves the state", "race: write after a write", MANY, "  if (blockIdx.x != 0) return;\n", ""),
+    Mutation("warps that weigh leave a cluster's barrier", "between its arrival at a cluster's barrier and the wait",
+             FDIV, "    });\n    if (team > 1) cluster.barrier_wait();", "    });"),
     Mutation("a plan's shared memory is short of a sample's end", "", PLANNED,
              "plan.share * call.arithmetic + weight_bytes", "plan.share * call.arithmetic - 16 + weight_bytes"),
     Mutation("a plan's shares leave elements out", "", PLANNED,
@@ -107,8 +121,8 @@ MUTATIONS = (
     Mutation("a refused call weighs again", "", OPS, "    shape.heads = shape.bins = 0;\n", ""),
     Mutation("a refusal is left for others to find", "", DEVICE,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
-    Mutation("a refused plan is tried again as it is", "", OPS,
-             "static_cast<int>(plan.blocks()) / 2;", "limits.multiprocessors - 0;"),
+    Mutation("a refused plan is tried again as it is", "", OPS, "static_cast<int>(plan.blocks()) / 2;",
+             "limits.multiprocessors - 0;"),
     Mutation("a backward's last vector is not whole", "", SMALL, "if (scale.aligned && i + V <= last)",
              "if (scale.aligned && i < last)"),
 )  # fmt: skip
@@ -176,9 +190,7 @@ def calls() -> Iterator[tuple[Case, str, device.Description]]:
         shape = (5, 3, 7, 13) if option in ("normalizer", "mask") else (9, 3, 8, 8)
         yield make_batch(shape, torch.float32, option, seed=4), plan, device.SMALL
     yield make_batch((1, 3, 80, 81), torch.float32, "plain", seed=4), "grid", device.SMALL  # more than it holds
-    many = make_batch((300, 1, 2, 4), torch.float32, "normalizer", seed=4)
-    many.logits[128:256] = torch.nan  # all of a block's samples
-    many = many.but(nonfinite="zero")
+    many = make((300, 1, 2, 4), torch.float32, heads=16, normalizer=normalizer(4))
     yield many, "cluster:1", device.SMALL
     yield many, "grid:1", PART  # which refuses it
 
@@ -199,8 +211,9 @@ def streams(software: device.Software) -> str | None:
                 for _ in range(2):
                     graphs[0].replay(beside)
                     graphs[1].replay()
-                    with software.on_stream(side):
-                        found.append(case.step("native", stats=True))
+                    for stream in (side, None):
+                        with software.on_stream(stream):
+                            found.append(case.step("native", stats=True))
         except RuntimeError as error:
             return str(error).splitlines()[0]
         if not all(same(alone, outcome) for outcome in found):

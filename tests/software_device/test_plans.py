@@ -47,10 +47,14 @@ def test_a_cluster_that_cannot_hold_a_sample_is_refused(name):
     ("name", "architecture", "plan"),
     [(name, *way) for name, shape in SCALED.items() for way in WAYS if holds(shape, way[1])],
 )
-@pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
-def test_every_byte_is_in_the_plan(name, dtype, architecture, plan):
-    """Of x, τ, f and the gradient: each once, and what is not held on chip of τ and f once more."""
-    case = make_batch(SCALED[name], dtype, "plain", seed=3)
+@pytest.mark.parametrize(
+    ("option", "dtype", "inputs", "predictions"),
+    (("plain", BF16, 3, 2), ("plain", FP32, 3, 2), ("epsilon, guided twice", BF16, 6, 4)),
+    ids=("plain, bf16", "plain, fp32", "guided"),
+)
+def test_every_byte_is_in_the_plan(name, architecture, plan, option, dtype, inputs, predictions):
+    """Of the inputs and the gradient: each once, and what is not held on chip of the predictions once more."""
+    case = make_batch(SCALED[name], dtype, option, seed=3)
     student = case.student.requires_grad_()
     with Setting(architecture, plan, "random").in_force() as software:
         expected = planned(case, plan, software.limits())
@@ -67,10 +71,10 @@ def test_every_byte_is_in_the_plan(name, dtype, architecture, plan):
     assert launch.cluster == (1 if launch.cooperative else expected["team"])
     bytes_of_n = student.numel() * student.element_size()
     images = [run for run in traffic if run.bytes == bytes_of_n]
-    again = 2 * student.element_size() * expected["again"] * student.shape[0]
+    again = predictions * student.element_size() * expected["again"] * student.shape[0]
     assert sum(run.written for run in images) == bytes_of_n
-    assert sum(run.read for run in images) == 3 * bytes_of_n + again
-    assert expected["minimum_bytes"] == 4 * bytes_of_n
+    assert sum(run.read for run in images) == inputs * bytes_of_n + again
+    assert expected["minimum_bytes"] == (inputs + 1) * bytes_of_n
 
 
 def test_the_shapes_need_every_schedule():

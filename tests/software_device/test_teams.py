@@ -170,6 +170,20 @@ def test_blocks_whose_samples_are_all_non_finite(scheduler, blocks, of):
     torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.mean), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("blocks", (1, 3))
+def test_blocks_whose_weights_are_all_zero(scheduler, blocks):
+    """Or all of the batch, which has no mean weight then."""
+    logits, t, state = batch_of_weights(300, 3)
+    t[: 128 * blocks] = 0.5
+    with torch.no_grad():
+        state.eval().mean[1] = float("inf")
+    call = {"normalizer": state, "divergence": "kl"}
+    with on(90, scheduler, "auto"):
+        weight = fdk.fdiv_weight(logits, t, backend="native", **call)
+    expected = fdk.fdiv_weight(logits, t, backend="reference", **call)
+    torch.testing.assert_close(weight, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("normalize", (True, False))
 @pytest.mark.parametrize("overflows", (0.0, NAN))
 def test_weights_that_overflow(scheduler, overflows, normalize):
