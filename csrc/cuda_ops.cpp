@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <vector>
 
@@ -276,13 +277,17 @@ FdivResults fdiv(const FdivArguments& arguments) {
     r.tickets = reinterpret_cast<unsigned*>(zeros);
   }
   fdkernels::DeviceLimits limits = *target.limits;
+  int64_t refused = 0;  // blocks
   for (;;) {
     const fdkernels::Plan plan = fdkernels::plan(shape, limits, allowed());
     queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
     follow(call, shape, plan);
-    if (cuda::start(call, plan, loads, general, target.device, target.stream)) return out.results();
+    if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
+      if (refused > 0) warn_of_refusal(refused);  // not before: torch loses an error that follows a warning
+      return out.results();
+    }
     limits.multiprocessors = static_cast<int>(plan.blocks()) / 2;
-    warn_of_refusal(plan.blocks());
+    refused = std::max(refused, plan.blocks());
     expect(limits.multiprocessors > 0,
            "fdkernels: no block of a cooperative grid can be resident here;"
            " FDKERNELS_CUDA_PLAN=cluster does without, where a cluster can hold a sample");

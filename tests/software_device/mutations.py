@@ -171,7 +171,7 @@ def noticed(software: device.Software) -> str | None:
                 try:
                     outcome = case.run("native", two, stats=True)
                     hold(case, outcome, expected)
-                except (RuntimeError, AssertionError) as error:
+                except (RuntimeError, ValueError, AssertionError) as error:
                     return str(error).splitlines()[0]
                 first = outcome if first is None else first
                 if not same(first, outcome):
