@@ -121,8 +121,6 @@ MUTATIONS = (
     Mutation("a refused call weighs again", "", OPS, "    shape.heads = shape.bins = 0;\n", ""),
     Mutation("a refusal is left for others to find", "", DEVICE,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
-    Mutation("a refused plan is tried again as it is", "", OPS, "static_cast<int>(plan.blocks()) / 2;",
-             "limits.multiprocessors - 0;"),
     Mutation("a backward's last vector is not whole", "", SMALL, "if (scale.aligned && i + V <= last)",
              "if (scale.aligned && i < last)"),
 )  # fmt: skip
