@@ -82,7 +82,8 @@ MUTATIONS = (
              "  if (is_first) wait_for_weights(call);\n", ""),
     Mutation("a cluster goes on before all have read the state", "race: write after a read", WEIGH,
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
-             "to.means[i] = 0; });\n  }\n  has_read();\n  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
+             "to.means[i] = 0; });\n  }\n  has_read();\n"
+             "  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
     Mutation("more is held than there is room for", "race: write after a write", SAMPLE, "w < part.held) keep",
              "w <= part.held) keep"),
     Mutation("a prefetch from any address", "no whole units of 16 bytes", FDIV, "(row + part.begin) * size) / 16 * 16",
