@@ -150,3 +150,12 @@ def test_a_weight_times_a_scale_beyond_float32(backend, weight, scale, gap, dtyp
     torch.testing.assert_close(
         case.run(backend).grad.double(), wanted, rtol=2**-8 if dtype.itemsize == 2 else 1e-6, atol=0
     )
+
+
+@pytest.mark.backends("native", "triton")
+def test_long_sums(backend):
+    """Float sums become double before rounding shows."""
+    case = make((1, 65_536), seed=3, heads=None)
+    torch.testing.assert_close(
+        case.run(backend).loss.double(), torch.as_tensor(case.expected().loss), rtol=2e-7, atol=0
+    )
