@@ -219,13 +219,12 @@ def test_files_have_the_modes_of_the_umask(unbroken, workplace):
 
 @pytest.mark.parametrize(("given", "written"), [("xx", "xx.png"), ("deep/er/x.PNG", "deep/er/x.PNG"), ("a.b", None)])
 def test_sample_writes_what_it_says(given, written, unbroken, workplace):
-    command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", given]
-    done = subprocess.run(command, capture_output=True, text=True)
+    status, out, err = fdistill("sample", str(unbroken), "-n", "9", "-o", given, pictures=True)
     if written:
-        assert (done.returncode, done.stdout) == (0, f"{written}\n")
+        assert (status, out) == (0, f"{written}\n")
         assert (workplace / written).read_bytes().startswith(b"\x89PNG")
     else:
-        assert done.returncode == 2 and "ends in .png, got a.b" in done.stderr
+        assert status == 2 and "ends in .png, got a.b" in err[0]
         assert names(workplace) == []
 
 

@@ -1,8 +1,13 @@
-"""One rank of test_distributed.py: runs every scenario on every backend and saves what it found."""
+"""The ranks of test_distributed.py: each runs every scenario on every backend and saves what it found.
+
+They are forked from one process that has torch loaded.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 import fdkernels as fdk
+from tests import conftest
 from tests.cases import Case, make, normalizer
 from tests.contracts import BACKENDS
 
@@ -121,7 +127,7 @@ def under_ddp(backend: str, rank: int) -> dict[str, torch.Tensor]:
     return {"local": gradient(generator), "averaged": gradient(torch.nn.parallel.DistributedDataParallel(generator))}
 
 
-def main(folder: str, size: int, rank: int) -> None:
+def run(folder: str, size: int, rank: int) -> None:
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     pair = dist.new_group([0, 1])
@@ -133,5 +139,18 @@ def main(folder: str, size: int, rank: int) -> None:
     dist.destroy_process_group()
 
 
+def main(folder: str, size: int) -> int:
+    conftest._interpret_faster()
+    for rank in range(size):
+        if not os.fork():
+            try:
+                run(folder, size, rank)
+            except BaseException:
+                print(f"rank {rank}:", traceback.format_exc(), flush=True)
+                os._exit(1)
+            os._exit(0)
+    return max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(size))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

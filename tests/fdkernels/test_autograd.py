@@ -104,6 +104,7 @@ def test_part_of_none(backend):
     case.hold(_outcome(loss, student.grad), case.expected(), torch.tensor([0.0, 0, 1, 0, 0, 0]))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", (0.0, 65536.0, -1.0, 1 / 3, 2.0**-20))

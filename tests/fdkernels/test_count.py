@@ -13,6 +13,7 @@ SHAPE = (8, 3, 2, 6, 5)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mask", (None, (8, 3, 1, 1, 1), SHAPE), ids=("no mask", "frames", "elements"))
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """group=: the statistics of one batch spread over processes, with gloo; uneven and empty local batches included."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,29 +21,23 @@ RANKS = 3
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """Everything the ranks found, each in a process of its own: one start of Python and torch for all tests."""
-    folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "tests.fdkernels.distributed_rank", str(folder), str(RANKS)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, process in enumerate(processes):
-        assert process.returncode == 0, f"rank {rank}:\n{outputs[rank]}"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # once for all of pytest's workers
+        if not (folder / "rendezvous").exists():
+            run_ranks(folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def run_ranks(folder):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.fdkernels.distributed_rank", str(folder), str(RANKS)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    # Ranks that wait for one that has failed end after two minutes.
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def whole(splits, **options):

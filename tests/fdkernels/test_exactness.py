@@ -27,6 +27,7 @@ def test_divergences(backend, divergence, dtype):
     make((6, 3, 5, 5), dtype, divergence=divergence).check(backend)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("student", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("teacher", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("fake", (torch.bfloat16, torch.float16, torch.float32), ids=str)
@@ -149,4 +150,13 @@ def test_a_weight_times_a_scale_beyond_float32(backend, weight, scale, gap, dtyp
     assert (wanted == 0).all() if gap == 0 else (wanted != 0).all()
     torch.testing.assert_close(
         case.run(backend).grad.double(), wanted, rtol=2**-8 if dtype.itemsize == 2 else 1e-6, atol=0
+    )
+
+
+@pytest.mark.backends("native", "triton")
+def test_long_sums(backend):
+    """Float sums become double before rounding shows."""
+    case = make((1, 65_536), seed=3, heads=None)
+    torch.testing.assert_close(
+        case.run(backend).loss.double(), torch.as_tensor(case.expected().loss), rtol=2e-7, atol=0
     )

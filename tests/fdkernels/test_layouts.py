@@ -53,6 +53,7 @@ LAYOUTS = {f.__name__: f for f in (channels_last, sliced, batch_sliced, misalign
 VIDEO_LAYOUTS = {"contiguous": torch.Tensor.contiguous, "frames_first": frames_first, **LAYOUTS}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ("student", "teacher", "fake", "all"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,14 +108,14 @@ def test_lengths(backend, n, dtype):
 
 @pytest.mark.parametrize("n", (300_001, 2_100_003))
 def test_samples_beyond_the_cache(backend, n):
-    n = min(n, 30_001) if device.on_software else n  # 17 KB a block is its cache
+    n = min(n, 30_001) if device.is_slow(backend) else n  # the software device holds 17 KB a block
     make((2, n), torch.float32).check(backend)
     make((1, n), torch.bfloat16, scale=None).check(backend)
 
 
 @pytest.mark.parametrize("batch", (1, 2, 7, 64, 1000))
 def test_batches(backend, batch):
-    batch = min(batch, 130) if device.on_software else batch
+    batch = min(batch, 130) if device.is_slow(backend) else batch
     make((batch, 3, 3), normalizer=normalizer()).check(backend)
 
 

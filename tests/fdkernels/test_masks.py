@@ -28,6 +28,7 @@ def random_mask(shape: tuple[int, ...]) -> torch.Tensor:
     return mask
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)
@@ -49,6 +50,7 @@ def test_a_sample_without_unmasked_elements(backend):
     assert outcome.loss[1] == 0 and not outcome.grad[1].any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
 @pytest.mark.parametrize("name", ("student", "teacher", "fake"))
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))

@@ -33,6 +33,7 @@ def check(case, backend, bad=(1,)):
     return outcome
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("name", ("student", "teacher", "fake", "logits", "t"))
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))

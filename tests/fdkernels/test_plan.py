@@ -12,7 +12,6 @@ from fdkernels._core import plan, plans
 from fdkernels.devices import CLUSTER_SIZES, PRESETS
 from fdkernels.plans import name_of
 from tests.check_kernels.cases import FORWARDS, ODD
-from tests.host.run import loads_of
 
 pytestmark = pytest.mark.cpu_only("a pure function")
 
@@ -345,6 +344,21 @@ def options_of(call):
         "with_grad": call.with_grad,
         "reduction": call.reduction,
     }
+
+
+def loads_of(call):
+    """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher says."""
+    names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+    if call.dtype() == torch.float64:
+        return "any_f64", True, 2
+    students = {v.dtype for v in (call.student, call.noisy) if v is not None}
+    predictions = {v.dtype for v in call.images() if v is not call.student and v is not call.noisy}
+    if len(students) > 1 or len(predictions) > 1 or (students != predictions and predictions != {torch.float32}):
+        return "any_f32", True, 4
+    tables = (call.c, call.mask, call.noisy, call.teacher_uncond, call.fake_uncond)
+    general = any(v is not None for v in tables) or (call.scale is not None and call.scale.shape[1] > 1)
+    name, same = names[call.student.dtype], students == predictions
+    return name if same else f"{name}_f32", general, 8 if same and name != "f32" else 4
 
 
 @pytest.mark.parametrize("name", (*FORWARDS, *ODD))

@@ -38,6 +38,7 @@ def raw_case(kind: str, dtype: torch.dtype, level: str = "per sample", predictio
     return case.but(prediction=prediction(kind, noisy.to(dtype), level))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("level", ("float", "per sample", "per frame", "per batch"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32, torch.float64), ids=str)

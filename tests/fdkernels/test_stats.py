@@ -31,6 +31,7 @@ def check(case, backend):
     return stats
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("divergence", ("js", "kl", "rkl", "neyman", "alpha(0.3)"))
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64), ids=str)

@@ -66,12 +66,16 @@ def held_out(options, dtype=torch.float32, **more):
     return make(SHAPE, dtype, seed=1234, heads=3, **made, **more)
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(backend, schedule, option, reduction):
     held_out(OPTIONS[option], reduction=reduction).check(backend)
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
 @pytest.mark.parametrize("option", ("plain", "mask per frame", "flow per frame", "epsilon, guided"))
 def test_dtypes(backend, schedule, option, dtype):
@@ -85,6 +89,8 @@ def test_without_logits(backend, schedule):
     make(SHAPE, seed=78, heads=None, weight=torch.tensor([0.2, 3.0, 0.0, 1.0, 0.7])).check(backend)
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 @pytest.mark.parametrize("bad", ("student", "teacher", "logits", "t"))
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
 def test_a_bad_sample(backend, schedule, bad, nonfinite):
@@ -96,6 +102,8 @@ def test_a_bad_sample(backend, schedule, bad, nonfinite):
     assert outcome.grad[3].isnan().all() if nonfinite == "propagate" else not outcome.grad[3].any()
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("schedule", SCHEDULES, indirect=True)
 @pytest.mark.parametrize("size", (1e-25, 1e-21, 1e22, 1e30))
 @pytest.mark.parametrize("option", ("plain", "mask full", "scale per row"))
 def test_squares_that_float32_cannot_hold(backend, schedule, option, size):
