@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
     elements.sync();
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
   }
-  // Every block has what the others of its cluster wrote to it: none is needed any more by another.
+  // No block writes to another's memory from here on, so a cluster's blocks may leave one by one.
   if (rank == 0 && draws_last(elements, call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
     report(call, elements, shared);
     if (threadIdx.x == 0) *call.r.tickets = 0;

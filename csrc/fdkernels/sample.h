@@ -1,30 +1,16 @@
 // What one thread does with its part of a sample: `gather` loads, sums and keeps the gradient's direction on chip,
-// `scatter` stores coefficient * direction. The CUDA kernels add only how threads and blocks share their sums, so host
-// tests run these very functions, thread by thread.
+// `scatter` stores coefficient * direction. The CUDA kernels add how threads and blocks share their sums.
 //
 // Functions take W elements at a time: a whole, aligned vector, or one element where a sample's end or its alignment
 // asks for that.
 #pragma once
 
 #include "element.h"
+#include "share.h"
 #include "tables.h"
 #include "vectors.h"
 
 namespace fdkernels {
-
-// A thread's part of a block's share of a sample, in vectors: thread, thread + threads, ...
-struct Part {
-  int64_t begin, end;  // of the share, in elements; begin is a multiple of the vector
-  int held;            // vectors of the share that stay on chip between gather and scatter
-  int thread, threads;
-};
-
-// The share of block `rank` of the team that has a sample.
-FDK_HOST_DEVICE inline Part part_of(int64_t elements, int64_t share, int held, int rank, int thread, int threads) {
-  const int64_t begin = rank * share < elements ? rank * share : elements;
-  const int64_t end = begin + share < elements ? begin + share : elements;
-  return {begin, end, held, thread, threads};
-}
 
 // Vectors that a thread has in flight at a time, of calls that have x, tau and f alone.
 constexpr int kInFlight = 2;
@@ -35,37 +21,6 @@ constexpr int kRun = std::max(kInFlight, 16 / kVector<Ty>);
 // Elements that it treats at a time of the others, whose many operands would not fit its registers.
 template <class Ty>
 constexpr int kGeneralWidth = sizeof(typename Ty::T) == sizeof(double) ? 1 : std::min(4, kVector<Ty>);
-
-// ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
-// never meet in a bank
-
-template <int V, int W, class T>
-FDK_HOST_DEVICE inline void keep(Words* hold, int held, int at, const T (&values)[W]) {
-  constexpr int kInPlane = 16 / sizeof(T);
-  Words* plane = hold + at % V / kInPlane * held + at / V;
-  if constexpr (W == 1) {
-    reinterpret_cast<T*>(plane)[at % kInPlane] = values[0];
-  } else {
-    Words planes[W / kInPlane];
-    std::memcpy(planes, values, sizeof(planes));
-#pragma unroll
-    for (int j = 0; j < W / kInPlane; ++j) plane[j * held] = planes[j];
-  }
-}
-
-template <int V, int W, class T>
-FDK_HOST_DEVICE inline void recall(const Words* hold, int held, int at, T (&values)[W]) {
-  constexpr int kInPlane = 16 / sizeof(T);
-  const Words* plane = hold + at % V / kInPlane * held + at / V;
-  if constexpr (W == 1) {
-    values[0] = reinterpret_cast<const T*>(plane)[at % kInPlane];
-  } else {
-    Words planes[W / kInPlane];
-#pragma unroll
-    for (int j = 0; j < W / kInPlane; ++j) planes[j] = plane[j * held];
-    std::memcpy(values, planes, sizeof(planes));
-  }
-}
 
 // ---- the direction of the gradient, scale c (f - tau), and the sums over it
 
@@ -317,25 +272,6 @@ FDK_HOST_DEVICE inline Element element(const Problem& p, int64_t b, int64_t i, b
   if (with_error) read<typename Ty::Student>(p.student, b, i, x);
   e.x = x[0], e.tau = tau[0], e.f = f[0], e.noisy = noisy[0];
   return e;
-}
-
-// Vectors of a share, and how many of them are whole and aligned.
-struct Vectors {
-  int all, whole;
-};
-
-template <int V>
-FDK_HOST_DEVICE inline Vectors vectors_of(const Problem& p, const Part& part) {
-  const int64_t length = part.end - part.begin;
-  return {static_cast<int>((length + V - 1) / V), p.aligned ? static_cast<int>(length / V) : 0};
-}
-
-// The elements of vector v that are there.
-template <int V, class Use>
-FDK_HOST_DEVICE inline void for_elements(const Part& part, int v, const Use& use) {
-  const int64_t length = part.end - part.begin;
-#pragma unroll 1
-  for (int at = v * V; at < v * V + V && at < length; ++at) use(at);
 }
 
 // The sums over a part, and its directions on chip, as far as `held` reaches.

@@ -88,9 +88,12 @@ BROKEN = {
         ),
         (
             *in_file(
-                "fdkernels/sample.h",
+                "fdkernels/share.h",
                 ("plane[j * held] = planes[j];", f"{EACH_WORD} {PLANE}[n] = planes[j].word[n];"),
                 ("planes[j] = plane[j * held];", f"{EACH_WORD} planes[j].word[n] = {PLANE}[n];"),
+            ),
+            *in_file(
+                "fdkernels/sample.h",
                 ("sums.energy += d[k] * d[k];", "sums.energy = static_cast<T>(sums.energy + double{d[k]} * d[k]);"),
             ),
             *in_file("cuda/block.cuh", (TICKET, "(*ticket)++")),

@@ -1,5 +1,6 @@
-// The CUDA kernels' index arithmetic (csrc/fdkernels/sample.h), for test_indices.py.
-#include "fdkernels/sample.h"
+// The CUDA kernels' index arithmetic, for test_indices.py.
+#include "fdkernels/share.h"
+#include "fdkernels/tables.h"
 
 using namespace fdkernels;
 

@@ -72,7 +72,7 @@ AOTITorchError software_empty_strided(int64_t dims, const int64_t* sizes, const 
   const AOTITorchError error =
       aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, made);
   if (error != 0 || runtime().call == nullptr) return error;
-  // Nothing that was there before passes for a result.
+  // NaN, in place of what a call before may have left there.
   void* data = nullptr;
   int64_t bytes = 0;
   aoti_torch_get_data_ptr(*made, &data);

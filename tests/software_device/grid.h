@@ -71,9 +71,9 @@ struct Thread {
   Clock clock;
   const char* waits = "";  // at what
   Site site{};
-  int votes = 0;         // of the barrier that it passed last
-  unsigned round = 0;    // of cluster barriers that it has arrived at
-  bool arrived = false;  // at a cluster's barrier, without having waited
+  int votes = 0;                 // of the barrier that it passed last
+  unsigned round = 0;            // of cluster barriers that it has arrived at
+  bool arrived = false;          // at a cluster's barrier, without having waited
   const void* polled = nullptr;  // what it loaded last by an atomic, how often it has found the same
   uint64_t found = 0;
   int polls = 0;

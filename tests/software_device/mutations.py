@@ -27,7 +27,7 @@ from tests.gpu_check.stage import PLAN
 from tests.software_device import build, device
 
 FDIV, BLOCK, WEIGH = "cuda/fdiv.cuh", "cuda/block.cuh", "cuda/weigh.cuh"
-DEVICE, SAMPLE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "cuda/fdiv_small.cu"
+DEVICE, SAMPLE, SHARE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "fdkernels/share.h", "cuda/fdiv_small.cu"
 MANY, PLANNED, OPS = "cuda/weigh_many.cuh", "fdkernels/plan.h", "cuda_ops.cpp"
 
 
@@ -49,7 +49,7 @@ MUTATIONS = (
              FDIV, "      cluster.sync();\n", ""),
     Mutation("one buffer for a cluster's sums of two samples", "race: .* static shared", FDIV, "shared.exchanged[odd]",
              "shared.exchanged[0]", 2),
-    Mutation("shares that overlap by an element", "race: write after a write", SAMPLE,
+    Mutation("shares that overlap by an element", "race: write after a write", SHARE,
              "? begin + share : elements;\n  return {begin, end",
              "? begin + share + 1 : elements;\n  return {begin, end"),
     Mutation("the grid's wait acquires nothing", "race: read after a write by thread 0", FDIV,
@@ -90,7 +90,7 @@ MUTATIONS = (
              "(row + part.begin) * size + 4)"),
     Mutation("the weights' ratios lie over their means", "race: .* dynamic shared", FDIV,
              "double* means = h + 2 * batch;", "double* means = h + batch;"),
-    Mutation("an element beyond the sample", "0 bytes behind a tensor", SAMPLE, "at < v * V + V && at < length",
+    Mutation("an element beyond the sample", "0 bytes behind a tensor", SHARE, "at < v * V + V && at < length",
              "at < v * V + V && at <= length"),
     Mutation("two samples in one buffer", "gradient: relative L2 error", FDIV, "call.buffers == 2 &&",
              "call.buffers == 3 &&"),

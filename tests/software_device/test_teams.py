@@ -157,7 +157,7 @@ def test_a_large_batch_in_the_loss(scheduler, plan):
 @pytest.mark.parametrize("of", ("logits", "t"))
 @pytest.mark.parametrize("blocks", ((0,), (1,), (0, 2), (0, 1, 2)), ids=str)
 def test_blocks_whose_samples_are_all_non_finite(scheduler, blocks, of):
-    """They leave nothing; where all do, nothing has a weight, and the state stays."""
+    """Such a block adds nothing to the batch's sums; if all are such, no sample has a weight, and the state stays."""
     logits, t, state = batch_of_weights(300, 5)
     for block in blocks:
         {"logits": logits, "t": t}[of][128 * block : 128 * (block + 1)] = NAN

@@ -1,0 +1,75 @@
+// A block's share of a sample: which elements each thread has, and where they stay on chip.
+#pragma once
+
+#include <cstring>
+
+#include "element.h"
+#include "vectors.h"
+
+namespace fdkernels {
+
+// A thread's part of a block's share of a sample, in vectors: thread, thread + threads, ...
+struct Part {
+  int64_t begin, end;  // of the share, in elements; begin is a multiple of the vector
+  int held;            // vectors of the share that stay on chip between gather and scatter
+  int thread, threads;
+};
+
+// The share of block `rank` of the team that has a sample.
+FDK_HOST_DEVICE inline Part part_of(int64_t elements, int64_t share, int held, int rank, int thread, int threads) {
+  const int64_t begin = rank * share < elements ? rank * share : elements;
+  const int64_t end = begin + share < elements ? begin + share : elements;
+  return {begin, end, held, thread, threads};
+}
+
+// Vectors of a share, and how many of them are whole and aligned.
+struct Vectors {
+  int all, whole;
+};
+
+template <int V>
+FDK_HOST_DEVICE inline Vectors vectors_of(const Problem& p, const Part& part) {
+  const int64_t length = part.end - part.begin;
+  return {static_cast<int>((length + V - 1) / V), p.aligned ? static_cast<int>(length / V) : 0};
+}
+
+// The elements of vector v that are there.
+template <int V, class Use>
+FDK_HOST_DEVICE inline void for_elements(const Part& part, int v, const Use& use) {
+  const int64_t length = part.end - part.begin;
+#pragma unroll 1
+  for (int at = v * V; at < v * V + V && at < length; ++at) use(at);
+}
+
+// ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
+// never meet in a bank
+
+template <int V, int W, class T>
+FDK_HOST_DEVICE inline void keep(Words* hold, int held, int at, const T (&values)[W]) {
+  constexpr int kInPlane = 16 / sizeof(T);
+  Words* plane = hold + at % V / kInPlane * held + at / V;
+  if constexpr (W == 1) {
+    reinterpret_cast<T*>(plane)[at % kInPlane] = values[0];
+  } else {
+    Words planes[W / kInPlane];
+    std::memcpy(planes, values, sizeof(planes));
+#pragma unroll
+    for (int j = 0; j < W / kInPlane; ++j) plane[j * held] = planes[j];
+  }
+}
+
+template <int V, int W, class T>
+FDK_HOST_DEVICE inline void recall(const Words* hold, int held, int at, T (&values)[W]) {
+  constexpr int kInPlane = 16 / sizeof(T);
+  const Words* plane = hold + at % V / kInPlane * held + at / V;
+  if constexpr (W == 1) {
+    values[0] = reinterpret_cast<const T*>(plane)[at % kInPlane];
+  } else {
+    Words planes[W / kInPlane];
+#pragma unroll
+    for (int j = 0; j < W / kInPlane; ++j) planes[j] = plane[j * held];
+    std::memcpy(values, planes, sizeof(planes));
+  }
+}
+
+}  // namespace fdkernels
