@@ -212,8 +212,10 @@ class Software:
 
     def use_unused(self, description: Description = SMALL) -> None:
         """Calls from now on are for a device of its own, of which nothing is known and on which nothing is loaded."""
-        self.devices.pop(description, None)
+        used = self.devices.pop(description, None)
         self.use(description)
+        if used is not None:
+            self.devices[description] = used
 
     @contextlib.contextmanager
     def serves(self) -> Iterator[None]:
