@@ -37,6 +37,11 @@ INSTRUMENTED = (
     "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", "-fsanitize=thread",
     "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
+# Instead of that.
+SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow"
+SANITIZED = (
+    "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", SANITIZERS, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
+)  # fmt: skip
 
 
 def compiler() -> str:
@@ -53,21 +58,23 @@ def library(
     with_ops: bool = True,
     namespace: str = "",
     folder: Path = CACHE,
+    sanitized: bool = False,
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
     Its ops are in a namespace of their own, `software_sm_90` if none is given. Without ops, `kernels` have a
-    host code of their own. `folder`: where it and what is made of `csrc` are kept.
+    host code of their own. `folder`: where it and what is made of `csrc` are kept. `sanitized`: by address and
+    undefined-behaviour sanitizers, in a process that has loaded their runtime before anything else (sanitized.py).
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
-    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", "-O2")
+    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *(SANITIZED if sanitized else ("-O2",)))
     kernel = (
         *COMMON,
         *BUILT_ELSEWHERE,
         STAND_INS,
         f"-I{csrc}",
         *LANGUAGE,
-        *INSTRUMENTED,
+        *(SANITIZED if sanitized else INSTRUMENTED),
         f"-D__CUDA_ARCH__={architecture}0",
     )
     own = _digest(HERE.rglob("*"))
@@ -84,7 +91,11 @@ def library(
     text = (
         (HERE / "library.cpp.in")
         .read_text()
-        .format(architecture=architecture, namespace=namespace or f"software_sm_{architecture}")
+        .format(
+            architecture=architecture,
+            namespace=namespace or f"software_sm_{architecture}",
+            sees_accesses=str(not sanitized).lower(),
+        )
     )
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -100,9 +111,9 @@ def library(
         written = folder / f"library-{architecture}.cpp"
         written.write_text(text)
         subprocess.run(
-            [compiler(), *COMMON, "-O2", "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
-             "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl",
-             "-o", str(target)],
+            [compiler(), *COMMON, "-O2", *((SANITIZERS,) if sanitized else ()), "-shared", str(written),
+             *(str(o) for o, _ in objects), "-Wl,-Bsymbolic", "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined",
+             f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl", "-o", str(target)],
             check=True,
         )  # fmt: skip
     return target
