@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import device
+from tests.software_device import build
 
 # DESIGN's contracts. A test says which one it shows with `pytestmark = pytest.mark.contract("...")`.
 CONTRACTS = (
@@ -31,10 +32,9 @@ CONTRACTS = (
     "properties",
 )
 BACKENDS = ("reference", "native", "triton")
-# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them, where its compiler's
-# options are known.
+# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them, on Linux x86-64 with GCC.
 SOFTWARE = "native (software device)"
-HAS_SOFTWARE = sys.platform == "linux" and platform.machine() == "x86_64"
+HAS_SOFTWARE = sys.platform == "linux" and platform.machine() == "x86_64" and build.compiler() is not None
 # What serves each device. To PyTorch, ROCm's are CUDA's; native's kernels are for NVIDIA's alone.
 BACKENDS_ON = {
     "cpu": (*BACKENDS, SOFTWARE) if HAS_SOFTWARE else BACKENDS,

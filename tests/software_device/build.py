@@ -10,6 +10,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -37,13 +38,22 @@ INSTRUMENTED = (
     "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", "-fsanitize=thread",
     "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
+# Instead of that.
+SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow"
+SANITIZED = (
+    "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", SANITIZERS, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
+)  # fmt: skip
 
 
-def compiler() -> str:
-    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if found is None:
-        raise RuntimeError("no C++ compiler; it built the package")
-    return found
+@functools.cache
+def compiler() -> str | None:
+    """A GCC that has what is asked of it here: half precision as a type of its own, the calls of -fsanitize=thread."""
+    for name in filter(None, (os.environ.get("CXX"), shutil.which("c++"), shutil.which("g++"))):
+        told = subprocess.run([name, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=False)
+        version = re.search(r"#define __GNUC__ (\d+)", told.stdout)
+        if version and int(version[1]) >= 12 and "__clang__" not in told.stdout:
+            return name
+    return None
 
 
 def library(
@@ -53,21 +63,23 @@ def library(
     with_ops: bool = True,
     namespace: str = "",
     folder: Path = CACHE,
+    sanitized: bool = False,
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
     Its ops are in a namespace of their own, `software_sm_90` if none is given. Without ops, `kernels` have a
-    host code of their own. `folder`: where it and what is made of `csrc` are kept.
+    host code of their own. `folder`: where it and what is made of `csrc` are kept. `sanitized`: by address and
+    undefined-behaviour sanitizers, in a process that has loaded their runtime before anything else (sanitized.py).
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
-    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", "-O2")
+    host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *(SANITIZED if sanitized else ("-O2",)))
     kernel = (
         *COMMON,
         *BUILT_ELSEWHERE,
         STAND_INS,
         f"-I{csrc}",
         *LANGUAGE,
-        *INSTRUMENTED,
+        *(SANITIZED if sanitized else INSTRUMENTED),
         f"-D__CUDA_ARCH__={architecture}0",
     )
     own = _digest(HERE.rglob("*"))
@@ -84,7 +96,11 @@ def library(
     text = (
         (HERE / "library.cpp.in")
         .read_text()
-        .format(architecture=architecture, namespace=namespace or f"software_sm_{architecture}")
+        .format(
+            architecture=architecture,
+            namespace=namespace or f"software_sm_{architecture}",
+            sees_accesses=str(not sanitized).lower(),
+        )
     )
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -100,9 +116,9 @@ def library(
         written = folder / f"library-{architecture}.cpp"
         written.write_text(text)
         subprocess.run(
-            [compiler(), *COMMON, "-O2", "-shared", str(written), *(str(o) for o, _ in objects), "-Wl,-Bsymbolic",
-             "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl",
-             "-o", str(target)],
+            [compiler(), *COMMON, "-O2", *((SANITIZERS,) if sanitized else ()), "-shared", str(written),
+             *(str(o) for o, _ in objects), "-Wl,-Bsymbolic", "-Wl,--no-undefined", "-Wl,--allow-shlib-undefined",
+             f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ldl", "-o", str(target)],
             check=True,
         )  # fmt: skip
     return target

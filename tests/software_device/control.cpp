@@ -1,5 +1,6 @@
 // The software device between libtorch and the library (torch_calls.h), and for tests (device.py).
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #include "runtime.h"
@@ -211,4 +212,12 @@ EXPORTED const char* software_traffic() {
   static std::string text;
   text = executor().memory.take_traffic();
   return text.c_str();
+}
+
+// What address sanitizer calls after its report (sanitized.py).
+EXPORTED void software_say_where() {
+  const Thread* thread = executor().current;
+  if (thread == nullptr) return;
+  std::fprintf(stderr, "%s, %s\n", callers().c_str(), executor().name(thread->clock.thread).c_str());
+  std::fflush(stderr);
 }

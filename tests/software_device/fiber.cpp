@@ -1,32 +1,55 @@
 // ucontext makes a stack current for the first time; after that setjmp and longjmp switch, which costs no system call.
-// Address sanitizer has to be told of every switch.
+// Address sanitizer, where it is loaded, is told of every switch.
 #include "fiber.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include <cstdlib>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "sanitizer.h"
 
 namespace software {
 
 struct Fiber::State {
   ucontext_t context;
   jmp_buf inside;
-  void* fake_stack = nullptr;
+  void* fake_stack = nullptr;  // address sanitizer's, while the fiber does not run
 };
 
 namespace {
 
 Fiber* entering = nullptr;
-[[maybe_unused]] ucontext_t outside_context;
-[[maybe_unused]] jmp_buf outside;
-[[maybe_unused]] const void* outside_stack = nullptr;
-[[maybe_unused]] size_t outside_size = 0;
+jmp_buf outside;
+const void* outside_stack = nullptr;
+size_t outside_size = 0;
+void* outside_fake_stack = nullptr;
+
+// libc's own longjmp: address sanitizer's takes the red zones of the whole stack away.
+[[noreturn]] void jump(jmp_buf to) {
+  using Jump = void(jmp_buf, int);
+  static Jump* const libc = reinterpret_cast<Jump*>(dlsym(dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD), "_longjmp"));
+  libc(to, 1);
+  std::abort();
+}
+
+// `fake_stack`: where to keep that of the stack that is left; null where it ends.
+void begin_switch(void** fake_stack, const void* to, size_t bytes) {
+  if (__sanitizer_start_switch_fiber != nullptr) __sanitizer_start_switch_fiber(fake_stack, to, bytes);
+}
+
+void end_switch_inside(void* fake_stack) {
+  if (__sanitizer_finish_switch_fiber != nullptr) {
+    __sanitizer_finish_switch_fiber(fake_stack, &outside_stack, &outside_size);
+  }
+}
+
+void end_switch_outside() {
+  if (__sanitizer_finish_switch_fiber != nullptr) {
+    __sanitizer_finish_switch_fiber(outside_fake_stack, nullptr, nullptr);
+  }
+}
 
 }  // namespace
 
@@ -43,57 +66,27 @@ Fiber::~Fiber() {
 }
 
 void Fiber::begin(const std::function<void()>* body) {
+  if (!fresh_ && !ended_) unpoison(stack_, kStack);  // of functions that never returned
   body_ = body;
   fresh_ = true, ended_ = false;
 }
 
-#ifdef __SANITIZE_ADDRESS__
-
 void Fiber::enter() {
   Fiber& self = *entering;
-  __sanitizer_finish_switch_fiber(nullptr, &outside_stack, &outside_size);
+  end_switch_inside(nullptr);
   (*self.body_)();
   self.ended_ = true;
-  __sanitizer_start_switch_fiber(nullptr, outside_stack, outside_size);
-  setcontext(&outside_context);
+  begin_switch(nullptr, outside_stack, outside_size);
+  jump(outside);
 }
 
 void Fiber::resume() {
-  if (fresh_) {
-    fresh_ = false;
-    __asan_unpoison_memory_region(stack_, kStack);
-    getcontext(&state_->context);
-    state_->context.uc_stack.ss_sp = stack_;
-    state_->context.uc_stack.ss_size = kStack;
-    state_->context.uc_link = nullptr;
-    state_->fake_stack = nullptr;
-    makecontext(&state_->context, &Fiber::enter, 0);
+  if (_setjmp(outside) != 0) {
+    end_switch_outside();
+    return;
   }
-  entering = this;
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, stack_, kStack);
-  swapcontext(&outside_context, &state_->context);
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-}
-
-void Fiber::suspend() {
-  __sanitizer_start_switch_fiber(&state_->fake_stack, outside_stack, outside_size);
-  swapcontext(&state_->context, &outside_context);
-  __sanitizer_finish_switch_fiber(state_->fake_stack, &outside_stack, &outside_size);
-}
-
-#else
-
-void Fiber::enter() {
-  Fiber& self = *entering;
-  (*self.body_)();
-  self.ended_ = true;
-  _longjmp(outside, 1);
-}
-
-void Fiber::resume() {
-  if (_setjmp(outside) != 0) return;
-  if (!fresh_) _longjmp(state_->inside, 1);
+  begin_switch(&outside_fake_stack, stack_, kStack);
+  if (!fresh_) jump(state_->inside);
   fresh_ = false;
   getcontext(&state_->context);
   state_->context.uc_stack.ss_sp = stack_;
@@ -105,9 +98,11 @@ void Fiber::resume() {
 }
 
 void Fiber::suspend() {
-  if (_setjmp(state_->inside) == 0) _longjmp(outside, 1);
+  if (_setjmp(state_->inside) == 0) {
+    begin_switch(&state_->fake_stack, outside_stack, outside_size);
+    jump(outside);
+  }
+  end_switch_inside(state_->fake_stack);
 }
-
-#endif
 
 }  // namespace software

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "sanitizer.h"
+
 namespace software {
 
 Executor the_executor;
@@ -183,6 +185,19 @@ void Executor::block_memory(Block& block) {
   idle_memory_.pop_back();
   const auto begin = (reinterpret_cast<uintptr_t>(block.memory) + kAlignment - 1) / kAlignment * kAlignment;
   block.shared = reinterpret_cast<char*>(begin);
+  if (!software_sees_accesses) open_shared(block);
+}
+
+// What find_shared() tells of every access, told to address sanitizer at once.
+void Executor::open_shared(const Block& block) const {
+  poison(block.shared, shared_bytes_);
+  for (const auto& [offset, variable] : variables_) {
+    const auto& [place, bytes, name] = variable;
+    const bool dynamic = name.ends_with("::dynamic_shared");
+    if (!dynamic && name.find(block.launch->function->full_name) == std::string::npos) continue;  // another kernel's
+    unpoison(block.shared + place, dynamic ? block.launch->dynamic_shared : bytes);
+    if (name.starts_with("guard")) block.shared[place] = 1;
+  }
 }
 
 size_t Executor::static_shared(const std::string& kernel) const {

@@ -12,6 +12,10 @@
 #include "fiber.h"
 #include "memory.h"
 
+// Whether every access of a kernel is a call. Else only what the stand-ins access is, and neither races nor memory that
+// nothing has written can be known.
+extern const bool software_sees_accesses;
+
 namespace software {
 
 constexpr unsigned kWarp = 32;
@@ -167,6 +171,7 @@ class Executor {
   void start_block(Launch& launch, unsigned index, Cluster& cluster);
   void end_thread(Thread& thread);
   void block_memory(Block& block);
+  void open_shared(const Block& block) const;
   void unready(Thread& thread, State state);
   void suspend(State state, const char* at, Site site);
   Thread* pick();
