@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
 // memory, arrives, and loads its share of the next before it waits for its team to have arrived at the first. A team's
 // arrivals at even turns and at odd ones are counted apart, since a block may be one turn ahead of another.
 template <class Ty, bool kGeneral>
-__global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_constant__ Call call) {
   __shared__ Shared shared;
   const int teams = call.teams, team = static_cast<int>(gridDim.x) / teams;
   const int first = static_cast<int>(blockIdx.x) / team, rank = static_cast<int>(blockIdx.x) - first * team;

@@ -40,13 +40,16 @@ def registers(k: CudaKernel) -> Iterator[str]:
     """On these depends how many threads a block may have, and how many blocks the plan has side by side."""
     most = MOST_REGISTERS
     if k.kernel in FLAGSHIPS:
-        most = planned("kRegistersAThreadGeneral" if k.general else "kRegistersAThread")
+        has_many = k.general or k.kernel == "fdiv_grid_kernel"
+        most = planned("kRegistersAThreadGeneral" if has_many else "kRegistersAThread")
     if k.registers > most:
         yield f"{k.registers} registers, at most {most} wanted"
 
 
 def no_spills(k: CudaKernel) -> Iterator[str]:
-    if k.spilled:
+    """Kernels of any mix of types have a switch for every load: ptxas may keep some words of theirs in memory."""
+    most = 40 if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any" else 0
+    if k.spilled > most:
         yield f"spills {k.spilled} bytes"
 
 
@@ -90,11 +93,10 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
     """Two vectors of each of x, tau and f are on their way before the first is needed; where kGeneral, one of each of
-    those, x_t and the unconditional ones. In the grid's ptxas lets one conversion begin before the last load."""
-    wanted = TOGETHER - (k.kernel == "fdiv_grid_kernel")
+    those, x_t and the unconditional ones."""
     typed = k.types is not None and k.types.student != "any"
-    if k.kernel in FLAGSHIPS and typed and k.in_flight < wanted:
-        yield f"{k.in_flight} loads before the first use, {wanted} wanted"
+    if k.kernel in FLAGSHIPS and typed and k.in_flight < TOGETHER:
+        yield f"{k.in_flight} loads before the first use, {TOGETHER} wanted"
 
 
 def no_doubles(k: CudaKernel) -> Iterator[str]:

@@ -104,7 +104,7 @@ def check_limits(p, batch, limits, call):
     assert p["shared_bytes"] + STATIC <= limits["shared_per_block"]
     weighing = 32 if batch <= 32 else 64
     assert p["weighing"] == (weighing if call.get("heads", 0) > 0 and not p["weigh_first"] else 0)
-    assert p["threads"] % 32 == 0 and p["threads"] <= (512 if p["general"] else 576)
+    assert p["threads"] % 32 == 0 and p["threads"] <= (512 if p["general"] or p["schedule"] == "grid" else 576)
     assert 128 <= p["threads"] - p["weighing"] <= 512
     assert p["blocks"] == p["team"] * p["teams"] <= INT32_MAX
     assert 1 <= p["buffers"] <= min(2, batch)
