@@ -153,6 +153,8 @@ def _adds_no_pair(item):
     if not item.get_closest_marker("pairwise") or not device.is_slow(item.callspec.params["backend"]):
         return False
     given = [(mark.args[0], list(mark.args[1])) for mark in item.iter_markers("parametrize")]
+    if len(given) < 3:
+        raise pytest.UsageError(f"{item.nodeid}: pairwise takes three parameters, or pairs would be lost")
     places = (next(i for i, v in enumerate(values) if v is item.callspec.params[name]) for name, values in given)
     return sum(places) % min(len(values) for _, values in given) > 0
 
@@ -211,7 +213,8 @@ def _software(request):
         software.begin()
         yield
         setting.check(software, may_launch_none=contract is not None and contract.args[0] == "bad input")
-    request.node.user_properties.append(("setting", (f"sm_{setting.architecture} {setting.plan}", setting.scheduler)))
+    way = f"sm_{setting.architecture} {'any plan, as none asked for holds' if software.fallbacks else setting.plan}"
+    request.node.user_properties.append(("setting", (way, setting.scheduler)))
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,6 @@ def test_divergences(backend, divergence, dtype):
     make((6, 3, 5, 5), dtype, divergence=divergence).check(backend)
 
 
-@pytest.mark.pairwise
 @pytest.mark.parametrize("student", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("teacher", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("fake", (torch.bfloat16, torch.float16, torch.float32), ids=str)

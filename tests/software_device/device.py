@@ -92,7 +92,7 @@ class Software:
         self.devices: dict[Description, int] = {}
         self.index = 0  # of the one in use
         self.divisor_of_host = False  # a caller may have it here or there
-        self.others = 0  # calls that took any plan, as none that was asked for could hold a sample
+        self.fallbacks = 0  # calls that took any plan, as none that was asked for could hold a sample
         self._name_symbols()
 
     def _name_symbols(self) -> None:
@@ -132,7 +132,7 @@ class Software:
 
     def begin(self) -> None:
         """Forgets what calls have done so far."""
-        self.others = 0
+        self.fallbacks = 0
         self.launches(), self.traffic(), self.last_error()
 
     def last_error(self) -> str | None:
@@ -163,7 +163,7 @@ class Software:
         except ValueError as error:
             if NO_SCHEDULE not in str(error):
                 raise
-        self.others += 1
+        self.fallbacks += 1
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(PLAN, "")
             return op(*arguments)

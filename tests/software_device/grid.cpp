@@ -49,7 +49,6 @@ void Executor::run(const std::function<std::vector<Launch*>(Launch*)>& next) {
     } else {
       ++steps_;
       current = thread;
-      thread->block->begun = true;
       thread->fiber->resume();
       current = nullptr;
     }

@@ -88,7 +88,6 @@ struct Block {
   Cluster* cluster = nullptr;
   unsigned index = 0, first = 0;  // in the grid; its first thread in the executor's list
   unsigned alive = 0;
-  bool begun = false;
   char *memory = nullptr, *shared = nullptr;  // what it has been given; where its shared variables begin
   Barrier barrier;
   std::unordered_map<int, Barrier> named;
@@ -154,7 +153,8 @@ class Executor {
   void name_shared(size_t offset, size_t bytes, const std::string& name);
   // Gives each a place in every block's memory, apart from the others.
   void place_shared();
-  char* shared_address(size_t offset) const {
+  char* shared_address(size_t offset) {
+    if (offset >= places_.size() || places_[offset] == 0) fault("a shared variable that has no name (device.py)");
     return current->block->shared + places_[offset];
   }
   // Bytes of a kernel's own.

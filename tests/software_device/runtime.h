@@ -28,7 +28,7 @@ struct Mark {
   Knowledge done;  // then, in a run
 };
 
-// One of these.
+// A launch, or something recorded, or a wait for it: the other two are null.
 struct Work {
   std::shared_ptr<Launch> launch;  // of a kernel
   std::shared_ptr<Mark> record, wait;
@@ -103,7 +103,7 @@ struct Runtime {
 Runtime& runtime();
 // For a call that a capture can't have: an error, and the capture is lost.
 cudaError_t refused_in_capture();
-// As it is; an error stays for whoever asks next, until it is asked for.
+// Its argument, which cudaGetLastError gives once if it is an error.
 cudaError_t reported(cudaError_t status);
 // Puts work into a stream, or into the graph that it is captured into.
 cudaError_t submit(SoftwareStream& stream, Work work);

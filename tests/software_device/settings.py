@@ -55,13 +55,14 @@ class Setting:
         launches, error = software.launches(), software.last_error()
         assert launches or may_launch_none, "nothing was launched on the software device"
         assert error is None, f"an error is left in CUDA's runtime: {error}"
-        if self.plan == "auto" or software.others > 0:
+        if self.plan == "auto" or software.fallbacks > 0:
             return
         schedule, _, number = self.plan.partition(":")
         for launch in launches:
             if launch.name in ("fdiv_cluster_kernel", "fdiv_grid_kernel"):
                 assert launch.name == f"fdiv_{schedule}_kernel", f"{launch} in {self}"
-                assert schedule == "grid" or launch.cluster == int(number), f"{launch} in {self}"
+                held = launch.cluster == int(number) if schedule == "cluster" else launch.blocks % int(number) == 0
+                assert held, f"{launch} in {self}"
 
 
 # Below compute capability 9.0 a cluster is one block.

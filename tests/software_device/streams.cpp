@@ -19,6 +19,10 @@ class Queues {
   ~Queues() {
     for (const auto& mark : reached_) mark->done = nullptr;
   }
+  // Whether a stream waits for what nothing will reach.
+  bool are_stuck() const {
+    return std::any_of(streams_.begin(), streams_.end(), [](SoftwareStream* s) { return !s->queue.empty(); });
+  }
   size_t waiting() const {
     return waiting_;
   }
@@ -29,7 +33,7 @@ class Queues {
       if (waiting_ > 1) stream.done = executor().knowledge_after(*ended);
     }
     std::vector<Launch*> found;
-    // A mark that one stream reaches may let another go on.
+    // One stream may reach what another waits for.
     for (bool moved = true; moved;) {
       moved = false;
       for (SoftwareStream* stream : streams_) {
@@ -74,6 +78,7 @@ void run_queued(std::vector<SoftwareStream*> streams) {
   run.memory.begin_run();
   forget_atomics();
   run.run([&](Launch* ended) { return queues.next(ended); });
+  if (queues.are_stuck()) throw Fault{"a stream waits for an event that nothing before it records"};
   for (const auto& [begin, bytes] : r.tickets) {
     const auto* first = reinterpret_cast<const unsigned*>(begin);
     const auto* last = first + bytes / sizeof(unsigned);

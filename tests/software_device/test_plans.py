@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.cases import make
 from tests.gpu.calls import EVERY_OPTION, WEIGH, WEIGH_ONE, hold, in_float64, make_batch, planned, same
 from tests.software_device import device, settings
 from tests.software_device.settings import Setting
@@ -75,6 +76,19 @@ def test_every_byte_is_in_the_plan(name, architecture, plan, option, dtype, inpu
     assert sum(run.written for run in images) == bytes_of_n
     assert sum(run.read for run in images) == inputs * bytes_of_n + again
     assert expected["minimum_bytes"] == (inputs + 1) * bytes_of_n
+
+
+def test_long_sums_of_a_thread():
+    """Of 1,024 elements, in float for so many at a time that rounding does not show."""
+    case = make((1, 480 * 1024), FP32, heads=None, divergence="rkl", seed=3)
+    case = case.but(teacher=torch.zeros_like(case.teacher), fake=torch.full_like(case.fake, 0.1))
+    limits = device.SMALL._replace(multiprocessors=1)
+    with Setting(90, "grid:1", "in order", limits=limits).in_force() as software:
+        software.begin()
+        loss = case.run("native").loss
+        launch, *_ = software.launches()
+    assert (launch.blocks, launch.threads) == (1, 512)
+    torch.testing.assert_close(loss.double(), torch.as_tensor(case.expected().loss), rtol=2e-7, atol=0)
 
 
 def test_the_shapes_need_every_schedule():
