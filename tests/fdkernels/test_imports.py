@@ -50,8 +50,10 @@ def measure() -> tuple[float, list[str], bool]:
 
 def test_import_adds_little_to_torch():
     """The least of several, of processor time: a machine that is busy with something else only adds."""
-    parts = [measure()[0] for _ in range(5)]
-    assert min(parts) <= BUDGET, parts
+    parts = [measure()[0]]
+    while parts[-1] > BUDGET and len(parts) < 5:
+        parts.append(measure()[0])
+    assert parts[-1] <= BUDGET, parts
 
 
 def test_import_brings_nothing_heavy_and_probes_no_device():
