@@ -103,11 +103,14 @@ def test_the_shapes_need_every_schedule():
 # Weights and masks that need launches of their own among them.
 OPTIONS = {option: (5, 3, 4, 6, 7) for option in EVERY_OPTION if option != "own divergence"}
 BIG = (("normalizer", (260, 1, 2, 4)), ("mask", (2, 1, 70, 130)))  # weighed by many blocks; counted first
+LARGE = ("cluster:4", "cluster:8", "cluster:16")  # with many samples, seconds each
 
 
 @pytest.mark.parametrize(
     ("option", "shape", "architecture", "plan"),
-    [(*call, *way) for call in (*OPTIONS.items(), *BIG) for way in WAYS if holds(call[1], way[1])],
+    [(*call, *way) for call in OPTIONS.items() for way in WAYS]
+    + [(*BIG[0], *way) for way in WAYS if way[1] not in LARGE]
+    + [(*BIG[1], *way) for way in WAYS if holds(BIG[1][1], way[1])],
     ids=str,
 )
 def test_launches(option, shape, architecture, plan):
