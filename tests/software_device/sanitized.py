@@ -25,7 +25,7 @@ from tests.software_device import build, device
 from tests.software_device.settings import PLANS, WAYS, Setting
 
 FEW = build.HERE / "few.cu", "cuda/fdiv_small.cu"
-MISSING = "the compiler has no libasan.so, libubsan.so or libstdc++.so to preload"
+MISSING = "no GCC that has libasan.so, libubsan.so and libstdc++.so to preload"
 # A minute each in such plans, in which 16,000 blocks do what few do elsewhere.
 MANY, LARGE = ("many samples", "count, many samples"), ("cluster:8", "cluster:16")
 INSIDE = "FDKERNELS_SANITIZED"  # in the environment of a process that has the runtime
@@ -35,10 +35,12 @@ OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=
 
 @functools.cache
 def runtime() -> str | None:
-    """The libraries to preload; None where the compiler has no sanitizers of its own."""
-    found = []
+    """The libraries to preload; None where there is no compiler that has them."""
+    found, compiler = [], build.compiler()
+    if compiler is None:
+        return None
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
-        command = [build.compiler(), f"-print-file-name={name}"]
+        command = [compiler, f"-print-file-name={name}"]
         path = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
         if not path.is_absolute() or not path.read_bytes().startswith(b"\x7fELF"):
             return None
