@@ -138,11 +138,9 @@ def _register_profiles():
 def pytest_report_header():
     lines = [f"not collected: {', '.join(collect_ignore)}"] if collect_ignore else []
     if device.name() == "cpu":
-        return (
-            lines
-            if contracts.HAS_SOFTWARE
-            else [*lines, "no software device: Linux x86-64 and GCC 12 or newer have it"]
-        )
+        if not contracts.HAS_SOFTWARE:
+            lines.append("no software device: Linux x86-64 and GCC 12 or newer have it")
+        return lines
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here"
     return [f"device: {card}", *lines]
 

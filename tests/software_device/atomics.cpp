@@ -7,10 +7,6 @@ namespace software {
 
 namespace {
 
-Thread& me() {
-  return *executor().current;
-}
-
 struct Atomic {
   Knowledge released;
   const Block* only = nullptr;  // of block scope: whose

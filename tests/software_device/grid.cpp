@@ -157,6 +157,19 @@ Knowledge Executor::knowledge_after(const Launch& launch) const {
 
 // ---- shared memory: the library's shared variables, of which a kernel uses its own
 
+namespace {
+
+bool is_dynamic(const std::string& variable) {
+  return variable.ends_with("::dynamic_shared");
+}
+
+// Of a variable's initialization, of which CUDA has none: it has been done.
+bool is_guard(const std::string& variable) {
+  return variable.starts_with("guard");
+}
+
+}  // namespace
+
 void Executor::name_shared(size_t offset, size_t bytes, const std::string& name) {
   variables_[offset] = {0, bytes, name};
 }
@@ -187,22 +200,26 @@ void Executor::block_memory(Block& block) {
   if (!software_sees_accesses) open_shared(block);
 }
 
+size_t Executor::bytes_in(const Block& block, const Variable& variable) {
+  if (is_dynamic(variable.name)) return block.launch->dynamic_shared;
+  const bool own = variable.name.find(block.launch->function->full_name) != std::string::npos;
+  return own ? variable.bytes : 0;
+}
+
 // What find_shared() tells of every access, told to address sanitizer at once.
 void Executor::open_shared(const Block& block) const {
   poison(block.shared, shared_bytes_);
   for (const auto& [offset, variable] : variables_) {
-    const auto& [place, bytes, name] = variable;
-    const bool dynamic = name.ends_with("::dynamic_shared");
-    if (!dynamic && name.find(block.launch->function->full_name) == std::string::npos) continue;  // another kernel's
-    unpoison(block.shared + place, dynamic ? block.launch->dynamic_shared : bytes);
-    if (name.starts_with("guard")) block.shared[place] = 1;
+    const size_t bytes = bytes_in(block, variable);
+    unpoison(block.shared + variable.place, bytes);
+    if (bytes > 0 && is_guard(variable.name)) block.shared[variable.place] = 1;
   }
 }
 
 size_t Executor::static_shared(const std::string& kernel) const {
   size_t bytes = 0;
   for (const auto& [offset, variable] : variables_) {
-    const bool own = !variable.name.starts_with("guard") && variable.name.find(kernel) != std::string::npos;
+    const bool own = !is_guard(variable.name) && variable.name.find(kernel) != std::string::npos;
     if (own) bytes += variable.bytes;
   }
   return bytes;
@@ -214,19 +231,15 @@ Region* Executor::find_shared(uintptr_t address) {
     if (block->memory == nullptr || address < begin || address >= begin + shared_bytes_) continue;
     const auto next = placed_.upper_bound(address - begin);
     if (next == placed_.begin()) return nullptr;
-    const auto& [place, bytes_of, name] = *std::prev(next)->second;
-    const bool dynamic = name.ends_with("::dynamic_shared");
-    const size_t bytes = dynamic ? block->launch->dynamic_shared : bytes_of;
+    const Variable& variable = *std::prev(next)->second;
+    const size_t place = variable.place, bytes = bytes_in(*block, variable);
     if (address >= begin + place + bytes) return nullptr;
-    // A guard of a variable's initialization, of which CUDA has none: it has been done.
-    const bool guard = name.starts_with("guard");
+    const bool guard = is_guard(variable.name);
     if (guard) block->shared[place] = 1;
-    const std::string& kernel = block->launch->function->full_name;
-    if (!dynamic && name.find(kernel) == std::string::npos) return nullptr;  // another kernel's
-    return &memory.add(
-        begin + place, bytes, 4, guard,
-        std::string(dynamic ? "dynamic" : "static") + " shared memory of block " + std::to_string(block->index),
-        block.get());
+    return &memory.add(begin + place, bytes, 4, guard,
+                       std::string(is_dynamic(variable.name) ? "dynamic" : "static") + " shared memory of block " +
+                           std::to_string(block->index),
+                       block.get());
   }
   return nullptr;
 }

@@ -58,7 +58,7 @@ struct Thread;
 
 struct Barrier {
   int expected = 0, votes = 0;
-  Site site{};                   // of the first that waits
+  Site site{};                   // of the first that comes
   std::vector<Clock> arrived;    // as they were then
   std::vector<Thread*> waiting;  // those that did not go on
 };
@@ -198,6 +198,9 @@ class Executor {
     size_t place, bytes;
     std::string name;
   };
+  // Bytes of a variable that a block's kernel may touch; 0: another kernel's.
+  static size_t bytes_in(const Block& block, const Variable& variable);
+
   std::map<size_t, Variable> variables_;      // by offset
   std::map<size_t, const Variable*> placed_;  // by place
   std::vector<uint32_t> places_;              // by offset
@@ -214,6 +217,10 @@ struct Fault {
 extern Executor the_executor;
 inline Executor& executor() {
   return the_executor;
+}
+// The thread that runs.
+inline Thread& me() {
+  return *executor().current;
 }
 
 // A thread ends: what waits for no more than the others goes on. What is wrong with that, or nothing.

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.gpu_check import small_cases
-from tests.gpu_check.stage import PLAN, UNAVAILABLE
+from tests.gpu_check.stage import UNAVAILABLE
 from tests.software_device import build, device
 from tests.software_device.settings import PLANS, WAYS, Setting
 
@@ -82,14 +82,10 @@ def run_small_cases(architecture: int, options: argparse.Namespace) -> int:
         setting = Setting(architecture, plan, device.SCHEDULERS[number % len(device.SCHEDULERS)], number)
         if f"sm_{architecture} {plan}" not in WAYS:
             continue
-        software.use(setting.description)
-        software.schedule(setting.scheduler, setting.seed)
-        software.divisor_of_host = setting.seed % 2 == 1
-        os.environ[PLAN] = plan
         for name in options.cases or [n for n in small_cases.CASES if n not in MANY or plan not in LARGE]:
             print(f"{setting}, {name}: ", end="", flush=True)  # a report has to follow its case
             software.begin()
-            with software.serves():
+            with setting.in_force(software):
                 verdict = small_cases.verdict(name, "native", "cpu")
             try:
                 setting.check(software)

@@ -41,8 +41,9 @@ class Setting:
         return limits if self.architecture == 90 else limits._replace(capability=80, largest_cluster=0)
 
     @contextlib.contextmanager
-    def in_force(self) -> Iterator[device.Software]:
-        software = device.software(self.architecture)
+    def in_force(self, software: device.Software | None = None) -> Iterator[device.Software]:
+        """On the architecture's library, or one that is given."""
+        software = software or device.software(self.architecture)
         software.use(self.description)
         software.schedule(self.scheduler, self.seed)
         software.divisor_of_host = self.seed % 2 == 1

@@ -8,10 +8,6 @@ namespace software {
 
 namespace {
 
-Thread& me() {
-  return *executor().current;
-}
-
 int lane() {
   return static_cast<int>(me().index % kWarp);
 }
