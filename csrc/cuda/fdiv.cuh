@@ -108,16 +108,18 @@ __device__ inline Group elements_of(const Call& call, Shared& shared) {
   return {0, static_cast<int>(blockDim.x) - call.weighing, kOfElements, shared.scratch};
 }
 
-// By the threads without elements, which go on when h is there; the first warp waits for it.
+// By the threads without elements, which are done when h is there.
 template <class HasRead>
 __device__ inline void weigh(const Call& call, Shared& shared, const HasRead& has_read) {
   const Group group{static_cast<int>(blockDim.x) - call.weighing, call.weighing, kOfWeighing, shared.scratch};
   weigh_batch(group, call.w, call.p.batch, weights_of(call), shared.weighed, has_read);
-  barrier_arrive(kOfWeights, kWarp + call.weighing);
+  barrier_arrive(kOfWeights, static_cast<int>(blockDim.x));
 }
 
+// By all threads with elements: one warp alone could wait for h, but compute-sanitizer's racecheck takes what it writes
+// then for a race where the others are at another barrier already.
 __device__ inline void wait_for_weights(const Call& call) {
-  if (call.weighing > 0) barrier_sync(kOfWeights, kWarp + call.weighing);
+  if (call.weighing > 0) barrier_sync(kOfWeights, static_cast<int>(blockDim.x));
 }
 
 // ---- a sample
@@ -158,9 +160,8 @@ __device__ inline Sums to_sums(const double (&values)[kExchanged]) {
 }
 
 // By the first warp, from the totals of a sample's team.
-__device__ inline void finish(const Call& call, int64_t b, const double (&totals)[kExchanged], bool is_first,
-                              bool reports, Shared& shared) {
-  if (is_first) wait_for_weights(call);
+__device__ inline void finish(const Call& call, int64_t b, const double (&totals)[kExchanged], bool reports,
+                              Shared& shared) {
   if (lane() == 0) shared.coefficient = finish_sample(call, b, to_sums(totals), shared.divisor, reports);
 }
 
@@ -268,9 +269,10 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
       if (warp() == 0) total = combine_rows<Add, kExchanged>(shared.exchanged[odd], team);
     }
 #endif
+    if (b == first) wait_for_weights(call);
     if (warp() == 0) {
       spread(total, values);
-      finish(call, b, values, b == first, rank == 0, shared);
+      finish(call, b, values, rank == 0, shared);
     }
     elements.sync();
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
@@ -331,7 +333,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
       for (int n = 0; n < kExchanged; ++n) values[n] += __ldcg(from + n);
     }
     elements.reduce<Add>(values);
-    if (warp() == 0) finish(call, b, values, turn == 0, rank == 0, shared);
+    if (turn == 0) wait_for_weights(call);
+    if (warp() == 0) finish(call, b, values, rank == 0, shared);
     elements.sync();
     if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, turn), shared.coefficient);
   }

@@ -108,17 +108,20 @@ constexpr int kRegistersAThread = 96, kRegistersAThreadGeneral = 128;
 // some load while others wait for their sums.
 constexpr int kCrowdedThreads = 192;
 
-// The model's constants, in seconds, from an H100 (docs/decisions.md, "First run on a GPU").
-constexpr double kStart = 10e-6;         // launch, weights, first bytes, the last block's report
-constexpr double kClusterWait = 1.5e-6;  // block sums, cluster barrier, coefficient; half of it for one block
-constexpr double kGridWait = 5e-6;       // the same through global memory, whatever the number of blocks
-constexpr double kOverlapped = 2e-6;     // what is left of a wait while another block's sample moves
-constexpr double kAhead = 2.5e-6;        // what is left of that while the next sample is loaded
-constexpr double kFasterAlone = 3;       // a multiprocessor's bandwidth over its share of the device's
-constexpr double kReached = 0.9;         // of the datasheet's bandwidth, as a copy does
-constexpr double kFollowing = 4e-6;      // a small launch right behind another
-constexpr double kWeigh = 0.625e-9;      // float64 arithmetic of a sample's weight on one multiprocessor, at full rate
-constexpr double kCached = 0.5;          // a byte from L2, against one from memory; not measured
+// The model's constants, in seconds, from an H100 (docs/decisions.md, "Second run on a GPU").
+constexpr double kStart = 7.5e-6;         // launch, first bytes, the last block's report
+constexpr double kWeights = 5e-6;         // from the first byte until a block has weighed few samples
+constexpr double kWeightsASample = 1e-8;  // of those that it has to weigh besides
+constexpr double kClusterWait = 2e-6;     // block sums, cluster barrier, coefficient; half of it for one block
+constexpr double kGridWait = 3.5e-6;      // the same through global memory, whatever the number of blocks
+// What a sample costs beside its bytes where others follow it: where memory has nothing to do while its sums are
+// awaited, while another block's sample moves, and while its own block loads the next.
+constexpr double kClusterTurn = 3.5e-6, kGridTurn = 8e-6, kOverlapped = 2e-6, kAhead = 2.3e-6;
+constexpr double kFasterAlone = 2.1;  // a multiprocessor's bandwidth over its share of the device's
+constexpr double kReached = 0.9;      // of the datasheet's bandwidth, as a copy does
+constexpr double kReadAgain = 2.5;    // a byte that is read again, from wherever, against one that is read once
+constexpr double kFollowing = 4e-6;   // a small launch right behind another
+constexpr double kWeigh = 0.625e-9;   // float64 arithmetic of a sample's weight on one multiprocessor, at full rate
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -185,25 +188,32 @@ inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int
 }
 
 // From the start of the launch to its end. Samples go in rounds of `at_once`, of which every `active` are a block more
-// on a multiprocessor. A round takes as long as the device needs for all of them, or a multiprocessor for its shares;
-// the last round's sums are waited for, those of the others cost `between`.
+// on a multiprocessor. A round takes as long as the device needs for all of them, or a multiprocessor for its shares.
+// The first round's sums are waited for, and its weights; each further round costs `between`.
 inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t at_once,
                          int64_t active, double wait, double between) {
-  const double batch = static_cast<double>(call.batch), elements = static_cast<double>(call.elements);
-  const double read_twice = static_cast<double>(plan.again) * call.reread;
-  const double once = elements * (call.read + call.written);
-  const double from_cache = once + read_twice - plan.bytes / batch;
-  const double bytes = plan.bytes / batch + kCached * from_cache;
-  const double alone = bytes * static_cast<double>(plan.share) / elements * device.multiprocessors / kFasterAlone;
-  const auto round = [&](int64_t samples) {
+  const double elements = static_cast<double>(call.elements);
+  const double read = elements * call.read;
+  const double rest = elements * call.written + kReadAgain * static_cast<double>(plan.again) * call.reread;
+  const auto move = [&](double bytes, int64_t samples) {
+    const double alone = bytes * static_cast<double>(plan.share) / elements * device.multiprocessors / kFasterAlone;
     const double blocks = static_cast<double>(ceil_div(samples, active));
     return std::max(static_cast<double>(samples) * bytes, blocks * alone) / (kReached * device.bandwidth);
   };
-  const int64_t full = ceil_div(call.batch, at_once) - 1;
-  // Each block of a multiprocessor weighs the batch for itself.
-  const int64_t weighed = call.batch * ceil_div(plan.blocks(), device.multiprocessors);
-  return kStart + (plan.weigh_first ? 0.0 : weighing_seconds(call, device, weighed)) +
-         static_cast<double>(full) * (round(at_once) + between) + round(call.batch - full * at_once) + wait;
+  double weighed = 0;
+  if (call.heads > 0 && !plan.weigh_first) {
+    // Each block of a multiprocessor weighs the batch for itself.
+    const int64_t samples = call.batch * ceil_div(plan.blocks(), device.multiprocessors);
+    weighed = kWeights + static_cast<double>(call.batch) * kWeightsASample + weighing_seconds(call, device, samples);
+  }
+  const int64_t first = std::min(call.batch, at_once), following = ceil_div(call.batch - first, at_once);
+  double seconds = kStart + std::max(move(read, first) + wait, weighed) + move(rest, first);
+  if (following > 0) {
+    const int64_t last = call.batch - following * at_once;
+    seconds += static_cast<double>(following) * between +
+               static_cast<double>(following - 1) * move(read + rest, first) + move(read + rest, last);
+  }
+  return seconds;
 }
 
 // As much of every block's next share as a quarter of the cache holds.
@@ -261,7 +271,8 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.bytes = bytes_moved(call, device, 0);
 
   const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
-  plan.seconds += seconds_of(call, device, plan, active * resident, active, wait, resident > 1 ? kOverlapped : wait);
+  const double between = resident > 1 ? kOverlapped : kClusterTurn;
+  plan.seconds += seconds_of(call, device, plan, active * resident, active, wait, between);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
@@ -295,7 +306,7 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
     plan.again = ((plan.team - 1) * (share - plan.held) + std::max<int64_t>(0, last - plan.held)) * call.vector;
   }
   plan.bytes = bytes_moved(call, device, plan.again, teams);
-  plan.seconds += seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridWait);
+  plan.seconds += seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridTurn);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;

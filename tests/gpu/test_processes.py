@@ -157,7 +157,8 @@ def step():
 
 wanted = step()
 torch.cuda.synchronize()
-with torch.cuda.stream(GreenContext.create(num_sms=16, device_id=0).Stream()):
+part = GreenContext.create(num_sms=16, device_id=0)  # kept: it is destroyed with its last reference
+with torch.cuda.stream(part.Stream()):
     found = [step() for _ in range(3)]
 torch.cuda.synchronize()
 for value, gradient in found:

@@ -22,9 +22,12 @@ __global__ void uninitialized(int* memory, int* result) {
 }
 
 __global__ void divergent_barrier(int*, int* result) {
-  if (threadIdx.x < kThreads - 16) {
+  if (threadIdx.x % 32 < 16) {
     __syncthreads();
     result[threadIdx.x] = 1;
+  } else {
+    result[threadIdx.x] = 2;
+    __syncthreads();
   }
 }
 
