@@ -225,11 +225,11 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
   const int64_t teams = gridDim.x / team, first = blockIdx.x / team;
   const Group elements = elements_of(call, shared);
 #if __CUDA_ARCH__ >= 900
-  cluster.barrier_arrive();  // no block may write to one that has not begun
+  if (team > 1) cluster.barrier_arrive();  // no block may write to one that has not begun
 #endif
   if (static_cast<int>(threadIdx.x) >= elements.threads) {
 #if __CUDA_ARCH__ >= 900
-    cluster.barrier_wait();
+    if (team > 1) cluster.barrier_wait();
     // The first sample's sums need not wait for the weights. But once they have met, the cluster may draw the last
     // ticket, and the state moves.
     weigh(call, shared, [&] {
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
   const double divisor = divisor_of<kGeneral>(call, elements);
   if (threadIdx.x == 0) shared.divisor = divisor;
 #if __CUDA_ARCH__ >= 900
-  cluster.barrier_wait();
+  if (team > 1) cluster.barrier_wait();
 #endif
 
   bool odd = false;

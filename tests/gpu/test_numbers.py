@@ -99,7 +99,7 @@ REPEATED = (
     (Schedule("triton", "whole, weighed first", MANY, WHOLE), 2, 4, True),
     (Schedule("triton", "split", PRACTICE["SDXL"], SPLIT), 2, 4, False),
     (Schedule("triton", "split, one program a sample", (4096, 130, 130), SPLIT), 2, 4, False),
-    (Schedule("native", "blocks, weighed in each", (1024, 3, 16, 16), CLUSTER, "cluster:1"), 2, 4, False),
+    (Schedule("native", "blocks, weighed in each", (512, 3, 16, 16), CLUSTER, "cluster:1"), 2, 4, False),
     (Schedule("native", "blocks, weighed first", MANY, CLUSTER, "cluster:1"), 2, 4, True),
     (Schedule("native", "clusters of 2", (256, 4, 64, 64), CLUSTER, "cluster:2"), 0, 1, False),
     (Schedule("native", "clusters of 4", (256, 4, 128, 128), CLUSTER, "cluster:4"), 2, 4, False),
