@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -77,8 +78,14 @@ class Replay(Generic[T]):
                 plain = step(data[0])
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.results = [step(v) for v in data]
+        # What earlier cases leave behind is collected now: a module that is unloaded amid a capture breaks it.
+        gc.collect()
+        gc.disable()
+        try:
+            with torch.cuda.graph(self.graph):
+                self.results = [step(v) for v in data]
+        finally:
+            gc.enable()
         for result in self.results:
             result.fill_(torch.nan)
         self.graph.replay()

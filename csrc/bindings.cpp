@@ -262,13 +262,9 @@ py::dict plan(const Request& r) {
   }
 }
 
-// Every schedule that is allowed and can run, the best first.
 py::list plans(const Request& r) {
-  std::vector<fdkernels::Plan> found;
-  fdkernels::for_candidates(r.shape, r.limits, r.allowed, [&](const fdkernels::Plan& p) { found.push_back(p); });
-  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
   py::list list;
-  for (const fdkernels::Plan& one : found) list.append(to_dict(r, one));
+  for (const fdkernels::Plan& one : fdkernels::plans(r.shape, r.limits, r.allowed)) list.append(to_dict(r, one));
   return list;
 }
 

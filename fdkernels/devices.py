@@ -35,19 +35,19 @@ def _preset(
     }
 
 
-# Resident clusters (of CLUSTER_SIZES) are assumptions, since no datasheet states them: a cluster stays within a GPC, so
-# they follow from how many multiprocessors each GPC has, which differs from chip to chip. At run time
-# cudaOccupancyMaxActiveClusters answers.
+# Resident clusters (of CLUSTER_SIZES) are assumptions where no source is named, since no datasheet states them: a
+# cluster stays within a GPC, so they follow from how many multiprocessors each GPC has, which differs from chip to chip.
+# At run time cudaOccupancyMaxActiveClusters answers.
 PRESETS: dict[str, DeviceLimits] = {
     # A100 SXM 80 GB datasheet: 2,039 GB/s. A100 whitepaper: 108 multiprocessors, 40 MB of L2. No clusters.
     "a100": _preset(80, 108, 40, 2.039e12, (108, 0, 0, 0, 0)),
     # L40S datasheet: 864 GB/s. Ada whitepaper (AD102): 142 multiprocessors, 96 MB of L2. No clusters.
     "l40s": _preset(89, 142, 96, 864e9, (142, 0, 0, 0, 0)),
     # H100 SXM datasheet: 3.35 TB/s. H100 whitepaper: 132 multiprocessors, 50 MB of L2.
-    # Clusters: GPCs of 16 or 18.
-    "h100": _preset(90, 132, 50, 3.35e12, (132, 66, 32, 16, 8)),
+    # Clusters: as CUDA's runtime said of one.
+    "h100": _preset(90, 132, 50, 3.35e12, (132, 66, 30, 15, 7)),
     # H200 SXM datasheet: 4.8 TB/s; the chip is H100's.
-    "h200": _preset(90, 132, 50, 4.8e12, (132, 66, 32, 16, 8)),
+    "h200": _preset(90, 132, 50, 4.8e12, (132, 66, 30, 15, 7)),
     # DGX B200 datasheet: 8 TB/s a GPU. 148 multiprocessors and 126 MB of L2 are what the runtime is reported to say.
     # Clusters: eight GPCs of 16 or more.
     "b200": _preset(100, 148, 126, 8e12, (148, 74, 36, 16, 8)),

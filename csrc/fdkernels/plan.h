@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "fdiv.h"
 
@@ -112,12 +113,16 @@ constexpr int kCrowdedThreads = 192;
 constexpr double kStart = 7.5e-6;         // launch, first bytes, the last block's report
 constexpr double kWeights = 5e-6;         // from the first byte until a block has weighed few samples
 constexpr double kWeightsASample = 1e-8;  // of those that it has to weigh besides
-constexpr double kClusterWait = 2e-6;     // block sums, cluster barrier, coefficient; half of it for one block
-constexpr double kGridWait = 3.5e-6;      // the same through global memory, whatever the number of blocks
+// Besides: blocks that have to be there together, 0.5 us. A grid also has to have the device for itself, so
+// that gains below 1 us are left to clusters, which other streams' kernels may run beside.
+constexpr double kClusterStart = 0.5e-6, kGridStart = 1.5e-6;
+constexpr double kClusterWait = 1e-6;  // block sums, cluster barrier, coefficient
+constexpr double kGridWait = 3.5e-6;   // the same through global memory, whatever the number of blocks
 // What a sample costs beside its bytes where others follow it: where memory has nothing to do while its sums are
 // awaited, while another block's sample moves, and while its own block loads the next.
-constexpr double kClusterTurn = 3.5e-6, kGridTurn = 8e-6, kOverlapped = 2e-6, kAhead = 2.3e-6;
-constexpr double kFasterAlone = 2.1;  // a multiprocessor's bandwidth over its share of the device's
+constexpr double kClusterTurn = 3.5e-6, kGridTurn = 8e-6, kOverlapped = 1.5e-6, kAhead = 2.3e-6;
+constexpr double kCrowded = 0.75;     // of the bandwidth, by several small blocks a multiprocessor
+constexpr double kFasterAlone = 1.6;  // a multiprocessor's bandwidth over its share of the device's
 constexpr double kReached = 0.9;      // of the datasheet's bandwidth, as a copy does
 constexpr double kReadAgain = 2.5;    // a byte that is read again, from wherever, against one that is read once
 constexpr double kFollowing = 4e-6;   // a small launch right behind another
@@ -192,13 +197,14 @@ inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int
 // The first round's sums are waited for, and its weights; each further round costs `between`.
 inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t at_once,
                          int64_t active, double wait, double between) {
+  const double reached = (call.batch > active && at_once > active ? kCrowded : 1.0) * kReached * device.bandwidth;
   const double elements = static_cast<double>(call.elements);
   const double read = elements * call.read;
   const double rest = elements * call.written + kReadAgain * static_cast<double>(plan.again) * call.reread;
   const auto move = [&](double bytes, int64_t samples) {
     const double alone = bytes * static_cast<double>(plan.share) / elements * device.multiprocessors / kFasterAlone;
     const double blocks = static_cast<double>(ceil_div(samples, active));
-    return std::max(static_cast<double>(samples) * bytes, blocks * alone) / (kReached * device.bandwidth);
+    return std::max(static_cast<double>(samples) * bytes, blocks * alone) / reached;
   };
   double weighed = 0;
   if (call.heads > 0 && !plan.weigh_first) {
@@ -270,9 +276,9 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.teams = static_cast<int>(std::min(call.batch, active * resident));
   plan.bytes = bytes_moved(call, device, 0);
 
-  const double wait = size == 1 ? kClusterWait / 2 : kClusterWait;
-  const double between = resident > 1 ? kOverlapped : kClusterTurn;
-  plan.seconds += seconds_of(call, device, plan, active * resident, active, wait, between);
+  plan.seconds += size > 1 ? kClusterStart : 0;
+  plan.seconds += seconds_of(call, device, plan, active * resident, active, kClusterWait,
+                             resident > 1 ? kOverlapped : kClusterTurn);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
@@ -306,7 +312,8 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
     plan.again = ((plan.team - 1) * (share - plan.held) + std::max<int64_t>(0, last - plan.held)) * call.vector;
   }
   plan.bytes = bytes_moved(call, device, plan.again, teams);
-  plan.seconds += seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridTurn);
+  plan.seconds +=
+      kGridStart + seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridTurn);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
@@ -337,24 +344,30 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
   }
 }
 
-// Throws std::invalid_argument where `allowed` leaves nothing that can run.
-inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+// Every schedule that is allowed and can run, the cheapest first, as it serves the call. The order is that of the same
+// call with figures and a gradient.
+inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   CallShape most = call;
   most.read = call.most_read;
   most.written = call.most_written;
-  Plan best;
-  bool found = false;
-  for_candidates(most, device, allowed, [&](const Plan& candidate) {
-    if (!found || candidate.seconds < best.seconds) best = candidate;
-    found = true;
-  });
-  if (!found) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
-  if (best.schedule == Schedule::grid) {
-    plan_grid(call, device, best.weigh_first, best.teams, &best);
-  } else {
-    plan_cluster(call, device, best.weigh_first, std::countr_zero(static_cast<unsigned>(best.team)), &best);
+  std::vector<Plan> found;
+  for_candidates(most, device, allowed, [&](const Plan& candidate) { found.push_back(candidate); });
+  std::stable_sort(found.begin(), found.end(), [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
+  for (Plan& each : found) {
+    if (each.schedule == Schedule::grid) {
+      plan_grid(call, device, each.weigh_first, each.teams, &each);
+    } else {
+      plan_cluster(call, device, each.weigh_first, std::countr_zero(static_cast<unsigned>(each.team)), &each);
+    }
   }
-  return best;
+  return found;
+}
+
+// Throws std::invalid_argument where `allowed` leaves nothing that can run.
+inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+  const std::vector<Plan> found = plans(call, device, allowed);
+  if (found.empty()) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
+  return found.front();
 }
 
 // What parse_allowed reads.

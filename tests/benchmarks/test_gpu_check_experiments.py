@@ -1,26 +1,27 @@
-"""`make gpu-check`: what is timed on a GPU, in which order, and with which plans. Nothing runs."""
+"""`make gpu-check`: what is timed on a GPU, in which order, and with which plans. Nothing runs but one rehearsal."""
 
 from __future__ import annotations
 
+import json
 import re
 
 from benchmarks import __main__ as command
 from benchmarks.shapes import LARGE, PRACTICE
-from tests.gpu_check import bench, experiments, sanitize
+from tests.gpu_check import bench, experiments, plan_times, sanitize
 from tests.gpu_check.__main__ import stage_names
 from tests.gpu_check.children import ROOT, Done
 from tests.gpu_check.stage import PLAN, Stage
 
 
 def commands(found, monkeypatch, run):
-    """What a stage on a GPU would run: the arguments and the plan of each benchmark."""
+    """What a stage on a GPU would run: the arguments of each benchmark."""
     monkeypatch.setattr(Stage, "is_gpu", True)
     calls = []
 
-    def note(name, *arguments, environment, **options):
+    def note(name, *arguments, **options):
         parser = command.command_line()
         given = parser.parse_args(arguments[2:])
-        calls.append((given, command.cases_of(given, "cuda", parser.error), environment))
+        calls.append((given, command.cases_of(given, "cuda", parser.error)))
         return Done(0, 1.0, "")
 
     monkeypatch.setattr(found, "python", note)
@@ -29,7 +30,7 @@ def commands(found, monkeypatch, run):
 
 
 def test_the_benchmark_times_us_first_and_compiled_peers_last(stage, monkeypatch):
-    (own, cases, _), (peers, _, _), (everything, _, _) = commands(stage("bench"), monkeypatch, bench.run)
+    (own, cases), (peers, _), (everything, _) = commands(stage("bench"), monkeypatch, bench.run)
     timed = {(case.shape_name, case.dtype) for case in cases if case.op == "fused_fdiv_loss"}
     assert timed >= {(name, dtype) for name in (*PRACTICE, *LARGE) for dtype in ("bf16", "fp32")}
     assert command.flat(own.baseline) == ["none"] and own.backend is None
@@ -38,28 +39,25 @@ def test_the_benchmark_times_us_first_and_compiled_peers_last(stage, monkeypatch
     assert own.seconds + peers.seconds + everything.seconds < 60
 
 
-def test_every_plan_is_timed_in_a_few_rounds(stage, monkeypatch):
-    calls = commands(stage("plans"), monkeypatch, experiments.run_plans)
-    assert [environment for _, _, environment in calls] == [{PLAN: plan} for plan in experiments.PLANS]
-    assert {"", *sanitize.NATIVE_PLANS, "cluster:8"} <= set(experiments.PLANS)
-    for _, cases, _ in calls:
-        assert {(case.shape_name, case.dtype) for case in cases} == {(name, "bf16") for name in PRACTICE}
+def test_every_plan_is_timed(stage, monkeypatch):
+    found, calls = stage("plans"), []
+    monkeypatch.setattr(Stage, "is_gpu", True)
+    monkeypatch.setattr(found, "python", lambda name, *arguments: calls.append(arguments) or Done(0, 1.0, ""))
+    experiments.run_plans(found)
+    assert [arguments[arguments.index("--group") + 1] for arguments in calls] == ["practice", "large"]
+    timed = {(shape, dtype) for _, shape, dtype in (*plan_times.CASES["practice"], *plan_times.CASES["large"])}
+    assert timed >= {(name, dtype) for name in PRACTICE for dtype in ("bf16", "fp32")} | {(n, "bf16") for n in LARGE}
+    assert set(sanitize.NATIVE_PLANS) <= set(experiments.PLANS)
 
 
-def test_a_plan_that_cannot_hold_a_sample_is_an_answer(stage):
+def test_a_rehearsal_of_the_plans(stage):
     found = stage("plans")
-    no = {
-        "what": "wan",
-        "why": "RuntimeError: no allowed schedule can hold this sample",
-        "kind": "failed",
-        "ours": True,
-    }
-    bench.note(found, "cluster:1", Done(1, 1.0, ""), {"rows": [], "comparisons": [], "skipped": [no]})
-    other = {**no, "why": "RuntimeError: something else"}
-    bench.note(found, "grid", Done(1, 1.0, ""), {"rows": [], "comparisons": [], "skipped": [no, other]})
-    assert [(part["name"], part["status"], part.get("not possible")) for part in found.parts] == [
-        ("cluster:1", "ok", 1), ("grid", "failed", 1), ("grid: wan", "failed", None),
-    ]  # fmt: skip
+    experiments.run_plans(found)
+    assert [(part["name"], part["status"]) for part in found.parts] == [("rehearsal", "ok")]
+    (row,) = json.loads((found.options.out / "plans-rehearsal.json").read_text())
+    assert row["case"] == "fastgen tiny bf16" and row["plan"] == "cluster:1"
+    assert 0 < row["low_us"] <= row["time_us"] <= row["high_us"] and row["predicted_us"] > 0
+    assert found.summary == [line for line in found.summary if "planned takes 1.00 of cluster:1" in line] != []
 
 
 def test_the_first_half_hour_fits():

@@ -14,6 +14,7 @@ import torch
 import fdkernels as fdk
 from fdkernels import _core, backends, binaries
 from fdkernels.backends import NATIVE_FIRST, TRITON_FIRST
+from tests.gpu_check.sanitize import TOOLS
 
 pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
 
@@ -128,13 +129,13 @@ def passed(results: dict) -> bool:
     runs = [*results["sanitize"], *results["cases"]]
     native = [run for run in results["tests"] if run["backend"] == "native"]
     quiet = {run["name"] for run in runs if run["status"] == "ok"}
-    schedules = ("native", "native cluster:1", "native cluster:16", "native grid")
+    schedules = ("native", "native cluster:1", "native cluster:16", "native grid:1", "native grid:2")
     return (
         not any(run["failed"] for run in results["tests"])
         and all(run["status"] == "ok" for run in native)
         and {Path(run["file"]).parent.name for run in native} == {"fdkernels", "gpu"}
         and not any(run["wrong"] or run["status"] == "failed" for run in runs)
-        and quiet >= {f"{tool}, {s}" for tool in ("cases", "memcheck", "racecheck", "initcheck") for s in schedules}
+        and quiet >= {f"{each}, {schedule}" for each in ("cases", *TOOLS) for schedule in schedules}
     )
 
 
@@ -159,14 +160,15 @@ def test_the_checked_gpus_are_those_of_the_results():
         ("tests", "tests/fdkernels/.* triton", {"failed": 1}),
         ("tests", "tests/fdkernels/.* native", {"backend": "reference"}),
         ("tests", "tests/gpu/.* native", {"backend": "reference"}),
-        ("sanitize", "memcheck, native grid", {"status": "failed"}),
+        ("sanitize", "memcheck, native grid:1", {"status": "failed"}),
         ("sanitize", "racecheck, native cluster:16", {"status": "not run"}),
+        ("sanitize", "synccheck, native cluster:1", {"status": "refused"}),
         ("sanitize", "cases, native", {"wrong": 1}),
         ("cases", "cases, native grid", {"wrong": 1}),
     ],
 )
 def test_what_is_no_passed_check(part, which, change):
-    results = json.loads((ROOT / backends.CHECKED_BEFORE[9, 0]).read_text())
+    results = json.loads((ROOT / backends.CHECKED[9, 0]).read_text())
     assert passed(results)
     for run in results[part]:
         if re.fullmatch(which, run.get("name") or f"{run['file']} {run['backend']}"):

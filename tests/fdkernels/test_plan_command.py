@@ -35,7 +35,7 @@ def test_all_figures(capsys):
     text = printed(capsys, "--shape 8,4,128,128 --dtype bf16 --device h200")
     assert text.startswith("fused_fdiv_loss, forward: 8×4×128×128, 8 samples of 65,536 elements, bf16\n")
     assert "h200: compute capability 9.0, 132 multiprocessors, 227 KiB of shared memory a block, 50 MiB of L2" in text
-    assert "resident clusters of 1, 2, 4, 8, 16: 132, 66, 32, 16, 8" in text and "an assumption" in text
+    assert "resident clusters of 1, 2, 4, 8, 16: 132, 66, 30, 15, 7" in text and "an assumption" in text
     p = _core.plan(8, 65_536, limits=H200)
     found = figures(text)
     assert found["schedule"].startswith("cluster of 8: ")

@@ -6,14 +6,13 @@ import functools
 import os
 
 from benchmarks.formulas import BINS, HEADS
-from benchmarks.shapes import PRACTICE, TINY
-from tests.gpu_check import bench, sanitize
+from benchmarks.shapes import PRACTICE
+from tests.gpu_check import sanitize
 from tests.gpu_check.sanitize import Subject
-from tests.gpu_check.stage import PLAN, Stage
+from tests.gpu_check.stage import Stage
 
 # What the planner chooses, and everything that it can be made to choose.
 PLANS = ("", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2", "grid")
-ROUNDS = ("--rounds", "10")
 CALL = ("--heads", str(HEADS), "--bins", str(BINS))  # the one that is timed
 
 
@@ -37,13 +36,14 @@ def planned(stage: Stage, name: str, sizes: str) -> None:
 
 
 def run_plans(stage: Stage) -> None:
-    """Our rows at the shapes of practice, bf16, in few rounds, in each plan."""
-    plans = PLANS if stage.is_gpu else PLANS[:1]
-    shapes = "practice" if stage.is_gpu else next(iter(TINY))
-    arguments = (
-        "fused_fdiv_loss", "--shapes", shapes, "--dtype", "bf16", "--backend", "native", "--baseline", "none", *ROUNDS,
-    )  # fmt: skip
-    for i, plan in enumerate(plans):
-        name = plan or "as planned"
-        report = f"bench-plan-{plan.replace(':', '-') or 'free'}.json"
-        bench.measure(stage, name, report, 1 / (len(plans) - i), arguments, {PLAN: plan})
+    """Each shape's forward in each schedule: is the one that is planned the fastest?"""
+    for group in ("practice", "large") if stage.is_gpu else ("rehearsal",):
+        if not stage.has_time(group):
+            continue
+        file = stage.options.out / f"plans-{group}.json"
+        done = stage.python(
+            group, "-m", "tests.gpu_check.plan_times", "--group", group, "--device", stage.options.device,
+            "--json", str(file),
+        )  # fmt: skip
+        stage.add(group, done.status, done.seconds, "" if done.status == "ok" else done.tail())
+        stage.summary += [line for line in done.output.splitlines() if ": planned takes " in line]
