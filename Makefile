@@ -3,8 +3,8 @@
 # make lint   ruff, mypy, clang-format
 # make bench  the benchmark's quick choice, on two cores within two minutes (BENCH_ARGS="--html speed.html")
 # make readme-figures  the README's figures and tables of speed, from benchmarks/results
-# make software-device  every contract of the CUDA library on the software device in every schedule (make test has each
-#             in one), sanitizers, faults planted in its sources
+# make software-device  every contract of the CUDA library on the software device in WAYS=2 schedules more (make test
+#             has each in one; WAYS=11: in all), sanitizers, faults planted in its sources
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
 # make check-versions  build from source and run the core tests under the oldest and newest torch, Python and Triton
@@ -24,6 +24,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 WORKERS ?= auto
+WAYS ?= 2
 ALL ?=
 OUT ?=
 STAGES ?=
@@ -63,8 +64,7 @@ readme-figures: $(VENV)/.stamp-build
 build: $(VENV)/.stamp-build
 
 software-device: $(VENV)/.stamp-build
-	FDKERNELS_SOFTWARE_DEVICE=all $(BIN)/python -m pytest -n $(WORKERS) tests/fdkernels tests/software_device \
-	  -k 'software' $(PYTEST_ARGS)
+	FDKERNELS_SOFTWARE_DEVICE=$(WAYS) $(BIN)/python -m pytest -n $(WORKERS) tests/fdkernels -k software $(PYTEST_ARGS)
 	$(BIN)/python -m tests.software_device.sanitized
 	$(BIN)/python -m tests.software_device.mutations
 

@@ -36,8 +36,8 @@ def _preset(
 
 
 # Resident clusters (of CLUSTER_SIZES) are assumptions where no source is named, since no datasheet states them: a
-# cluster stays within a GPC, so they follow from how many multiprocessors each GPC has, which differs from chip to chip.
-# At run time cudaOccupancyMaxActiveClusters answers.
+# cluster stays within a GPC, so they follow from how many multiprocessors each GPC has, which differs from chip to
+# chip. At run time cudaOccupancyMaxActiveClusters answers.
 PRESETS: dict[str, DeviceLimits] = {
     # A100 SXM 80 GB datasheet: 2,039 GB/s. A100 whitepaper: 108 multiprocessors, 40 MB of L2. No clusters.
     "a100": _preset(80, 108, 40, 2.039e12, (108, 0, 0, 0, 0)),

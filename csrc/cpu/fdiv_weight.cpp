@@ -31,7 +31,7 @@ void normalize_ratio(int64_t batch, double* L, const double* t, const std::vecto
 void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& state, const WeightOptions& options,
                  double* h, double* stats) {
   std::vector<char> finite(batch);
-  WeightSums sums;
+  WeightSums sums{};
   for (int64_t b = 0; b < batch; ++b) {
     const LogRatio ratio = log_ratio(L[b], t == nullptr ? 0.0 : t[b], state, options);
     add(sums, ratio);
@@ -40,7 +40,7 @@ void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& st
   }
   if (state.mean != nullptr) normalize_ratio(batch, L, t, finite, state);
 
-  Extremes extremes;
+  Extremes extremes = no_extremes();
   for (int64_t b = 0; b < batch; ++b) {
     if (!finite[b]) continue;
     L[b] = log_weight(options.divergence, L[b], options.alpha);
@@ -55,8 +55,8 @@ void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& st
 }
 
 void given_weight_stats(int64_t batch, const double* h, double* stats) {
-  WeightSums sums;
-  Extremes extremes;
+  WeightSums sums{};
+  Extremes extremes = no_extremes();
   for (int64_t b = 0; b < batch; ++b) {
     if (!is_finite(h[b])) continue;
     add_relative(sums, h[b]);

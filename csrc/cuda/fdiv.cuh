@@ -173,7 +173,7 @@ __device__ inline void report(const Call& call, const Group& group, Shared& shar
   const bool weighs = call.w.logits.data != nullptr, normalized = call.w.state.mean != nullptr;
   const bool given = r.stats != nullptr && r.weight_stats && !weighs;
   double totals[kMaxSums] = {};
-  Extremes found;
+  Extremes found = no_extremes();
   group.each(given ? p.batch : 0, [&](int64_t b) {
     const double h = given_weight(call.w, b);
     r.stats[kStats + b] = h;

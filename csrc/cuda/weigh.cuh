@@ -79,8 +79,8 @@ __device__ inline void update_means(const Group& group, const RatioState& state,
 template <class HasRead>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
                                    Weighed& figures, const HasRead& has_read) {
-  WeightSums sums;
-  Extremes found;
+  WeightSums sums{};
+  Extremes found = no_extremes();
   const bool normalized = w.state.mean != nullptr;
   // On its way beside the logits.
   const float mean = normalized && group.thread() < w.state.bins ? w.state.mean[group.thread()] : 0.0f;

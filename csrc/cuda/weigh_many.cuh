@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kWeighManyThreads)
   const bool normalized = w.state.mean != nullptr;
   const int thread = block.thread();
   const int64_t round = static_cast<int64_t>(gridDim.x) * kWeighManyThreads;
-  WeightSums sums;
+  WeightSums sums{};
 #pragma unroll 1
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWeighManyThreads; first < batch; first += round) {
     const int count = static_cast<int>(batch - first < kWeighManyThreads ? batch - first : kWeighManyThreads);
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kWeighManyThreads)
     log_means[thread] = logarithm(mean);
   }
   block.sync();
-  WeightSums sums;
-  Extremes found;
+  WeightSums sums{};
+  Extremes found = no_extremes();
   each_own(batch, [&](int64_t b) {
     double L = to.h[b];
     if (!is_finite(L)) return;

@@ -18,15 +18,19 @@ struct LogRatio {
 
 // What a batch adds up to, over its finite samples; each pass fills its part.
 struct WeightSums {
-  double count = 0;  // of samples with a weight, those that overflow left out
-  double clipped = 0, outside = 0, ratios = 0;
-  double total = 0, squares = 0;  // of h / highest h
-  double samples = 0;             // with finite logits and t: what clipped, outside and ratios are of
+  double count;  // of samples with a weight, those that overflow left out
+  double clipped, outside, ratios;
+  double total, squares;  // of h / highest h
+  double samples;         // with finite logits and t: what clipped, outside and ratios are of
 };
 
 struct Extremes {
-  double lowest = INFINITY, highest = -INFINITY;  // of log h
+  double lowest, highest;  // of log h
 };
+
+FDK_HOST_DEVICE constexpr Extremes no_extremes() {
+  return {INFINITY, -INFINITY};
+}
 
 // `combined`: mean of the heads' logits; t: 0 where a call has none.
 FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const RatioState& state,

@@ -47,7 +47,7 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation("a cluster's blocks write before all have begun", "a wait at a cluster's barrier .* without an arrival",
-             FDIV, "  cluster.barrier_arrive();  // no block may write to one that has not begun\n", ""),
+             FDIV, "  if (team > 1) cluster.barrier_arrive();  // no block may write to one that has not begun\n", ""),
     Mutation("a cluster's sums are read without a barrier", "memory that nothing has written, at byte .* static shared",
              FDIV, "      cluster.sync();\n", ""),
     Mutation("one buffer for a cluster's sums of two samples", "race: .* static shared", FDIV, "shared.exchanged[odd]",
@@ -80,9 +80,9 @@ MUTATIONS = (
     Mutation("scratch is used again before all have read it", "race: write after a read .* static shared", BLOCK,
              "    spread(combine<Op>(values), values);\n    sync();", "    spread(combine<Op>(values), values);"),
     Mutation("the weights are not handed over", "deadlock: .* a named barrier", FDIV,
-             "  barrier_arrive(kOfWeights, kWarp + call.weighing);\n", ""),
+             "  barrier_arrive(kOfWeights, static_cast<int>(blockDim.x));\n", ""),
     Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", FDIV,
-             "  if (is_first) wait_for_weights(call);\n", ""),
+             "    if (b == first) wait_for_weights(call);\n", ""),
     Mutation("a cluster goes on before all have read the state", "race: write after a read", WEIGH,
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
              "to.means[i] = 0; });\n  }\n  has_read();\n"
