@@ -336,6 +336,7 @@ cudaError_t planted(const char* name, bool broken) {
   PLANTED(global_race, Shape{});
   PLANTED(read_only_load, Shape{});
   PLANTED(divergent_barriers, Shape{});
+  PLANTED(cluster_barrier_alone, Shape{});
   PLANTED(left_before_barrier, Shape{});
   PLANTED(divergent_warp, Shape{});
   PLANTED(block_scope, Shape{});

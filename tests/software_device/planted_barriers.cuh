@@ -11,6 +11,17 @@ __global__ void divergent_barriers_kernel(unsigned, unsigned*) {
 }
 
 template <bool kBroken>
+__global__ void cluster_barrier_alone_kernel(unsigned, unsigned*) {
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.barrier_arrive();
+  if (kBroken && threadIdx.x < 32) {
+    cluster.barrier_wait();
+  } else {
+    cluster.barrier_wait();
+  }
+}
+
+template <bool kBroken>
 __global__ void left_before_barrier_kernel(unsigned, unsigned*) {
   if (kBroken && threadIdx.x == 40) return;
   __syncthreads();

@@ -28,6 +28,7 @@ FAULTS = {
     "plain_beside_atomic": "race: (write after an atomic read by thread 0 of block 0|read after a write)",
     "read_only_load": "read-only load of memory that this launch has written",
     "divergent_barriers": "divergent barriers: __syncthreads of line",
+    "cluster_barrier_alone": "divergent barriers: __syncthreads of line",
     "left_before_barrier": "divergent barriers: ",
     "divergent_warp": "divergent warp: a collective of line",
     "shuffle_from_outside": "a shuffle of line \\d+ from a lane that its mask leaves out",

@@ -199,6 +199,7 @@ void cluster_arrive(Site site) {
   Cluster& cluster = *self.block->cluster;
   if (self.arrived) executor().fault(place("a second arrival at a cluster's barrier", site) + " without a wait");
   self.arrived = true;
+  if (self.block->launch->cluster == 1) return;
   self.round = cluster.round + 1;
   cluster.arrived.push_back(self.clock);
   ++self.clock.own;
@@ -211,6 +212,8 @@ void cluster_wait(Site site) {
   Cluster& cluster = *self.block->cluster;
   if (!self.arrived) executor().fault(place("a wait at a cluster's barrier", site) + " without an arrival");
   self.arrived = false;
+  // In a launch without clusters this is __syncthreads, which a block's threads reach at one place.
+  if (self.block->launch->cluster == 1) return static_cast<void>(sync_block(0, Vote::none, site));
   while (cluster.round < self.round) executor().wait(kClusterWait, site);
   self.clock.acquire(cluster.knowledge);
 }
