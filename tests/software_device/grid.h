@@ -97,7 +97,6 @@ struct Block {
 struct Cluster {
   std::vector<Block*> blocks;
   unsigned round = 0;
-  Site waits;                  // in this round, where a launch has no clusters
   std::vector<Clock> arrived;  // in this round
   Knowledge knowledge;         // of all that met in the last one
 };
