@@ -3,7 +3,7 @@
 # make lint   ruff, mypy, clang-format
 # make bench  the benchmark's quick choice, on two cores within two minutes (BENCH_ARGS="--html speed.html")
 # make readme-figures  the README's figures and tables of speed, from benchmarks/results
-# make software-device  every contract of the CUDA library on the software device in WAYS=2 schedules more (make test
+# make software-device  every contract of the CUDA library on the software device in WAYS=5 schedules more (make test
 #             has each in one; WAYS=11: in all), sanitizers, faults planted in its sources
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
@@ -24,7 +24,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 WORKERS ?= auto
-WAYS ?= 2
+WAYS ?= 5
 ALL ?=
 OUT ?=
 STAGES ?=

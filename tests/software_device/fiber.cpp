@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <cstdio>
 #include <cstdlib>
 
 #include "sanitizer.h"
@@ -56,7 +57,10 @@ void end_switch_outside() {
 Fiber::Fiber() : state_(new State) {
   void* memory =
       mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED || mprotect(memory, kGuard, PROT_NONE) != 0) std::abort();
+  if (memory == MAP_FAILED || mprotect(memory, kGuard, PROT_NONE) != 0) {
+    std::perror("software device: no memory for a thread's stack (vm.max_map_count?)");
+    std::abort();
+  }
   stack_ = static_cast<char*>(memory) + kGuard;
 }
 

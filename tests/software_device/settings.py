@@ -1,7 +1,7 @@
 """In which ways a test meets the software device: architecture, limits, schedule and scheduler, chosen by its name.
 
-The tests of a run are spread over all of them. With FDKERNELS_SOFTWARE_DEVICE=2 (`make software-device`) each runs in
-two others, with 11 in all others.
+The tests of a run are spread over all of them. With FDKERNELS_SOFTWARE_DEVICE=5 (`make software-device`) each runs in
+five others, with 11 in all others.
 """
 
 from __future__ import annotations
