@@ -113,8 +113,8 @@ constexpr int kCrowdedThreads = 192;
 constexpr double kStart = 7.5e-6;         // launch, first bytes, the last block's report
 constexpr double kWeights = 5e-6;         // from the first byte until a block has weighed few samples
 constexpr double kWeightsASample = 1e-8;  // of those that it has to weigh besides
-// Besides, where blocks have to be there together: 0.5 us. A grid needs the whole device at once, a cluster leaves other
-// streams' kernels a place: so a grid has to be better by a microsecond.
+// Besides, where blocks have to be there together: 0.5 us. A grid needs the whole device at once, a cluster leaves
+// other streams' kernels a place: so a grid has to be better by a microsecond.
 constexpr double kClusterStart = 0.5e-6, kGridStart = 1.5e-6;
 constexpr double kClusterWait = 1e-6;  // block sums, cluster barrier, coefficient
 constexpr double kGridWait = 3.5e-6;   // the same through global memory, whatever the number of blocks

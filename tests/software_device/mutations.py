@@ -230,7 +230,7 @@ def said(number: int) -> str | None:
 
 
 def all_said(chosen: list[int]) -> Iterator[tuple[int, str | None]]:
-    """Of each number, some processes at a time: every library has the stacks of its fibers, and a process 65,530 maps."""
+    """Of each number. A process loads few of the libraries: each has stacks of its own, and a process 65,530 maps."""
     workers = min(len(chosen), os.cpu_count() or 1)
     for first in range(0, len(chosen), LIBRARIES * workers):
         part = chosen[first : first + LIBRARIES * workers]
