@@ -40,9 +40,9 @@ def compiled_in_a_process_of_its_own(module: str, *arguments: str) -> subprocess
     )
 
 
-@pytest.mark.parametrize("target", ("sm_90", "gfx942"))
-def test_every_kernel_is_as_claimed(target):
-    run = compiled_in_a_process_of_its_own("tests.check_kernels", target, "--only", "triton")
+def test_every_kernel_is_as_claimed():
+    """On one target; `make check-kernels` takes another, and with ALL=1 all."""
+    run = compiled_in_a_process_of_its_own("tests.check_kernels", "sm_90", "--only", "triton")
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     for kernel in ("fdiv_fwd_kernel", "fdiv_reduce_kernel", "fdiv_apply_kernel", "fdiv_bwd_kernel",
                    "fdiv_weight_kernel"):  # fmt: skip
