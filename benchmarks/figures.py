@@ -58,7 +58,7 @@ def shown_ratio(report: Report, comparison: Report | None) -> str:
 
 def bandwidth(row: Report) -> str:
     """What it reaches, of its own case's limit."""
-    if launch_bound(row):
+    if launch_bound(row) or row["timed_by"] == "wall":
         return "–"
     part, limit = shown(row["percent_of_ceiling"], percent), shown(row["ceiling_gb_per_s"], significant)
     return f"{shown(row['gb_per_s'], rate)}, {part} of {limit}"
@@ -77,7 +77,8 @@ def table(report: Report) -> str:
         names = [row["formula"], f"{row['shape_name']} {dimensions(row['shape'])}", row["dtype"]]
         names += [row["variant"]] if several else []
         wrong = "**wrong result**"
-        figures = [wrong, wrong] if row["wrong"] else [shown(row["time_us"], duration), bandwidth(row)]
+        time = shown(row["time_us"], duration) + (BY_CALLS if row["timed_by"] == "wall" else "")
+        figures = [wrong, wrong] if row["wrong"] else [time, bandwidth(row)]
         lines.append([*names, *figures, *(shown_ratio(report, compared.get(mode)) for mode in modes)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -94,7 +95,7 @@ def section(report: Report, source: Path) -> str:
     image = figure_path(source).relative_to(ROOT).as_posix()
     lines = table(report)
     by_calls = (
-        f"\n{BY_CALLS.strip()} Plain calls against plain calls: a baseline that waits for the GPU is in no graph.\n"
+        f"\n{BY_CALLS.strip()} By plain calls, until the GPU has finished: a baseline that waits for it is in no graph.\n"
     )
     return (
         f"### {machine}\n\n"

@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <sstream>
@@ -295,5 +294,6 @@ PYBIND11_MODULE(_core, m) {
         "h = r^2 f''(r) at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
   define(m, "plan", &plan, &request,
          "How the CUDA backend spreads a forward call over a device: what its launcher obeys. See _core.pyi.");
-  define(m, "plans", &plans, &request, "Every schedule that is allowed and can run, the best first, which is plan's.");
+  define(m, "plans", &plans, &request,
+         "Every schedule that is allowed and can run, in the order of the choice: the first is plan's.");
 }

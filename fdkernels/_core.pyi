@@ -85,4 +85,5 @@ def plan(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[Call
     """
 
 def plans(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> list[Plan]:
-    """Every schedule that is allowed and can run, the best first, which is `plan`'s."""
+    """Every schedule that is allowed and can run; the first is `plan`'s. Their order is that of the same call's seconds
+    with figures and a gradient, by which schedules are chosen."""

@@ -9,7 +9,7 @@
 //
 // Both are one launch, in which clusters, or teams, pass from sample to sample. Either reads every input once as
 // long as a sample fits; `grid` takes any sample. The plan is the cheaper of all that fit, in a model of three times:
-// bytes over bandwidth, waiting for a team's sums, and starting.
+// bytes over bandwidth, waiting for weights and a team's sums, and starting.
 #pragma once
 
 #include <algorithm>
@@ -107,7 +107,7 @@ constexpr int kMaxThreads = 512, kMaxWeighing = 64;  // of a block, with element
 constexpr int kRegistersAThread = 96, kRegistersAThreadGeneral = 128;
 // Threads a block where samples wait for their turn: three blocks of them fit a multiprocessor's registers, so that
 // some load while others wait for their sums.
-constexpr int kCrowdedThreads = 192;
+constexpr int kCrowdedThreads = 192, kMostCrowded = 3;
 
 // The model's constants, in seconds, from an H100 (docs/decisions.md, "Second run on a GPU").
 constexpr double kStart = 7.5e-6;         // launch, first bytes, the last block's report
@@ -253,6 +253,12 @@ inline Plan launches_before(const CallShape& call, const DeviceLimits& device, b
   return plan;
 }
 
+inline double cluster_seconds(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
+  const int active = device.active_clusters[std::countr_zero(static_cast<unsigned>(plan.team))];
+  return (plan.team > 1 ? kClusterStart : 0) + seconds_of(call, device, plan, plan.teams, active, kClusterWait,
+                                                          plan.teams > active ? kOverlapped : kClusterTurn);
+}
+
 // False where a sample does not fit, or the device cannot schedule this size.
 inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool weigh_first, int index, Plan* found) {
   const int size = 1 << index;
@@ -267,20 +273,25 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.shared_bytes = plan.share * call.arithmetic + weight_bytes(call, weigh_first);
   if (plan.shared_bytes + kStaticShared > device.shared_per_block) return false;
   plan.held = static_cast<int>(share);  // all of it
-  // Blocks a multiprocessor, by shared memory and by registers.
-  const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
-  const int most = call.batch > active && by_shared > 1 ? kCrowdedThreads : most_threads(call.general);
-  plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
-  const int64_t by_registers = warps_by_registers(call.general) / (plan.threads / 32);
-  const int64_t resident = std::max<int64_t>(1, std::min(by_shared, by_registers));
-  plan.teams = static_cast<int>(std::min(call.batch, active * resident));
   plan.bytes = bytes_moved(call, device, 0);
-
-  plan.seconds += size > 1 ? kClusterStart : 0;
-  plan.seconds += seconds_of(call, device, plan, active * resident, active, kClusterWait,
-                             resident > 1 ? kOverlapped : kClusterTurn);
   plan.prefetched = prefetched(call, device, plan);
-  *found = plan;
+  const double before = plan.seconds;
+  // Blocks a multiprocessor, by shared memory. Where samples wait for their turn, several small ones side by side are
+  // an alternative to a large one.
+  const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
+  const auto consider = [&](int most, int64_t resident) {
+    plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
+    const int64_t by_registers = warps_by_registers(call.general) / (plan.threads / 32);
+    resident = std::max<int64_t>(1, std::min(resident, by_registers));
+    plan.teams = static_cast<int>(std::min(call.batch, active * resident));
+    plan.seconds = before + cluster_seconds(call, device, plan);
+    if (most == most_threads(call.general) || plan.seconds < found->seconds) *found = plan;
+  };
+  consider(most_threads(call.general), by_shared);
+  for (int64_t resident = 2; call.batch > active && resident <= std::min<int64_t>(by_shared, kMostCrowded);
+       ++resident) {
+    consider(kCrowdedThreads, resident);
+  }
   return true;
 }
 
@@ -344,30 +355,44 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
   }
 }
 
-// Every schedule that is allowed and can run, the cheapest first, as it serves the call. The order is that of the same
-// call with figures and a gradient.
-inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
-  CallShape most = call;
-  most.read = call.most_read;
-  most.written = call.most_written;
-  std::vector<Plan> found;
-  for_candidates(most, device, allowed, [&](const Plan& candidate) { found.push_back(candidate); });
-  std::stable_sort(found.begin(), found.end(), [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
-  for (Plan& each : found) {
-    if (each.schedule == Schedule::grid) {
-      plan_grid(call, device, each.weigh_first, each.teams, &each);
-    } else {
-      plan_cluster(call, device, each.weigh_first, std::countr_zero(static_cast<unsigned>(each.team)), &each);
-    }
+// The same call with figures and a gradient, by which schedules are chosen: neither may change a bit of the loss.
+inline CallShape chosen_by(CallShape call) {
+  call.read = call.most_read;
+  call.written = call.most_written;
+  return call;
+}
+
+// A schedule that was chosen, as it serves the call.
+inline Plan serving(const CallShape& call, const DeviceLimits& device, Plan plan) {
+  if (plan.schedule == Schedule::grid) {
+    plan_grid(call, device, plan.weigh_first, plan.teams, &plan);
+    return plan;
   }
+  plan.bytes = bytes_moved(call, device, 0);
+  plan.prefetched = prefetched(call, device, plan);
+  plan.seconds = launches_before(call, device, plan.weigh_first).seconds + cluster_seconds(call, device, plan);
+  return plan;
+}
+
+// Every schedule that is allowed and can run, in the order of the choice.
+inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+  std::vector<Plan> found;
+  for_candidates(chosen_by(call), device, allowed, [&](const Plan& candidate) { found.push_back(candidate); });
+  std::stable_sort(found.begin(), found.end(), [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
+  for (Plan& each : found) each = serving(call, device, each);
   return found;
 }
 
 // Throws std::invalid_argument where `allowed` leaves nothing that can run.
 inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
-  const std::vector<Plan> found = plans(call, device, allowed);
-  if (found.empty()) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
-  return found.front();
+  Plan best;
+  bool found = false;
+  for_candidates(chosen_by(call), device, allowed, [&](const Plan& candidate) {
+    if (!found || candidate.seconds < best.seconds) best = candidate;
+    found = true;
+  });
+  if (!found) throw std::invalid_argument("no allowed schedule can hold this sample on this device");
+  return serving(call, device, best);
 }
 
 // What parse_allowed reads.

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdkernels._core import plan, plans
@@ -152,6 +152,8 @@ def not_less(after, before):
     batch=st.integers(1, 5000), elements=SIZES, limits=DEVICES, call=CALLS, bins=st.sampled_from((0, 10, 100)),
     more=st.one_of(st.integers(1, 9), st.integers(1, 10**6)),
 )  # fmt: skip
+@example(264, 28_160, PRESETS["h100"], {"student": "fp32"}, 0, 512)  # fewer blocks fit a multiprocessor
+@example(403, 16_384, PRESETS["h100"], {"student": "bf16", "heads": 2}, 10, 3)
 def test_more_work_never_costs_less(batch, elements, limits, call, bins, more):
     if "heads" in call:
         call["bins"] = bins
@@ -281,6 +283,8 @@ def test_practice_on_an_h200(name):
 def test_weights_of_a_large_batch_are_computed_first(batch, options, first):
     p = plan(batch, 3072, limits=H200, **options)
     assert (p["weigh_first"], p["launches"]) == (first, 1 + first * (3 if batch > 256 else 1))
+    large = [plan(b, 12_288, limits=H200, heads=4)["weigh_first"] for b in (1024, 1025)]
+    assert large == [False, True]
 
 
 @pytest.mark.parametrize("device", PRESETS)

@@ -37,13 +37,14 @@ def planned(stage: Stage, name: str, sizes: str) -> None:
 
 def run_plans(stage: Stage) -> None:
     """Each shape's forward in each schedule: is the one that is planned the fastest?"""
-    for group in ("practice", "large") if stage.is_gpu else ("rehearsal",):
+    groups = ("practice", "large") if stage.is_gpu else ("rehearsal",)
+    for i, group in enumerate(groups):
         if not stage.has_time(group):
             continue
         file = stage.options.out / f"plans-{group}.json"
         done = stage.python(
             group, "-m", "tests.gpu_check.plan_times", "--group", group, "--device", stage.options.device,
-            "--json", str(file),
+            "--json", str(file), limit=stage.left() / (len(groups) - i),
         )  # fmt: skip
         stage.add(group, done.status, done.seconds, "" if done.status == "ok" else done.tail())
         stage.summary += [line for line in done.output.splitlines() if ": planned takes " in line]

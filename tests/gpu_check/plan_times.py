@@ -1,4 +1,4 @@
-"""python -m tests.gpu_check.plan_times: forwards of the native backend in each schedule that can hold them.
+"""python -m tests.gpu_check.plan_times: forwards of the native backend in each schedule that may be worth it.
 
 One process, since a schedule is chosen a call: all schedules of a case are captured, then timed in turns, beside what
 the plan's model predicts. Gradients are kept, so that they go to memory as in training. On a CPU, which has one

@@ -32,7 +32,7 @@ from tests.software_device import build, device
 FDIV, BLOCK, WEIGH = "cuda/fdiv.cuh", "cuda/block.cuh", "cuda/weigh.cuh"
 DEVICE, SAMPLE, SHARE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "fdkernels/share.h", "cuda/fdiv_small.cu"
 MANY, PLANNED, OPS = "cuda/weigh_many.cuh", "fdkernels/plan.h", "cuda_ops.cpp"
-LIBRARIES = 8  # that a process loads
+LIBRARIES = 14  # that a process loads, at most
 
 
 class Mutation(NamedTuple):
@@ -84,6 +84,10 @@ MUTATIONS = (
              "  barrier_arrive(kOfWeights, static_cast<int>(blockDim.x));\n", ""),
     Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", FDIV,
              "    if (b == first) wait_for_weights(call);\n", ""),
+    Mutation("the weights are not waited for by a grid", "race: read after a write .* dynamic shared", FDIV,
+             "    if (turn == 0) wait_for_weights(call);\n", ""),
+    Mutation("a block alone meets at a cluster's barrier", "divergent barriers: __syncthreads", FDIV,
+             "if (team > 1) cluster.barrier_", "cluster.barrier_", 5),
     Mutation("a cluster goes on before all have read the state", "race: write after a read", WEIGH,
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
              "to.means[i] = 0; });\n  }\n  has_read();\n"
@@ -232,8 +236,8 @@ def said(number: int) -> str | None:
 def all_said(chosen: list[int]) -> Iterator[tuple[int, str | None]]:
     """Of each number. A process loads few of the libraries: each has stacks of its own, and a process 65,530 maps."""
     workers = min(len(chosen), os.cpu_count() or 1)
-    for first in range(0, len(chosen), LIBRARIES * workers):
-        part = chosen[first : first + LIBRARIES * workers]
+    for first in range(0, len(chosen), LIBRARIES):
+        part = chosen[first : first + LIBRARIES]
         with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             yield from zip(part, pool.map(said, part), strict=True)
 
