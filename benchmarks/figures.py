@@ -94,9 +94,8 @@ def section(report: Report, source: Path) -> str:
     place = source.relative_to(ROOT).as_posix()
     image = figure_path(source).relative_to(ROOT).as_posix()
     lines = table(report)
-    by_calls = (
-        f"\n{BY_CALLS.strip()} By plain calls, until the GPU has finished: a baseline that waits for it is in no graph.\n"
-    )
+    note = "By plain calls, until the GPU has finished: a baseline that waits for it is in no graph."
+    by_calls = f"\n{BY_CALLS.strip()} {note}\n"
     return (
         f"### {machine}\n\n"
         f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {day(setting['date'])} "
