@@ -183,8 +183,10 @@ def pytest_generate_tests(metafunc):
         none = pytest.param("none", marks=pytest.mark.skip(f"asked for {chosen}, shown on {named}"))
         more = os.environ.get("FDKERNELS_SOFTWARE_DEVICE")
         if contracts.SOFTWARE in names and more is not None:
-            if more not in map(str, range(1, 12)):
-                raise pytest.UsageError(f"FDKERNELS_SOFTWARE_DEVICE: expected 1 to 11 ways more, got {more!r}")
+            from tests.software_device.settings import WAYS
+
+            if more not in map(str, range(1, len(WAYS))):
+                raise pytest.UsageError(f"FDKERNELS_SOFTWARE_DEVICE: expected 1 to {len(WAYS) - 1} ways, got {more!r}")
             names = [name for name in names if name != contracts.SOFTWARE]
             names += [f"{contracts.SOFTWARE}: {way}" for way in range(1, 1 + int(more))]
         metafunc.parametrize("backend", names or [none], scope="session", indirect=True)

@@ -192,12 +192,12 @@ inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int
   return batch * (static_cast<double>(call.elements) * (call.read + call.written) + twice);
 }
 
-// From the start of the launch to its end. Samples go in rounds of `at_once`, of which every `active` are a block more
+// From the start of the launch to its end. Samples go in rounds of plan.teams, of which every `active` are a block more
 // on a multiprocessor. A round takes as long as the device needs for all of them, or a multiprocessor for its shares.
 // The first round's sums are waited for, and its weights; each further round costs `between`.
-inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t at_once,
-                         int64_t active, double wait, double between) {
-  const double reached = (call.batch > active && at_once > active ? kCrowded : 1.0) * kReached * device.bandwidth;
+inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t active,
+                         double wait, double between) {
+  const double reached = (plan.teams > active ? kCrowded : 1.0) * kReached * device.bandwidth;
   const double elements = static_cast<double>(call.elements);
   const double read = elements * call.read;
   const double rest = elements * call.written + kReadAgain * static_cast<double>(plan.again) * call.reread;
@@ -212,12 +212,12 @@ inline double seconds_of(const CallShape& call, const DeviceLimits& device, cons
     const int64_t samples = call.batch * ceil_div(plan.blocks(), device.multiprocessors);
     weighed = kWeights + static_cast<double>(call.batch) * kWeightsASample + weighing_seconds(call, device, samples);
   }
-  const int64_t first = std::min(call.batch, at_once), following = ceil_div(call.batch - first, at_once);
-  double seconds = kStart + std::max(move(read, first) + wait, weighed) + move(rest, first);
+  const int64_t following = ceil_div(call.batch - plan.teams, plan.teams);
+  double seconds = kStart + std::max(move(read, plan.teams) + wait, weighed) + move(rest, plan.teams);
   if (following > 0) {
-    const int64_t last = call.batch - following * at_once;
+    const int64_t last = call.batch - following * plan.teams;
     seconds += static_cast<double>(following) * between +
-               static_cast<double>(following - 1) * move(read + rest, first) + move(read + rest, last);
+               static_cast<double>(following - 1) * move(read + rest, plan.teams) + move(read + rest, last);
   }
   return seconds;
 }
@@ -255,8 +255,8 @@ inline Plan launches_before(const CallShape& call, const DeviceLimits& device, b
 
 inline double cluster_seconds(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
   const int active = device.active_clusters[std::countr_zero(static_cast<unsigned>(plan.team))];
-  return (plan.team > 1 ? kClusterStart : 0) + seconds_of(call, device, plan, plan.teams, active, kClusterWait,
-                                                          plan.teams > active ? kOverlapped : kClusterTurn);
+  return (plan.team > 1 ? kClusterStart : 0) +
+         seconds_of(call, device, plan, active, kClusterWait, plan.teams > active ? kOverlapped : kClusterTurn);
 }
 
 // False where a sample does not fit, or the device cannot schedule this size.
@@ -285,8 +285,9 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
     resident = std::max<int64_t>(1, std::min(resident, by_registers));
     plan.teams = static_cast<int>(std::min(call.batch, active * resident));
     plan.seconds = before + cluster_seconds(call, device, plan);
-    if (most == most_threads(call.general) || plan.seconds < found->seconds) *found = plan;
+    if (plan.seconds < found->seconds) *found = plan;
   };
+  found->seconds = INFINITY;
   consider(most_threads(call.general), by_shared);
   for (int64_t resident = 2; call.batch > active && resident <= std::min<int64_t>(by_shared, kMostCrowded);
        ++resident) {
@@ -323,8 +324,7 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
     plan.again = ((plan.team - 1) * (share - plan.held) + std::max<int64_t>(0, last - plan.held)) * call.vector;
   }
   plan.bytes = bytes_moved(call, device, plan.again, teams);
-  plan.seconds +=
-      kGridStart + seconds_of(call, device, plan, teams, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridTurn);
+  plan.seconds += kGridStart + seconds_of(call, device, plan, teams, kGridWait, plan.buffers == 2 ? kAhead : kGridTurn);
   plan.prefetched = prefetched(call, device, plan);
   *found = plan;
   return true;
