@@ -23,7 +23,7 @@ from benchmarks.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
 from benchmarks.timing import FEWEST_FOR_AN_INTERVAL
 from benchmarks.variants import COMPILE_MODES, MODES
 from fdkernels import backends, printing
-from fdkernels.checks import did_you_mean
+from fdkernels._op.checks import did_you_mean
 
 # (formulas, shapes, dtypes), the most telling first, for whoever names nothing.
 Named = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]

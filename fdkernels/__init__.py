@@ -18,7 +18,7 @@ except (ImportError, OSError) as _error:
         raise AttributeError(f"module 'fdkernels' has no attribute {name!r}")
 else:
     from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
-    from fdkernels.fdiv import FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
+    from fdkernels.fdiv import DmdScale, FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
     from fdkernels.normalizer import RatioNormalizer
     from fdkernels.prediction import Prediction
 
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Divergence",
+    "DmdScale",
     "FDivLoss",
     "FDivStats",
     "Prediction",

@@ -30,7 +30,7 @@ import re
 import torch
 
 from fdkernels import binaries
-from fdkernels.checks import shown, warn
+from fdkernels._op.checks import shown, warn
 
 BACKENDS = ("reference", "native", "triton")
 NATIVE_FIRST, TRITON_FIRST = ("native", "triton", "reference"), ("triton", "native", "reference")

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fdkernels.checks import check_number, did_you_mean, shown
-from fdkernels.floats import is_constant
+from fdkernels._op.checks import check_number, did_you_mean, shown
+from fdkernels._op.floats import is_constant
 
 LOG_2 = math.log(2.0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdkernels.checks import check_number, check_real, check_tensor, is_readable, is_traced, shown
+from fdkernels._op.checks import check_number, check_real, check_tensor, is_readable, is_traced, shown
 
 DTYPES = {"mean": torch.float32, "edges": torch.float64}
 

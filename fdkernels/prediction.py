@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdkernels.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
-from fdkernels.layout import as_broadcast, broadcastable
+from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
+from fdkernels._op.views import broadcastable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
 MIN_EPSILON_ALPHA = 1e-4
@@ -164,13 +164,19 @@ class Prediction:
             return value
         return broadcastable(name, value, torch.empty((), device="cpu").expand(self.noisy.shape))
 
-    def coefficients(self, student: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, c) in float64, of one shape, with student's rank and broadcastable to it."""
-        levels = [as_broadcast(name, getattr(self, name), student) for name in KINDS[self.kind].needs]
-        if len(levels) == 2 and levels[0].shape != levels[1].shape:
-            levels = list(torch.broadcast_tensors(*levels))
-        a, c = KINDS[self.kind].coefficients(levels[0], levels[-1], self.sigma_data)
-        return a.contiguous(), c.contiguous()
+    def levels(self) -> tuple[float | Tensor, float | Tensor]:
+        """(alpha, sigma) as the kernels read them: tensors in float32 or float64; 1 where the kind needs none."""
+        needs = KINDS[self.kind].needs
+        return _readable(self.alpha if "alpha" in needs else 1.0), _readable(self.sigma if needs else 1.0)
+
+
+def _readable(level: float | Tensor | None) -> float | Tensor:
+    if not isinstance(level, Tensor):
+        return float(level)  # type: ignore[arg-type]  # no None: checked
+    level = level.detach()
+    if level.dtype in (torch.float32, torch.float64):
+        return level
+    return level.float() if level.dtype in (torch.float16, torch.bfloat16) else level.double()
 
 
 def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:

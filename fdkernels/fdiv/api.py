@@ -9,26 +9,54 @@ import torch
 from torch import Tensor, nn
 
 from fdkernels import backends
-from fdkernels.checks import check_choice, check_like_student, check_student, check_tensor, warn
+from fdkernels._op import autograd, library
+from fdkernels._op.arguments import Table
+from fdkernels._op.checks import check_choice, check_like_student, check_student, check_tensor, warn
+from fdkernels._op.views import as_table, dense_samples, memory_order
 from fdkernels.divergences import Divergence, resolve
-from fdkernels.fdiv import ops
-from fdkernels.fdiv.arguments import STATS
+from fdkernels.fdiv import reference
+from fdkernels.fdiv.arguments import (
+    FDIV,
+    FDIV_WEIGHT,
+    STATS,
+    WEIGHT_STATS,
+    FdivArguments,
+    WeightArguments,
+    fdiv_outputs,
+    fdiv_weight_outputs,
+)
+from fdkernels.fdiv.scale import DmdScale
 from fdkernels.fdiv.validation import (
+    Weighting,
     check_count,
     check_guidance,
     check_mask,
+    check_multiplier,
     check_options,
     check_prediction,
     check_ratio_range,
-    check_scale,
     check_weight_alone,
     check_weighting,
 )
-from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState
-from fdkernels.floats import carried
-from fdkernels.layout import as_table, dense_samples, memory_order
+from fdkernels.fdiv.weight import fdiv_weight as weight_in_torch
 from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
+
+_TRITON = "fdkernels.fdiv.triton_launch"
+_LOSS = library.register(
+    library.Op(
+        "fdiv", "fused_fdiv_loss", FDIV, "Tensor loss, Tensor gradient, Tensor unscale, Tensor stats", fdiv_outputs,
+        reference.fdiv,
+    ),
+    _TRITON,
+)  # fmt: skip
+_WEIGHT = library.register(
+    library.Op(
+        "fdiv_weight", "fdiv_weight", FDIV_WEIGHT, "Tensor weight, Tensor stats", fdiv_weight_outputs, weight_in_torch
+    ),
+    _TRITON,
+)
+autograd.differentiable(_LOSS)
 
 
 class FDivStats(NamedTuple):
@@ -72,8 +100,8 @@ def fused_fdiv_loss(
     normalizer: RatioNormalizer | None = None,
     ratio_range: tuple[float, float] | None = (0.1, 20.0),
     normalize_weight: bool = True,
-    scale: str | Tensor | None = "dmd",
-    eps: float = 1e-6,
+    scale: str | DmdScale | None = "dmd",
+    multiplier: Tensor | None = None,
     mask: Tensor | None = None,
     prediction: Prediction | None = None,
     teacher_uncond: Tensor | None = None,
@@ -89,8 +117,8 @@ def fused_fdiv_loss(
 ) -> Any:
     """The f-distill loss of a one-step student: the teacher's and the fake score's difference, weighted by h(r).
 
-        s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)              scale="dmd"
-        g_bi = h_b · s_b · (f_bi - τ_bi)
+        s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)              scale="dmd"; None: 1
+        g_bi = h_b · s_b · m_bi · (f_bi - τ_bi)              m: multiplier, else 1
         loss = ½ · mean_{b,i} g_bi²,    ∂loss/∂x = upstream · g / N
 
     with x the student's sample, τ the teacher's and f the fake score's x0 prediction at the same noised student sample,
@@ -109,15 +137,17 @@ def fused_fdiv_loss(
         normalizer: divides r by its running mean per noise level (`RatioNormalizer`); needs logits and t.
         ratio_range: r is clamped to it; None means (e^-80, e^80).
         normalize_weight: divide h by its mean over the batch.
-        scale: "dmd", None (s = 1), or a tensor: (B,) or of student's rank and broadcastable to it.
-        eps: of the dmd scale, in units of x.
-        mask: bool, (B,) or of student's rank and broadcastable to it; True is kept. The loss divides by the number of
-            kept elements; the dmd mean stays over all n.
+        scale: "dmd", a `DmdScale`, or None (s = 1).
+        multiplier: m, floating: student's leading dimensions, as (B,) or (B, F), or of student's rank and broadcastable
+            to it.
+        mask: bool, of the same shapes; True is kept. The loss divides by the number of kept elements; the dmd mean
+            stays over all n.
         prediction: how raw predictions map to x0 (`Prediction`); None: teacher and fake are x0.
         teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number,
             or a 0-d CPU tensor; 1 may be given without an unconditional output.
-        nonfinite: a sample is non-finite if its combined logit, t, weight, scale or a kept element of x (with
-            scale="dmd"), τ or f is. "propagate" makes its gradient and loss NaN; "zero" drops it (N is unchanged).
+        nonfinite: a sample is non-finite if its combined logit, t, weight or scale, or a kept element of x (with a
+            dmd scale), τ, f or the multiplier is. "propagate" makes its gradient and loss NaN; "zero" drops it (N is
+            unchanged).
         reduction: "mean", "sum" (½ Σ g²), or "none": (B,), ½ mean_i g_bi² of each sample.
         count: N of reduction="mean", in place of this call's kept elements, where the call is a part of a batch: what
             all micro-batches (or ranks, if gradients are then added) keep together. A whole number, or a tensor of one
@@ -153,52 +183,66 @@ def fused_fdiv_loss(
         student.shape[0], student.device, logits, t, divergence, normalizer, ratio_range, normalize_weight, group,
         needs_logits=weight is None,
     )  # fmt: skip
-    check_options(scale, eps, nonfinite, reduction)
+    dmd = check_options(scale, nonfinite, reduction)
     teacher_guidance = check_guidance("teacher_uncond", teacher_uncond, "guidance_scale", guidance_scale, student)
     fake_guidance = check_guidance("fake_uncond", fake_uncond, "fake_guidance_scale", fake_guidance_scale, student)
+    if prediction is not None:
+        check_prediction(prediction, student)
+    if mask is not None:
+        check_mask(mask)
+    if multiplier is not None:
+        multiplier = check_multiplier(multiplier, student)
     count = check_count(count, reduction, student)
+    order = memory_order(student)
+    alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
+    tables = [
+        as_table(name, value, student, order) if isinstance(value, Tensor) else Table()
+        for name, value in (("alpha", alpha), ("sigma", sigma), ("multiplier", multiplier), ("mask", mask))
+    ]
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
 
-    order = memory_order(student)
-    x = dense_samples(student if order is None else student.permute(order))
-
-    def image(v: Tensor) -> Tensor:
-        return dense_samples(v.detach() if order is None else v.detach().permute(order))
-
-    dmd_scale = isinstance(scale, str)
-    noisy = a = c = None
-    coefficient_inner = 1
-    if prediction is not None and check_prediction(prediction, student):
-        a, c = prediction.coefficients(student)
-        (a, coefficient_inner), (c, _) = as_table(a, order, x.shape), as_table(c, order, x.shape)
-        # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
-        if prediction.noisy is not None and (dmd_scale or return_stats):
-            noisy = image(prediction.noisy)
-    scale_table, scale_inner = (None, 1)
-    if isinstance(scale, Tensor):
-        scale_table, scale_inner = as_table(check_scale(scale, student), order, x.shape)
-    mask_table, mask_inner = (None, 1)
-    if mask is not None:
-        mask_table, mask_inner = as_table(check_mask(mask, student), order, x.shape)
-
-    weight_stats = None
+    arguments, weight_stats = weighting.arguments, None
     if logits is not None and weighting.in_torch:
-        weight, weight_stats = weighting.compute(chosen, logits, t)
-        logits = t = None
-    state = weighting.state if logits is not None else RatioState()
-    (t_min, t_max, decay, alpha, low, high, teacher_scale, fake_scale, epsilon), numbers = carried(
-        (*weighting.floats(state), teacher_guidance, fake_guidance, float(eps))
+        weight, weight_stats = _weigh(chosen, weighting)
+        arguments = WeightArguments()
+
+    def image(v: Tensor | None) -> Tensor | None:
+        return None if v is None else dense_samples(v.detach() if order is None else v.detach().permute(order))
+
+    raw = prediction is not None and prediction.kind != "sample"
+    # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
+    noisy = prediction.noisy if raw and (dmd is not None or return_stats) else None
+    call = FdivArguments(
+        student=dense_samples(student if order is None else student.permute(order)),
+        teacher=image(teacher),
+        fake=image(fake),
+        teacher_uncond=image(teacher_uncond),
+        fake_uncond=image(fake_uncond),
+        guidance_scale=teacher_guidance,
+        fake_guidance_scale=fake_guidance,
+        noisy=image(noisy),
+        prediction=prediction.kind if raw else "sample",
+        alpha=tables[0],
+        sigma=tables[1],
+        fixed_alpha=1.0 if isinstance(alpha, Tensor) else alpha,
+        fixed_sigma=1.0 if isinstance(sigma, Tensor) else sigma,
+        sigma_data=float(prediction.sigma_data) if raw else 1.0,
+        weight=None if weight is None else weight.detach(),
+        dmd_scale=dmd is not None,
+        eps=0.0 if dmd is None else float(dmd.eps),
+        multiplier=tables[2],
+        mask=tables[3],
+        zero_nonfinite=nonfinite == "zero",
+        reduction=reduction,
+        count=count,
+        with_grad=student.requires_grad and torch.is_grad_enabled(),
+        with_stats=return_stats,
+        weighting=arguments,
     )
-    call = ops.FdivArguments(
-        x, image(teacher), image(fake), None if teacher_uncond is None else image(teacher_uncond),
-        None if fake_uncond is None else image(fake_uncond), teacher_scale, fake_scale, noisy, a, c, coefficient_inner,
-        logits if logits is None else logits.detach().contiguous(), t, weight if weight is None else weight.detach(),
-        state.mean, state.edges, t_min, t_max, decay, state.update, weighting.divergence.kernel or "rkl", alpha, low,
-        high, weighting.normalize_weight, dmd_scale, epsilon, scale_table, scale_inner, mask_table, mask_inner,
-        nonfinite == "zero", reduction, student.requires_grad and torch.is_grad_enabled(), return_stats, count, numbers,
-    )  # fmt: skip
-    loss, stats = ops.fdiv(chosen, call)
+    loss, stats = autograd.run(_LOSS, chosen, call)
+    if chosen != "reference":
+        autograd.mark_updated(arguments.ratio_mean, arguments.update)
     if not return_stats:
         return loss
     if weight_stats is not None:
@@ -251,15 +295,27 @@ def fdiv_weight(
     )
     chosen = backends.choose(backend, logits.device.type)
     backends.log_choice("fdiv_weight", chosen, logits.device.type)
-    h, _ = weighting.compute(chosen, logits.detach(), t)
+    h, _ = _weigh(chosen, weighting)
     return h if logits.dtype == torch.float64 else h.float()
+
+
+def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:
+    """(h in float64, its statistics)"""
+    call = weighting.arguments
+    if weighting.in_torch:
+        return weight_in_torch(call, None if weighting.divergence.kernel else weighting.divergence, weighting.group)
+    assert call.logits is not None
+    result: tuple[Tensor, Tensor] = _WEIGHT.run(backend, call, call.logits)
+    if backend != "reference":
+        autograd.mark_updated(call.ratio_mean, call.update)
+    return result
 
 
 class FDivLoss(nn.Module):
     """`fused_fdiv_loss` with its settings; stateless but for the normalizer.
 
     Args:
-        divergence, ratio_range, normalize_weight, scale, eps, nonfinite, reduction, group, backend: as there.
+        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as there.
         bins, t_range, decay: of the `RatioNormalizer`; bins=None does without one.
         normalizer: one of your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
 
@@ -279,8 +335,7 @@ class FDivLoss(nn.Module):
         normalizer: RatioNormalizer | None = None,
         ratio_range: tuple[float, float] | None = (0.1, 20.0),
         normalize_weight: bool = True,
-        scale: str | None = "dmd",
-        eps: float = 1e-6,
+        scale: str | DmdScale | None = "dmd",
         nonfinite: str = "propagate",
         reduction: str = "mean",
         group: Any | None = None,
@@ -289,15 +344,13 @@ class FDivLoss(nn.Module):
         super().__init__()
         self.divergence = resolve(divergence)
         check_choice("backend", backend, ("auto", *backends.BACKENDS))
-        if isinstance(scale, Tensor):
-            raise TypeError("scale: expected 'dmd' or None here, got a tensor; pass it with each call")
         if normalizer is None and bins is not None:
             normalizer = RatioNormalizer(bins, t_range, decay)
         self.normalizer = normalizer
         check_ratio_range(ratio_range)
-        check_options(scale, eps, nonfinite, reduction)
+        check_options(scale, nonfinite, reduction)
         self.options = {
-            "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale, "eps": eps,
+            "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale,
             "nonfinite": nonfinite, "reduction": reduction, "group": group, "backend": backend,
         }  # fmt: skip
 

@@ -1,64 +1,90 @@
-"""The arguments of the raw op `fdiv_<backend>`, as every backend takes them."""
+"""The argument lists of the ops `fdiv` and `fdiv_weight`, and what follows from a call; `csrc/fdiv/arguments.h` too."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fdkernels.fdiv.weight import WEIGHT_STATS
+from fdkernels._op.arguments import (
+    ArgumentList,
+    Choice,
+    Edges,
+    Flag,
+    FloatTable,
+    Logits,
+    MaskTable,
+    Number,
+    PerSample,
+    Samples,
+    Scalar,
+    State,
+    Table,
+)
+from fdkernels._op.operands import check, refuse
 
-# The weight statistics of weight.py, then grad_norm, relative_gap, nonfinite_samples. The weights themselves follow.
+# weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
+WEIGHT_STATS = 7
+# Then grad_norm, relative_gap, nonfinite_samples. The weights themselves follow.
 STATS = WEIGHT_STATS + 3
+
+Row = Annotated[
+    Choice, "rkl", "kl", "js", "softened_rkl", "squared_hellinger", "jeffreys", "neyman", "pearson", "le_cam", "alpha"
+]
+Kind = Annotated[Choice, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine"]
+
+
+class WeightArguments(NamedTuple):
+    """Of `fdiv_weight`, and of `fdiv`, where without logits nothing else but t counts."""
+
+    logits: Logits | None = None
+    t: PerSample | None = None
+    ratio_mean: State | None = None
+    """The normalizer's state: updated in place where `update` is set."""
+    edges: Edges | None = None
+    t_min: Number = 0.0
+    t_max: Number = 1.0
+    decay: Number = 0.0
+    update: Flag = False
+    divergence: Row = "rkl"
+    amari_alpha: Number = 0.0
+    log_ratio_min: Number = 0.0
+    log_ratio_max: Number = 0.0
+    normalize_weight: Flag = False
 
 
 class FdivArguments(NamedTuple):
-    """In the schema's order (`ops.py`).
+    """Of `fdiv`."""
 
-    N-sized tensors have the batch first and each sample dense in the student's memory order; `a`, `c`, `scale` and
-    `mask` are (B or 1, R) tables whose entry (i // inner) % R belongs to element i (`fdkernels/layout.py`).
-    """
-
-    student: Tensor
-    teacher: Tensor
-    fake: Tensor
-    teacher_uncond: Tensor | None
-    fake_uncond: Tensor | None
-    guidance_scale: float
-    fake_guidance_scale: float
-    noisy: Tensor | None
-    a: Tensor | None
-    c: Tensor | None
-    coefficient_inner: int
-    logits: Tensor | None
-    t: Tensor | None
-    weight: Tensor | None
-    ratio_mean: Tensor | None
-    edges: Tensor | None
-    t_min: float
-    t_max: float
-    decay: float
-    update: bool
-    divergence: str
-    alpha: float
-    log_ratio_min: float
-    log_ratio_max: float
-    normalize_weight: bool
-    dmd_scale: bool
-    eps: float
-    scale: Tensor | None
-    scale_inner: int
-    mask: Tensor | None
-    mask_inner: int
-    zero_nonfinite: bool
-    reduction: str
-    with_grad: bool
-    with_stats: bool
-    divisor: Tensor | None = None
-    """One value: N of the mean, in place of the number of unmasked elements. On the student's device or the CPU."""
-    numbers: Tensor | None = None
-    """On the CPU: the floats above, in the order of `floats.py` and in their place."""
+    student: Samples
+    teacher: Samples
+    fake: Samples
+    teacher_uncond: Samples | None
+    fake_uncond: Samples | None
+    guidance_scale: Number
+    fake_guidance_scale: Number
+    noisy: Samples | None
+    """x_t, where a call needs it."""
+    prediction: Kind
+    alpha: FloatTable
+    sigma: FloatTable
+    """The levels; where a table has no entries, the number in its place."""
+    fixed_alpha: Number
+    fixed_sigma: Number
+    sigma_data: Number
+    weight: PerSample | None
+    dmd_scale: Flag
+    eps: Number
+    multiplier: FloatTable
+    mask: MaskTable
+    zero_nonfinite: Flag
+    reduction: Annotated[Choice, "mean", "sum", "none"]
+    count: Scalar | None
+    """N of the mean, in place of the number of unmasked elements."""
+    with_grad: Flag
+    with_stats: Flag
+    weighting: WeightArguments
 
     def images(self) -> list[Tensor]:
         """The N-sized inputs that a call has, the student first."""
@@ -69,14 +95,52 @@ class FdivArguments(NamedTuple):
         """That of the N-sized arithmetic."""
         return torch.float64 if any(v.dtype == torch.float64 for v in self.images()) else torch.float32
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(loss, gradient, unscale, stats), uninitialized; empty where a call does not ask for one."""
-        student = self.student
-        per_loss = (student.shape[0],) if self.reduction == "none" else ()
-        scaled = self.with_grad and student.dtype == torch.float16
-        return (
-            student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
-            student.new_empty(student.shape if self.with_grad else (0,)),
-            student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
-            student.new_empty((STATS + student.shape[0] if self.with_stats else 0,), dtype=torch.float64),
-        )
+
+FDIV = ArgumentList(FdivArguments)
+FDIV_WEIGHT = ArgumentList(WeightArguments)
+
+
+def fdiv_outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, gradient, unscale, stats), uninitialized; empty where a call does not ask for one."""
+    student = call.student
+    per_loss = (student.shape[0],) if call.reduction == "none" else ()
+    scaled = call.with_grad and student.dtype == torch.float16
+    return (
+        student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
+        student.new_empty(student.shape if call.with_grad else (0,)),
+        student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
+        student.new_empty((STATS + student.shape[0] if call.with_stats else 0,), dtype=torch.float64),
+    )
+
+
+def fdiv_weight_outputs(call: WeightArguments) -> tuple[Tensor, Tensor]:
+    """(h, figures), uninitialized."""
+    logits = call.logits
+    assert logits is not None  # the op's own check has seen to it
+    return (
+        logits.new_empty((logits.shape[0],), dtype=torch.float64),
+        logits.new_empty((WEIGHT_STATS,), dtype=torch.float64),
+    )
+
+
+def check_fdiv(call: FdivArguments) -> None:
+    """Of a raw call: what the kinds of its arguments do not say."""
+    check(FDIV, call)
+    _check_weighting(call.weighting)
+    if call.weight is not None and call.weighting.logits is not None:
+        refuse("weight", "None beside logits", call.weight)
+    if call.count is not None and call.reduction != "mean":
+        refuse("count", f"None with reduction {call.reduction}", call.count)
+
+
+def check_fdiv_weight(call: WeightArguments) -> None:
+    check(FDIV_WEIGHT, call)
+    _check_weighting(call)
+
+
+def _check_weighting(call: WeightArguments) -> None:
+    if call.ratio_mean is not None and call.t is None:
+        refuse("t", "values beside ratio_mean")
+
+
+__all__ = ["FDIV", "FDIV_WEIGHT", "STATS", "WEIGHT_STATS", "FdivArguments", "Table", "WeightArguments"]

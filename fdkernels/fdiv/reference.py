@@ -1,7 +1,7 @@
 """The flagship op in eager PyTorch: the specification every other backend is held to. Any device, float64 too.
 
-    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; or `scale`; or 1
-    g_bi = h_b · s_b · c_bi · (f_bi - τ_bi)            f, τ the raw predictions
+    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; else 1
+    g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
 with x0 = a·x_t + c·prediction. Tensors arrive with the batch first and in the student's memory order.
@@ -14,16 +14,16 @@ import math
 import torch
 from torch import Tensor
 
-from fdkernels.divergences import from_kernel
-from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.fdiv.weight import WEIGHT_STATS, RatioState, fdiv_weight
-from fdkernels.floats import traced
+from fdkernels._op.arguments import Table
+from fdkernels.fdiv.arguments import FDIV, WEIGHT_STATS, FdivArguments
+from fdkernels.fdiv.weight import fdiv_weight
+from fdkernels.prediction import KINDS
 
 
 @torch.no_grad()
 def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The raw op. Returns (loss, gradient, unscale, stats)."""
-    call = traced(call)
+    call = FDIV.traced(call)
     batch = call.student.shape[0]
     n = math.prod(call.student.shape[1:])
     shape = (batch, n)
@@ -31,27 +31,18 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = call.student.device
 
     # Step 1: the weight h_b, and which samples are finite so far.
-    if call.logits is not None:
-        state = RatioState(call.ratio_mean, call.edges, call.t_min, call.t_max, call.decay, call.update)
-        h, weight_stats = fdiv_weight(
-            call.logits,
-            call.t,
-            state,
-            from_kernel(call.divergence, call.alpha),
-            (call.log_ratio_min, call.log_ratio_max),
-            call.normalize_weight,
-        )
+    t = call.weighting.t
+    if call.weighting.logits is not None:
+        h, weight_stats = fdiv_weight(call.weighting)
     else:
         h = torch.ones(batch, dtype=torch.float64, device=device) if call.weight is None else call.weight.double()
-        if call.t is not None:
-            h = torch.where(torch.isfinite(call.t.double()), h, torch.nan)
+        if t is not None:
+            h = torch.where(torch.isfinite(t.double()), h, torch.nan)
         weight_stats = _given_weight_stats(h)
 
     # Step 2: the elements; masked ones are selected away.
     keep = (
-        torch.ones(shape, dtype=torch.bool, device=device)
-        if call.mask is None
-        else _elements(call.mask, call.mask_inner, shape)
+        torch.ones(shape, dtype=torch.bool, device=device) if call.mask.entries is None else _elements(call.mask, shape)
     )
     raw_teacher = _guided(call.teacher, call.teacher_uncond, call.guidance_scale, dtype).reshape(shape)
     raw_fake = _guided(call.fake, call.fake_uncond, call.fake_guidance_scale, dtype).reshape(shape)
@@ -60,29 +51,27 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for v in (raw_teacher, raw_fake, *((call.student, call.noisy) if call.dmd_scale else ())):
         if v is not None:
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
+    a, c = _coefficients(call, shape)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
     if call.dmd_scale or call.with_stats:
-        error = call.student.reshape(shape).to(dtype) - _x0(
-            raw_teacher, call.noisy, call.a, call.c, call.coefficient_inner
-        )
+        error = call.student.reshape(shape).to(dtype) - _x0(raw_teacher, call.noisy, a, c)
         distance = torch.where(keep | torch.isfinite(error), error, 0.0).abs().sum(1, dtype=torch.float64)
 
     # Step 3: everything that multiplies the gap.
     w = h
     if call.dmd_scale:
         w = w / (distance / max(n, 1) + call.eps)
-    if call.scale is not None and call.scale.shape[1] == 1:
-        w = w * call.scale.double()[:, 0]
-        finite = finite & torch.isfinite(call.scale[:, 0])
+    multiplier = _column_or_elements(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
-    if call.c is not None:
-        coefficient = _elements(call.c, call.coefficient_inner, shape)
-        finite = finite & (torch.isfinite(coefficient) | ~keep).all(1)
-        per_element = per_element * coefficient.to(dtype)
-    if call.scale is not None and call.scale.shape[1] > 1:
-        s = _elements(call.scale, call.scale_inner, shape)
-        finite = finite & (torch.isfinite(s) | ~keep).all(1)
-        per_element = per_element * s.to(dtype)
+    if call.prediction != "sample":
+        finite = finite & (torch.isfinite(c) | ~keep).all(1)
+        per_element = per_element * c.to(dtype)
+    if multiplier is not None and multiplier.shape[1] == 1:
+        w = w * multiplier[:, 0]
+        finite = finite & torch.isfinite(multiplier[:, 0])
+    elif multiplier is not None:
+        finite = finite & (torch.isfinite(multiplier) | ~keep).all(1)
+        per_element = per_element * multiplier.to(dtype)
     finite = finite & torch.isfinite(w)
     w = torch.where(finite, w, 0.0 if call.zero_nonfinite else torch.nan)
     used = keep & (finite[:, None] | (not call.zero_nonfinite))
@@ -92,8 +81,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = keep.sum(1).double()
     if call.reduction != "none":
         count = count.sum()
-    if call.divisor is not None:
-        count = call.divisor.to(device, torch.float64).reshape(())
+    if call.count is not None:
+        count = call.count.to(device, torch.float64).reshape(())
     divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
     loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor
@@ -102,29 +91,37 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stats = torch.empty(0, dtype=torch.float64, device=device)
     if call.with_stats:
         norm = (energy / divisor.square()).sum().sqrt()
-        x0_gap = gap if call.c is None else gap * _elements(call.c, call.coefficient_inner, shape).to(dtype)
+        x0_gap = gap if call.prediction == "sample" else gap * c.to(dtype)
         x0_gap = torch.where(keep | torch.isfinite(x0_gap), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
         stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double())), h))
     return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
 
 
-@torch.no_grad()
-def fdiv_backward(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
-    """upstream · gradient, rounded once; `unscale` takes float16's power of two out again."""
-    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-    factor = upstream.to(wide) * unscale.to(wide) if unscale.numel() else upstream.to(wide)
-    if factor.dim():
-        factor = factor.view(-1, *(1,) * (gradient.dim() - 1))
-    return (gradient.to(wide) * factor).to(gradient.dtype)
-
-
-def _elements(table: Tensor, inner: int, shape: tuple[int, int]) -> Tensor:
-    """A (B or 1, R) table at every element: entry (i // inner) % R."""
+def _elements(table: Table, shape: tuple[int, int]) -> Tensor:
+    """A table at every element: entry (i // inner) % R."""
+    assert table.entries is not None
     batch, n = shape
-    entries = table.shape[1]
-    repeats = n // (entries * inner)
-    return table[:, None, :, None].expand(batch, repeats, entries, inner).reshape(shape)
+    entries = table.entries.shape[1]
+    repeats = n // (entries * table.inner)
+    return table.entries[:, None, :, None].expand(batch, repeats, entries, table.inner).reshape(shape)
+
+
+def _column_or_elements(table: Table, shape: tuple[int, int]) -> Tensor | None:
+    """In float64: (B or 1, 1) where a sample has one entry, else at every element."""
+    if table.entries is None:
+        return None
+    return (table.entries if table.entries.shape[1] == 1 else _elements(table, shape)).double()
+
+
+def _coefficients(call: FdivArguments, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements."""
+    device = call.student.device
+    levels = []
+    for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
+        level = _column_or_elements(table, shape)
+        levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
+    return KINDS[call.prediction].coefficients(*levels, call.sigma_data)
 
 
 def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float, dtype: torch.dtype) -> Tensor:
@@ -134,12 +131,11 @@ def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float, dtype: t
     return base + guidance_scale * (cond.to(dtype) - base)
 
 
-def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor | None, c: Tensor | None, inner: int) -> Tensor:
-    if noisy is None or a is None or c is None:
+def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor, c: Tensor) -> Tensor:
+    if noisy is None:
         return raw
-    shape = (raw.shape[0], raw.shape[1])
     # In float64: rounding a and c would shift a whole sample the same way, which no mean averages out.
-    return _elements(a, inner, shape) * noisy.reshape(shape).double() + _elements(c, inner, shape) * raw.double()
+    return a * noisy.reshape(raw.shape).double() + c * raw.double()
 
 
 def _given_weight_stats(h: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdkernels.checks import is_readable, is_traced
+from fdkernels._op.checks import is_readable, is_traced
 from fdkernels.normalizer import RatioNormalizer
 
 # How many calls of a normalizer are looked at: a wrong unit shows in the first already.

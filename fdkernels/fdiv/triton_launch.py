@@ -13,6 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from fdkernels._op.floats import WEIGHT_FLOATS, checked_numbers, known
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels.fdiv.arguments import FdivArguments
 from fdkernels.fdiv.raw_checks import check_raw, check_raw_weighting
@@ -27,7 +28,6 @@ from fdkernels.fdiv.triton_kernels import (
 from fdkernels.fdiv.triton_plan import Plan, backward_plan, heads_at_a_time, next_power_of_2, plan
 from fdkernels.fdiv.triton_weight import Weighting, fdiv_weight_kernel
 from fdkernels.fdiv.weight import WEIGHT_STATS, inside_backward
-from fdkernels.floats import WEIGHT_FLOATS, checked_numbers, known
 
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included

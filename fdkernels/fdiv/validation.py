@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdkernels.checks import (
+from fdkernels._op.checks import (
     FLOATS,
     as_float,
     check_choice,
@@ -23,12 +23,11 @@ from fdkernels.checks import (
     shown,
     warn_once,
 )
-from fdkernels.divergences import Divergence, from_kernel, resolve
-from fdkernels.fdiv import ops, t_range
-from fdkernels.fdiv import weight as torch_weight
-from fdkernels.fdiv.weight import RatioState
-from fdkernels.floats import carried, filled, logarithm
-from fdkernels.layout import broadcastable
+from fdkernels._op.floats import filled, logarithm
+from fdkernels.divergences import Divergence, resolve
+from fdkernels.fdiv import t_range
+from fdkernels.fdiv.arguments import WeightArguments
+from fdkernels.fdiv.scale import DMD, DmdScale
 from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
 
@@ -40,38 +39,12 @@ SMALLEST_BATCH = 8  # below it, dividing h by its batch mean leaves little of th
 class Weighting(NamedTuple):
     """Everything that decides the weight h, checked."""
 
+    arguments: WeightArguments
     divergence: Divergence
-    state: RatioState
-    log_ratio_range: tuple[float | Tensor, float | Tensor]
-    normalize_weight: bool
     group: Any | None
     in_torch: bool
     """Whether steps 1 to 5 run in PyTorch, ahead of the kernel. A field: torch 2.10's Dynamo traces no property of a
     named tuple."""
-
-    def floats(self, state: RatioState) -> tuple[float | Tensor, ...]:
-        """In the order of `floats.WEIGHT_FLOATS`."""
-        return (state.t_min, state.t_max, state.decay, self.divergence.alpha or 0.0, *self.log_ratio_range)
-
-    def compute(self, backend: str, logits: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(h in float64, its statistics)."""
-        state, divergence = self.state, self.divergence
-        floats, data = carried(self.floats(state))
-        op = None if self.in_torch else ops.WEIGHT.get(backend)
-        if op is not None:
-            t_min, t_max, decay, alpha, low, high = floats
-            result = op(
-                logits.contiguous(), t, state.mean, state.edges, t_min, t_max, decay, state.update, divergence.kernel,
-                alpha, low, high, self.normalize_weight, data,
-            )  # fmt: skip
-            ops.mark_updated(state.mean, state.update)
-            return result
-        known: Any = floats if data is None else data.to(logits.device).unbind(0)
-        t_min, t_max, decay, alpha, low, high = known
-        state = RatioState(state.mean, state.edges, t_min, t_max, decay, state.update)
-        if divergence.kernel == "alpha":
-            divergence = from_kernel("alpha", alpha)
-        return torch_weight.fdiv_weight(logits, t, state, divergence, (low, high), self.normalize_weight, self.group)
 
 
 def check_weighting(
@@ -90,26 +63,31 @@ def check_weighting(
     resolved = resolve(divergence)
     if not isinstance(normalize_weight, bool):
         raise TypeError(f"normalize_weight: expected a bool, got {shown(normalize_weight)}")
-    log_ratio_range = check_ratio_range(ratio_range)
+    low, high = check_ratio_range(ratio_range)
     if t is not None:
         check_per_sample("t", t, batch, device)
-    state = RatioState()
     if logits is not None:
         check_per_sample("logits", logits, batch, device, heads=True)
         if logits.dtype not in FLOATS:
             raise ValueError(f"logits: expected a floating dtype, got {logits.dtype}")
     elif needs_logits and resolved.kernel != "rkl":
         raise ValueError(f"logits: divergence {resolved.name!r} needs logits (or weight=), got None")
+    mean = edges = None
     if normalizer is not None:
-        state = _check_normalizer(normalizer, logits, t, device)
+        mean, edges = _check_normalizer(normalizer, logits, t, device)
         if t is not None and not torch.compiler.is_compiling():
             _warn_about_t(normalizer, t)
     if group is not None:
         _check_group(group)
     elif logits is not None and not torch.compiler.is_compiling():
         _warn_about_statistics(resolved, batch, normalizer is not None, normalize_weight)
-    in_torch = group is not None or resolved.kernel is None
-    return Weighting(resolved, state, log_ratio_range, normalize_weight, group, in_torch)
+    t_min, t_max = (0.0, 1.0) if normalizer is None else normalizer.t_range
+    arguments = WeightArguments(
+        None if logits is None else logits.detach(), t, mean, edges, t_min, t_max,
+        0.0 if normalizer is None else normalizer.decay, normalizer is not None and normalizer.training,
+        resolved.kernel or "rkl", 0.0 if resolved.alpha is None else resolved.alpha, low, high, normalize_weight,
+    )  # fmt: skip
+    return Weighting(arguments, resolved, group, in_torch=group is not None or resolved.kernel is None)
 
 
 def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | Tensor, float | Tensor]:
@@ -149,18 +127,19 @@ def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tens
     return weight
 
 
-def check_options(scale: str | Tensor | None, eps: float, nonfinite: str, reduction: str) -> None:
-    if isinstance(scale, str):
-        if scale != "dmd":
-            raise ValueError(f"scale: expected 'dmd', a tensor or None, got {shown(scale)}")
-    elif isinstance(scale, Tensor):
-        check_tensor("scale", scale)
-    elif scale is not None:
-        raise TypeError(f"scale: expected 'dmd', a tensor or None, got {shown(scale)}")
-    if check_number("eps", eps) < 0.0:
-        raise ValueError(f"eps: expected a number >= 0, got {shown(eps)}")
+def check_options(scale: str | DmdScale | None, nonfinite: str, reduction: str) -> DmdScale | None:
+    """The scale, None where there is none."""
+    if isinstance(scale, str) and scale == "dmd":
+        scale = DMD
+    if isinstance(scale, Tensor):
+        raise TypeError("scale: expected 'dmd', a DmdScale or None, got a tensor; pass it as multiplier=")
+    if scale is not None and not isinstance(scale, DmdScale):
+        raise (ValueError if isinstance(scale, str) else TypeError)(
+            f"scale: expected 'dmd', a DmdScale or None, got {shown(scale)}"
+        )
     check_choice("nonfinite", nonfinite, ("propagate", "zero"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
+    return scale
 
 
 def check_guidance(
@@ -221,33 +200,35 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
     return count.detach().reshape(())
 
 
-def check_prediction(prediction: Prediction, student: Tensor) -> bool:
-    """Whether the predictions are other than x0 itself."""
+def check_prediction(prediction: Prediction, student: Tensor) -> None:
     if not isinstance(prediction, Prediction):
         raise TypeError(f"prediction: expected an fdkernels.Prediction or None, got {type(prediction).__name__}")
-    if prediction.kind == "sample":
-        return False
-    check_like_student("noisy", prediction.noisy, student)
-    return True
+    if prediction.kind != "sample":
+        check_like_student("noisy", prediction.noisy, student)
 
 
-def check_scale(scale: Tensor, student: Tensor) -> Tensor:
-    if scale.dtype not in FLOATS:
-        raise ValueError(f"scale: expected a floating dtype, got {scale.dtype}")
-    scale = broadcastable("scale", scale.detach(), student)
-    return scale.double() if student.dtype == torch.float64 else scale.float()
+def check_multiplier(multiplier: Tensor, student: Tensor) -> Tensor:
+    check_tensor("multiplier", multiplier)
+    if multiplier.dtype not in FLOATS:
+        raise ValueError(f"multiplier: expected a floating dtype, got {multiplier.dtype}")
+    multiplier = multiplier.detach()
+    return multiplier.double() if student.dtype == torch.float64 else multiplier.float()
 
 
-def check_mask(mask: Tensor, student: Tensor) -> Tensor:
+def check_mask(mask: Tensor) -> Tensor:
     check_tensor("mask", mask)
     if mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected dtype torch.bool (True is kept), got {mask.dtype}")
-    return broadcastable("mask", mask, student)
+        raise ValueError(
+            f"mask: expected dtype torch.bool (True is kept), got {mask.dtype}; pass mask != 0, and weights of "
+            "elements as multiplier="
+        )
+    return mask
 
 
 def _check_normalizer(
     normalizer: RatioNormalizer, logits: Tensor | None, t: Tensor | None, device: torch.device
-) -> RatioState:
+) -> tuple[Tensor, Tensor | None]:
+    """(mean, edges)"""
     if not isinstance(normalizer, RatioNormalizer):
         raise TypeError(f"normalizer: expected a RatioNormalizer, got {type(normalizer).__name__}")
     if logits is None:
@@ -265,7 +246,7 @@ def _check_normalizer(
                 "normalizer.edges: expected values, got a module made on the meta device from edges without any; "
                 "load its state_dict, or pass edges as numbers"
             )
-    return RatioState(mean, edges, *normalizer.t_range, normalizer.decay, normalizer.training)
+    return mean, edges
 
 
 def _check_state(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -6,37 +6,15 @@ process group, and divergences that users register.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdkernels.divergences import Divergence
-
-# weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
-WEIGHT_STATS = 7
-
-
-class RatioState(NamedTuple):
-    """A RatioNormalizer as the ops take it: `mean` (bins,) float32 is updated in place where `update` is set."""
-
-    mean: Tensor | None = None
-    edges: Tensor | None = None
-    t_min: float = 0.0
-    t_max: float = 1.0
-    decay: float = 0.0
-    update: bool = False
-
-
-def inside_backward() -> bool:
-    """Whether autograd is running here: a forward is then the second one of an activation checkpoint.
-
-    The state was updated by the first. A second update would give this forward, and so the gradient, other weights than
-    the loss had.
-    """
-    return torch._C._current_graph_task_id() != -1
-
+from fdkernels._op.autograd import inside_backward
+from fdkernels.divergences import Divergence, from_kernel
+from fdkernels.fdiv.arguments import FDIV_WEIGHT, WeightArguments
 
 _library = torch.library.Library("fdkernels", "FRAGMENT")
 _library.define("may_update(Tensor state) -> Tensor")
@@ -53,65 +31,67 @@ _library.impl("may_update", _may_update, "CompositeExplicitAutograd")
 
 @torch.no_grad()
 def fdiv_weight(
-    logits: Tensor,
-    t: Tensor | None,
-    state: RatioState,
-    divergence: Divergence,
-    log_ratio_range: tuple[float, float],
-    normalize_weight: bool,
-    group: Any | None = None,
+    call: WeightArguments, divergence: Divergence | None = None, group: Any | None = None
 ) -> tuple[Tensor, Tensor]:
     """h of shape (B,), float64, and its statistics (WEIGHT_STATS,), of this process's samples.
 
     A sample whose combined logit or t is not finite gets NaN and takes part in nothing. A sample whose log h is not
     below infinity, by a state that holds a mean of 0 or by a registered divergence, gets NaN too and takes part in
     nothing that is about h: neither the batch mean nor the first four statistics. Its ratio counts.
+
+    Args:
+        divergence: in place of the call's row, one that users registered.
+        group: process group of the batch statistics.
     """
+    call = FDIV_WEIGHT.traced(call)
+    logits, t = call.logits, call.t
+    assert logits is not None
+    if divergence is None:
+        divergence = from_kernel(call.divergence, call.amari_alpha)
     log_ratio = logits.double()
     if log_ratio.dim() == 2:
         log_ratio = log_ratio.mean(1)
     t = None if t is None else t.double()
     finite = torch.isfinite(log_ratio) if t is None else torch.isfinite(log_ratio) & torch.isfinite(t)
     log_ratio = torch.where(finite, log_ratio, 0.0)
-    low, high = log_ratio_range
-    clipped = finite & ((log_ratio < low) | (log_ratio > high))
-    log_ratio = log_ratio.clamp(low, high)
-    ratio_stats = _ratio_stats(log_ratio, clipped, t, finite, state)
+    clipped = finite & ((log_ratio < call.log_ratio_min) | (log_ratio > call.log_ratio_max))
+    log_ratio = log_ratio.clamp(call.log_ratio_min, call.log_ratio_max)
+    ratio_stats = _ratio_stats(log_ratio, clipped, t, finite, call)
     mean = None
-    if state.mean is not None and t is not None:
-        log_ratio, mean = _normalize_ratio(log_ratio, t, finite, state.mean, state, group)
+    if call.ratio_mean is not None and t is not None:
+        log_ratio, mean = _normalize_ratio(log_ratio, t, finite, call.ratio_mean, call, group)
     log_h = _log_weight(divergence, log_ratio)
     finite = finite & (log_h < torch.inf)  # log 0 = -inf is h = 0
-    if state.update and state.mean is not None and mean is not None:
-        state.mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
+    if call.update and call.ratio_mean is not None and mean is not None:
+        call.ratio_mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
     stats = torch.cat((_summarize(log_h, finite), ratio_stats))
-    if normalize_weight:
+    if call.normalize_weight:
         log_h = log_h - _log_batch_mean(log_h, finite, group)
     return torch.where(finite, log_h.exp(), torch.nan), stats
 
 
 def _normalize_ratio(
-    log_ratio: Tensor, t: Tensor, finite: Tensor, mean: Tensor, state: RatioState, group: Any | None
+    log_ratio: Tensor, t: Tensor, finite: Tensor, mean: Tensor, call: WeightArguments, group: Any | None
 ) -> tuple[Tensor, Tensor]:
     """(log_ratio - log m of its bin, m after the update)."""
-    t = torch.where(finite, t, state.t_min)
+    t = torch.where(finite, t, call.t_min)
     bins = mean.numel()
-    if state.edges is not None:
-        index = torch.bucketize(t, state.edges, right=True)
+    if call.edges is not None:
+        index = torch.bucketize(t, call.edges, right=True)
     else:
         # A tensor: by a number, CUDA multiplies with its reciprocal, which moves an edge. The number may be a symbol.
-        width = torch.zeros_like(t) + (state.t_max - state.t_min) / bins
-        index = ((t - state.t_min) / width).floor().clamp(0, bins - 1).long()
+        width = torch.zeros_like(t) + (call.t_max - call.t_min) / bins
+        index = ((t - call.t_min) / width).floor().clamp(0, bins - 1).long()
     # A sum over a one-hot matrix: no atomics, so the same bits every time, and no host sync.
     member = index[:, None] == torch.arange(bins, device=log_ratio.device)
-    if state.update:
+    if call.update:
         taken = member & finite[:, None]
         totals = torch.stack((taken.double().sum(0), torch.where(taken, log_ratio.exp()[:, None], 0.0).sum(0)))
         if group is not None:
             dist.all_reduce(totals, group=group)
         count, ratio_sum = totals
         old = mean.double()
-        new = state.decay * old + (1 - state.decay) * ratio_sum / count.clamp(min=1)
+        new = call.decay * old + (1 - call.decay) * ratio_sum / count.clamp(min=1)
         updated = (count > 0) & torch.ops.fdkernels.may_update(mean)
         mean = torch.where(updated, new, old).to(mean.dtype)
     return log_ratio - torch.where(member, mean.double(), 0.0).sum(1).log(), mean
@@ -138,12 +118,12 @@ def _log_batch_mean(log_h: Tensor, finite: Tensor, group: Any | None) -> Tensor:
     return (totals[0] / totals[1]).log()
 
 
-def _ratio_stats(log_ratio: Tensor, clipped: Tensor, t: Tensor | None, finite: Tensor, state: RatioState) -> Tensor:
+def _ratio_stats(log_ratio: Tensor, clipped: Tensor, t: Tensor | None, finite: Tensor, call: WeightArguments) -> Tensor:
     """ratio_mean, clip_fraction and out_of_range_fraction; NaN where a call does not have them."""
     count = finite.sum().double()
     outside = torch.full_like(count, torch.nan)
-    if state.mean is not None and t is not None:
-        outside = (finite & ((t < state.t_min) | (t > state.t_max))).sum() / count
+    if call.ratio_mean is not None and t is not None:
+        outside = (finite & ((t < call.t_min) | (t > call.t_max))).sum() / count
     return torch.stack((torch.where(finite, log_ratio.exp(), 0.0).sum() / count, clipped.sum() / count, outside))
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels.checks import LONGEST, shown
+from fdkernels._op.checks import LONGEST, shown
 from tests.cases import make
 from tests.device import on_device
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
-from fdkernels.layout import as_table, broadcastable
+from fdkernels._op.views import as_table, broadcastable
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
 from tests.gpu_check.stage import PLAN
 

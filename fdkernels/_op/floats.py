@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# The order in `numbers`. `fdiv_weight_<backend>` has the first six.
-FLOATS = (
-    "t_min", "t_max", "decay", "alpha", "log_ratio_min", "log_ratio_max",
-    "guidance_scale", "fake_guidance_scale", "eps",
-)  # fmt: skip
-WEIGHT_FLOATS = FLOATS[:6]
 _SYMBOLS = (torch.SymFloat, torch.SymInt)
 
 
-def carried(options: tuple[float | Tensor, ...]) -> tuple[tuple[Any, ...], Tensor | None]:
-    """(options, None) where all are constants, else (zeros, `numbers`): float64 on the CPU, where launchers read it."""
+def carried(options: Sequence[float | Tensor]) -> Tensor | None:
+    """None where all are constants, else `numbers`: float64 on the CPU, where launchers read it."""
     if not torch.compiler.is_compiling() and all(type(option) is float for option in options):
-        return options, None  # an eager call: soon done
-    if all(map(is_constant, options)):
-        return options, None
-    return (0.0,) * len(options), torch.cat([_as_data(option) for option in options])
+        return None  # an eager call: soon done
+    return None if all(map(is_constant, options)) else torch.cat([_as_data(option) for option in options])
 
 
 def is_constant(option: float | Tensor) -> bool:
@@ -59,25 +50,7 @@ def logarithm(value: float) -> float | Tensor:
     return math.log(value) if is_constant(value) else filled((), value, torch.device("cpu")).log()
 
 
-def known(arguments: Any) -> Any:
-    """The arguments of an op, as a launcher takes them: `numbers` read."""
-    if arguments.numbers is None:
-        return arguments
-    return _replaced(arguments, checked_numbers(arguments.numbers, FLOATS))
-
-
-def traced(arguments: Any) -> Any:
-    """The same for code that a compiler may be tracing: 0-d tensors on the device of the samples."""
-    if arguments.numbers is None:
-        return arguments
-    return _replaced(arguments, arguments.numbers.to(arguments.student.device).unbind(0))
-
-
-def _replaced(arguments: Any, values: Sequence[Any]) -> Any:
-    return arguments._replace(numbers=None, **dict(zip(FLOATS, values, strict=True)))
-
-
-def checked_numbers(numbers: Tensor, names: Sequence[str]) -> list[float]:
+def checked(numbers: Tensor, names: Sequence[str]) -> list[float]:
     """The values of a raw op's `numbers`, checked: no one could before, where a graph computed them."""
     if numbers.shape != (len(names),) or numbers.dtype != torch.float64 or numbers.device.type != "cpu":
         raise RuntimeError(

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from fdkernels.floats import filled
+from fdkernels._op.arguments import Table
 
 
 def memory_order(x: Tensor) -> tuple[int, ...] | None:
@@ -38,45 +38,36 @@ def dense_samples(x: Tensor) -> Tensor:
     return x
 
 
-def as_broadcast(name: str, value: float | Tensor, student: Tensor) -> Tensor:
-    """A number, a (B,) tensor or a tensor of student's rank, as float64 of that rank, checked to broadcast."""
-    if not isinstance(value, Tensor):
-        return filled((1,) * student.dim(), float(value), student.device)
-    return broadcastable(name, value, student).double()
-
-
 def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
-    """value with student's rank, or a ValueError where it has neither shape (B,) nor one that broadcasts."""
+    """value with student's rank: it has student's leading dimensions, () and (B,) among them, or broadcasts to it."""
     if value.device != student.device:
         raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
-    if value.dim() == 1 and value.shape[0] == student.shape[0]:
-        return value.view(-1, *(1,) * (student.dim() - 1))
-    fits = value.dim() == student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape, strict=True))
+    fits = value.dim() <= student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape, strict=False))
     if not fits:
         raise ValueError(
-            f"{name}: expected shape ({student.shape[0]},) or one of rank {student.dim()} that broadcasts to "
-            f"{tuple(student.shape)} like student, got {tuple(value.shape)}"
+            f"{name}: expected leading dimensions of student, as ({student.shape[0]},), or a shape of rank "
+            f"{student.dim()} that broadcasts to {tuple(student.shape)}, got {tuple(value.shape)}"
         )
-    return value
+    missing = student.dim() - value.dim()
+    return value.reshape(*value.shape, *(1,) * missing) if missing else value
 
 
-def as_table(value: Tensor, order: tuple[int, ...] | None, shape: torch.Size) -> tuple[Tensor, int]:
-    """A broadcastable operand as a (B or 1, R) table and the run length `inner` of its entries.
-
-    Args:
-        value: of the student's rank, each size 1 or the student's.
-        order: the student's memory order.
-        shape: the student's shape in that order.
-    """
+def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None) -> Table:
+    """A small operand as the table that elements read in the student's memory order."""
+    batch, elements = student.shape[0], math.prod(student.shape[1:])
+    if value.dim() == 1 and value.shape[0] == batch and value.device == student.device:
+        return Table(value[:, None], elements)
+    value = broadcastable(name, value, student)
     for d in range(value.dim()):
         if value.stride(d) == 0 and value.shape[d] > 1:  # expanded by the caller: its own storage is smaller
             value = value.narrow(d, 0, 1)
+    shape = student.shape
     if order is not None:
-        value = value.permute(order)
+        value, shape = value.permute(order), torch.Size(student.shape[d] for d in order)
     varying = [d for d in range(1, value.dim()) if value.shape[d] != 1]
     if not varying:
-        return value.reshape(value.shape[0], 1), math.prod(shape[1:])
+        return Table(value.reshape(value.shape[0], 1), elements)
     first, last = varying[0], varying[-1]
     table = value.reshape(value.shape[0], *value.shape[first : last + 1])
     table = table.expand(-1, *shape[first : last + 1]).reshape(value.shape[0], -1)
-    return dense_samples(table), math.prod(shape[last + 1 :])
+    return Table(dense_samples(table), math.prod(shape[last + 1 :]))

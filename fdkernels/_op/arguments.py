@@ -1,0 +1,152 @@
+"""An op's argument list: a NamedTuple whose annotations say what each argument is.
+
+The list is written once in Python, in `<op>/arguments.py`, and once in C++, in `csrc/<op>/arguments.h`; a test compares
+the two. The op's schema, the order of its operands and the checks of a raw call follow from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from fdkernels._op import floats
+
+
+class Table(NamedTuple):
+    """A small operand: (B or 1, R) entries, of which element i of a sample reads (i // inner) % R (`views.py`)."""
+
+    entries: Tensor | None = None
+    inner: int = 1
+
+
+Samples = Annotated[Tensor, "samples"]
+"""(B, *S), floating: N-sized, with the batch first and each sample dense in the student's memory order."""
+PerSample = Annotated[Tensor, "per_sample"]
+"""(B,), real."""
+Logits = Annotated[Tensor, "logits"]
+"""(B,) or (B, heads), floating."""
+Scalar = Annotated[Tensor, "scalar"]
+"""One real value, on the samples' device or the CPU."""
+State = Annotated[Tensor, "state"]
+"""(bins,) float32, contiguous; a call may write it."""
+Edges = Annotated[Tensor, "edges"]
+"""(bins - 1,) float64, contiguous."""
+FloatTable = Annotated[Table, "table"]
+"""float32 or float64 entries."""
+MaskTable = Annotated[Table, "mask"]
+"""bool entries."""
+Number = Annotated[float, "number"]
+"""A finite float; see `floats.py` for what torch.compile makes of it."""
+Flag = Annotated[bool, "flag"]
+Choice = Annotated[str, "choice"]
+"""One of the names that follow it: Annotated[Choice, "mean", "sum", "none"]."""
+
+_SCHEMA = {
+    "samples": "Tensor", "per_sample": "Tensor", "logits": "Tensor", "scalar": "Tensor", "state": "Tensor(a!)",
+    "edges": "Tensor", "table": "Tensor?", "mask": "Tensor?", "number": "float", "flag": "bool", "choice": "str",
+}  # fmt: skip
+
+
+class Argument(NamedTuple):
+    """One entry of a list."""
+
+    name: str
+    kind: str
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Its names in the schema: a table has two."""
+        return (self.name, f"{self.name}_inner") if self.kind in ("table", "mask") else (self.name,)
+
+    @property
+    def schema(self) -> str:
+        declared = f"{_SCHEMA[self.kind]}{'?' if self.optional else ''} {self.name}"
+        return ", SymInt ".join((declared, *self.operands[1:]))
+
+
+class ArgumentList:
+    """The list that a NamedTuple class is; one of its fields may be another list, whose entries stand in its place."""
+
+    def __init__(self, arguments: type[Any]) -> None:
+        self.tuple = arguments
+        self.entries: tuple[Argument, ...] = ()
+        self._tuples: dict[int, Any] = {}
+        """Fields that are tuples themselves, by position: a table, or a list."""
+        for position, (name, hint) in enumerate(get_type_hints(arguments, include_extras=True).items()):
+            if isinstance(hint, type):
+                self._tuples[position] = ArgumentList(hint)
+                self.entries += self._tuples[position].entries
+                continue
+            entry = _argument(name, hint)
+            self.entries += (entry,)
+            if entry.kind in ("table", "mask"):
+                self._tuples[position] = Table
+        self.names = tuple(name for entry in self.entries for name in entry.operands)
+        self.numbers = tuple(entry.name for entry in self.entries if entry.kind == "number")
+        self._numbers_at = [self.names.index(name) for name in self.numbers]
+
+    @property
+    def schema(self) -> str:
+        """Of an op that takes these."""
+        return ", ".join(entry.schema for entry in self.entries) + ", Tensor? numbers=None"
+
+    def flat(self, call: Any) -> list[Any]:
+        """A call's entries in the schema's order."""
+        values: list[Any] = []
+        start = 0
+        for position, part in self._tuples.items():
+            values += call[start:position]
+            values += call[position] if part is Table else part.flat(call[position])
+            start = position + 1
+        values += call[start:]
+        return values
+
+    def operands(self, call: Any) -> list[Any]:
+        """What the op is called with: `flat`, and `numbers`, which holds the floats where some are no constants."""
+        values = self.flat(call)
+        numbers = floats.carried([values[at] for at in self._numbers_at])
+        if numbers is not None:
+            for at in self._numbers_at:
+                values[at] = 0.0
+        values.append(numbers)
+        return values
+
+    def call(self, *operands: Any) -> Any:
+        """The call that an op's operands are, its `numbers` read; for a launcher."""
+        *values, numbers = operands if len(operands) > len(self.names) else (*operands, None)
+        return self._build(
+            iter(values if numbers is None else self._with(values, floats.checked(numbers, self.numbers)))
+        )
+
+    def traced(self, call: Any) -> Any:
+        """A call for code that a compiler may be tracing: floats that are no constants as 0-d tensors of the samples'
+        device."""
+        *values, numbers = self.operands(call)
+        if numbers is None:
+            return call
+        device = next(value.device for value in values if isinstance(value, Tensor))
+        return self._build(iter(self._with(values, numbers.to(device).unbind(0))))
+
+    def _with(self, values: list[Any], numbers: Any) -> list[Any]:
+        for at, number in zip(self._numbers_at, numbers, strict=True):
+            values[at] = number
+        return values
+
+    def _build(self, values: Any) -> Any:
+        fields = []
+        for position in range(len(self.tuple._fields)):
+            part = self._tuples.get(position)
+            if part is None:
+                fields.append(next(values))
+            else:
+                fields.append(Table(next(values), next(values)) if part is Table else part._build(values))
+        return self.tuple(*fields)
+
+
+def _argument(name: str, hint: Any) -> Argument:
+    alternatives = get_args(hint) if get_origin(hint) is not Annotated else (hint,)
+    kind, *choices = get_args(next(each for each in alternatives if each is not type(None)))[1:]
+    return Argument(name, kind, type(None) in alternatives, tuple(choices))

@@ -1,0 +1,136 @@
+"""The autograd function around every loss: a forward stores the gradient too, so that the backward only scales it.
+
+A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). The gradient is that of an
+upstream of 1; where float16 would lose it, it is stored times a power of two, which `unscale` takes out again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import increment_version
+
+from fdkernels._op import library
+from fdkernels._op.library import KERNELS, Op
+
+
+def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
+    """(loss, figures), differentiable with respect to the first argument alone."""
+    # Not is_exporting(), which torch 2.10 and 2.11 take as true in every graph of torch.compile.
+    if torch.compiler._is_exporting_flag:
+        return _exported(op, backend, call)
+    return _Loss.apply(call[0], op, backend, call)  # type: ignore[no-any-return]
+
+
+def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
+    """An exported graph keeps no autograd function: it has to hold an op that knows its own gradient."""
+    if backend not in KERNELS and call.with_grad:
+        raise RuntimeError(
+            f"{op.public}: torch.export would lose the gradient of the {backend} backend; export with backend= "
+            f"one of {', '.join(KERNELS)}, or under torch.no_grad()"
+        )
+    loss, _, _, figures = op.run(backend, call, call[0])
+    return loss, figures
+
+
+def _forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
+    # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
+    results: tuple[Tensor, ...] = op.run(backend, call, first)
+    ctx.save_for_backward(*results[1:3])
+    ctx.op, ctx.backend = op, backend
+    ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
+    return results
+
+
+class _Loss(Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
+        loss, _, _, figures = _forward(ctx, first, op, backend, call)
+        # A saved-tensor hook may hand its own tensor back, which is not ours to write to.
+        hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+        ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
+        ctx.mark_non_differentiable(figures)
+        return loss, figures
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(f"{ctx.op.public}: double backward (create_graph=True) is not supported")
+        upstream = upstreams[0]
+        if upstream is None:  # the loss fed something that sent no gradient back
+            return None, None, None, None
+        gradient, unscale = ctx.saved_tensors
+        if ctx.backend == "reference":
+            gradient = scaled(gradient, upstream, unscale)
+        elif ctx.may_write_in_place and _graph_is_freed():
+            library.kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
+            increment_version(gradient)
+        else:
+            gradient = library.kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
+        return gradient, None, None, None
+
+
+class _RawLoss(_Loss):
+    """The same around the raw op, of which a graph without the autograd function is made, such as an exported one."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
+        results = _forward(ctx, first, op, backend, call)
+        ctx.may_write_in_place = False  # the caller has the gradient too
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+
+def differentiable(op: Op) -> Op:
+    """Teach the raw ops their own gradient."""
+    for backend in KERNELS:
+        library.implement_autograd(op, backend, _raw(op, backend))
+    return op
+
+
+def _raw(op: Op, backend: str) -> Any:
+    raw = library.kernels[f"{op.name}_{backend}"]
+
+    def call(*operands: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and operands[0].requires_grad:
+            given = op.arguments.call(*operands)._replace(with_grad=True)
+            return _RawLoss.apply(given[0], op, backend, given)  # type: ignore[no-any-return]
+        return raw(*operands)  # type: ignore[no-any-return]
+
+    return call
+
+
+@torch.no_grad()
+def scaled(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
+    """upstream · unscale · gradient, rounded once: the specification of the ops `scale_<backend>`."""
+    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    factor = upstream.to(wide) * unscale.to(wide) if unscale.numel() else upstream.to(wide)
+    if factor.dim():
+        factor = factor.view(-1, *(1,) * (gradient.dim() - 1))
+    return (gradient.to(wide) * factor).to(gradient.dtype)
+
+
+def _graph_is_freed() -> bool:
+    """Inside a backward: whether nothing will read the saved tensors again."""
+    if torch.compiler.is_compiling():
+        return False
+    keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keep_graph is not None and not keep_graph()
+
+
+def inside_backward() -> bool:
+    """Whether autograd is running here: a forward is then the second one of an activation checkpoint.
+
+    State was updated by the first. A second update would give this forward, and so the gradient, other weights than the
+    loss had.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def mark_updated(state: Tensor | None, updated: bool) -> None:
+    """Tell autograd of a kernel's raw write, as an in-place op of PyTorch's own would."""
+    if state is not None and updated and not torch.compiler.is_compiling() and not inside_backward():
+        increment_version(state)

@@ -1,0 +1,119 @@
+"""How an op is registered: one schema and one fake for every backend, Triton's implementation behind its first call.
+
+`csrc/torch/` registers the implementations `<op>_native`, for the same schemas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdkernels._op.arguments import ArgumentList
+
+KERNELS = ("native", "triton")
+
+
+class Op(NamedTuple):
+    """An op `<name>_<backend>`."""
+
+    name: str
+    public: str
+    """The function that users call, as errors name it."""
+    arguments: ArgumentList
+    results: str
+    """As a schema has them."""
+    outputs: Callable[[Any], tuple[Tensor, ...]]
+    """From a call to its results, uninitialized: what the fakes return."""
+    reference: Callable[[Any], tuple[Tensor, ...]]
+    """The specification, from a call to its results."""
+
+    def run(self, backend: str, call: Any, first: Tensor) -> Any:
+        """The results of a call, `first` in the place of its first argument."""
+        if backend == "reference":
+            return self.reference(call._replace(**{self.arguments.names[0]: first}))
+        operands = self.arguments.operands(call)
+        operands[0] = first
+        return kernels[f"{self.name}_{backend}"](*operands)
+
+
+ops: list[Op] = []
+kernels: dict[str, Callable[..., Any]] = {}
+"""Registered ops by name, past their own autograd kernels: around them is an autograd function already."""
+
+# Of the gradient that a loss has stored (`autograd.py`); in place, a factor of 1 moves nothing.
+_SCALE = {
+    "scale": "(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor",
+    "scale_": "(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
+}
+# The limits of a GPU, which native plans its launches by: `csrc/core/plan.h`, DeviceLimits in its order.
+_CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
+
+_library = torch.library.Library("fdkernels", "DEF")
+_library.define(_CUDA_LIMITS)
+
+
+def register(op: Op, triton: str) -> Op:
+    """Make an op callable on every backend; `triton`: the module with a function of its name for that backend."""
+    ops.append(op)
+    for backend in KERNELS:
+        define(_library, op, backend)
+        _make_callable(f"{op.name}_{backend}")
+    _implement_in_triton(f"{op.name}_triton", triton, op.name)
+    return op
+
+
+def define(library: torch.library.Library, op: Op, backend: str) -> None:
+    """An op's schema in a library's namespace, and its fake."""
+    library.define(f"{op.name}_{backend}({op.arguments.schema}) -> ({op.results})")
+
+    def fake(*operands: Any) -> tuple[Tensor, ...]:
+        return op.outputs(op.arguments.call(*operands))
+
+    torch.library.register_fake(f"{library.ns}::{op.name}_{backend}", fake, lib=library)
+
+
+def define_scale(library: torch.library.Library, backend: str) -> None:
+    """The two ops that scale a stored gradient: `scale_<backend>`, and `scale_<backend>_` in place."""
+    scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
+    library.define(scaled + _SCALE["scale"])
+    library.define(in_place + _SCALE["scale_"])
+    torch.library.register_fake(f"{library.ns}::{scaled}", lambda gradient, *_: torch.empty_like(gradient), lib=library)
+    torch.library.register_fake(f"{library.ns}::{in_place}", lambda *_: None, lib=library)
+
+
+def implement_autograd(op: Op, backend: str, function: Callable[..., Any]) -> None:
+    _library.impl(f"{op.name}_{backend}", function, "Autograd")
+
+
+def _implement_in_triton(op: str, module: str, function: str) -> None:
+    """The module is imported, and Triton with it, by the first call."""
+
+    def implementation(*operands: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*operands)
+
+    for key in ("CUDA", "CPU"):  # ROCm's devices are CUDA's to PyTorch; on CPU, Triton's interpreter
+        _library.impl(op, implementation, key)
+
+
+def _make_callable(name: str) -> None:
+    op = getattr(torch.ops.fdkernels, name).default
+
+    def call(*operands: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*operands)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*operands)
+
+    kernels[name] = call
+
+
+for _backend in KERNELS:
+    define_scale(_library, _backend)
+    for _name in (f"scale_{_backend}", f"scale_{_backend}_"):
+        kernels[_name] = getattr(torch.ops.fdkernels, _name).default
+for _name in ("scale", "scale_"):
+    _implement_in_triton(_name.replace("scale", "scale_triton"), "fdkernels._triton.scale", _name)

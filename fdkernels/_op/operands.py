@@ -1,0 +1,85 @@
+"""What keeps a direct call of a raw op from reading past a tensor. Public calls have been validated before.
+
+`csrc/torch/operands.h` makes the same checks for the native backend.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fdkernels._op.arguments import Argument, ArgumentList, Table
+from fdkernels._op.checks import FLOATS
+
+
+def check(arguments: ArgumentList, call: Any) -> None:
+    """Raises a RuntimeError, as PyTorch's own ops do. A good call pays for comparisons alone, some microseconds."""
+    operands = iter(arguments.flat(call))
+    first: Tensor = call[0]
+    if first is None or first.dim() == 0:
+        refuse(arguments.names[0], "shape (B, ...)", first)
+    bins = 0
+    for entry in arguments.entries:
+        value = next(operands)
+        if entry.kind in ("table", "mask"):
+            _check_table(entry, Table(value, next(operands)), first)
+        elif entry.kind == "choice":
+            if value not in entry.choices:
+                refuse(entry.name, f"one of {', '.join(entry.choices)}, got {value!r}")
+        elif value is None:
+            if not entry.optional:
+                refuse(entry.name, "a tensor, got None")
+        elif isinstance(value, Tensor):
+            bins = value.numel() if entry.kind == "state" else bins
+            _check_tensor(entry, value, first, bins)
+
+
+def _check_tensor(entry: Argument, value: Tensor, first: Tensor, bins: int) -> None:
+    shape, device, batch = first.shape, first.device, first.shape[0]
+    on_device = value.device == device
+    if entry.kind == "samples":
+        if math.prod(shape[1:]) == 0:
+            refuse(entry.name, "at least one element a sample", value)
+        if value.shape != shape or value.dtype not in FLOATS or not on_device or not _has_dense_rows(value):
+            refuse(entry.name, f"floats of shape {tuple(shape)} on {device}, each sample dense", value)
+    elif entry.kind == "per_sample":
+        if value.shape != (batch,) or value.is_complex() or not on_device:
+            refuse(entry.name, f"real values of shape ({batch},) on {device}", value)
+    elif entry.kind == "logits":
+        fits = value.dim() in (1, 2) and value.shape[0] == batch and 0 not in value.shape[1:]
+        if not fits or value.dtype not in FLOATS or not on_device:
+            refuse(entry.name, f"floats of shape ({batch},) or ({batch}, heads) on {device}", value)
+    elif entry.kind == "scalar":
+        if value.numel() != 1 or value.is_complex() or not (on_device or value.device.type == "cpu"):
+            refuse(entry.name, f"one real value on {device} or the CPU", value)
+    else:
+        size, dtype = (bins, torch.float32) if entry.kind == "state" else (bins - 1, torch.float64)
+        if not bins or value.shape != (size,) or value.dtype != dtype or not on_device or not value.is_contiguous():
+            what = "(bins,)" if entry.kind == "state" else "(bins - 1,) beside the state of as many bins"
+            refuse(entry.name, f"contiguous {dtype} {what} on {device}", value)
+
+
+def _check_table(entry: Argument, table: Table, first: Tensor) -> None:
+    entries, inner = table
+    if entries is None:
+        return
+    elements = math.prod(first.shape[1:])
+    fits = entries.dim() == 2 and entries.shape[0] in (1, first.shape[0]) and entries.shape[1] > 0 and inner > 0
+    if not fits or elements % (entries.shape[1] * inner):
+        refuse(entry.name, f"(B or 1, R) entries whose runs of {inner} tile {elements} elements", entries)
+    is_right = entries.dtype == torch.bool if entry.kind == "mask" else entries.dtype in (torch.float32, torch.float64)
+    if not is_right or entries.device != first.device or not _has_dense_rows(entries):
+        kind = "bool" if entry.kind == "mask" else "float32 or float64"
+        refuse(entry.name, f"dense rows of {kind} on {first.device}", entries)
+
+
+def _has_dense_rows(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or tensor[:1].is_contiguous()
+
+
+def refuse(name: str, what: str, got: Tensor | None = None) -> NoReturn:
+    came = "" if got is None else f", got {tuple(got.shape)}, strides {got.stride()}, {got.dtype} on {got.device}"
+    raise RuntimeError(f"{name}: expected {what}{came}")
