@@ -36,8 +36,8 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-PY_ROOTS := fdkernels python benchmarks tests setup.py
+CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PY_ROOTS := fdkernels python benchmarks tests tools setup.py
 
 .PHONY: demo test lint bench readme-figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
@@ -69,12 +69,12 @@ software-device: $(VENV)/.stamp-build
 	$(BIN)/python -m tests.software_device.mutations
 
 check-kernels: $(VENV)/.stamp-build
-	$(BIN)/python -m tests.check_kernels $(if $(ALL),--all)
+	$(BIN)/python -m tools.machine_code $(if $(ALL),--all)
 
 check-versions: $(VENV)/.stamp-deps
-	$(BIN)/python -m tests.check_versions $(VERSIONS)
+	$(BIN)/python -m tools.check_versions $(VERSIONS)
 
-GPU_CHECK = -m tests.gpu_check --out '$(or $(OUT),$(error OUT=folder: where to write))' --device $(DEVICE) \
+GPU_CHECK = -m tools.gpu_check --out '$(or $(OUT),$(error OUT=folder: where to write))' --device $(DEVICE) \
   $(if $(STAGES),--stages $(STAGES)) $(if $(BUDGET),--budget $(BUDGET))
 
 # Installs nothing: such a machine may reach no index.

@@ -22,7 +22,7 @@ INTERPRETED = Limits(
 # On a GPU: what has nothing to do with it, and may need packages that its machine has not. Without hypothesis, on any
 # device: what imports it.
 collect_ignore: list[str] = []
-ELSEWHERE = ("packaging", "fdistill", "benchmarks", "software_device")
+ELSEWHERE = ("packaging", "fdistill", "benchmarks", "software_device", "tools")
 NEED_HYPOTHESIS = tuple(
     str(file.relative_to(Path(__file__).parent))
     for file in sorted(Path(__file__).parent.glob("fdkernels/test_*.py"))

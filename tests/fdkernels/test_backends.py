@@ -14,7 +14,7 @@ import torch
 import fdkernels as fdk
 from fdkernels import _core, backends, binaries
 from fdkernels.backends import NATIVE_FIRST, TRITON_FIRST
-from tests.gpu_check.sanitize import TOOLS
+from tools.gpu_check.sanitize import TOOLS
 
 pytestmark = pytest.mark.cpu_only("what a device offers is made up here")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fdkernels._core import plan, plans
 from fdkernels.devices import CLUSTER_SIZES, PRESETS
 from fdkernels.plans import name_of
-from tests.check_kernels.cases import FORWARDS, ODD
+from tools.machine_code.cases import FORWARDS, ODD
 
 pytestmark = pytest.mark.cpu_only("a pure function")
 

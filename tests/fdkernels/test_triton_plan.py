@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fdkernels.fdiv import triton_launch, triton_plan
 from fdkernels.fdiv.triton_plan import Limits, backward_plan, bytes_moved, needs_int64, next_power_of_2, plan
-from tests.check_kernels.cases import call
+from tools.machine_code.cases import call
 
 pytestmark = pytest.mark.cpu_only("a pure function")
 

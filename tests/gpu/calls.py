@@ -16,7 +16,7 @@ import fdkernels as fdk
 from fdkernels import testing
 from fdkernels._op.views import as_table, broadcastable
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
-from tests.gpu_check.stage import PLAN
+from tools.gpu_check.stage import PLAN
 
 # Backends with kernels for GPUs: every test here runs on each.
 KERNELS = ("native", "triton")

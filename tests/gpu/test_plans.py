@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.cases import assert_stats, make, normalizer, same_bits
-from tests.check_kernels.machine_code import SYSTEM_SHARED
 from tests.gpu.calls import (
     CLUSTER,
     EVERY_OPTION,
@@ -23,7 +22,8 @@ from tests.gpu.calls import (
     planned,
 )
 from tests.gpu.conftest import skip_unless_possible
-from tests.gpu_check.stage import NO_SCHEDULE
+from tools.gpu_check.stage import NO_SCHEDULE
+from tools.machine_code.instructions import SYSTEM_SHARED
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends("native")]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fdkernels import backends, devices
 from fdkernels.fdiv import ops
-from tests.gpu_check.stage import NO_SCHEDULE, PLAN
 from tests.software_device import build
+from tools.gpu_check.stage import NO_SCHEDULE, PLAN
 
 if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits

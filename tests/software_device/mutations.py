@@ -26,8 +26,8 @@ import torch
 
 from tests.cases import Case, make, normalizer
 from tests.gpu.calls import hold, in_float64, make_batch, same
-from tests.gpu_check.stage import PLAN
 from tests.software_device import build, device
+from tools.gpu_check.stage import PLAN
 
 FDIV, BLOCK, WEIGH = "cuda/fdiv.cuh", "cuda/block.cuh", "cuda/weigh.cuh"
 DEVICE, SAMPLE, SHARE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "fdkernels/share.h", "cuda/fdiv_small.cu"

@@ -1,4 +1,4 @@
-"""python -m tests.software_device.sanitized: the small cases of tests/gpu_check on the software device, compiled with
+"""python -m tests.software_device.sanitized: the small cases of tools/gpu_check on the software device, compiled with
 address and undefined-behaviour sanitizers. The first fault ends the run with the sanitizer's report.
 
 Each architecture is a process of its own, as the sanitizers' runtime has to be loaded before anything else. libstdc++
@@ -19,10 +19,10 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.gpu_check import small_cases
-from tests.gpu_check.stage import UNAVAILABLE
 from tests.software_device import build, device
 from tests.software_device.settings import PLANS, WAYS, Setting
+from tools.gpu_check import small_cases
+from tools.gpu_check.stage import UNAVAILABLE
 
 FEW = build.HERE / "few.cu", "cuda/fdiv_small.cu"
 MISSING = "no GCC that has libasan.so, libubsan.so and libstdc++.so to preload"
@@ -123,7 +123,7 @@ def main() -> int:
         "--architectures", nargs="+", type=int, choices=build.ARCHITECTURES, default=build.ARCHITECTURES
     )
     parser.add_argument("--plans", nargs="+", default=PLANS, metavar="PLAN", help=", ".join(PLANS))
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="of tests.gpu_check.small_cases")
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="of tools.gpu_check.small_cases")
     parser.add_argument("--few", action="store_true", help="kernels of float32 alone")
     parser.add_argument("--planted", nargs="+", metavar=("FILE", "FAULT"), help="planted faults instead; prints JSON")
     options = parser.parse_args()

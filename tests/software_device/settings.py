@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.gpu_check.stage import PLAN
 from tests.software_device import device
+from tools.gpu_check.stage import PLAN
 
 PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2")
 

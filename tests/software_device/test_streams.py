@@ -8,9 +8,9 @@ import torch
 import fdkernels as fdk
 from tests.cases import ORDER, make, normalizer
 from tests.gpu.calls import make_batch, same
-from tests.gpu_check.stage import PLAN
 from tests.software_device import device
 from tests.software_device.settings import Setting
+from tools.gpu_check.stage import PLAN
 
 PLANS = ("cluster:1", "cluster:2", "grid")
 SHAPE = (5, 3, 8, 8)

@@ -9,9 +9,9 @@ import fdkernels as fdk
 from tests import oracle
 from tests.cases import assert_stats, make, normalizer, same_bits
 from tests.gpu.calls import WEIGH, make_batch, same
-from tests.gpu_check.stage import PLAN
 from tests.software_device import device
 from tests.software_device.settings import Setting
+from tools.gpu_check.stage import PLAN
 
 LIMITS = {
     90: device.SMALL._replace(multiprocessors=8),

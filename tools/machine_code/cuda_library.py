@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.check_kernels.compiled import run, tool
-from tests.check_kernels.machine_code import SYSTEM_SHARED, Block, Instruction, functions, in_flight, stretches
+from tools.machine_code.compiled import run, tool
+from tools.machine_code.instructions import SYSTEM_SHARED, Block, Instruction, functions, in_flight, stretches
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "fdkernels/libfdkernels_cuda.so"

@@ -7,10 +7,10 @@ import re
 
 from benchmarks import __main__ as command
 from benchmarks.shapes import LARGE, PRACTICE
-from tests.gpu_check import bench, experiments, plan_times, sanitize
-from tests.gpu_check.__main__ import stage_names
-from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import PLAN, Stage
+from tools.gpu_check import bench, experiments, plan_times, sanitize
+from tools.gpu_check.__main__ import stage_names
+from tools.gpu_check.children import ROOT, Done
+from tools.gpu_check.stage import PLAN, Stage
 
 
 def commands(found, monkeypatch, run):
@@ -77,7 +77,7 @@ def test_cases_in_every_plan_and_what_is_planned(stage, monkeypatch):
 
     monkeypatch.setattr(found, "child", run)
     experiments.run_cases(found)
-    small = [plan for program, plan in calls if "tests.gpu_check.small_cases" in program and "native" in program]
+    small = [plan for program, plan in calls if "tools.gpu_check.small_cases" in program and "native" in program]
     assert sorted(small) == sorted(experiments.PLANS) and set(sanitize.NATIVE_PLANS) <= set(experiments.PLANS)
     planned = [program for program, _ in calls if "plan" in program]
     assert len(planned) == len(PRACTICE) and all(program[-1] == "present" for program in planned)

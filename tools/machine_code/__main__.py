@@ -1,4 +1,4 @@
-"""python -m tests.check_kernels [--all | TARGET ...]: a table of kernels for each library, exit code 1 where a claim
+"""python -m tools.machine_code [--all | TARGET ...]: a table of kernels for each library, exit code 1 where a claim
 fails. Triton's are compiled for the targets; of the CUDA library that is built, all architectures are inspected, or
 those that are named."""
 
@@ -8,11 +8,11 @@ import argparse
 import sys
 from collections import Counter
 
-from tests.check_kernels import cuda_claims
-from tests.check_kernels.cases import launches
-from tests.check_kernels.claims import expected_accesses, failures
-from tests.check_kernels.compiled import TARGETS, compile_for
-from tests.check_kernels.cuda_library import LIBRARY, ROOT, architectures, kernels
+from tools.machine_code import cuda_claims
+from tools.machine_code.cases import launches
+from tools.machine_code.claims import expected_accesses, failures
+from tools.machine_code.compiled import TARGETS, compile_for
+from tools.machine_code.cuda_library import LIBRARY, ROOT, architectures, kernels
 
 IN_CI = ("sm_90", "gfx942")
 COLUMNS = "{:40} {:19} {:7} {:>9} {:>5} {:>6} {:>7} {:>9} {:>9} {:>7}  {}"
@@ -28,7 +28,7 @@ CUDA_HEADER = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.check_kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.machine_code", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; {', '.join(IN_CI)}")
     parser.add_argument("--all", action="store_true", help="every target")
     parser.add_argument("--only", choices=("triton", "cuda"), help="the kernels of one of them")

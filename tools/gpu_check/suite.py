@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import contracts
-from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import Stage
+from tools.gpu_check.children import ROOT, Done
+from tools.gpu_check.stage import Stage
 
 # In this order for each file: cold compilations make Triton's the longest, so they start first.
 BACKENDS = ("triton", "native", "none", "reference")
@@ -78,7 +78,7 @@ def interleaved(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]
 
 def pytest(stage: Stage, name: str, record: Path, *arguments: str, **options: Any) -> Done:
     return stage.python(
-        name, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.gpu_check.record",
+        name, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.gpu_check.record",
         "--device", stage.options.device, "--record", str(record),
         "-o", f"faulthandler_timeout={TEST_SECONDS}", *arguments, **options,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.gpu_check.stage import Stage
+from tools.gpu_check.stage import Stage
 
 
 def run(stage: Stage) -> None:

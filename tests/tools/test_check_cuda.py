@@ -8,15 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.check_kernels import __main__ as command
-from tests.check_kernels import cuda_library
-from tests.check_kernels.broken_cuda import BROKEN, UNBROKEN, compile_broken, find_nvcc
-from tests.check_kernels.cuda_claims import failures, library_failures, planned
-from tests.check_kernels.cuda_library import LIBRARY, CudaKernel, Types, architectures, kernels
-from tests.check_kernels.machine_code import SYSTEM_SHARED, functions, in_flight, stretches
 from tests.gpu.test_plans import STATIC_SHARED
-
-pytestmark = pytest.mark.cpu_only("inspects what was compiled")
+from tools.machine_code import __main__ as command
+from tools.machine_code import cuda_library
+from tools.machine_code.broken_cuda import BROKEN, UNBROKEN, compile_broken, find_nvcc
+from tools.machine_code.cuda_claims import failures, library_failures, planned
+from tools.machine_code.cuda_library import LIBRARY, CudaKernel, Types, architectures, kernels
+from tools.machine_code.instructions import SYSTEM_SHARED, functions, in_flight, stretches
 
 NVCC = find_nvcc()
 PLAIN, GENERALS = planned("kRegistersAThread"), planned("kRegistersAThreadGeneral")
@@ -138,7 +136,7 @@ def test_every_kernel_that_is_built_is_as_claimed(arch):
 
 def test_a_missing_library_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(command, "LIBRARY", cuda_library.ROOT / "fdkernels/libfdkernels_cuda_not_there.so")
-    monkeypatch.setattr(sys, "argv", ["check_kernels", "--only", "cuda"])
+    monkeypatch.setattr(sys, "argv", ["machine_code", "--only", "cuda"])
     assert command.main() == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "built without nvcc" in line
@@ -148,7 +146,7 @@ def test_the_table_names_what_fails(monkeypatch, capsys):
     monkeypatch.setattr(command, "LIBRARY", cuda_library.ROOT / "setup.py")
     monkeypatch.setattr(command, "architectures", lambda: [90])
     monkeypatch.setattr(command, "kernels", lambda library, archs: [GOOD, replace(GOOD, spilled=8)])
-    monkeypatch.setattr(sys, "argv", ["check_kernels", "--only", "cuda"])
+    monkeypatch.setattr(sys, "argv", ["machine_code", "--only", "cuda"])
     assert command.main() == 1
     header, good, broken, *rest = capsys.readouterr().out.splitlines()
     assert good.startswith("fdiv_cluster_kernel<bf16, bf16, f32> ") and good.endswith("ok")

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from tests.check_kernels.cuda_library import FLAGSHIPS, ROOT, CudaKernel, Types
+from tools.machine_code.cuda_library import FLAGSHIPS, ROOT, CudaKernel, Types
 
 MOST_KERNELS = 48  # of an architecture
 MOST_REGISTERS = 128  # of a thread, with 512 threads a block

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.check_kernels.claims import Expected, failures
-from tests.check_kernels.compiled import Compiled
-
-pytestmark = pytest.mark.cpu_only("compiles for devices that are not there")
+from tools.machine_code.claims import Expected, failures
+from tools.machine_code.compiled import Compiled
 
 ROOT = Path(__file__).parents[2]
 CAUGHT_BY = {
@@ -42,7 +40,7 @@ def compiled_in_a_process_of_its_own(module: str, *arguments: str) -> subprocess
 
 def test_every_kernel_is_as_claimed():
     """On one target; `make check-kernels` takes another, and with ALL=1 all."""
-    run = compiled_in_a_process_of_its_own("tests.check_kernels", "sm_90", "--only", "triton")
+    run = compiled_in_a_process_of_its_own("tools.machine_code", "sm_90", "--only", "triton")
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     for kernel in ("fdiv_fwd_kernel", "fdiv_reduce_kernel", "fdiv_apply_kernel", "fdiv_bwd_kernel",
                    "fdiv_weight_kernel"):  # fmt: skip
@@ -52,7 +50,7 @@ def test_every_kernel_is_as_claimed():
 
 @pytest.mark.parametrize("target", ("sm_90", "gfx942"))
 def test_every_broken_kernel_is_caught(target):
-    run = compiled_in_a_process_of_its_own("tests.check_kernels.broken", target)
+    run = compiled_in_a_process_of_its_own("tools.machine_code.broken", target)
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert found.keys() == CAUGHT_BY.keys()
@@ -63,7 +61,7 @@ def test_every_broken_kernel_is_caught(target):
 
 
 def test_an_unknown_target_is_an_error():
-    run = compiled_in_a_process_of_its_own("tests.check_kernels", "sm_70")
+    run = compiled_in_a_process_of_its_own("tools.machine_code", "sm_70")
     assert run.returncode == 2 and "sm_70" in run.stderr and "sm_90" in run.stderr
 
 
@@ -91,16 +89,16 @@ def test_each_claim_can_fail(change, words):
 
 def test_exit_code_of_a_failing_claim(monkeypatch, capsys):
     """The table names the claim, and the command fails."""
-    from tests.check_kernels import __main__ as command
+    from tools.machine_code import __main__ as command
 
     monkeypatch.setattr(command, "compile_for", lambda launch, target: replace(GOOD, float_atomics=1))
     monkeypatch.setattr(command, "launches", lambda: command_cases())
-    monkeypatch.setattr(sys, "argv", ["check_kernels", "sm_90", "--only", "triton"])
+    monkeypatch.setattr(sys, "argv", ["machine_code", "sm_90", "--only", "triton"])
     assert command.main() == 1
     assert "float atomics" in capsys.readouterr().out
 
 
 def command_cases():
-    from tests.check_kernels.cases import launches
+    from tools.machine_code.cases import launches
 
     return launches()[:1]

@@ -1,4 +1,4 @@
-"""python -m tests.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
+"""python -m tools.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
 
 Exit code 1 where a stage that asks whether we are right failed. What a machine refuses (a profiler without permission,
 a missing tool) and what no time was left for is written down and printed, and fails nothing. After a build that failed
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.gpu_check import bench, build, children, experiments, profiling, sanitize, suite
-from tests.gpu_check.stage import Options, Stage, last_line
+from tools.gpu_check import bench, build, children, experiments, profiling, sanitize, suite
+from tools.gpu_check.stage import Options, Stage, last_line
 
 STAGES: dict[str, Callable[[Stage], None]] = {
     "build": build.run,
@@ -48,7 +48,7 @@ def stage_names(text: str) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     named = f"of {', '.join(STAGES)} (default: these), {', '.join(EXPERIMENTS)}"
     parser.add_argument("--stages", type=stage_names, default=list(STAGES), metavar="NAME,...", help=named)

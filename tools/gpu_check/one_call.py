@@ -1,4 +1,4 @@
-"""python -m tests.gpu_check.one_call: one forward and backward, warmed up, on inputs that no cache holds.
+"""python -m tools.gpu_check.one_call: one forward and backward, warmed up, on inputs that no cache holds.
 
 Between cudaProfilerStart and Stop, for `ncu` to look at; with --kernels torch.profiler looks, and JSON is printed.
 Exit code 3: the backend cannot run here, and says why.
@@ -19,7 +19,7 @@ from benchmarks.counting import trace
 from benchmarks.formulas import FORMULAS, Inputs, Step, make_inputs
 from benchmarks.shapes import DTYPES, SHAPES
 from fdkernels import backends
-from tests.gpu_check.stage import UNAVAILABLE
+from tools.gpu_check.stage import UNAVAILABLE
 
 FLUSHED = 2**29  # bytes, more than any L2 cache
 
@@ -38,7 +38,7 @@ def flush() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check.one_call", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check.one_call", description=__doc__)
     parser.add_argument("--backend", choices=backends.BACKENDS, required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="sdxl")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from tests.check_versions import stand_ins
+from tools.check_versions import stand_ins
 
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # Of a CUDA build, and not needed for its CPU code. Triton is installed by its own version.

@@ -1,4 +1,4 @@
-"""python -m tests.gpu_check.plan_times: forwards of the native backend in each schedule that may be worth it.
+"""python -m tools.gpu_check.plan_times: forwards of the native backend in each schedule that may be worth it.
 
 One process, since a schedule is chosen a call: all schedules of a case are captured, then timed in turns, beside what
 the plan's model predicts. Gradients are kept, so that they go to memory as in training. On a CPU, which has one
@@ -26,7 +26,7 @@ from benchmarks.measure import input_sets
 from benchmarks.predicted import present
 from benchmarks.shapes import LARGE, PRACTICE, SHAPES
 from fdkernels import RatioNormalizer, _core, devices
-from tests.gpu_check.stage import PLAN
+from tools.gpu_check.stage import PLAN
 
 if TYPE_CHECKING:
     from fdkernels._core import Plan
@@ -90,7 +90,7 @@ def times_of(name: str, shape: str, dtype: str, rounds: int, device: str) -> lis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check.plan_times", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check.plan_times", description=__doc__)
     parser.add_argument("--group", choices=tuple(CASES), required=True)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rounds", type=int, default=15)

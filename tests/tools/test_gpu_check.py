@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import fdkernels as fdk
-from tests.gpu_check import __main__ as check
-from tests.gpu_check import bench, children, profiling, sanitize, small_cases, suite
-from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import PLAN, Stage
+from tools.gpu_check import __main__ as check
+from tools.gpu_check import bench, children, profiling, sanitize, small_cases, suite
+from tools.gpu_check.children import ROOT, Done
+from tools.gpu_check.stage import PLAN, Stage
 
 CONFTEST = "from tests.conftest import *\nfrom tests.conftest import _usable, _small_programs\n"
 FINE = """
@@ -61,7 +61,7 @@ def test_all_stages_but_build(tmp_path, write_tests):
     out = tmp_path / "out"
     arguments = ["--out", out, "--device", "cpu", "--stages", "test,sanitize,bench,profile"]
     run = subprocess.run(
-        [sys.executable, "-m", "tests.gpu_check", *arguments, "--tests", write_tests(fine=FINE)],
+        [sys.executable, "-m", "tools.gpu_check", *arguments, "--tests", write_tests(fine=FINE)],
         cwd=ROOT, env={**os.environ, "PATH": "", "CUDA_HOME": "/nowhere", "FDKERNELS_COMMIT": "c0ffee"},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -197,7 +197,7 @@ def test_the_command_for_a_bare_machine_names_the_commit():
     commit, python, *arguments = shlex.split(run.stdout)
     assert re.fullmatch(r"FDKERNELS_COMMIT=[0-9a-f]{40}(-dirty)?", commit)
     assert [python, *arguments] == [
-        "python3", "-m", "tests.gpu_check",
+        "python3", "-m", "tools.gpu_check",
         "--out", "a folder", "--device", "cuda", "--stages", "own", "--budget", "540",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""python -m tests.check_kernels.broken TARGET: kernels broken on purpose, and which claims catch them, as JSON.
+"""python -m tools.machine_code.broken TARGET: kernels broken on purpose, and which claims catch them, as JSON.
 
 Each in a process of its own, since it replaces parts of the kernels before they are first compiled.
 """
@@ -18,9 +18,9 @@ import triton.language as tl
 from fdkernels._triton.launch import Launch
 from fdkernels.fdiv import triton_kernels
 from fdkernels.fdiv.triton_launch import forward_launches
-from tests.check_kernels.cases import CIFAR, SD15, SDXL, call, meta
-from tests.check_kernels.claims import expected_accesses, failures
-from tests.check_kernels.compiled import TARGETS, compile_for
+from tools.machine_code.cases import CIFAR, SD15, SDXL, call, meta
+from tools.machine_code.claims import expected_accesses, failures
+from tools.machine_code.compiled import TARGETS, compile_for
 
 
 @triton.jit

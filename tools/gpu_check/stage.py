@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.gpu_check import children
-from tests.gpu_check.children import Done
+from tools.gpu_check import children
+from tools.gpu_check.children import Done
 
 # Worst first: a stage has the worst status of its parts. "refused": a tool or a backend cannot run here.
 STATUSES = ("failed", "timed out", "refused", "ok")

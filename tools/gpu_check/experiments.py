@@ -7,9 +7,9 @@ import os
 
 from benchmarks.formulas import BINS, HEADS
 from benchmarks.shapes import PRACTICE
-from tests.gpu_check import sanitize
-from tests.gpu_check.sanitize import Subject
-from tests.gpu_check.stage import Stage
+from tools.gpu_check import sanitize
+from tools.gpu_check.sanitize import Subject
+from tools.gpu_check.stage import Stage
 
 # What the planner chooses, and everything that it can be made to choose.
 PLANS = ("", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2", "grid")
@@ -17,7 +17,7 @@ CALL = ("--heads", str(HEADS), "--bins", str(BINS))  # the one that is timed
 
 
 def run_cases(stage: Stage) -> None:
-    """tests.gpu_check.small_cases in each plan, then what is planned for the shapes of practice on this device."""
+    """tools.gpu_check.small_cases in each plan, then what is planned for the shapes of practice on this device."""
     subjects = [*(Subject("native", plan) for plan in (PLANS if stage.is_gpu else PLANS[:1])), Subject("triton")]
     jobs = (functools.partial(sanitize.plainly, stage, subject, []) for subject in subjects)
     stage.together(jobs, max(1, (os.cpu_count() or 1) // 4))
@@ -43,7 +43,7 @@ def run_plans(stage: Stage) -> None:
             continue
         file = stage.options.out / f"plans-{group}.json"
         done = stage.python(
-            group, "-m", "tests.gpu_check.plan_times", "--group", group, "--device", stage.options.device,
+            group, "-m", "tools.gpu_check.plan_times", "--group", group, "--device", stage.options.device,
             "--json", str(file), limit=stage.left() / (len(groups) - i),
         )  # fmt: skip
         stage.add(group, done.status, done.seconds, "" if done.status == "ok" else done.tail())

@@ -1,4 +1,4 @@
-"""Stage profile: one call (tests.gpu_check.one_call) of a few shapes under torch.profiler and ncu.
+"""Stage profile: one call (tools.gpu_check.one_call) of a few shapes under torch.profiler and ncu.
 
 ncu looks twice: at each kernel by itself, with caches flushed before it, and at the call as a whole, where a second
 kernel may find in the cache what the first one left. What is then still in the L2 cache is not among the bytes written.
@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tests.gpu_check import children
-from tests.gpu_check.stage import UNAVAILABLE, Stage
+from tools.gpu_check import children
+from tools.gpu_check.stage import UNAVAILABLE, Stage
 
 # Names of benchmarks.shapes, by device.
 BACKENDS = {"cuda": ("native", "triton"), "cpu": ("native",)}
@@ -81,7 +81,7 @@ def run(stage: Stage) -> None:
 
 def one_call(stage: Stage, subject: Subject) -> list[str]:
     return [
-        stage.options.python, "-m", "tests.gpu_check.one_call", "--backend", subject.backend,
+        stage.options.python, "-m", "tools.gpu_check.one_call", "--backend", subject.backend,
         "--device", stage.options.device, "--shape", subject.shape, "--dtype", DTYPE,
     ]  # fmt: skip
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.comparisons import case_of
-from tests.gpu_check.children import Done
-from tests.gpu_check.stage import Stage
+from tools.gpu_check.children import Done
+from tools.gpu_check.stage import Stage
 
 LAST_CASE = 60.0  # seconds kept for what is under way when the others have to stop
 REHEARSAL = ("--shapes", "tiny", "--dtype", "bf16", "--rounds", "6")

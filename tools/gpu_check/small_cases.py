@@ -1,4 +1,4 @@
-"""python -m tests.gpu_check.small_cases: a forward and a backward of every kind of call, small, held to the oracle.
+"""python -m tools.gpu_check.small_cases: a forward and a backward of every kind of call, small, held to the oracle.
 
 What compute-sanitizer runs. Data is made, and results are compared, on the CPU, so that next to nothing but the kernels
 themselves runs under the tool. Exit code 3: the backend cannot run here, and says why.
@@ -21,7 +21,7 @@ import fdkernels as fdk
 from fdkernels import backends
 from tests.cases import Case, make, normalizer
 from tests.device import place
-from tests.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
+from tools.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -120,7 +120,7 @@ def verdict(name: str, backend: str, device: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_check.small_cases", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check.small_cases", description=__doc__)
     parser.add_argument("--backend", choices=backends.BACKENDS, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), metavar="NAME", help=", ".join(CASES))

@@ -1,4 +1,4 @@
-"""Stage sanitize: tests.gpu_check.small_cases by itself, then under each tool of compute-sanitizer.
+"""Stage sanitize: tools.gpu_check.small_cases by itself, then under each tool of compute-sanitizer.
 
 A tool first has to see a fault that is planted for it (planted.cu). Where it does not, or is missing, its silence about
 our kernels would mean nothing: it is noted as refused.
@@ -13,9 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu_check import children
-from tests.gpu_check.children import ROOT, Done
-from tests.gpu_check.stage import PLAN, UNAVAILABLE, Stage
+from tools.gpu_check import children
+from tools.gpu_check.children import ROOT, Done
+from tools.gpu_check.stage import PLAN, UNAVAILABLE, Stage
 
 TOOLS = {
     "memcheck": ("--report-api-errors", "no"),  # what PyTorch asks and handles itself; our launches are checked
@@ -67,7 +67,7 @@ def run(stage: Stage) -> None:
 def cases(stage: Stage, subject: Subject) -> list[str]:
     options = ["--backend", subject.backend, "--device", stage.options.device]
     return [
-        stage.options.python, "-m", "tests.gpu_check.small_cases", *options,
+        stage.options.python, "-m", "tools.gpu_check.small_cases", *options,
         *(() if stage.is_gpu else ("--cases", *CPU_CASES)),
     ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def plainly(stage: Stage, subject: Subject, usable: list[Subject]) -> None:
 
 
 def compile_planted(stage: Stage, program: Path) -> Path | None:
-    source = ROOT / "tests/gpu_check/planted.cu"
+    source = ROOT / "tools/gpu_check/planted.cu"
     nvcc = children.tool("nvcc") or "nvcc"
     done = stage.child("compile planted.cu", [nvcc, "-arch=native", "-o", str(program), str(source)], limit=60)
     if done.status != "ok":

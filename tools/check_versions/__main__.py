@@ -1,7 +1,7 @@
-"""python -m tests.check_versions [2.10.0 ...]: what `make check-versions` runs; ends with a table in Markdown.
+"""python -m tools.check_versions [2.10.0 ...]: what `make check-versions` runs; ends with a table in Markdown.
 
 For each version: an environment (build/versions/<name>/environment, reused when it is there), a source distribution of
-this checkout, `pip install` of it, and a core part of the suite, in a folder that holds the tests alone, so that the
+this checkout, `pip install` of it, and a core part of the suite, in a folder without the package's sources, so that the
 installed package is what runs. Output goes to build/versions/<name>/log.txt. CUDA is compiled where
 FDKERNELS_CUDA_ARCHS names architectures.
 
@@ -26,8 +26,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from tests.check_versions import environments
-from tests.check_versions.environments import Failed, Version, run
+from tools.check_versions import environments
+from tools.check_versions.environments import Failed, Version, run
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build/versions"
@@ -63,7 +63,8 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
     """The core tests, against the installed package; pytest's totals."""
     checkout = folder / "checkout"
     shutil.rmtree(checkout, ignore_errors=True)
-    shutil.copytree(ROOT / "tests", checkout / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("tests", "tools"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", checkout)
     found = run(log, python, "-c", WHERE, cwd=checkout)
     if f"from {folder / 'environment'}/" not in found:
@@ -97,7 +98,7 @@ def check(version: Version, workers: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.check_versions", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.check_versions", description=__doc__.split("\n")[0])
     parser.add_argument("torch", nargs="*", help=f"of {', '.join(v.torch for v in VERSIONS)}; default: all")
     parser.add_argument("--workers", default="2", help="of pytest (%(default)s)")
     given = parser.parse_args()

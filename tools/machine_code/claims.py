@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdkernels._triton.launch import Launch
 from fdkernels.fdiv.triton_elements import CAREFUL
-from tests.check_kernels.compiled import Compiled
+from tools.machine_code.compiled import Compiled
 
 # 16 bytes are four registers, which ptxas parks on some targets to fit a third program on a multiprocessor; they are
 # read back where the last program reports.

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.check_kernels.cuda_library import ROOT, CudaKernel, inspect
+from tools.machine_code.cuda_library import ROOT, CudaKernel, inspect
 
 ARCH = 90
 INSTANCE = """
