@@ -63,7 +63,7 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
     """The core tests, against the installed package; pytest's totals."""
     checkout = folder / "checkout"
     shutil.rmtree(checkout, ignore_errors=True)
-    for part in ("tests", "tools"):
+    for part in ("tests", "tools", "benchmarks/results"):
         shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", checkout)
     found = run(log, python, "-c", WHERE, cwd=checkout)
