@@ -13,8 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "fdkernels/divergences.h"
-#include "fdkernels/plan_call.h"
+#include "fdiv/arguments.h"
+#include "fdiv/divergences.h"
+#include "fdiv/plan_call.h"
 
 namespace py = pybind11;
 
@@ -73,6 +74,17 @@ std::vector<std::string> split(const std::string& text) {
     parts.push_back(part);
   }
   return parts;
+}
+
+// An op's list of arguments: (kind, name) in the order of its schema.
+using Listed = std::vector<std::pair<std::string, std::string>>;
+
+Listed arguments(const std::string& op) {
+#define FDK_LISTED(kind, name) {#kind, #name},
+  if (op == "fdiv") return {FDK_FDIV_ARGUMENTS(FDK_LISTED)};
+  if (op == "fdiv_weight") return {FDK_FDIV_WEIGHT_ARGUMENTS(FDK_LISTED)};
+#undef FDK_LISTED
+  throw py::value_error("op: expected fdiv or fdiv_weight, got " + op);
 }
 
 py::dict build_info() {
@@ -183,7 +195,7 @@ Request request(int64_t batch, int64_t elements, const py::dict& limits, const s
   if (noisy) p.noisy = {&present, dtype_named("noisy", *noisy), elements};
   if (guidance) p.teacher_uncond = p.teacher;
   if (fake_guidance) p.fake_uncond = p.fake;
-  if (coefficients || noisy) p.a.data = p.c.data = &present;
+  p.prediction = coefficients || noisy ? fdkernels::PredictionKind::affine : fdkernels::PredictionKind::sample;
   const auto tile = [&](const char* argument, fdkernels::Table& table, int64_t rows, int64_t entries) {
     if ((rows != 1 && rows != batch) || entries < 1 || elements % entries != 0) {
       throw expected(
@@ -193,7 +205,7 @@ Request request(int64_t batch, int64_t elements, const py::dict& limits, const s
     }
     table = {&present, fdkernels::DType::f32, rows == 1 ? 0 : entries, entries, elements / entries};
   };
-  if (scale != 0) tile("scale", p.scale, batch, scale);
+  if (scale != 0) tile("scale", p.multiplier, batch, scale);
   if (mask) tile("mask", p.mask, mask->first, mask->second);
   p.dmd_scale = dmd_scale;
   p.with_stats = with_stats;
@@ -287,6 +299,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Build information, double-precision divergence math and the CUDA launcher's plans, without torch.";
   m.def("build_info", &build_info,
         "What the binaries were built with: version, compiler, flags, isa levels, cuda, cuda_archs.");
+  m.def("arguments", &arguments, py::arg("op"), "An op's arguments in C++: (kind, name) in the order of its schema.");
   m.def("divergences", &divergences, "The names in the C++ table of divergences.");
   m.def("log_weight", &evaluate<false>, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
         "log h at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");

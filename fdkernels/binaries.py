@@ -68,7 +68,7 @@ class CoreFinder:
 def digest() -> str | None:
     """Of the checkout's csrc/, as CMakeLists.txt makes it; None where this is no checkout."""
     csrc = PACKAGE.parent / "csrc"
-    if not (csrc / "fdkernels").is_dir():
+    if not (csrc / "core").is_dir():
         return None
     names = sorted(file.relative_to(csrc).as_posix() for file in csrc.rglob("*") if file.suffix in SUFFIXES)
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]  # an editor's

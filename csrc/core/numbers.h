@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "divergences.h"
+#include "core/host_device.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -76,6 +76,12 @@ FDK_HOST_DEVICE inline uint16_t float_to_half(float value) {
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 #endif
+}
+
+// 2^k with k = floor(log2 v) of a v of at least 1: v without its fraction. float16 stores a gradient g / N times that
+// of N, since g / N underflows it.
+FDK_HOST_DEVICE inline double float16_power(double v) {
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(v) & 0xfff0000000000000u);
 }
 
 FDK_HOST_DEVICE inline float number(Bf16 v) {

@@ -20,8 +20,6 @@
 #include <string>
 #include <vector>
 
-#include "fdiv.h"
-
 namespace fdkernels {
 
 // Sizes of clusters that are considered: 1, 2, 4, 8, 16.

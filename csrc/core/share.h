@@ -3,8 +3,7 @@
 
 #include <cstring>
 
-#include "element.h"
-#include "vectors.h"
+#include "core/vectors.h"
 
 namespace fdkernels {
 
@@ -28,9 +27,9 @@ struct Vectors {
 };
 
 template <int V>
-FDK_HOST_DEVICE inline Vectors vectors_of(const Problem& p, const Part& part) {
+FDK_HOST_DEVICE inline Vectors vectors_of(bool aligned, const Part& part) {
   const int64_t length = part.end - part.begin;
-  return {static_cast<int>((length + V - 1) / V), p.aligned ? static_cast<int>(length / V) : 0};
+  return {static_cast<int>((length + V - 1) / V), aligned ? static_cast<int>(length / V) : 0};
 }
 
 // The elements of vector v that are there.

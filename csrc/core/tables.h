@@ -1,7 +1,7 @@
 // Small operands, at elements of a sample: element i reads entry (i / inner) % entries of its row.
 #pragma once
 
-#include "fdiv.h"
+#include "core/tensors.h"
 
 namespace fdkernels {
 
@@ -69,7 +69,7 @@ FDK_HOST_DEVICE inline int64_t kept_entries(const Table& mask, int64_t rows, int
 }
 
 FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t i) {
-  return table_entry(table, b, place_of(table, i).entry);
+  return table.data == nullptr ? table.fixed : table_entry(table, b, place_of(table, i).entry);
 }
 
 }  // namespace fdkernels

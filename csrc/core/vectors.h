@@ -2,15 +2,16 @@
 // bytes of V of them; for host and device.
 #pragma once
 
+#include <algorithm>
 #include <cassert>
 #include <cstring>
 #include <type_traits>
 
-#include "fdiv.h"
-#include "numbers.h"
+#include "core/numbers.h"
+#include "core/tensors.h"
 
 #ifdef __CUDACC__
-#include "cuda/ptx.cuh"
+#include "core/cuda/ptx.cuh"
 #endif
 
 namespace fdkernels {
@@ -94,17 +95,17 @@ FDK_HOST_DEVICE inline void write_words(const Words& words, void* to) {
 }
 
 template <class Stored>
-FDK_HOST_DEVICE inline const Stored* vector_at(const Images& images, int64_t b, int64_t i) {
-  return static_cast<const Stored*>(images.data) + b * images.batch_stride + i;
+FDK_HOST_DEVICE inline const Stored* vector_at(const Samples& samples, int64_t b, int64_t i) {
+  return static_cast<const Stored*>(samples.data) + b * samples.batch_stride + i;
 }
 
 // Elements [i, i + V) of sample b, one or a whole, aligned vector, still as they are stored.
 template <class Stored, int V>
-FDK_HOST_DEVICE inline Words read_vector(const Images& images, int64_t b, int64_t i) {
+FDK_HOST_DEVICE inline Words read_vector(const Samples& samples, int64_t b, int64_t i) {
   Words words{};
-  with_type<Stored>(images.dtype, [&](auto type) {
+  with_type<Stored>(samples.dtype, [&](auto type) {
     using S = decltype(type);
-    const S* from = vector_at<S>(images, b, i);
+    const S* from = vector_at<S>(samples, b, i);
     if constexpr (V == 1) {
       std::memcpy(&words, from, sizeof(S));
     } else if constexpr (V * sizeof(S) <= 16) {
@@ -136,8 +137,8 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
 
 // The same in T.
 template <class Stored, int W, class T>
-FDK_HOST_DEVICE inline void read(const Images& images, int64_t b, int64_t i, T (&out)[W]) {
-  widen<Stored>(read_vector<Stored, W>(images, b, i), images.dtype, out);
+FDK_HOST_DEVICE inline void read(const Samples& samples, int64_t b, int64_t i, T (&out)[W]) {
+  widen<Stored>(read_vector<Stored, W>(samples, b, i), samples.dtype, out);
 }
 
 // W values to elements from `at` on, each rounded once: one, or a whole, aligned vector.

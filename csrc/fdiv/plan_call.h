@@ -2,7 +2,8 @@
 // of CUDA, so that the launcher and `fdkernels._core.plan` say the same. Of an operand's data only its presence counts.
 #pragma once
 
-#include "plan.h"
+#include "core/plan.h"
+#include "fdiv/problem.h"
 
 namespace fdkernels {
 
@@ -14,8 +15,8 @@ inline Loads loads_of(const Problem& p) {
   if (p.wide) return Loads::any_f64;
   const DType student = p.student.dtype, prediction = p.teacher.dtype;
   bool uniform = p.noisy.data == nullptr || p.noisy.dtype == student;
-  for (const Images* images : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
-    uniform = uniform && (images->data == nullptr || images->dtype == prediction);
+  for (const Samples* samples : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    uniform = uniform && (samples->data == nullptr || samples->dtype == prediction);
   }
   if (uniform && student == prediction) {
     return student == DType::bf16 ? Loads::bf16 : student == DType::f16 ? Loads::f16 : Loads::f32;
@@ -26,8 +27,8 @@ inline Loads loads_of(const Problem& p) {
 
 inline bool is_general(const Problem& p, Loads loads) {
   return loads == Loads::any_f32 || loads == Loads::any_f64 || p.noisy.data != nullptr ||
-         p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr || p.c.data != nullptr ||
-         p.mask.data != nullptr || (p.scale.data != nullptr && p.scale.entries > 1);
+         p.teacher_uncond.data != nullptr || p.fake_uncond.data != nullptr || p.is_raw() || p.mask.data != nullptr ||
+         (p.multiplier.data != nullptr && p.multiplier.entries > 1);
 }
 
 inline int vector_of(Loads loads) {
@@ -42,8 +43,8 @@ inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t h
   shape.arithmetic = p.wide ? 8 : 4;
   shape.general = general;
   shape.reread = 0;
-  for (const Images* images : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
-    if (images->data != nullptr) shape.reread += size_of(images->dtype);
+  for (const Samples* samples : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
+    if (samples->data != nullptr) shape.reread += size_of(samples->dtype);
   }
   const int student = size_of(p.student.dtype), noisy = p.noisy.data != nullptr ? size_of(p.noisy.dtype) : 0;
   shape.most_read = shape.reread + student + noisy;

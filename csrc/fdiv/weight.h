@@ -5,10 +5,49 @@
 // extremes), weights relative to the largest (and their sums), so that neither a mean nor a square overflows.
 #pragma once
 
-#include "fdiv.h"
-#include "numbers.h"
+#include "core/numbers.h"
+#include "fdiv/divergences.h"
 
 namespace fdkernels {
+
+struct RatioState {
+  float* mean;  // null: no normalizer
+  int64_t bins;
+  const double* edges;  // bins - 1 interior edges, right-open; null: uniform bins
+  double t_min, t_max, decay;
+  bool update;
+};
+
+struct WeightOptions {
+  Divergence divergence;
+  double alpha;
+  double log_ratio_min, log_ratio_max;
+  bool normalize;
+};
+
+// weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
+constexpr int kWeightStats = 7;
+// then gradient norm, relative gap, non-finite samples, and h of every sample
+constexpr int kStats = kWeightStats + 3;
+
+// The bin of a finite noise level.
+FDK_HOST_DEVICE inline int64_t ratio_bin(const RatioState& state, double t) {
+  if (state.edges != nullptr) {
+    int64_t low = 0, high = state.bins - 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (state.edges[middle] <= t) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+  const double position = ::floor((t - state.t_min) / ((state.t_max - state.t_min) / static_cast<double>(state.bins)));
+  if (!(position > 0)) return 0;
+  return position < static_cast<double>(state.bins - 1) ? static_cast<int64_t>(position) : state.bins - 1;
+}
 
 // Steps 1 and 2 of one sample.
 struct LogRatio {
@@ -92,5 +131,12 @@ FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes&
   stats[5] = given ? NAN : sums.clipped / sums.samples;
   stats[6] = normalized ? sums.outside / sums.samples : NAN;
 }
+
+// Steps 1 to 5 on combined logits L (modified), t (null: none); see fdkernels/fdiv/weight.py, the specification.
+void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& state, const WeightOptions& options,
+                 double* h, double* stats);
+
+// Statistics of weights that the caller gave; NaN ones count as non-finite samples.
+void given_weight_stats(int64_t batch, const double* h, double* stats);
 
 }  // namespace fdkernels

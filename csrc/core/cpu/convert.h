@@ -2,8 +2,8 @@
 // set.
 #pragma once
 
-#include "fdkernels/fdiv.h"
-#include "fdkernels/numbers.h"
+#include "core/numbers.h"
+#include "core/tensors.h"
 
 #ifdef __F16C__
 #include <immintrin.h>

@@ -3,9 +3,10 @@
 
 #include <cuda/atomic>
 
-#include "call.h"
-#include "cuda/ptx.cuh"
-#include "fdkernels/numbers.h"
+#include "core/cuda/ptx.cuh"
+#include "core/cuda/reals.h"
+#include "core/numbers.h"
+#include "core/plan.h"
 
 namespace fdkernels::cuda {
 

@@ -3,11 +3,12 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 
-#include "device.h"
-#include "launch.h"
+#include "core/cuda/device.h"
+#include "core/cuda/launch.h"
 
 namespace fdkernels::cuda {
 
@@ -50,7 +51,7 @@ int attribute(cudaDeviceAttr name, int device) {
 // Clusters of this size that are resident at a time, one block a multiprocessor; 0 where they cannot be scheduled.
 int active_clusters(int size, const DeviceLimits& limits) {
   if (size == 1) return limits.multiprocessors;
-  const FdivKernel kernel = cluster_kernel(Loads::bf16, false);
+  const void* kernel = ClusterKernel::any();
   // Code for older architectures knows of no clusters, also where the driver has compiled it for this device.
   cudaFuncAttributes code{};
   check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
@@ -89,7 +90,7 @@ DeviceLimits ask(int device) {
   found.bandwidth = 2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
   if (found.bandwidth <= 0) found.bandwidth = 1e12;
   // Loaded by now, in case that their first launch is captured.
-  for (const void* kernel : small_kernels()) {
+  for (const void* kernel : Kernels::all()) {
     cudaFuncAttributes code{};
     check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
   }
@@ -104,7 +105,7 @@ struct Device {
   unsigned* tickets = nullptr;
   int taken = 0;
   std::map<unsigned long long, unsigned*> by_stream;
-  std::array<bool, 2 * kLoads * 2> prepared{};  // kernels whose attributes are set
+  std::set<const void*> prepared;  // kernels whose attributes are set
 };
 
 Device& device_at(int device) {
@@ -114,6 +115,16 @@ Device& device_at(int device) {
 }
 
 }  // namespace
+
+std::vector<const void*>& Kernels::all() {
+  static std::vector<const void*> kernels;
+  return kernels;
+}
+
+const void*& ClusterKernel::any() {
+  static const void* kernel = nullptr;
+  return kernel;
+}
 
 const DeviceLimits& limits(int device) {
   Device& found = device_at(device);
@@ -170,44 +181,17 @@ void zero(void* memory, int64_t bytes, void* stream) {
   check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
-  const bool grid = plan.schedule == Schedule::grid;
-  const FdivKernel kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
+void prepare(const void* kernel, Schedule schedule, int device) {
   Device& found = device_at(device);
-  {
-    const std::lock_guard<std::mutex> lock(found.mutex);
-    bool& prepared = found.prepared[static_cast<size_t>((grid * kLoads + static_cast<int>(loads)) * 2 + general)];
-    if (!prepared) {
-      const BesideCapture relaxed;
-      const auto shared = static_cast<int>(found.limits.shared_per_block - kStaticShared);
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
-      if (!grid && found.limits.active_clusters[kClusterSizes - 1] > 0) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
-      }
-      prepared = true;
-    }
+  const std::lock_guard<std::mutex> lock(found.mutex);
+  if (found.prepared.contains(kernel)) return;
+  const BesideCapture relaxed;
+  const auto shared = static_cast<int>(found.limits.shared_per_block - kStaticShared);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  if (schedule == Schedule::cluster && found.limits.active_clusters[kClusterSizes - 1] > 0) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
   }
-  cudaLaunchAttribute attribute{};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.blocks()));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  if (grid) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-    config.numAttrs = 1;
-  } else if (plan.team > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(plan.team), 1, 1};
-    config.numAttrs = 1;
-  }
-  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, call);
-  const bool refused = status == cudaErrorCooperativeLaunchTooLarge;
-  if (refused) cudaGetLastError();  // or the next call would report it again
-  check(refused ? cudaSuccess : status, grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel");
-  return !refused;
+  found.prepared.insert(kernel);
 }
 
 }  // namespace fdkernels::cuda

@@ -1,9 +1,33 @@
 // The device that a call runs on: its limits, its tickets, its streams, and how a planned call starts there.
 #pragma once
 
-#include "call.h"
+#include <vector>
+
+#include "core/plan.h"
 
 namespace fdkernels::cuda {
+
+// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
+// grid.
+constexpr int kTicket = 2 + 2 * kMaxTeams;
+
+// Kernels that a first call on a device loads, in case that their own first launch is captured. A static object of each
+// file that has some.
+struct Kernels {
+  template <class... Kernel>
+  explicit Kernels(Kernel*... kernels) {
+    (all().push_back(reinterpret_cast<const void*>(kernels)), ...);
+  }
+  static std::vector<const void*>& all();
+};
+
+// A kernel of the cluster schedule, by which the device is asked how many clusters it holds.
+struct ClusterKernel {
+  explicit ClusterKernel(const void* kernel) {
+    any() = kernel;
+  }
+  static const void*& any();
+};
 
 // What the CUDA runtime says of a device, asked once. Throws std::runtime_error, as all of these do.
 const DeviceLimits& limits(int device);
@@ -20,7 +44,7 @@ unsigned* take_tickets(int device, void* stream);
 
 void zero(void* memory, int64_t bytes, void* stream);
 
-// Starts the flagship kernel that the plan names; false where this context cannot hold a grid's blocks all at once.
-bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
+// Sets a kernel's attributes on a device, before its first launch there.
+void prepare(const void* kernel, Schedule schedule, int device);
 
 }  // namespace fdkernels::cuda

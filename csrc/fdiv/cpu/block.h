@@ -4,9 +4,10 @@
 #pragma once
 
 #include <cstring>
+#include <initializer_list>
 
-#include "fdkernels/fdiv.h"
-#include "numbers.h"
+#include "core/cpu/convert.h"
+#include "fdiv/math.h"
 
 namespace fdkernels {
 
@@ -21,10 +22,10 @@ constexpr DType kNative = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
 
 // A block of an N-sized input: where it lies if it needs no widening, else in the buffer.
 template <class T>
-const T* load(const Images& images, int64_t b, int64_t begin, int count, T* buffer) {
-  const int64_t offset = b * images.batch_stride + begin;
-  if (images.dtype == kNative<T>) return static_cast<const T*>(images.data) + offset;
-  widen(images.data, images.dtype, offset, count, buffer);
+const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* buffer) {
+  const int64_t offset = b * samples.batch_stride + begin;
+  if (samples.dtype == kNative<T>) return static_cast<const T*>(samples.data) + offset;
+  widen(samples.data, samples.dtype, offset, count, buffer);
   return buffer;
 }
 
@@ -34,6 +35,7 @@ int64_t entry_at(const Table& table, int64_t b, int64_t i) {
 }
 
 double number_at(const Table& table, int64_t b, int64_t i) {
+  if (table.data == nullptr) return table.fixed;
   double value;
   widen(table.data, table.dtype, entry_at(table, b, i), 1, &value);
   return value;
@@ -73,6 +75,10 @@ void expand(const Table& table, int64_t b, int64_t begin, int count, T* out, Cop
 
 template <class T>
 void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* out) {
+  if (table.data == nullptr) {
+    for (int i = 0; i < count; ++i) out[i] = static_cast<T>(table.fixed);
+    return;
+  }
   expand(
       table, b, begin, count, out, [&](int64_t at, int run, T* to) { widen(table.data, table.dtype, at, run, to); },
       [&](int64_t at, int run, T* to) {
@@ -95,22 +101,22 @@ struct Block {
   const T *x = nullptr, *tau = nullptr, *f = nullptr, *noisy = nullptr;
   T x_buffer[kBlock], tau_buffer[kBlock], f_buffer[kBlock], noisy_buffer[kBlock], uncond_buffer[kBlock];
   double a[kBlock], c[kBlock];
-  T scale[kBlock];
+  T multiplier[kBlock];
   uint8_t keep[kBlock];
 
   explicit Block(const Problem& p, bool with_tables) {
-    if (p.c.data != nullptr && p.noisy.data == nullptr) {
+    if (p.is_raw() && p.noisy.data == nullptr) {
       noisy = noisy_buffer;
       for (int i = 0; i < kBlock; ++i) noisy_buffer[i] = 0;
     }
     if (!with_tables) return;
-    for (int i = 0; i < kBlock; ++i) a[i] = 0, c[i] = 1, scale[i] = 1, keep[i] = 1;
+    for (int i = 0; i < kBlock; ++i) a[i] = 0, c[i] = 1, multiplier[i] = 1, keep[i] = 1;
   }
 };
 
 // pred = u + g (cond - u)
 template <class T>
-const T* load_guided(const Images& cond, const Images& uncond, double guidance_scale, int64_t b, int64_t begin,
+const T* load_guided(const Samples& cond, const Samples& uncond, double guidance_scale, int64_t b, int64_t begin,
                      int count, T* buffer, T* uncond_buffer) {
   const T* v = load(cond, b, begin, count, buffer);
   if (uncond.data == nullptr) return v;
@@ -121,7 +127,7 @@ const T* load_guided(const Images& cond, const Images& uncond, double guidance_s
 }
 
 template <class T>
-void load_images(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, Block<T>& block) {
+void load_samples(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, Block<T>& block) {
   block.tau = load_guided(p.teacher, p.teacher_uncond, p.guidance_scale, b, begin, count, block.tau_buffer,
                           block.uncond_buffer);
   block.f =
@@ -133,37 +139,49 @@ void load_images(const Problem& p, int64_t b, int64_t begin, int count, bool rea
 
 template <class T>
 void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, Block<T>& block) {
-  if (p.c.data != nullptr) expand_numbers(p.c, b, begin, count, block.c);
-  if (varies(p.scale)) expand_numbers(p.scale, b, begin, count, block.scale);
+  if (varies(p.multiplier)) expand_numbers(p.multiplier, b, begin, count, block.multiplier);
   if (p.mask.data != nullptr) expand_mask(p.mask, b, begin, count, block.keep);
-  if (read_x && p.noisy.data != nullptr) expand_numbers(p.a, b, begin, count, block.a);
+  if (!p.is_raw()) return;
+  double* alpha = block.a;
+  double* sigma = block.c;
+  expand_numbers(p.alpha, b, begin, count, alpha);
+  expand_numbers(p.sigma, b, begin, count, sigma);
+  const bool with_a = read_x && p.noisy.data != nullptr;
+  for (int i = 0; i < count; ++i) {
+    const double a = with_a ? prediction_a(p.prediction, alpha[i], sigma[i], p.sigma_data) : 0.0;
+    block.c[i] = prediction_c(p.prediction, alpha[i], sigma[i], p.sigma_data);
+    block.a[i] = a;
+  }
 }
 
-// What multiplies every element of a run alike.
-struct Shared {
-  double a = 0, c = 1, scale = 1;
+// What every element of a run has in common.
+struct RunValues {
+  double a = 0, c = 1, multiplier = 1;
   bool keep = true;
 };
 
 // Whether entries last for runs that are worth loops of their own; else every element is taken to have its own.
 bool has_runs(const Problem& p) {
-  for (const Table* table : {&p.c, &p.scale, &p.mask}) {
+  for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
     if (varies(*table) && table->inner < kShortestRun) return false;
   }
   return true;
 }
 
 // What element i shares with those from it on, and in `count`, so far the most, how many these are.
-Shared shared_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
-  for (const Table* table : {&p.c, &p.scale, &p.mask}) {
+RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
+  for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
     if (varies(*table)) *count = run_at(*table, i, *count);
   }
-  Shared shared;
-  if (p.c.data != nullptr) shared.c = number_at(p.c, b, i);
-  if (p.noisy.data != nullptr) shared.a = number_at(p.a, b, i);
-  if (varies(p.scale)) shared.scale = number_at(p.scale, b, i);
-  if (p.mask.data != nullptr) shared.keep = kept_at(p.mask, b, i);
-  return shared;
+  RunValues run;
+  if (p.is_raw()) {
+    const double alpha = number_at(p.alpha, b, i), sigma = number_at(p.sigma, b, i);
+    run.c = prediction_c(p.prediction, alpha, sigma, p.sigma_data);
+    if (p.noisy.data != nullptr) run.a = prediction_a(p.prediction, alpha, sigma, p.sigma_data);
+  }
+  if (varies(p.multiplier)) run.multiplier = number_at(p.multiplier, b, i);
+  if (p.mask.data != nullptr) run.keep = kept_at(p.mask, b, i);
+  return run;
 }
 
 }  // namespace

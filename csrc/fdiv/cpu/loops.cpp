@@ -5,10 +5,9 @@
 // Everything here lives in an unnamed namespace: an inline function shared between instruction sets could be linked
 // from the widest one into the path of a processor that lacks it.
 
-#include "fdiv_kernel.h"
+#include "fdiv/cpu/loops.h"
 
-#include "block.h"
-#include "fdkernels/element.h"
+#include "fdiv/cpu/block.h"
 
 namespace fdkernels::FDKERNELS_ISA {
 
@@ -37,7 +36,7 @@ enum class Error { unread, of_x0, of_prediction };  // x - tau, where tau is x0,
 
 Error error_of(const Problem& p) {
   if (!p.dmd_scale && !p.with_stats) return Error::unread;
-  return p.c.data == nullptr ? Error::of_x0 : Error::of_prediction;
+  return p.is_raw() ? Error::of_prediction : Error::of_x0;
 }
 
 // Of x - x0, in its type. Of predictions in double: a and c rounded to float would shift a whole sample the same way,
@@ -82,11 +81,11 @@ Sums with_error(Error error, const Use& use) {
   return use.template operator()<Error::of_prediction>();
 }
 
-// Before c and scale multiply them, which all elements share.
+// Before c and the multiplier multiply them, which all elements share.
 template <class T, class Stored>
 Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f, const Stored* noisy,
-                const Shared& shared, int count) {
-  const double a = shared.a, c = shared.c;
+                const RunValues& run, int count) {
+  const double a = run.a, c = run.c;
   return with_error(error, [&]<Error kError>() {
     return sum<T>(
         count, [&](int i) { return number(f[i]) - number(tau[i]); }, [](int, T gap) { return gap; },
@@ -94,7 +93,7 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
   });
 }
 
-// shared: scale c, apart from w, since the product of both may leave T's range where the gradient does not.
+// shared: m c, apart from w, since the product of both may leave T's range where the gradient does not.
 template <class T, class Stored>
 void apply_run(const Stored* tau, const Stored* f, int64_t count, T w, T shared, Stored* out) {
 #pragma omp simd
@@ -113,7 +112,7 @@ Sums reduce_entries(Error error, const Block<T>& block, int count) {
   return with_error(error, [&]<Error kError>() {
     return sum<T>(
         count, [&](int i) { return direction<T, kError != Error::of_x0>(block, i); },
-        [&](int i, T gap) { return block.keep[i] ? block.scale[i] * gap : T(0); },
+        [&](int i, T gap) { return block.keep[i] ? block.multiplier[i] * gap : T(0); },
         [&](int i) { return error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i); });
   });
 }
@@ -122,7 +121,7 @@ template <class T, bool kPredicted>
 void apply_entries(const Block<T>& block, int count, T w, T* out) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
-    const T g = w * (block.scale[i] * direction<T, kPredicted>(block, i));
+    const T g = w * (block.multiplier[i] * direction<T, kPredicted>(block, i));
     out[i] = block.keep[i] ? g : T(0);
   }
 }
@@ -135,8 +134,8 @@ Sums reduce_carefully(const Problem& p, int64_t b, int64_t begin, const Block<T>
   for (int i = 0; i < count; ++i) {
     Element e{.tau = block.tau[i], .f = block.f[i]};
     int64_t one = 1;
-    const Shared own = shared_from(p, b, begin + i, &one);
-    e.c = own.c, e.scale = own.scale, e.keep = own.keep;
+    const RunValues own = run_from(p, b, begin + i, &one);
+    e.c = own.c, e.multiplier = own.multiplier, e.keep = own.keep;
     if (read_x) e.x = block.x[i];
     if (read_x && p.noisy.data != nullptr) e.a = own.a, e.noisy = block.noisy[i];
     add_carefully(sums, e, read_x, p.dmd_scale);
@@ -146,15 +145,14 @@ Sums reduce_carefully(const Problem& p, int64_t b, int64_t begin, const Block<T>
 
 // Whether every N-sized operand is the same plain bfloat16, which then is widened in registers, without buffers.
 bool is_bf16(const Problem& p) {
-  for (const Images* images : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
-    if (images->data != nullptr && images->dtype != DType::bf16) return false;
+  for (const Samples* samples : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
+    if (samples->data != nullptr && samples->dtype != DType::bf16) return false;
   }
-  return p.teacher_uncond.data == nullptr && p.fake_uncond.data == nullptr &&
-         !(p.c.data != nullptr && p.noisy.data == nullptr);
+  return p.teacher_uncond.data == nullptr && p.fake_uncond.data == nullptr && !(p.is_raw() && p.noisy.data == nullptr);
 }
 
-const Bf16* bf16_at(const Images& images, int64_t b, int64_t begin) {
-  return images.data == nullptr ? nullptr : static_cast<const Bf16*>(images.data) + b * images.batch_stride + begin;
+const Bf16* bf16_at(const Samples& samples, int64_t b, int64_t begin) {
+  return samples.data == nullptr ? nullptr : static_cast<const Bf16*>(samples.data) + b * samples.batch_stride + begin;
 }
 
 template <class T>
@@ -165,19 +163,19 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
   Sums total;
   for (int64_t at = begin; at < end;) {
     int64_t count = end - at < kBlock ? end - at : kBlock;
-    const Shared shared = runs ? shared_from(p, b, at, &count) : Shared{};
+    const RunValues run = runs ? run_from(p, b, at, &count) : RunValues{};
     const int n = static_cast<int>(count);
-    if (!bf16) load_images(p, b, at, n, error != Error::unread, block);
+    if (!bf16) load_samples(p, b, at, n, error != Error::unread, block);
     Sums sums;
     bool trusted;
     if (runs) {
       sums = bf16 ? reduce_run<T>(error, bf16_at(p.student, b, at), bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at),
-                                  bf16_at(p.noisy, b, at), shared, n)
-                  : reduce_run<T>(error, block.x, block.tau, block.f, block.noisy, shared, n);
-      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, shared.keep ? sums.gap : 0.0);
-      const double factor = shared.scale * shared.c;
-      sums.energy *= shared.keep ? factor * factor : 0.0;
-      sums.gap *= magnitude(shared.c);
+                                  bf16_at(p.noisy, b, at), run, n)
+                  : reduce_run<T>(error, block.x, block.tau, block.f, block.noisy, run, n);
+      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, run.keep ? sums.gap : 0.0);
+      const double factor = run.multiplier * run.c;
+      sums.energy *= run.keep ? factor * factor : 0.0;
+      sums.gap *= magnitude(run.c);
       trusted = trusted && is_finite(sums.energy) && is_finite(sums.gap);
     } else {
       load_tables(p, b, at, n, error != Error::unread, block);
@@ -186,10 +184,10 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
       trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
     }
     if (!trusted) {
-      if (bf16) load_images(p, b, at, n, error != Error::unread, block);
+      if (bf16) load_samples(p, b, at, n, error != Error::unread, block);
       sums = reduce_carefully(p, b, at, block, n);
     }
-    // By hand: a function shared with fdiv.cpp could be linked from here, the widest instruction set included.
+    // Do not share add() with samples.cpp: the linker may keep this AVX-512 copy for every CPU.
     total.distance += sums.distance;
     total.energy += sums.energy;
     total.gap += sums.gap;
@@ -208,22 +206,22 @@ void apply(const Problem& p, int64_t b, int64_t begin, int64_t end, double coeff
   const T w = static_cast<T>(coefficient);
   for (int64_t at = begin; at < end;) {
     int64_t count = end - at < kBlock ? end - at : kBlock;
-    const Shared shared = runs ? shared_from(p, b, at, &count) : Shared{};
+    const RunValues run = runs ? run_from(p, b, at, &count) : RunValues{};
     const int n = static_cast<int>(count);
-    const T factor = static_cast<T>(shared.scale * shared.c);
+    const T factor = static_cast<T>(run.multiplier * run.c);
     void* gradient = static_cast<char*>(p.gradient) + (start + at) * size;
     T* out = direct ? static_cast<T*>(gradient) : out_buffer;
-    if (!shared.keep) {
+    if (!run.keep) {
       std::memset(gradient, 0, count * size);
     } else if (bf16) {
       apply_run(bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at), n, w, factor, static_cast<Bf16*>(gradient));
     } else {
-      load_images(p, b, at, n, false, block);
+      load_samples(p, b, at, n, false, block);
       if (runs) {
         apply_run(block.tau, block.f, n, w, factor, out);
       } else {
         load_tables(p, b, at, n, false, block);
-        p.c.data != nullptr ? apply_entries<T, true>(block, n, w, out) : apply_entries<T, false>(block, n, w, out);
+        p.is_raw() ? apply_entries<T, true>(block, n, w, out) : apply_entries<T, false>(block, n, w, out);
       }
       if (!direct) narrow(out, n, gradient, p.student.dtype, 0);
     }
@@ -231,30 +229,8 @@ void apply(const Problem& p, int64_t b, int64_t begin, int64_t end, double coeff
   }
 }
 
-template <class T>
-void scale_blocks(const void* gradient, DType dtype, int64_t count, T factor, void* out) {
-  T buffer[kBlock];
-  for (int64_t at = 0; at < count; at += kBlock) {
-    const int run = static_cast<int>(count - at < kBlock ? count - at : kBlock);
-    widen(gradient, dtype, at, run, buffer);
-    for (int i = 0; i < run; ++i) buffer[i] *= factor;
-    narrow(buffer, run, out, dtype, at);
-  }
-}
-
-void scale(const void* gradient, DType dtype, int64_t count, double factor, void* out) {
-  if (dtype == DType::f64) {
-    scale_blocks<double>(gradient, dtype, count, factor, out);
-  } else {
-    scale_blocks<float>(gradient, dtype, count, static_cast<float>(factor), out);
-  }
-}
-
-#define FDK_QUOTE(name) #name
-#define FDK_NAME_OF(name) FDK_QUOTE(name)
-
 }  // namespace
 
-const Kernels kernels = {FDK_NAME_OF(FDKERNELS_ISA), reduce<float>, reduce<double>, apply<float>, apply<double>, scale};
+const Kernels kernels = {reduce<float>, reduce<double>, apply<float>, apply<double>};
 
 }  // namespace fdkernels::FDKERNELS_ISA

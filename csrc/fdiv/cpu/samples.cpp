@@ -7,37 +7,21 @@
 // Chunks depend on the sample's size alone and their sums are added in order, so results have the same bits for any
 // number of threads.
 
-#include "fdiv.h"
+#include "fdiv/cpu/samples.h"
 
-#include <cstdlib>
+#include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "fdiv_kernel.h"
+#include "core/cpu/isa.h"
+#include "core/numbers.h"
+#include "fdiv/cpu/loops.h"
+#include "fdiv/weight.h"
 
 namespace fdkernels {
 
-namespace {
-
-const Kernels& choose_kernels() {
-  const char* forced = std::getenv("FDKERNELS_CPU_ISA");
-  const std::string isa = forced == nullptr ? "" : forced;
-#if defined(__x86_64__)
-  const bool has_v4 = __builtin_cpu_supports("x86-64-v4"), has_v3 = __builtin_cpu_supports("x86-64-v3");
-  if (has_v4 && (isa.empty() || isa == "v4")) return v4::kernels;
-  if (has_v3 && (isa.empty() || isa == "v3")) return v3::kernels;
-#endif
-  if (isa.empty() || isa == "baseline") return baseline::kernels;
-  throw std::runtime_error("FDKERNELS_CPU_ISA: expected baseline, v3 or v4, as far as this processor goes, got " + isa);
-}
-
-}  // namespace
-
 const Kernels& kernels() {
-  static const Kernels* const chosen = &choose_kernels();
-  return *chosen;
+  return cpu::by_isa(baseline::kernels, v3::kernels, v4::kernels);
 }
 
 namespace cpu {
@@ -46,18 +30,6 @@ namespace {
 
 constexpr int64_t kChunk = 16384;          // elements one thread reduces at a time in a split sample
 constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
-constexpr int64_t kGrain = 8192;           // elements below which a second thread does not pay
-
-template <class Body>
-void parallel(const Threads& threads, int64_t count, int64_t grain, const Body& body) {
-  if (threads.count <= 1 || count <= grain) {
-    body(int64_t{0}, count);
-    return;
-  }
-  threads.parallel_for(
-      count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
-      const_cast<void*>(static_cast<const void*>(&body)));
-}
 
 // Unmasked elements of each sample.
 std::vector<double> count_kept(const Problem& p, const Threads& threads) {
@@ -84,9 +56,9 @@ void add(Sums& total, const Sums& part) {
   total.nonfinite |= part.nonfinite;
 }
 
-class Run {
+class Batch {
  public:
-  Run(const Problem& problem, double divisor, const Threads& threads)
+  Batch(const Problem& problem, double count, const Threads& threads)
       : p_(problem),
         threads_(threads),
         reduce_(problem.wide ? kernels().reduce_wide : kernels().reduce),
@@ -95,13 +67,13 @@ class Run {
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
     if (p_.reduction == Reduction::sum) return;
-    if (divisor != 0) {
-      std::fill(divisor_.begin(), divisor_.end(), divisor);
+    if (count != 0) {
+      std::fill(divisor_.begin(), divisor_.end(), count);
       return;
     }
     const std::vector<double> kept = count_kept(p_, threads_);
     double total = 0;
-    for (const double count : kept) total += count;
+    for (const double each : kept) total += each;
     for (int64_t b = 0; b < p_.batch; ++b) {
       divisor_[b] = std::max(1.0, p_.reduction == Reduction::none ? kept[b] : total);
     }
@@ -189,24 +161,10 @@ class Run {
 
 }  // namespace
 
-void fdiv(const Problem& problem, double divisor, const Threads& threads, double* loss, float* unscale, double* stats) {
-  Run run(problem, divisor, threads);
-  run.elements();
-  run.results(loss, unscale, stats);
-}
-
-void scale_gradient(const void* gradient, DType dtype, int64_t batch, int64_t elements, const double* factor,
-                    bool per_sample, void* out, const Threads& threads) {
-  const int64_t size = size_of(dtype);
-  const int64_t runs = per_sample ? batch : 1, length = per_sample ? elements : batch * elements;
-  for (int64_t b = 0; b < runs; ++b) {
-    if (factor[b] == 1.0 && out == gradient) continue;
-    parallel(threads, length, kGrain * 4, [&](int64_t begin, int64_t end) {
-      const int64_t offset = (b * length + begin) * size;
-      kernels().scale(static_cast<const char*>(gradient) + offset, dtype, end - begin, factor[b],
-                      static_cast<char*>(out) + offset);
-    });
-  }
+void fdiv(const Problem& problem, double count, const Threads& threads, double* loss, float* unscale, double* stats) {
+  Batch batch(problem, count, threads);
+  batch.elements();
+  batch.results(loss, unscale, stats);
 }
 
 }  // namespace cpu

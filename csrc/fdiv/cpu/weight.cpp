@@ -1,8 +1,8 @@
 // The weight h(r) of a batch, from its combined logits, on one thread.
 
-#include <vector>
+#include "fdiv/weight.h"
 
-#include "fdkernels/weight.h"
+#include <vector>
 
 namespace fdkernels {
 

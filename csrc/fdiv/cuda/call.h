@@ -1,37 +1,14 @@
 // A forward call as its kernels take it: raw pointers and the plan's numbers, by value.
 #pragma once
 
-#include <array>
-
-#include "fdkernels/fdiv.h"
-#include "fdkernels/plan_call.h"
+#include "core/cuda/device.h"
+#include "core/cuda/reals.h"
+#include "fdiv/plan_call.h"
+#include "fdiv/weight.h"
 
 namespace fdkernels::cuda {
 
-enum class RealType : int8_t { f32, f64, bf16, f16, i64, i32, i16, i8, u8 };
-
-FDK_HOST_DEVICE constexpr int bytes_of(RealType type) {
-  switch (type) {
-    case RealType::f64:
-    case RealType::i64:
-      return 8;
-    case RealType::f32:
-    case RealType::i32:
-      return 4;
-    case RealType::i8:
-    case RealType::u8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
-// Dense values, one a sample (logits: `heads`); absent where data is null.
-struct Reals {
-  const void* data = nullptr;
-  RealType type = RealType::f32;
-};
-
+// What the weights of a batch are made of.
 struct Weighting {
   Reals logits;  // (B, heads)
   int64_t heads = 1;
@@ -43,9 +20,6 @@ struct Weighting {
 
 // Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
 constexpr int kExchanged = 4, kRecorded = 5;
-// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
-// grid.
-constexpr int kTicket = 2 + 2 * kMaxTeams;
 
 struct Results {
   void* loss;
@@ -69,12 +43,12 @@ struct Call {
   int teams;              // of the grid
   int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
   int prefetched_inputs;  // of these
-  Images inputs[6];
+  Samples inputs[6];
   int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
-  Reals divisor;        // N of a mean, where the caller gave it: on the device, or
-  double host_divisor;  // known to the host, at least 1; 0: neither
+  Reals count;        // N of a mean, where the caller gave it: on the device, or
+  double host_count;  // known to the host, at least 1; 0: neither
 };
 
 // ---- what a launch needs to know of a kernel; null where a combination is not compiled
@@ -83,9 +57,6 @@ using FdivKernel = void (*)(Call);
 
 FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
-
-// The kernels of the launches below, for a first call to load.
-std::array<const void*, 10> small_kernels();
 
 // h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
@@ -97,21 +68,5 @@ constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
 
 // Kept entries of a mask, in `parts` parts.
 void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream);
-
-// The results of an empty batch.
-void launch_empty(const Results& r, bool with_loss, void* stream);
-
-struct Scale {
-  const void* gradient;
-  void* out;
-  DType dtype;
-  Reals upstream;  // one value, or one a run `upstream_stride` apart
-  int64_t upstream_stride;
-  const float* unscale;  // null: none
-  int64_t runs, elements;
-  bool aligned;
-};
-
-void launch_scale(const Scale& scale, int multiprocessors, void* stream);
 
 }  // namespace fdkernels::cuda

@@ -1,5 +1,5 @@
 // The grid schedule's kernels.
-#include "fdiv.cuh"
+#include "fdiv/cuda/kernel.cuh"
 
 namespace fdkernels::cuda {
 

@@ -1,16 +1,16 @@
 // The flagship op in CUDA: from logits to the student's gradient in one launch.
 //
-//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale, or a table, or 1
-//   g_bi = h_b s_b c_bi (f_bi - tau_bi)            f, tau raw predictions
+//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale; else 1
+//   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)       f, tau raw predictions, m the multiplier
 //   loss = 1/2 sum g^2 / N,   gradient = g / N
 //
 // A team of blocks holds a sample: each block loads its share once, keeps the gradient's direction in shared memory and
-// adds up its sums; the team adds those; each block stores its share of the gradient. csrc/fdkernels/sample.h is what a
-// thread does, csrc/fdkernels/plan.h decides the team. Bytes an element: 8 in bfloat16, 16 in float32, while a sample
-// fits.
+// adds up its sums; the team adds those; each block stores its share of the gradient. csrc/core/sample.h is what a
+// thread does, of csrc/fdiv/elements.h; csrc/core/plan.h decides the team. Bytes an element: 8 in bfloat16, 16 in
+// float32, while a sample fits.
 //
-// Sums are added in an order that the plan fixes, so results have the same bits every time. What a sample leaves for
-// the loss is recorded; the block that draws the last ticket adds the records, and writes loss, figures and the
+// Sums are added in an order that the plan fixes, so results have the same bits every time. Each sample's
+// team stores five sums. The last team to finish adds all of them in index order, and writes loss, figures and the
 // normalizer's state, which no other block will read again.
 //
 // Where a call has logits, a block's last warps have no elements: they weigh the batch while the others load, and are
@@ -19,8 +19,8 @@
 
 #include <cooperative_groups.h>
 
-#include "fdkernels/sample.h"
-#include "weigh.cuh"
+#include "fdiv/cuda/weigh.cuh"
+#include "fdiv/elements.h"
 
 namespace fdkernels::cuda {
 
@@ -63,11 +63,11 @@ __device__ inline Weights weights_of(const Call& call) {
 __device__ inline void prefetch(const Call& call, int64_t b, const Part& part) {
 #if __CUDA_ARCH__ >= 900
   if (static_cast<int>(threadIdx.x) >= call.prefetched_inputs) return;
-  const Images& images = call.inputs[threadIdx.x];
+  const Samples& samples = call.inputs[threadIdx.x];
   const int64_t end = part.begin + call.prefetched < part.end ? part.begin + call.prefetched : part.end;
-  const int64_t size = size_of(images.dtype), row = b * images.batch_stride;
+  const int64_t size = size_of(samples.dtype), row = b * samples.batch_stride;
   // Whole units of 16 bytes: from the one that the share begins in to the last that is full.
-  const auto address = reinterpret_cast<uintptr_t>(images.data);
+  const auto address = reinterpret_cast<uintptr_t>(samples.data);
   const uintptr_t from = (address + (row + part.begin) * size) / 16 * 16, to = (address + (row + end) * size) / 16 * 16;
   if (from >= to) return;
   prefetch_to_cache(from, static_cast<unsigned>(to - from));
@@ -98,8 +98,8 @@ __device__ inline double divisor_of(const Call& call, const Group& group) {
   const Problem& p = call.p;
   if (p.reduction == Reduction::sum) return 1;
   if (p.reduction == Reduction::none) return static_cast<double>(p.elements);
-  if (call.host_divisor != 0) return call.host_divisor;
-  if (call.divisor.data != nullptr) return at_least_one(real_at(call.divisor, 0));
+  if (call.host_count != 0) return call.host_count;
+  if (call.count.data != nullptr) return at_least_one(real_at(call.count, 0));
   if (kGeneral && p.mask.data != nullptr) return ::fmax(1.0, count_kept(call, group));
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
@@ -163,6 +163,13 @@ __device__ inline Sums to_sums(const double (&values)[kExchanged]) {
 __device__ inline void finish(const Call& call, int64_t b, const double (&totals)[kExchanged], bool reports,
                               Shared& shared) {
   if (lane() == 0) shared.coefficient = finish_sample(call, b, to_sums(totals), shared.divisor, reports);
+}
+
+template <class Ty, bool kGeneral>
+__device__ inline void store_gradient(const Call& call, int64_t b, const Part& part, const Words* hold,
+                                      double coefficient) {
+  FdivMath<Ty, kGeneral> math(call.p, b, part, coefficient);
+  scatter(math, call.p.aligned, part, hold);
 }
 
 // ---- after the last sample
@@ -253,7 +260,8 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
   for (int64_t b = first; b < call.p.batch; b += teams, odd = !odd) {
     Words* hold = hold_of(call, 0);
     double values[kExchanged];
-    to_values(gather<Ty, kGeneral>(call.p, b, part, hold), values);
+    FdivMath<Ty, kGeneral> math(call.p, b, part);
+    to_values(gather(math, call.p.aligned, part, hold), values);
     if (b + teams < call.p.batch) prefetch(call, b + teams, part);
     double total = elements.combine<Add>(values);
 #if __CUDA_ARCH__ >= 900
@@ -275,7 +283,7 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
       finish(call, b, values, rank == 0, shared);
     }
     elements.sync();
-    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold, shared.coefficient);
+    if (call.p.gradient != nullptr) store_gradient<Ty, kGeneral>(call, b, part, hold, shared.coefficient);
   }
   // No block writes to another's memory from here on, so a cluster's blocks may leave one by one.
   if (rank == 0 && draws_last(elements, call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
@@ -306,7 +314,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
     if (loaded < turns) {
       const int64_t b = first + static_cast<int64_t>(loaded) * teams;
       double values[kExchanged];
-      to_values(gather<Ty, kGeneral>(call.p, b, part, hold_of(call, loaded)), values);
+      FdivMath<Ty, kGeneral> math(call.p, b, part);
+      to_values(gather(math, call.p.aligned, part, hold_of(call, loaded)), values);
       if (loaded + 1 < turns) prefetch(call, b + teams, part);
       elements.reduce<Add>(values);
       if (threadIdx.x == 0) {
@@ -336,7 +345,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
     if (turn == 0) wait_for_weights(call);
     if (warp() == 0) finish(call, b, values, rank == 0, shared);
     elements.sync();
-    if (call.p.gradient != nullptr) scatter<Ty, kGeneral>(call.p, b, part, hold_of(call, turn), shared.coefficient);
+    if (call.p.gradient != nullptr) {
+      store_gradient<Ty, kGeneral>(call, b, part, hold_of(call, turn), shared.coefficient);
+    }
   }
   if (draws_last(elements, call.r.tickets, gridDim.x, shared.drawn)) {
     report(call, elements, shared);

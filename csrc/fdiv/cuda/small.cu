@@ -1,7 +1,6 @@
-// What surrounds the flagship: weights of a large batch, kept elements of a large mask, the backward.
-#include "fdkernels/sample.h"
-#include "launch.h"
-#include "weigh_many.cuh"
+// What precedes the flagship: weights of a large batch, kept elements of a large mask.
+#include "core/cuda/launch.h"
+#include "fdiv/cuda/weigh_many.cuh"
 
 namespace fdkernels::cuda {
 
@@ -33,62 +32,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (threadIdx.x == 0) counts[blockIdx.x] = kept[0];
 }
 
-// What a batch without samples gives: no loss, and figures of nothing.
-__global__ void fdiv_empty_kernel(const __grid_constant__ Results r, bool with_loss) {
-  if (with_loss && r.wide_loss) *static_cast<double*>(r.loss) = 0;
-  if (with_loss && !r.wide_loss) *static_cast<float*>(r.loss) = 0;
-  if (with_loss && r.unscale != nullptr) *r.unscale = 1;
-  if (r.stats == nullptr) return;
-  for (int i = 0; i < kStats; ++i) r.stats[i] = NAN;
-  r.stats[kWeightStats] = r.stats[kWeightStats + 2] = 0;
-}
-
-// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves
-// nothing: each block reads it and returns. Otherwise reads and writes the gradient once.
-template <class Stored, class T>
-__global__ void __launch_bounds__(kMaxThreads)
-    fdiv_scale_kernel(const __grid_constant__ Scale scale, int64_t blocks_a_run, int64_t vectors_a_block) {
-  constexpr int V = 16 / sizeof(Stored);
-  const int64_t run = blockIdx.x / blocks_a_run, block = blockIdx.x - run * blocks_a_run;
-  T factor = static_cast<T>(real_at(scale.upstream, run * scale.upstream_stride));
-  if (scale.unscale != nullptr) factor *= static_cast<T>(scale.unscale[run]);
-  if (factor == 1 && scale.out == scale.gradient) return;
-  const Images gradient{scale.gradient, scale.dtype, scale.elements};
-  const int64_t begin = block * vectors_a_block * V;
-  const int64_t last = begin + vectors_a_block * V < scale.elements ? begin + vectors_a_block * V : scale.elements;
-  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * V; i < last; i += static_cast<int64_t>(blockDim.x) * V) {
-    if (scale.aligned && i + V <= last) {
-      T values[V];
-      // Not through the read-only cache: out may be the gradient.
-      Words words = *reinterpret_cast<const Words*>(vector_at<Stored>(gradient, run, i));
-      widen<Stored>(words, scale.dtype, values);
-#pragma unroll
-      for (int k = 0; k < V; ++k) values[k] *= factor;
-      write<Stored>(scale.out, scale.dtype, run * scale.elements + i, values);
-    } else {
-      for (int64_t k = i; k < last && k < i + V; ++k) {
-        const T value[1] = {static_cast<T>(number(*vector_at<Stored>(gradient, run, k))) * factor};
-        write<Stored>(scale.out, scale.dtype, run * scale.elements + k, value);
-      }
-    }
-  }
-}
+const Kernels loaded{fdiv_weight_kernel, fdiv_ratios_kernel, fdiv_logarithms_kernel, fdiv_normalize_kernel,
+                     fdiv_count_kernel};
 
 }  // namespace
-
-std::array<const void*, 10> small_kernels() {
-  const auto address = [](auto* kernel) { return reinterpret_cast<const void*>(kernel); };
-  return {address(fdiv_weight_kernel),
-          address(fdiv_ratios_kernel),
-          address(fdiv_logarithms_kernel),
-          address(fdiv_normalize_kernel),
-          address(fdiv_count_kernel),
-          address(fdiv_empty_kernel),
-          address(fdiv_scale_kernel<float, float>),
-          address(fdiv_scale_kernel<double, double>),
-          address(fdiv_scale_kernel<Bf16, float>),
-          address(fdiv_scale_kernel<Half, float>)};
-}
 
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
   const int64_t bins = w.state.bins, blocks = weighing_blocks(batch, bins);
@@ -105,30 +52,8 @@ void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, d
   launch("fdiv_normalize_kernel", fdiv_normalize_kernel, blocks, kWeighManyThreads, stream, w, batch, to, stats);
 }
 
-void launch_empty(const Results& r, bool with_loss, void* stream) {
-  launch("fdiv_empty_kernel", fdiv_empty_kernel, 1, 1, stream, r, with_loss);
-}
-
 void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream) {
   launch("fdiv_count_kernel", fdiv_count_kernel, parts, kMaxThreads, stream, mask, rows, counts);
-}
-
-void launch_scale(const Scale& scale, int multiprocessors, void* stream) {
-  const ScalePlan plan = plan_scale(scale.runs, scale.elements, 16 / size_of(scale.dtype), multiprocessors);
-  const auto start = [&](auto* kernel) {
-    launch("fdiv_scale_kernel", kernel, scale.runs * plan.blocks_a_run, plan.threads, stream, scale, plan.blocks_a_run,
-           plan.vectors_a_block);
-  };
-  switch (scale.dtype) {
-    case DType::f32:
-      return start(fdiv_scale_kernel<float, float>);
-    case DType::f64:
-      return start(fdiv_scale_kernel<double, double>);
-    case DType::bf16:
-      return start(fdiv_scale_kernel<Bf16, float>);
-    case DType::f16:
-      return start(fdiv_scale_kernel<Half, float>);
-  }
 }
 
 }  // namespace fdkernels::cuda

@@ -2,8 +2,8 @@
 // forward does this for itself while the batch is small, since that is cheaper than a launch.
 #pragma once
 
-#include "block.cuh"
-#include "fdkernels/weight.h"
+#include "core/cuda/block.cuh"
+#include "fdiv/cuda/call.h"
 
 namespace fdkernels::cuda {
 

@@ -3,7 +3,7 @@
 // decides.
 #pragma once
 
-#include "weigh.cuh"
+#include "fdiv/cuda/weigh.cuh"
 
 namespace fdkernels::cuda {
 

@@ -1,10 +1,10 @@
 // One element in double: where float sums overflowed, underflowed or met a NaN, this finds out which.
 //
-// In an unnamed namespace, for the reason that numbers.h gives.
+// In an unnamed namespace, for the reason that core/numbers.h gives.
 #pragma once
 
-#include "fdiv.h"
-#include "numbers.h"
+#include "core/numbers.h"
+#include "fdiv/problem.h"
 
 namespace fdkernels {
 
@@ -12,16 +12,16 @@ namespace {
 
 // Neutral where a call lacks an operand. tau and f are raw predictions.
 struct Element {
-  double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, scale = 1;
+  double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, multiplier = 1;
   bool keep = true;
 };
 
 // with_error: whether x was read; dmd_scale: whether a result depends on it.
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool with_error, bool dmd_scale) {
   const double d = e.c * (e.f - e.tau);
-  bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.scale);
+  bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.multiplier);
   if (e.keep || is_finite(d)) sums.gap += ::fabs(d);
-  if (e.keep) sums.energy += e.scale * d * e.scale * d;
+  if (e.keep) sums.energy += e.multiplier * d * e.multiplier * d;
   if (with_error) {
     const double error = e.x - (e.a * e.noisy + e.c * e.tau);
     if (e.keep || is_finite(error)) sums.distance += ::fabs(error);
@@ -32,7 +32,7 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool wit
 
 // Sums in T that can be taken as they are: finite, and in float the squares either large enough that what underflowed
 // in them is nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all
-// masked. reach: sum of |scale c (f - tau)|.
+// masked. reach: sum of |m c (f - tau)|.
 template <class T, class Sum>
 FDK_HOST_DEVICE inline bool trustworthy(Sum energy, Sum gap, Sum reach) {
   if (!(is_finite(energy) && is_finite(gap))) return false;

@@ -1,0 +1,41 @@
+// The operands of an op as raw pointers, free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace fdkernels {
+
+enum class DType : int8_t { f32, f64, bf16, f16 };
+
+FDK_HOST_DEVICE constexpr int size_of(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+// An N-sized tensor: each sample is one dense run of elements. Absent where data is null.
+struct Samples {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t batch_stride = 0;
+};
+
+// A small operand: element i of sample b reads entry (i / inner) % entries of row b. A stride of 0 shares one row.
+struct Table {
+  const void* data = nullptr;
+  DType dtype = DType::f32;  // float32 or float64; of masks unused, one byte an entry
+  int64_t batch_stride = 0;
+  int64_t entries = 1;
+  int64_t inner = 1;
+  double fixed = 1;  // every element's value where data is null
+};
+
+enum class Reduction : int8_t { mean, sum, none };
+
+FDK_HOST_DEVICE inline double table_entry(const Table& table, int64_t b, int64_t entry) {
+  const int64_t at = b * table.batch_stride + entry;
+  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
+                                   : static_cast<const float*>(table.data)[at];
+}
+
+}  // namespace fdkernels

@@ -1,0 +1,92 @@
+// The flagship's arguments as structs, and the problem that a call of them is.
+#pragma once
+
+#include "fdiv/arguments.h"
+#include "fdiv/problem.h"
+#include "fdiv/weight.h"
+#include "torch/operands.h"
+
+namespace fdkernels::ops {
+
+struct FdivWeightArguments {
+  FDK_ARGUMENTS(FDK_FDIV_WEIGHT_ARGUMENTS)
+};
+
+struct FdivArguments {
+  FDK_ARGUMENTS(FDK_FDIV_ARGUMENTS)
+};
+
+using WeightResults = std::tuple<Tensor, Tensor>;                // h, figures
+using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, figures
+
+// Of either list.
+template <class Arguments>
+RatioState ratio_state(const Arguments& call, const Tensor& like) {
+  if (!call.ratio_mean) {
+    expect(!call.edges, "edges: expected beside ratio_mean");
+    return {nullptr, 0, nullptr, 0, 1, 0, false};
+  }
+  const Tensor& mean = *call.ratio_mean;
+  expect(call.t.has_value(), "t: expected beside ratio_mean");
+  expect(same_device(mean, like) && mean.dim() == 1 && mean.size(0) > 0 && mean.is_contiguous() &&
+             mean.scalar_type() == ScalarType::Float,
+         "ratio_mean: expected a contiguous float32 (bins,) tensor on the others' device");
+  const double* edges = nullptr;
+  if (call.edges) {
+    expect(same_device(*call.edges, like) && call.edges->dim() == 1 && call.edges->size(0) == mean.size(0) - 1 &&
+               call.edges->is_contiguous() && call.edges->scalar_type() == ScalarType::Double,
+           "edges: expected a contiguous float64 (bins - 1,) tensor on the others' device");
+    // Not null for a single bin, whose edges are empty; nothing reads them then.
+    edges = mean.size(0) > 1 ? static_cast<const double*>(call.edges->data_ptr())
+                             : reinterpret_cast<const double*>(mean.data_ptr());
+  }
+  const bool update = call.update && !inside_backward();
+  return {static_cast<float*>(mean.data_ptr()), mean.size(0), edges, call.t_min, call.t_max, call.decay, update};
+}
+
+template <class Arguments>
+WeightOptions weight_options(const Arguments& call) {
+  WeightOptions options{Divergence::rkl, call.amari_alpha, call.log_ratio_min, call.log_ratio_max,
+                        call.normalize_weight};
+  expect(find_divergence(call.divergence.c_str(), &options.divergence), "divergence: unknown name '", call.divergence,
+         "'");
+  expect(call.log_ratio_min <= call.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
+  return options;
+}
+
+// All of a call but its weights and its gradient's memory.
+inline Problem problem(const FdivArguments& call) {
+  const Tensor& student = call.student;
+  expect(student.dim() > 0, "student: expected shape (B, ...)");
+  Problem p{};
+  p.batch = student.size(0);
+  p.elements = elements_per_sample(student);
+  expect(p.elements > 0, "student: expected at least one element a sample");
+  p.student = samples_of(student, student, "student");
+  p.teacher = samples_of(call.teacher, student, "teacher");
+  p.fake = samples_of(call.fake, student, "fake");
+  p.teacher_uncond = samples_of(call.teacher_uncond, student, "teacher_uncond");
+  p.fake_uncond = samples_of(call.fake_uncond, student, "fake_uncond");
+  p.noisy = samples_of(call.noisy, student, "noisy");
+  p.guidance_scale = call.guidance_scale;
+  p.fake_guidance_scale = call.fake_guidance_scale;
+  expect(find_prediction(call.prediction.c_str(), &p.prediction), "prediction: unknown kind '", call.prediction, "'");
+  p.alpha = table_of(call.alpha, student, p.elements, false, "alpha", call.fixed_alpha);
+  p.sigma = table_of(call.sigma, student, p.elements, false, "sigma", call.fixed_sigma);
+  p.sigma_data = call.sigma_data;
+  p.multiplier = table_of(call.multiplier, student, p.elements, false, "multiplier");
+  p.mask = table_of(call.mask, student, p.elements, true, "mask");
+  p.dmd_scale = call.dmd_scale;
+  p.eps = call.eps;
+  p.zero_nonfinite = call.zero_nonfinite;
+  p.reduction = reduction_named(call.reduction);
+  p.with_stats = call.with_stats;
+  for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.noisy}) {
+    p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
+  }
+  expect(!(call.logits && call.weight), "weight: expected without logits");
+  check_count(call.count, p.reduction, student);
+  return p;
+}
+
+}  // namespace fdkernels::ops

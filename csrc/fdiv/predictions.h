@@ -1,0 +1,76 @@
+// What the networks predict: x0 = a x_t + c prediction, with a and c in double from the noise levels. The same table
+// stands in fdkernels/prediction.py and fdkernels/_triton/predictions.py; tests compare them.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "core/host_device.h"
+
+namespace fdkernels {
+
+// X(name, a, c) of alpha, sigma and data, EDM's sigma_data.
+#define FDK_PREDICTIONS(X)                                                                             \
+  X(sample, 0.0, 1.0)                                                                                  \
+  X(epsilon, 1.0 / alpha, -sigma / alpha)                                                              \
+  X(v_prediction, alpha, -sigma)                                                                       \
+  X(flow_prediction, 1.0, -sigma)                                                                      \
+  X(edm, data* data / sum_of_squares(sigma, data), sigma * data / ::sqrt(sum_of_squares(sigma, data))) \
+  X(affine, alpha, sigma)
+
+enum class PredictionKind : int8_t {
+#define FDK_ENUMERATOR(name, a, c) name,
+  FDK_PREDICTIONS(FDK_ENUMERATOR)
+#undef FDK_ENUMERATOR
+};
+
+constexpr const char* kPredictionNames[] = {
+#define FDK_NAME(name, a, c) #name,
+    FDK_PREDICTIONS(FDK_NAME)
+#undef FDK_NAME
+};
+
+// False where the table has no such name.
+inline bool find_prediction(const char* name, PredictionKind* found) {
+  for (int i = 0; i < static_cast<int>(sizeof(kPredictionNames) / sizeof(kPredictionNames[0])); ++i) {
+    if (std::strcmp(name, kPredictionNames[i]) == 0) {
+      *found = static_cast<PredictionKind>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+// In an unnamed namespace, for the reason that core/numbers.h gives.
+namespace {
+
+// Written as one fused multiply-add, so that no compiler decides whether to make it one.
+FDK_HOST_DEVICE inline double sum_of_squares(double sigma, double data) {
+  return ::fma(sigma, sigma, data * data);
+}
+
+FDK_HOST_DEVICE inline double prediction_a(PredictionKind kind, double alpha, double sigma, double data) {
+  switch (kind) {
+#define FDK_CASE(name, a, c) \
+  case PredictionKind::name: \
+    return a;
+    FDK_PREDICTIONS(FDK_CASE)
+#undef FDK_CASE
+  }
+  return NAN;
+}
+
+FDK_HOST_DEVICE inline double prediction_c(PredictionKind kind, double alpha, double sigma, double data) {
+  switch (kind) {
+#define FDK_CASE(name, a, c) \
+  case PredictionKind::name: \
+    return c;
+    FDK_PREDICTIONS(FDK_CASE)
+#undef FDK_CASE
+  }
+  return NAN;
+}
+
+}  // namespace
+
+}  // namespace fdkernels

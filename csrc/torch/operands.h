@@ -1,0 +1,202 @@
+// From an op's arguments to raw operands. Python has validated a public call; what is checked here keeps a direct call
+// of a raw op from reading past a tensor. fdkernels/_op/operands.py makes the same checks for Triton.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "core/tensors.h"
+#include "torch/arguments.h"
+
+// libtorch's, outside the stable ABI: null where a later torch has it no longer, and the call is then a forward.
+namespace torch::autograd {
+__attribute__((weak, visibility("default"))) int get_current_graph_task_id();
+}
+
+namespace fdkernels::ops {
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Whether autograd is running in this thread: a forward is then the second one of an activation checkpoint, which must
+// not update state again (fdkernels/_op/autograd.py, inside_backward).
+inline bool inside_backward() {
+  return torch::autograd::get_current_graph_task_id != nullptr && torch::autograd::get_current_graph_task_id() != -1;
+}
+
+inline bool same_device(const Tensor& tensor, const Tensor& other) {
+  return tensor.device() == other.device();
+}
+
+inline DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      refuse(name, ": expected a floating dtype");
+  }
+}
+
+inline int64_t elements_per_sample(const Tensor& tensor) {
+  expect(tensor.dim() > 0, "expected shape (B, ...)");
+  int64_t elements = 1;
+  for (int64_t d = 1; d < tensor.dim(); ++d) elements *= tensor.size(d);
+  return elements;
+}
+
+inline Samples samples_of(const Tensor& tensor, const Tensor& like, const char* name) {
+  expect(same_device(tensor, like), name, ": expected student's device");
+  expect(tensor.dim() == like.dim(), name, ": expected the rank of student");
+  int64_t expected = 1;
+  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+    expect(tensor.size(d) == like.size(d), name, ": expected the shape of student");
+    expect(d == 0 || tensor.size(d) == 1 || tensor.stride(d) == expected, name, ": expected dense samples");
+    if (d > 0) expected *= tensor.size(d);
+  }
+  return {tensor.data_ptr(), dtype_of(tensor, name), tensor.stride(0)};
+}
+
+inline Samples samples_of(const OptionalTensor& tensor, const Tensor& like, const char* name) {
+  return tensor ? samples_of(*tensor, like, name) : Samples{};
+}
+
+// fixed: its value where it has no entries.
+inline Table table_of(const TableArgument& given, const Tensor& like, int64_t elements, bool is_mask, const char* name,
+                      double fixed = 1) {
+  if (!given.entries) {
+    Table none;
+    none.fixed = fixed;
+    return none;
+  }
+  const Tensor& tensor = *given.entries;
+  expect(same_device(tensor, like) && tensor.dim() == 2, name, ": expected a (B or 1, R) tensor on student's device");
+  const int64_t rows = tensor.size(0), entries = tensor.size(1), inner = given.inner;
+  expect(rows == like.size(0) || rows == 1, name, ": expected one row, or one per sample");
+  expect(entries == 1 || tensor.stride(1) == 1, name, ": expected dense rows");
+  expect(
+      inner > 0 && inner <= elements && entries > 0 && entries <= elements / inner && elements % (entries * inner) == 0,
+      name, ": entries and their runs do not tile a sample");
+  const ScalarType dtype = tensor.scalar_type();
+  expect(is_mask ? dtype == ScalarType::Bool : (dtype == ScalarType::Float || dtype == ScalarType::Double), name,
+         is_mask ? ": expected bool" : ": expected float32 or float64");
+  const DType stored = dtype == ScalarType::Double ? DType::f64 : DType::f32;
+  return {tensor.data_ptr(), stored, rows == 1 ? 0 : tensor.stride(0), entries, inner, fixed};
+}
+
+// (B,) or (B, heads) of the batch; how many heads.
+inline int64_t heads_of(const Tensor& logits, int64_t batch) {
+  expect((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
+         "logits: expected shape (B,) or (B, heads)");
+  const int64_t heads = logits.dim() == 2 ? logits.size(1) : 1;
+  expect(heads > 0, "logits: expected at least one head");
+  dtype_of(logits, "logits");
+  return heads;
+}
+
+// A real (B,) or () tensor in double.
+inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
+  expect(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
+         ": expected a CPU tensor with one value per sample");
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype == ScalarType::Float && tensor.is_contiguous()) {
+    const float* data = static_cast<const float*>(tensor.data_ptr());
+    return std::vector<double>(data, data + count);
+  }
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Double));
+  const double* data = static_cast<const double*>(wide.data_ptr());
+  return std::vector<double>(data, data + count);
+}
+
+inline Reduction reduction_named(const std::string& name) {
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  expect(name == "none", "reduction: unknown '", name, "'");
+  return Reduction::none;
+}
+
+// Of a mean: null, or one value on the samples' device or the CPU.
+inline void check_count(const OptionalTensor& count, Reduction reduction, const Tensor& like) {
+  if (!count) return;
+  expect(reduction == Reduction::mean && count->numel() == 1, "count: expected one value, with reduction mean");
+  expect(count->is_cpu() || same_device(*count, like), "count: expected student's device or the CPU");
+}
+
+// N of a mean that the host knows, at least 1; 0 where the call gives none, or gives it on a device.
+inline double host_count(const OptionalTensor& count) {
+  if (!count || !count->is_cpu()) return 0;
+  const double given = to_double(*count, 1, "count")[0];
+  return given < 1 ? 1 : given;
+}
+
+// ---- results
+
+// A new contiguous tensor. The C shim costs a fraction of torch::stable::empty, which goes through the dispatcher.
+inline Tensor new_tensor(Sizes sizes, ScalarType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d) strides[d] = strides[d + 1] * sizes[d + 1];
+  AtenTensorHandle handle;
+  const bool cpu = like.is_cpu();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
+      cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), cpu ? 0 : like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// What a loss returns; `figures`: how many it reports, beside one a sample.
+struct LossResults {
+  bool per_sample, is_double, scaled;  // "none"; a double loss; a float16 gradient
+  Tensor loss, gradient, unscale, stats;
+
+  LossResults(const Tensor& like, Reduction reduction, bool with_grad, bool with_stats, int64_t figures)
+      : per_sample(reduction == Reduction::none),
+        is_double(like.scalar_type() == ScalarType::Double),
+        scaled(with_grad && like.scalar_type() == ScalarType::Half) {
+    const int64_t batch = like.size(0), zero = 0;
+    const Sizes loss_shape(&batch, per_sample ? 1 : 0), none(&zero, 1);
+    loss = new_tensor(loss_shape, is_double ? ScalarType::Double : ScalarType::Float, like);
+    gradient = new_tensor(with_grad ? like.sizes() : none, like.scalar_type(), like);
+    unscale = new_tensor(scaled ? loss_shape : none, ScalarType::Float, like);
+    stats = new_tensor({with_stats ? figures + batch : 0}, ScalarType::Double, like);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> all() const {
+    return {loss, gradient, unscale, stats};
+  }
+};
+
+// ---- the ops scale_native and scale_native_, around what scales a gradient into another tensor, or into itself
+
+using ScaleInto = void(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out);
+
+template <ScaleInto* kScale>
+Tensor scale_op(Tensor gradient, Tensor upstream, Tensor unscale) {
+  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type(), gradient);
+  kScale(gradient, upstream, unscale, out);
+  return out;
+}
+
+template <ScaleInto* kScale>
+void scale_in_place_op(Tensor gradient, Tensor upstream, Tensor unscale) {
+  kScale(gradient, upstream, unscale, gradient);
+}
+
+// Whether upstream has a value for each sample, after the shapes have been checked.
+inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
+  expect(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),
+         "gradient: expected a contiguous tensor");
+  const bool per_sample = upstream.dim() == 1;
+  const int64_t count = per_sample ? gradient.size(0) : 1;
+  expect(upstream.dim() <= 1 && upstream.numel() == count, "upstream: expected () or (B,)");
+  expect(unscale.numel() == 0 || unscale.numel() == count, "unscale: expected upstream's shape, or none");
+  expect(same_device(upstream, gradient), "upstream: expected gradient's device");
+  expect(same_device(unscale, gradient), "unscale: expected gradient's device");
+  return per_sample;
+}
+
+}  // namespace fdkernels::ops

@@ -1,0 +1,64 @@
+// The ops that belong to no op alone, on CUDA tensors: the backward of every loss, and a device's limits.
+#include <torch/csrc/stable/library.h>
+
+#include "core/cuda/scale.h"
+#include "torch/cuda_target.h"
+
+namespace {
+
+using namespace fdkernels::ops;
+namespace cuda = fdkernels::cuda;
+
+// upstream * unscale * gradient, for the whole batch or per sample.
+void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
+  const Target target(gradient, "gradient");
+  cuda::Scale scale{};
+  const bool each = is_per_sample(gradient, upstream, unscale, out);
+  if (gradient.numel() == 0) return;
+  scale.runs = each ? gradient.size(0) : 1;
+  scale.elements = gradient.numel() / scale.runs;
+  scale.gradient = gradient.data_ptr();
+  scale.out = out.data_ptr();
+  scale.dtype = dtype_of(gradient, "gradient");
+  // A stride of 0, as of loss.sum(), is read as it is.
+  const auto type = real_type(upstream.scalar_type());
+  expect(type.has_value(), "upstream: expected a real dtype");
+  scale.upstream = {upstream.data_ptr(), *type};
+  scale.upstream_stride = each ? upstream.stride(0) : 0;
+  Tensor powers = unscale.scalar_type() == ScalarType::Float ? unscale : torch::stable::to(unscale, ScalarType::Float);
+  if (!powers.is_contiguous()) powers = torch::stable::contiguous(powers);
+  scale.unscale = powers.numel() > 0 ? static_cast<const float*>(powers.data_ptr()) : nullptr;
+  scale.aligned = reinterpret_cast<uintptr_t>(scale.gradient) % 16 == 0 &&
+                  reinterpret_cast<uintptr_t>(scale.out) % 16 == 0 &&
+                  (scale.runs == 1 || scale.elements * fdkernels::size_of(scale.dtype) % 16 == 0);
+  cuda::launch_scale(scale, target.limits->multiprocessors, target.stream);
+}
+
+// What plans are made for, in DeviceLimits' order.
+Tensor cuda_limits(int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  cuda::set_device(static_cast<int>(device));
+  const fdkernels::DeviceLimits& limits = cuda::limits(static_cast<int>(device));
+  const int64_t count = 6 + fdkernels::kClusterSizes, one = 1;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &one, static_cast<int32_t>(ScalarType::Double),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor values(handle);
+  double* to = static_cast<double*>(values.data_ptr());
+  to[0] = limits.capability, to[1] = limits.multiprocessors;
+  to[2] = static_cast<double>(limits.shared_per_block), to[3] = static_cast<double>(limits.shared_per_multiprocessor);
+  to[4] = static_cast<double>(limits.cache), to[5] = limits.bandwidth;
+  for (int i = 0; i < fdkernels::kClusterSizes; ++i) to[6 + i] = limits.active_clusters[i];
+  return values;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fdkernels, CUDA, m) {
+  m.impl("scale_native", TORCH_BOX(&scale_op<&scale_into>));
+  m.impl("scale_native_", TORCH_BOX(&scale_in_place_op<&scale_into>));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fdkernels, CompositeExplicitAutograd, m) {
+  m.impl("cuda_limits", TORCH_BOX(&cuda_limits));
+}
