@@ -1,4 +1,4 @@
-"""Limits of GPUs, which the CUDA backend plans its launches by (`DeviceLimits` of `csrc/fdkernels/plan.h`).
+"""Limits of GPUs, which the CUDA backend plans its launches by (`DeviceLimits` of `csrc/core/plan.h`).
 
 `PRESETS` are for plans without a GPU: `python -m fdkernels plan` and tests. At run time the device's own answers take
 their place. Free of torch but for `present`.

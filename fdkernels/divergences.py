@@ -1,7 +1,7 @@
 """The f-divergences and their weights h(r) = r² f''(r), written as log h of the log ratio L = log r.
 
 Sources: f-distill (arXiv 2502.15681), Table 1, with the exact constants of r² f''(r). In the log domain every entry is
-affine in L and softplus(L), so nothing overflows or cancels at any finite L. `csrc/fdkernels/divergences.h` holds the
+affine in L and softplus(L), so nothing overflows or cancels at any finite L. `csrc/fdiv/divergences.h` holds the
 same table for the kernels; a test compares the two.
 """
 

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 import fdkernels as fdk
+from fdkernels._op.arguments import Table
 
 VARIABLE = "FDKERNELS_TEST_DEVICE"  # set by tests/conftest.py, inherited by workers and child processes
 
@@ -35,8 +36,10 @@ def is_slow(backend: str) -> bool:
 
 
 def place(value: Any, device: str | torch.device | None = None) -> Any:
-    """A tensor, normalizer, prediction, or a dict of them on a device (the run's own); anything else as it is."""
+    """A tensor, table, normalizer, prediction, or a dict of them on a device (the run's own); anything else as it is."""
     device = torch.device(name() if device is None else device)
+    if isinstance(value, Table):
+        return Table(place(value.entries, device), value.inner)
     if isinstance(value, dict):
         return {key: place(entry, device) for key, entry in value.items()}
     if isinstance(value, fdk.RatioNormalizer):

@@ -138,12 +138,13 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
     """(a, c) with x0 = a x_t + c pred, broadcastable to the student."""
 
     def level(value: Any) -> np.ndarray:
-        value = float64(value)
-        return value.reshape(-1, *(1,) * (student.ndim - 1)) if value.ndim == 1 else value
+        return leading(float64(value), student.ndim)
 
     kind, sd = prediction.kind, prediction.sigma_data
     if kind == "sample":
         return np.zeros(()), np.ones(())
+    if kind == "affine":
+        return level(prediction.alpha), level(prediction.sigma)
     sigma = level(prediction.sigma)
     if kind == "epsilon":
         return 1 / level(prediction.alpha), -sigma / level(prediction.alpha)
@@ -154,6 +155,11 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
     if kind == "edm":
         return sd**2 / (sigma**2 + sd**2), sigma * sd / np.sqrt(sigma**2 + sd**2)
     raise ValueError(kind)
+
+
+def leading(value: np.ndarray, rank: int) -> np.ndarray:
+    """Of a tensor's leading dimensions, to its rank."""
+    return value.reshape(*value.shape, *(1,) * (rank - value.ndim))
 
 
 @dataclass
@@ -178,7 +184,7 @@ def score_difference(
     divergence: Any = "js",
     weight: Any = None,
     scale: Any = "dmd",
-    eps: float = 1e-6,
+    multiplier: Any = None,
     mask: Any = None,
     prediction: Any = None,
     teacher_uncond: Any = None,
@@ -213,24 +219,21 @@ def score_difference(
         difference = np.broadcast_to(c * (raw_fake - raw_teacher), x.shape)
         distance = np.abs(x - (anchor + c * raw_teacher))
         keep = np.ones(x.shape, dtype=bool) if mask is None else _mask(mask, x)
+        m = np.ones(column) if multiplier is None else leading(float64(multiplier), x.ndim)
         # A masked element takes part in the mean of |x - tau|, but a non-finite one there counts as 0.
         distance = np.where(~keep & ~np.isfinite(distance), 0.0, distance)
         gap = distance.reshape(batch, -1).mean(axis=1)
-        if isinstance(scale, str):
-            s = (1 / (gap + eps)).reshape(column)
-        elif scale is None:
-            s = np.ones(column)
-        else:
-            s = float64(scale)
-            s = s.reshape(column) if s.ndim == 1 else s
-        w = h.reshape(column) * s
+        s = np.ones(batch)
+        if scale is not None:
+            s = 1 / (gap + (1e-6 if scale == "dmd" else scale.eps))
+        w = h.reshape(column) * s.reshape(column) * m
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
         bad = ~np.isfinite(g).reshape(batch, -1).all(axis=1) | ~np.isfinite(h)
-        read = keep | (s[0].size == 1)  # of a scale that varies within a sample, what masked elements have is not read
-        bad |= ~(np.isfinite(np.broadcast_to(s, x.shape)) | ~read).reshape(batch, -1).all(axis=1)
+        read = keep | (m[0].size == 1)  # of one that varies within a sample, what masked elements have is not read
+        bad |= ~np.isfinite(s) | ~(np.isfinite(np.broadcast_to(m, x.shape)) | ~read).reshape(batch, -1).all(axis=1)
         if t is not None:
             bad |= ~np.isfinite(float64(t))
-        if isinstance(scale, str):
+        if scale is not None:
             tau = anchor + c * raw_teacher
             bad |= ~np.isfinite(np.where(keep, x + tau, 0.0)).reshape(batch, -1).all(axis=1)
         replaced = np.nan if nonfinite == "propagate" else 0.0
@@ -259,7 +262,7 @@ def score_difference(
 
 def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
     keep = np.asarray(mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask)
-    return np.broadcast_to(keep.reshape(-1, *(1,) * (x.ndim - 1)) if keep.ndim == 1 else keep, x.shape)
+    return np.broadcast_to(leading(keep, x.ndim), x.shape)
 
 
 def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple[np.ndarray, np.ndarray]:

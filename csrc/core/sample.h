@@ -51,7 +51,7 @@ FDK_HOST_DEVICE inline typename Math::Sums gather(Math& math, bool aligned, cons
         }
       }
       if (v < whole) {
-        if constexpr (W == V) {
+        if constexpr (kInFlight > 1) {
           math.template gather_vectors<1>(v, hold, partial);
         } else {
 #pragma unroll 1

@@ -25,6 +25,33 @@ FDK_HOST_DEVICE inline T subtract_x0(T x, T noisy, T tau, const Coefficients<T>&
   return (x - x0) - (lost + std::fma(k.a_rest, noisy, k.c_rest * tau));
 }
 
+template <class T>
+FDK_HOST_DEVICE inline T magnitude(T v) {
+  return std::fabs(v);
+}
+
+// The elements of a share that read the same levels.
+struct Span {
+  int from, to;
+};
+
+// Called: what a thread looks up once a run waits longer for code than for arithmetic.
+FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
+  return coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
+}
+
+// Around element i, of a share that begins at `begin` and has `length` elements.
+FDK_HOST_DEVICE FDK_CALLED Span span_at(const Problem& p, int64_t i, int64_t begin, int length) {
+  Span span{0, length};
+  for (const Table* table : {&p.alpha, &p.sigma}) {
+    if (table->entries == 1) continue;
+    const int64_t first = i - place_of(*table, i).within - begin;
+    if (first > span.from) span.from = static_cast<int>(first);
+    if (first + table->inner < span.to) span.to = static_cast<int>(first + table->inner);
+  }
+  return span;
+}
+
 // The inputs of a call at element `begin` of sample b. Where their types are known, these are the share's own
 // addresses, and what a call lacks is another input that changes nothing: conditions would keep loads apart. Where
 // types are looked up, registers have no room for that, and what is absent reads as 0.
@@ -59,7 +86,7 @@ struct FdivMath {
   const bool with_error;  // x is read: for the dmd scale, or for figures
   const Rows rows;
   Coefficients<T> k;
-  int from = 0, to = 0;     // the elements of the share that k belongs to, where levels vary within a sample
+  Span span{0, 0};          // the elements that k belongs to
   const T coefficient = 0;  // w / N, of a scatter
 
   // A gather.
@@ -68,9 +95,7 @@ struct FdivMath {
         b(sample),
         part(share),
         with_error(problem.dmd_scale || problem.with_stats),
-        rows(rows_of(with_error)) {
-    if (kGeneral && !p.levels_vary()) look_up(0);
-  }
+        rows(rows_of(with_error)) {}
 
   // A scatter.
   FDK_HOST_DEVICE FdivMath(const Problem& problem, int64_t sample, const Part& share, double weight)
@@ -79,9 +104,7 @@ struct FdivMath {
         part(share),
         with_error(false),
         rows(rows_of(false)),
-        coefficient(static_cast<T>(weight)) {
-    if (kGeneral && !p.levels_vary()) look_up(0);
-  }
+        coefficient(static_cast<T>(weight)) {}
 
   // ---- operands
 
@@ -119,21 +142,14 @@ struct FdivMath {
 
   // k of the run around element `at` of the share.
   FDK_HOST_DEVICE void look_up(int at) {
-    if (!p.is_raw()) return;
     const int64_t i = part.begin + at;
-    const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
-    const double c = prediction_c(p.prediction, alpha, sigma, p.sigma_data);
-    const double a = p.noisy.data == nullptr ? 0.0 : prediction_a(p.prediction, alpha, sigma, p.sigma_data);
+    span = span_at(p, i, part.begin, static_cast<int>(part.end - part.begin));
+    if (!p.is_raw()) return;
+    const Map map = map_at(p, b, i);
+    const double a = p.noisy.data == nullptr ? 0.0 : map.a, c = map.c;
     k.a = static_cast<T>(a), k.c = static_cast<T>(c);
     if constexpr (sizeof(T) < sizeof(double)) {
       k.a_rest = static_cast<T>(a - static_cast<double>(k.a)), k.c_rest = static_cast<T>(c - static_cast<double>(k.c));
-    }
-    from = 0, to = static_cast<int>(part.end - part.begin);
-    for (const Table* table : {&p.alpha, &p.sigma}) {
-      if (table->entries == 1) continue;
-      const int64_t begin = at - place_of(*table, i).within;
-      if (begin > from) from = static_cast<int>(begin);
-      if (begin + table->inner < to) to = static_cast<int>(begin + table->inner);
     }
   }
 
@@ -169,7 +185,7 @@ struct FdivMath {
     const Words raw_tau_uncond = read_row<Prediction, W>(rows.tau_uncond, at);
     const Words raw_f_uncond = read_row<Prediction, W>(rows.f_uncond, at);
     const unsigned kept = kept_bits<W>(p.mask, b, i);
-    if (p.levels_vary() && (at < from || at >= to)) look_up(at);
+    if (at < span.from || at >= span.to) look_up(at);
     const T g = p.teacher_uncond.data == nullptr ? T(1) : static_cast<T>(p.guidance_scale);
     const T fake_g = p.fake_uncond.data == nullptr ? T(1) : static_cast<T>(p.fake_guidance_scale);
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);
@@ -198,7 +214,7 @@ struct FdivMath {
     if constexpr (!kTyped) load_error();  // they would not fit the registers beside the others
     widen<Student>(raw_x, rows.x.dtype, x);
     if constexpr (!kGeneral) {
-      add_plain(x, tau, direction, sums);
+      add_plain(x, tau, direction, with_error, sums);
     } else {
       T noisy[W];
       widen<Student>(raw_noisy, rows.noisy.dtype, noisy);
@@ -217,12 +233,13 @@ struct FdivMath {
   }
 
   template <int W>
-  FDK_HOST_DEVICE void add_plain(const T (&x)[W], const T (&tau)[W], const T (&gap)[W], Partial& sums) const {
+  FDK_HOST_DEVICE static void add_plain(const T (&x)[W], const T (&tau)[W], const T (&gap)[W], bool has_x,
+                                        Partial& sums) {
 #pragma unroll
     for (int n = 0; n < W; ++n) {
       sums.energy += gap[n] * gap[n];
       sums.gap += magnitude(gap[n]);
-      if (with_error) sums.distance += magnitude(x[n] - tau[n]);
+      if (has_x) sums.distance += magnitude(x[n] - tau[n]);
     }
   }
 
@@ -245,12 +262,8 @@ struct FdivMath {
       widen<Prediction>(raw_f[u], {}, d);
       widen<Student>(raw_x[u], {}, x);
 #pragma unroll
-      for (int n = 0; n < V; ++n) {
-        d[n] -= tau[n];
-        sums.energy += d[n] * d[n];
-        sums.gap += magnitude(d[n]);
-        if (loads_error()) sums.distance += magnitude(x[n] - tau[n]);
-      }
+      for (int n = 0; n < V; ++n) d[n] -= tau[n];
+      add_plain(x, tau, d, loads_error(), sums);
       const int w = v + u * part.threads;
       if (w < part.held) keep<V>(hold, part.held, w * V, d);
     }
@@ -296,11 +309,11 @@ struct FdivMath {
       e.keep = kept_bits<1>(p.mask, b, i) & 1;
       if (has_table(p.multiplier)) e.multiplier = table_value(p.multiplier, b, i);
       if (p.is_raw()) {
-        const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
-        e.c = prediction_c(p.prediction, alpha, sigma, p.sigma_data);
+        const Map map = map_at(p, b, i);
+        e.c = map.c;
         if (with_error && p.noisy.data != nullptr) {
           read<Student>(p.noisy, b, i, noisy);
-          e.a = prediction_a(p.prediction, alpha, sigma, p.sigma_data);
+          e.a = map.a;
         }
       }
     } else {

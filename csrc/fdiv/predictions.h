@@ -49,26 +49,19 @@ FDK_HOST_DEVICE inline double sum_of_squares(double sigma, double data) {
   return ::fma(sigma, sigma, data * data);
 }
 
-FDK_HOST_DEVICE inline double prediction_a(PredictionKind kind, double alpha, double sigma, double data) {
-  switch (kind) {
-#define FDK_CASE(name, a, c) \
-  case PredictionKind::name: \
-    return a;
-    FDK_PREDICTIONS(FDK_CASE)
-#undef FDK_CASE
-  }
-  return NAN;
-}
+struct Map {
+  double a, c;
+};
 
-FDK_HOST_DEVICE inline double prediction_c(PredictionKind kind, double alpha, double sigma, double data) {
+FDK_HOST_DEVICE inline Map coefficients_of(PredictionKind kind, double alpha, double sigma, double data) {
   switch (kind) {
 #define FDK_CASE(name, a, c) \
   case PredictionKind::name: \
-    return c;
+    return {a, c};
     FDK_PREDICTIONS(FDK_CASE)
 #undef FDK_CASE
   }
-  return NAN;
+  return {NAN, NAN};
 }
 
 }  // namespace

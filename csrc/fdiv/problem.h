@@ -34,10 +34,6 @@ struct Problem {
   FDK_HOST_DEVICE bool is_raw() const {
     return prediction != PredictionKind::sample;
   }
-  // Whether a and c change within a sample.
-  FDK_HOST_DEVICE bool levels_vary() const {
-    return alpha.entries > 1 || sigma.entries > 1;
-  }
 };
 
 // Sums over a run of elements. Masked ones count in neither energy nor nonfinite.

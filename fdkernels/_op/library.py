@@ -43,7 +43,7 @@ class Op(NamedTuple):
         return kernels[f"{self.name}_{backend}"](*operands)
 
 
-ops: list[Op] = []
+ops: dict[str, Op] = {}
 kernels: dict[str, Callable[..., Any]] = {}
 """Registered ops by name, past their own autograd kernels: around them is an autograd function already."""
 
@@ -53,18 +53,19 @@ _SCALE = {
     "scale_": "(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
 }
 # The limits of a GPU, which native plans its launches by: `csrc/core/plan.h`, DeviceLimits in its order.
-_CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
+CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
 
 _library = torch.library.Library("fdkernels", "DEF")
-_library.define(_CUDA_LIMITS)
+_library.define(CUDA_LIMITS)
 
 
 def register(op: Op, triton: str) -> Op:
     """Make an op callable on every backend; `triton`: the module with a function of its name for that backend."""
-    ops.append(op)
+    ops[op.name] = op
     for backend in KERNELS:
         define(_library, op, backend)
-        _make_callable(f"{op.name}_{backend}")
+        name = f"{op.name}_{backend}"
+        kernels[name] = below_autograd(getattr(torch.ops.fdkernels, name).default)
     _implement_in_triton(f"{op.name}_triton", triton, op.name)
     return op
 
@@ -102,8 +103,8 @@ def _implement_in_triton(op: str, module: str, function: str) -> None:
         _library.impl(op, implementation, key)
 
 
-def _make_callable(name: str) -> None:
-    op = getattr(torch.ops.fdkernels, name).default
+def below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
+    """`op` past its own autograd kernel."""
 
     def call(*operands: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -111,7 +112,7 @@ def _make_callable(name: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*operands)
 
-    kernels[name] = call
+    return call
 
 
 for _backend in KERNELS:

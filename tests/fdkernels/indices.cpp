@@ -1,5 +1,5 @@
 // The CUDA kernels' index arithmetic, for test_indices.py.
-#include "fdkernels/share.h"
+#include "core/share.h"
 #include "fdkernels/tables.h"
 
 using namespace fdkernels;

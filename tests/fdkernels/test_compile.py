@@ -7,10 +7,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fdkernels as fdk
-from fdkernels.divergences import resolve
-from fdkernels.fdiv import ops
-from fdkernels.fdiv.arguments import STATS
-from fdkernels.fdiv.weight import RatioState, fdiv_weight
+from fdkernels._op.arguments import Table
+from fdkernels._op.library import ops
+from fdkernels.fdiv.arguments import FDIV, FDIV_WEIGHT, STATS, FdivArguments, WeightArguments
 from tests.cases import make, normalizer
 from tests.device import place
 
@@ -108,19 +107,23 @@ def test_compiled_weight(backend):
 
 
 def raw_arguments(dtype=torch.float32, **changes):
-    """The arguments of `fdiv_<backend>` for a batch with everything on."""
+    """The arguments of `fdiv_<backend>` for a batch with everything on; changes may be of its weighting."""
     case = make((4, 3, 6, 5), dtype)
-    call = ops.FdivArguments(
-        student=case.student, teacher=case.teacher, fake=case.fake, teacher_uncond=case.teacher + 0.1,
-        fake_uncond=None, guidance_scale=2.0, fake_guidance_scale=1.0, noisy=case.student + 0.3,
-        a=torch.rand(4, 1, dtype=torch.float64), c=torch.rand(4, 1, dtype=torch.float64), coefficient_inner=90,
-        logits=case.logits, t=case.t, weight=None, ratio_mean=torch.ones(5), edges=None, t_min=0.0, t_max=1.0,
-        decay=0.9, update=True, divergence="js", alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0,
-        normalize_weight=True, dmd_scale=True, eps=1e-6, scale=None, scale_inner=1,
-        mask=torch.rand(4, 90) < 0.7, mask_inner=1, zero_nonfinite=False, reduction="mean", with_grad=True,
-        with_stats=True,
+    weighting = WeightArguments(
+        logits=case.logits, t=case.t, ratio_mean=torch.ones(5), edges=None, t_min=0.0, t_max=1.0, decay=0.9, update=True,
+        divergence="js", amari_alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0, normalize_weight=True,
     )  # fmt: skip
-    return ops.FdivArguments(*map(place, call._replace(**changes)))
+    of_weighting = {name: changes.pop(name) for name in list(changes) if name in WeightArguments._fields}
+    weighting = WeightArguments(*map(place, weighting._replace(**of_weighting)))
+    call = FdivArguments(
+        student=case.student, teacher=case.teacher, fake=case.fake, teacher_uncond=case.teacher + 0.1,
+        fake_uncond=None, guidance_scale=2.0, fake_guidance_scale=1.0, noisy=case.student + 0.3, prediction="epsilon",
+        alpha=Table(0.2 + torch.rand(4, 1, dtype=torch.float64), 90), sigma=Table(torch.rand(4, 1), 90), fixed_alpha=1.0,
+        fixed_sigma=1.0, sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, multiplier=Table(),
+        mask=Table(torch.rand(4, 90) < 0.7, 1), zero_nonfinite=False, reduction="mean", count=None, with_grad=True,
+        with_stats=True, weighting=weighting,
+    )  # fmt: skip
+    return FdivArguments(*map(place, call._replace(**changes)))
 
 
 def opcheck(op, arguments, outputs):
@@ -139,27 +142,38 @@ def opcheck(op, arguments, outputs):
         {"reduction": "none", "with_stats": False},
         {"logits": None, "t": None, "ratio_mean": None, "update": False, "weight": torch.ones(4), "with_stats": False},
         {"with_grad": False, "update": False},
-        {"noisy": None, "a": None, "c": None, "coefficient_inner": 1, "dmd_scale": False, "mask": None},
+        {
+            "noisy": None,
+            "prediction": "sample",
+            "alpha": Table(),
+            "sigma": Table(),
+            "dmd_scale": False,
+            "mask": Table(),
+        },
     ),
     ids=("all", "none", "weight", "no grad", "x0"),
 )
 def test_raw_op(backend, dtype, changes):
     """A registered op's schema, fake and mutations are what they say; the plain reference fits the fake too."""
     call = raw_arguments(dtype, **changes)
-    forward = ops._FORWARD[backend]
-    loss, gradient, unscale, stats = forward(*call._replace(ratio_mean=None, update=False))
+    real = ops["fdiv"].run(
+        backend, raw_arguments(dtype, **{**changes, "ratio_mean": None, "update": False}), call.student
+    )
+    loss, gradient, unscale, stats = real
     assert not loss.isnan().any() and not stats[: STATS - 4].isnan().any()
-    fakes = ops._fdiv_fake(*call)
-    for real, fake in zip((loss, gradient, unscale, stats), fakes, strict=True):
-        assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
-    if not isinstance(forward, torch._ops.OpOverload):
+    for each, fake in zip(real, ops["fdiv"].outputs(call), strict=True):
+        assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
+    if backend == "reference":
         return
-    opcheck(forward, tuple(call), forward(*call))
+    op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
+    operands = tuple(FDIV.operands(call))
+    opcheck(op, operands, op(*operands))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     upstream = torch.full((4,) if call.reduction == "none" else (), 2.0, dtype=wide, device=loss.device)
     if call.with_grad:
-        opcheck(ops._BACKWARD[backend], (gradient, upstream, unscale), (gradient,))
-        opcheck(ops._BACKWARD_IN_PLACE[backend], (gradient.clone(), upstream, unscale), (gradient,))
+        scale, scale_ = (getattr(torch.ops.fdkernels, f"scale_{backend}{end}").default for end in ("", "_"))
+        opcheck(scale, (gradient, upstream, unscale), (gradient,))
+        opcheck(scale_, (gradient.clone(), upstream, unscale), (gradient,))
 
 
 @pytest.mark.host_code("what PyTorch is told of an op")
@@ -167,19 +181,20 @@ def test_raw_op(backend, dtype, changes):
 def test_raw_weight_op(backend, normalized):
     case = make((9, 3), heads=3).on()
     mean = place(torch.ones(4)) if normalized else None
-    state = RatioState(mean, None, 0.0, 1.0, 0.9, normalized)
-    call = (case.logits, case.t, *state, "kl", 0.0, -2.0, 3.0, True)
-    op = ops.WEIGHT.get(backend)
-    result = op(*call) if op else fdiv_weight(case.logits, case.t, state, resolve("kl"), (-2.0, 3.0), True)
-    for real, fake in zip(result, ops._fdiv_weight_fake(*call), strict=True):
+    call = WeightArguments(
+        case.logits, case.t, mean, None, 0.0, 1.0, 0.9, normalized, "kl", 0.0, -2.0, 3.0, normalize_weight=True
+    )
+    result = ops["fdiv_weight"].run(backend, call, case.logits)
+    for real, fake in zip(result, ops["fdiv_weight"].outputs(call), strict=True):
         assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
-    if op:
-        opcheck(op, call, result)
+    if backend != "reference":
+        op = getattr(torch.ops.fdkernels, f"fdiv_weight_{backend}").default
+        opcheck(op, tuple(FDIV_WEIGHT.operands(call)), result)
 
 
 @pytest.mark.host_code("what is registered")
 def test_every_registered_op_was_checked(backend):
     """An op of this backend that no test here knows is a hole."""
     names = {name for name in dir(torch.ops.fdkernels) if backend in name}
-    known = {f"fdiv_{backend}", f"fdiv_weight_{backend}", f"fdiv_backward_{backend}", f"fdiv_backward_{backend}_"}
+    known = {f"fdiv_{backend}", f"fdiv_weight_{backend}", f"scale_{backend}", f"scale_{backend}_"}
     assert names <= known

@@ -40,7 +40,7 @@ STEPS = {
     "0-d guidance_scale": lambda x, v, backend: loss(
         x, backend, teacher_uncond=OTHER, guidance_scale=1 + v * torch.ones((), dtype=torch.float64)
     ),
-    "eps": lambda x, v, backend: loss(x, backend, eps=0.3 * v),
+    "eps": lambda x, v, backend: loss(x, backend, scale=fdk.DmdScale(0.3 * v)),
     "ratio_range": lambda x, v, backend: loss(x, backend, ratio_range=(0.1 * v, 2.0 + v)),
     "count": lambda x, v, backend: loss(x, backend, count=int(4 * v)),
     "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=v / 9, sigma=v + 1)),
@@ -48,7 +48,7 @@ STEPS = {
     "weighed in PyTorch": lambda x, v, backend: loss(x, backend, divergence=OWN, ratio_range=(0.1 * v, 2.0 + v)),
     "many": lambda x, v, backend: loss(
         x, backend, divergence="kl", ratio_range=(0.1 * v, 2.0 + v), teacher_uncond=OTHER, guidance_scale=1 + v,
-        eps=0.3 * v, count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
+        scale=fdk.DmdScale(0.3 * v), count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
     ),
 }  # fmt: skip
 OWN = fdk.Divergence("test_compiled_floats", lambda log_ratio: 0.5 * log_ratio)  # weighed in PyTorch on every backend

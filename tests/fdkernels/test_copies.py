@@ -60,7 +60,7 @@ def saved(value):
     "there_and_back", (lambda v: pickle.loads(pickle.dumps(v)), saved), ids=("pickle", "torch.save")
 )
 def test_pickles_drop_the_group_and_say_so(group, there_and_back):
-    loss = fdk.FDivLoss("kl", bins=4, group=group, eps=0.5)
+    loss = fdk.FDivLoss("kl", bins=4, group=group, scale=fdk.DmdScale(0.5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = there_and_back(torch.nn.ModuleDict({"loss": loss}))["loss"]

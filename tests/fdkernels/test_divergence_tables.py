@@ -32,7 +32,7 @@ def binary_table() -> set[str]:
 
 def header_table() -> set[str]:
     """The rows that stand in the header, whether or not the binary was built since."""
-    header = (ROOT / "csrc/fdkernels/divergences.h").read_text()
+    header = (ROOT / "csrc/fdiv/divergences.h").read_text()
     table = re.search(r"#define FDK_DIVERGENCES\(X\)(.*?)\n\n", header, re.DOTALL)
     return set(re.findall(r"X\((\w+),", table[1]))
 

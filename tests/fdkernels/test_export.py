@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fdkernels as fdk
+from fdkernels.fdiv.arguments import FDIV
 from tests.cases import make
 from tests.fdkernels.test_compile import raw_arguments
 
@@ -60,10 +61,10 @@ def test_gradient_of_the_raw_op(backend, reduction, with_grad):
     """Also of a graph that was made where none was needed."""
     call = raw_arguments(reduction=reduction, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
-    _, gradient, _, _ = op(*call)
+    _, gradient, _, _ = op(*FDIV.operands(call))
     upstream = torch.linspace(0.5, 2, 4) if reduction == "none" else torch.tensor(3.0)
     student = call.student.clone().requires_grad_()
-    loss, alone, _, stats = op(*call._replace(student=student, with_grad=with_grad))
+    loss, alone, _, stats = op(*FDIV.operands(call._replace(student=student, with_grad=with_grad)))
     assert not alone.requires_grad and not stats.requires_grad
     for _ in range(2):
         (found,) = torch.autograd.grad(loss, student, upstream, retain_graph=True)

@@ -144,7 +144,7 @@ def test_operands_of_a_video_in_any_order(backend, layout):
         table = 0.2 + 2 * torch.rand(size, generator=generator)
         keep = torch.rand(size, generator=generator) < 0.6
         keep.view(-1)[0], keep.view(-1)[-1] = True, False
-        case.but(scale=table, mask=keep).check(backend)
+        case.but(multiplier=table, mask=keep).check(backend)
         case.but(prediction=fdk.Prediction("edm", noisy, sigma=table), mask=keep, reduction="none").check(backend)
 
 
@@ -200,17 +200,17 @@ def test_what_is_copied(backend, layout, rank):
 @pytest.mark.cpu_only("which operations run")
 @pytest.mark.backends("native", "triton")
 def test_what_needs_no_copy(backend):
-    """A dimension of one, whatever its stride is; a mask and a scale that the caller has expanded."""
+    """A dimension of one, whatever its stride is; a mask and a multiplier that the caller has expanded."""
     wide = torch.randn(3, 4, 3, 6, generator=torch.Generator().manual_seed(0))
     x, teacher, fake = wide[0, :, ::3], wide[1, :, ::3], wide[2, :, ::3]
     assert x.shape == (4, 1, 6) and x.stride() == (18, 18, 1)
     keep = torch.tensor([True, False, True, True])[:, None, None].expand(4, 1, 6)
     case = make((4, 1, 6), heads=None).but(student=x, teacher=teacher, fake=fake, mask=keep)
-    for scale in (None, torch.rand(1, 1, 6).expand(4, 1, 6)):
+    for multiplier in (None, torch.rand(1, 1, 6).expand(4, 1, 6)):
         with Copies(x.numel()) as copies:
-            case.call(backend, scale=scale)
+            case.call(backend, multiplier=multiplier)
         assert copies.count == 0
-        case.but(scale=scale).check(backend)
+        case.but(multiplier=multiplier).check(backend)
 
 
 def test_gradient_keeps_the_strides_that_autograd_expects(backend):

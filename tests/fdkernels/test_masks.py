@@ -78,7 +78,7 @@ def test_strided_masks(backend):
 
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 def test_rows_with_a_stride_of_their_own(backend, reduction):
-    """Masks and scales cut out of wider ones, whose other entries say something else."""
+    """Masks and multipliers cut out of wider ones, whose other entries say something else."""
     # Frames of fewer and of more than 64 elements.
     for shape in ((4, 3, 1, 4, 4),) if device.is_slow(backend) else ((4, 3, 2, 6, 5), (4, 3, 2, 8, 8)):
         case = make(shape, heads=None, reduction=reduction)
@@ -89,9 +89,9 @@ def test_rows_with_a_stride_of_their_own(backend, reduction):
         rows = random_mask((4, 2, 1, *shape[3:]))
         case.but(mask=rows[:, 1:]).check(backend)
         case.but(mask=rows[:, :1].expand(shape)).check(backend)
-        scale = 0.1 + torch.rand(8, 5, 1, 1, 1, generator=torch.Generator().manual_seed(4))
-        for table in (scale[:4, :1], scale[::2, 1:4], scale[3:4, 1:4]):
-            case.but(scale=table).check(backend)
+        wide = 0.1 + torch.rand(8, 5, 1, 1, 1, generator=torch.Generator().manual_seed(4))
+        for table in (wide[:4, :1], wide[::2, 1:4], wide[3:4, 1:4]):
+            case.but(multiplier=table).check(backend)
 
 
 def test_mask_with_channels_last(backend):
@@ -100,12 +100,12 @@ def test_mask_with_channels_last(backend):
     case.but(student=case.student.to(memory_format=torch.channels_last), mask=random_mask((4, 3, 1, 1))).check(backend)
 
 
-def test_mask_with_predictions_and_scale(backend):
+def test_mask_with_predictions_and_multiplier(backend):
     case = make(SHAPE, mask=random_mask((4, 3, 1, 1, 1)))
     noisy = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     sigma = torch.tensor([[0.1, 0.5, 0.75]]).reshape(1, 3, 1, 1, 1)
     case.but(prediction=fdk.Prediction("edm", noisy, sigma=sigma)).check(backend)
-    case.but(scale=torch.rand(4, generator=torch.Generator().manual_seed(1))).check(backend)
+    case.but(multiplier=torch.rand(4, generator=torch.Generator().manual_seed(1))).check(backend)
 
 
 def test_zero_gap_and_masked_runs_are_exact_zeros(backend):

@@ -54,13 +54,13 @@ def test_other_reductions(backend, nonfinite, reduction):
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
-def test_weight_and_scale(backend, value, nonfinite):
+def test_weight_and_multiplier(backend, value, nonfinite):
     case = make((4, 3, 6, 5), heads=None, nonfinite=nonfinite, divergence="js")
     good = torch.tensor([1.0, 0.5, 2.0, 1.5])
     check(case.but(weight=poison(good, 1, value)), backend)
-    check(case.but(weight=good, scale=poison(good, 1, value)), backend)
+    check(case.but(weight=good, multiplier=poison(good, 1, value)), backend)
     per_row = torch.rand(4, 1, 6, 1, generator=torch.Generator().manual_seed(0))
-    check(case.but(weight=good, scale=poison(per_row, 1, value)), backend)
+    check(case.but(weight=good, multiplier=poison(per_row, 1, value)), backend)
 
 
 @pytest.mark.parametrize("value", BAD)

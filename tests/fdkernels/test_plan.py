@@ -78,7 +78,7 @@ def check(p, batch, elements, limits, call):
 
 
 def check_shares(p, elements):
-    """`part_of` of csrc/fdkernels/share.h: every element belongs to one block, which has room for what it holds."""
+    """`part_of` of csrc/core/share.h: every element belongs to one block, which has room for what it holds."""
     share, vector = p["share"], p["vector"]
     parts = [(min(rank * share, elements), min((rank + 1) * share, elements)) for rank in range(p["team"])]
     assert parts[0][0] == 0 and parts[-1][1] == elements

@@ -108,7 +108,7 @@ def test_without_a_gpu_it_plans_for_an_h200_and_says_so(capsys, monkeypatch):
 
 
 def test_the_gpu_that_is_present(capsys, monkeypatch):
-    """A made-up one, of 16 multiprocessors, in the order of csrc/fdkernels/plan.h."""
+    """A made-up one, of 16 multiprocessors, in the order of csrc/core/plan.h."""
     asked = []
     values = torch.tensor([90, 16, 232_448, 233_472, 2**23, 6e11, 16, 8, 4, 2, 0], dtype=torch.float64)
     monkeypatch.setattr(backends, "unavailable", lambda *_: None)

@@ -31,7 +31,6 @@ def cases(draw):
         "normalize_weight": draw(st.booleans()),
         "reduction": draw(st.sampled_from(("mean", "sum", "none"))),
         "nonfinite": draw(st.sampled_from(("propagate", "zero"))),
-        "eps": draw(st.sampled_from((0.0, 1e-6, 0.1))),
     }
     if draw(st.booleans()):
         options["normalizer"] = normalizer(draw(st.integers(1, 12)))
@@ -45,9 +44,10 @@ def cases(draw):
     broadcast = tuple(s if draw(st.booleans()) else 1 for s in shape)
     if draw(st.booleans()):
         case = case.but(mask=torch.rand(broadcast, generator=generator) < 0.7)
-    scale = draw(st.sampled_from(("dmd", None, "tensor")))
-    case = case.but(scale=torch.rand(broadcast, generator=generator) + 0.1 if scale == "tensor" else scale)
-    kind = draw(st.sampled_from((None, "sample", "epsilon", "v_prediction", "flow_prediction", "edm")))
+    if draw(st.booleans()):
+        case = case.but(multiplier=torch.rand(broadcast, generator=generator) + 0.1)
+    case = case.but(scale=draw(st.sampled_from((None, *map(fdk.DmdScale, (0.0, 1e-6, 0.1))))))
+    kind = draw(st.sampled_from((None, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine")))
     if kind:
         angle = 0.1 + 1.3 * torch.rand(shape[0], generator=generator, dtype=torch.float64)
         noisy = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -135,7 +135,7 @@ def test_a_constant_bias_of_the_discriminator_is_removed(backend, seed, shift):
 
 @given(seed=SEEDS, factor=st.sampled_from((0.125, 0.5, 2.0, 16.0)))
 def test_the_dmd_scale_makes_it_scale_free(backend, seed, factor):
-    case = make((3, 3, 5), seed=seed, heads=None, eps=0.0)
+    case = make((3, 3, 5), seed=seed, heads=None, scale=fdk.DmdScale(0.0))
     larger = case.but(student=case.student * factor, teacher=case.teacher * factor, fake=case.fake * factor)
     torch.testing.assert_close(case.run(backend).grad, larger.run(backend).grad, rtol=1e-6, atol=0)
 

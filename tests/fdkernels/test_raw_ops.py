@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from fdkernels import backends
+from fdkernels._op.arguments import Table
+from fdkernels.fdiv.arguments import FDIV
 from tests.fdkernels.test_compile import raw_arguments
 
 pytestmark = [pytest.mark.cpu_only("raw ops on CPU tensors"), pytest.mark.backends("native", "triton")]
@@ -21,7 +23,7 @@ def op(backend):
 
 @pytest.fixture
 def backward_op(op, backend):
-    return getattr(torch.ops.fdkernels, f"fdiv_backward_{backend}")
+    return getattr(torch.ops.fdkernels, f"scale_{backend}")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,9 @@ def test_backward_refuses_other_counts(backward_op):
 def test_tables_that_do_not_tile_a_sample(op, inner):
     call = raw_arguments()
     batch = call.student.shape[0]
-    with pytest.raises(RuntimeError, match="scale"):
-        op(*call._replace(scale=torch.ones(batch, 4), scale_inner=inner))
+    call = call._replace(multiplier=Table(torch.ones(batch, 4), inner))
+    with pytest.raises(RuntimeError, match="multiplier"):
+        op(*FDIV.operands(call))
 
 
 def wide(*shape):
@@ -64,9 +67,10 @@ REFUSED = {
     "teacher": {"teacher": torch.ones(4, 3, 6, 4)},
     "fake": {"fake": wide(4, 3, 6, 5)},
     "teacher_uncond": {"teacher_uncond": torch.ones(4, 3, 6, 1).expand(4, 3, 6, 5)},
-    "a, c": {"a": None},
-    "scale": {"scale": wide(4, 90), "scale_inner": 1},
-    "mask": {"mask": torch.ones(4, 90)},
+    "prediction": {"prediction": "noise"},
+    "alpha": {"alpha": Table(torch.ones(4, 1, dtype=torch.float16), 90)},
+    "multiplier": {"multiplier": Table(wide(4, 90), 1)},
+    "mask": {"mask": Table(torch.ones(4, 90), 1)},
     "logits": {"logits": torch.ones(4, 2, 2)},
     "t": {"t": torch.ones(1)},
     "weight": {"weight": torch.ones(4)},
@@ -80,14 +84,14 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_operands_that_do_not_fit(op, name):
     with pytest.raises(RuntimeError, match=rf"\b{name}: "):
-        op(*raw_arguments()._replace(**REFUSED[name]))
+        op(*FDIV.operands(raw_arguments(**REFUSED[name])))
 
 
 def test_samples_without_elements(op):
-    call = raw_arguments(noisy=None, a=None, c=None, mask=None, teacher_uncond=None)
+    call = raw_arguments(noisy=None, alpha=Table(), sigma=Table(), mask=Table(), teacher_uncond=None)
     none = torch.ones(4, 0)
     with pytest.raises(RuntimeError, match="student: expected at least one element"):
-        op(*call._replace(student=none, teacher=none, fake=none))
+        op(*FDIV.operands(call._replace(student=none, teacher=none, fake=none)))
 
 
 @pytest.mark.backends("native")

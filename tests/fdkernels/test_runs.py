@@ -1,4 +1,4 @@
-"""Scales, noise levels and masks that runs of elements share, as the frames of a video do: on both sides of every
+"""Multipliers, noise levels and masks that runs of elements share, as the frames of a video do: on both sides of every
 length from which a backend has other loops for them."""
 
 import pytest
@@ -21,18 +21,18 @@ LENGTHS = {
 SOME = {"reference": (64,), "native": (5, 63, 64, 600), "triton": (16, 22)}
 # Operands by the shape of their tables, of samples of 3 frames with 2 rows of some length.
 TABLES = {
-    "scale": {"scale": (2, 3, 2, 1)},
-    "scale of the batch": {"scale": (1, 3, 2, 1)},
-    "scale within channels": {"scale": (2, 1, 2, 1)},
+    "multiplier": {"multiplier": (2, 3, 2, 1)},
+    "multiplier of the batch": {"multiplier": (1, 3, 2, 1)},
+    "multiplier within channels": {"multiplier": (2, 1, 2, 1)},
     "mask": {"mask": (2, 3, 2, 1)},
     "levels": {"levels": (2, 3, 2, 1)},
     "levels, x unread": {"levels": (2, 3, 2, 1), "scale": None},
-    "all alike": {"levels": (2, 3, 2, 1), "scale": (2, 3, 2, 1), "mask": (2, 3, 2, 1)},
-    "scale cuts the mask's": {"scale": (2, 3, 2, 1), "mask": (2, 3, 1, 1)},
-    "scale cuts the levels'": {"scale": (2, 3, 2, 1), "levels": (2, 3, 1, 1)},
-    "mask cuts the scale's": {"mask": (2, 3, 2, 1), "scale": (1, 3, 1, 1), "levels": (2, 1, 1, 1)},
+    "all alike": {"levels": (2, 3, 2, 1), "multiplier": (2, 3, 2, 1), "mask": (2, 3, 2, 1)},
+    "multiplier cuts the mask's": {"multiplier": (2, 3, 2, 1), "mask": (2, 3, 1, 1)},
+    "multiplier cuts the levels'": {"multiplier": (2, 3, 2, 1), "levels": (2, 3, 1, 1)},
+    "mask cuts the multiplier's": {"mask": (2, 3, 2, 1), "multiplier": (1, 3, 1, 1), "levels": (2, 1, 1, 1)},
     "levels cut the mask's": {"levels": (2, 3, 2, 1), "mask": (1, 3, 1, 1)},
-    "levels, one scale a sample": {"levels": (1, 3, 1, 1), "scale": (2, 1, 1, 1)},
+    "levels, one multiplier a sample": {"levels": (1, 3, 1, 1), "multiplier": (2, 1, 1, 1)},
     "mask of elements": {"mask": (1, 1, 2, 0), "levels": (2, 3, 1, 1)},
 }  # a size of 0: the run's length
 
@@ -50,8 +50,8 @@ def shared(name: str, length: int, dtype: torch.dtype = torch.float32, **options
         if option == "levels":
             noisy = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
             case = case.but(prediction=fdk.Prediction("edm", noisy.to(dtype), sigma=0.2 + 2 * entries))
-        elif option == "scale":
-            case = case.but(scale=(0.1 + entries).to(torch.float64 if dtype == torch.float64 else torch.float32))
+        elif option == "multiplier":
+            case = case.but(multiplier=(0.1 + entries).to(torch.float64 if dtype == torch.float64 else torch.float32))
         else:
             mask = entries < 0.6
             mask.view(-1)[0], mask.view(-1)[-1] = True, False
@@ -72,7 +72,7 @@ def test_lengths(backend, name, dtype):
 
 
 @pytest.mark.backends("native")
-@pytest.mark.parametrize("name", ("scale", "mask", "all alike", "scale cuts the mask's"))
+@pytest.mark.parametrize("name", ("multiplier", "mask", "all alike", "multiplier cuts the mask's"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
     """Float32 predictions, and an unconditional one."""
@@ -116,27 +116,27 @@ def test_samples_on_both_sides_of_a_chunk(backend, length, threads):
 
 @pytest.mark.parametrize("value", (torch.inf, torch.nan))
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
-@pytest.mark.parametrize("name", ("scale", "scale within channels"))
-def test_a_bad_scale(backend, name, nonfinite, value):
+@pytest.mark.parametrize("name", ("multiplier", "multiplier within channels"))
+def test_a_bad_multiplier(backend, name, nonfinite, value):
     for length in SOME[backend]:
         dtype = torch.bfloat16 if length in (16, 64) else torch.float32
         case = shared(name, length, dtype, nonfinite=nonfinite, reduction="none")
-        scale = test_nonfinite.poison(case.options["scale"], 1, value)
-        test_nonfinite.check(case.but(scale=scale), backend)
+        multiplier = test_nonfinite.poison(case.options["multiplier"], 1, value)
+        test_nonfinite.check(case.but(multiplier=multiplier), backend)
         # 0 times infinity is not zero.
-        same = torch.where(scale.isfinite(), case.fake, case.teacher)
-        test_nonfinite.check(case.but(scale=scale, fake=same), backend)
+        same = torch.where(multiplier.isfinite(), case.fake, case.teacher)
+        test_nonfinite.check(case.but(multiplier=multiplier, fake=same), backend)
 
 
 @pytest.mark.parametrize("value", (torch.inf, torch.nan))
-@pytest.mark.parametrize("name", ("all alike", "scale cuts the mask's", "mask cuts the scale's"))
+@pytest.mark.parametrize("name", ("all alike", "multiplier cuts the mask's", "mask cuts the multiplier's"))
 def test_whatever_a_masked_run_holds(backend, name, value):
     for length in SOME[backend][-1:] if device.is_slow(backend) else SOME[backend]:
         case = shared(name, length, torch.bfloat16 if length in (16, 64) else torch.float32)
         masked = ~case.options["mask"].expand(case.student.shape)
         case = case.but(**{n: getattr(case, n).masked_fill(masked, value) for n in ("student", "teacher", "fake")})
-        if case.options["scale"].shape == case.options["mask"].shape:
-            case = case.but(scale=case.options["scale"].masked_fill(~case.options["mask"], value))
+        if case.options["multiplier"].shape == case.options["mask"].shape:
+            case = case.but(multiplier=case.options["multiplier"].masked_fill(~case.options["mask"], value))
         outcome = case.check(backend)
         assert outcome.grad.isfinite().all() and not outcome.grad[masked].any()
         assert test_stats.check(case, backend).nonfinite_samples == 0
@@ -148,7 +148,7 @@ def test_whatever_a_masked_run_holds(backend, name, value):
 SIZES = (1e-24, 1e-22, 1e-20, 3e-16, 1e-14, 1e18, 1e22)
 
 
-@pytest.mark.parametrize("name", ("scale", "mask", "levels, x unread", "mask of elements", "none"))
+@pytest.mark.parametrize("name", ("multiplier", "mask", "levels, x unread", "mask of elements", "none"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 def test_squares_that_underflow_in_part(backend, name, dtype):
     """A gap of 1e-22 has squares around float32's smallest number: kept, with most of their digits gone."""
@@ -173,4 +173,4 @@ def test_images_of_any_size(backend, size):
         prediction = case.options["prediction"]
         images = {n: size * getattr(case, n) for n in ("student", "teacher", "fake")}
         scaled = fdk.Prediction("edm", size * prediction.noisy, sigma=prediction.sigma)
-        case.but(**images, prediction=scaled, eps=0.0).check(backend)
+        case.but(**images, prediction=scaled, scale=fdk.DmdScale(0.0)).check(backend)

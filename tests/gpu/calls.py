@@ -20,7 +20,7 @@ from tools.gpu_check.stage import PLAN
 
 # Backends with kernels for GPUs: every test here runs on each.
 KERNELS = ("native", "triton")
-SCALE = {"native": "fdiv_scale_kernel", "triton": "fdiv_bwd_kernel"}  # the kernel of a backward
+SCALE = {"native": "scale_kernel", "triton": "fdiv_bwd_kernel"}  # the kernel of a backward
 
 PRACTICE = {
     "CIFAR": (64, 3, 32, 32),

@@ -55,7 +55,7 @@ def build_in_place(clone: Path) -> None:
 
 def change(clone: Path) -> None:
     """A `git pull` that touches C++."""
-    with (clone / "csrc/ops.cpp").open("a") as file:
+    with (clone / "csrc/fdiv/cpu/op.cpp").open("a") as file:
         file.write("// another line\n")
 
 
@@ -169,12 +169,12 @@ def test_every_binary_holds_the_digest_of_its_sources(wheel: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("ops.cpp", True),
+        ("fdiv/new.cpp", True),
         ("cpu/new.h", True),
-        ("cuda/new.cu", True),
+        ("core/cuda/new.cu", True),
         ("notes.txt", False),
-        (".#ops.cpp", False),
-        (".ipynb_checkpoints/ops.cpp", False),
+        (".#new.cpp", False),
+        (".ipynb_checkpoints/new.cpp", False),
     ],
 )
 def test_what_the_digest_is_of(clone: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts: bool) -> None:

@@ -27,7 +27,8 @@ ARCHITECTURES = (80, 90)
 KEPT = 14 * 24 * 3600  # seconds
 
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
-KERNELS = ("cuda/fdiv_cluster.cu", "cuda/fdiv_grid.cu", "cuda/fdiv_small.cu")
+KERNELS = ("fdiv/cuda/cluster.cu", "fdiv/cuda/grid.cu", "fdiv/cuda/small.cu", "core/cuda/scale.cu")
+OPS = ("fdiv/cuda/op.cpp", "torch/shared_cuda.cpp")
 # Fortified, longjmp refuses to go to another stack.
 COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", f"-isystem{TORCH / 'include'}")
 WARNED, BUILT_ELSEWHERE = ("-Wall", "-Wextra"), ("-w",)
@@ -88,7 +89,7 @@ def library(
         *(_object((*COMMON, *WARNED, "-O2", str(source)), source, own) for source in RUNTIME),
         *(
             _object((*host, *options, str(csrc / source)), csrc / source, all_sources, folder)
-            for source, options in (("cuda_ops.cpp", torch_options), ("cuda/device.cu", LANGUAGE))
+            for source, options in (*((op, torch_options) for op in OPS), ("core/cuda/device.cu", LANGUAGE))
             if with_ops
         ),
         *(_object((*kernel, str(csrc / source)), csrc / source, all_sources, folder) for source in kernels),

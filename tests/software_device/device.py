@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fdkernels import backends, devices
-from fdkernels.fdiv import ops
+from fdkernels._op import library as registry
+from fdkernels.fdiv.arguments import FDIV
 from tests.software_device import build
 from tools.gpu_check.stage import NO_SCHEDULE, PLAN
 
@@ -91,7 +92,7 @@ class Software:
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
         self.index = 0  # of the one in use
-        self.divisor_of_host = False  # a caller may have it here or there
+        self.count_of_host = False  # a caller may have it here or there
         self.fallbacks = 0  # calls that took any plan, as none that was asked for could hold a sample
         self._name_symbols()
 
@@ -153,8 +154,9 @@ class Software:
         """A sample that the plan asked for can't hold takes any that can."""
         if torch.compiler.is_compiling():
             return op(*arguments)
-        # Of the host, where a call has them: numbers (fdkernels/floats.py), and at will the loss's divisor.
-        of_host = (arguments[-1], arguments[-2] if self.divisor_of_host else None)
+        # Of the host, where a call has them: numbers (fdkernels/_op/floats.py), and at will the loss's count.
+        has_count = len(arguments) > len(FDIV.names) and self.count_of_host
+        of_host = (arguments[-1], arguments[FDIV.names.index("count")] if has_count else None)
         self.library.software_of_host(
             *(ctypes.c_void_p(each.data_ptr() if isinstance(each, Tensor) else None) for each in of_host)
         )
@@ -221,13 +223,12 @@ class Software:
     def serves(self) -> Iterator[None]:
         """Calls of the native backend on CPU tensors inside are this library's."""
         with pytest.MonkeyPatch.context() as patch:
-            for table, op in (
-                (ops._FORWARD, functools.partial(self._call, ops._below_autograd(self.ops.fdiv_native.default))),
-                (ops._BACKWARD, self.ops.fdiv_backward_native.default),
-                (ops._BACKWARD_IN_PLACE, self.ops.fdiv_backward_native_.default),
-                (ops.WEIGHT, functools.partial(self._call, self.ops.fdiv_weight_native.default)),
-            ):
-                patch.setitem(table, "native", op)  # type: ignore[arg-type]
+            for name in registry.kernels:
+                if "native" not in name:
+                    continue
+                op = registry.below_autograd(getattr(self.ops, name).default)
+                planned = not name.startswith("scale")
+                patch.setitem(registry.kernels, name, functools.partial(self._call, op) if planned else op)
             patch.setitem(backends._chosen, ("native", "cpu"), "native")
             yield
 
@@ -252,11 +253,13 @@ def _raise(error: bytes | None) -> None:
 
 
 def _define(namespace: str) -> None:
-    """The ops of fdkernels/fdiv/ops.py in a library's namespace."""
+    """The native ops in a library's namespace."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
-    ops._define(library, "native")
-    library.define(ops._CUDA_LIMITS)
+    for op in registry.ops.values():
+        registry.define(library, op, "native")
+    registry.define_scale(library, "native")
+    library.define(registry.CUDA_LIMITS)
 
 
 _libraries: list[torch.library.Library] = []

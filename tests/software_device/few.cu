@@ -1,6 +1,6 @@
 // The flagship's kernels of float32 alone, in place of fdiv_cluster.cu and fdiv_grid.cu: a changed copy of the sources
 // is compiled in seconds.
-#include "cuda/fdiv.cuh"
+#include "fdiv/cuda/kernel.cuh"
 
 namespace fdkernels::cuda {
 

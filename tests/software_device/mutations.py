@@ -29,9 +29,9 @@ from tests.gpu.calls import hold, in_float64, make_batch, same
 from tests.software_device import build, device
 from tools.gpu_check.stage import PLAN
 
-FDIV, BLOCK, WEIGH = "cuda/fdiv.cuh", "cuda/block.cuh", "cuda/weigh.cuh"
-DEVICE, SAMPLE, SHARE, SMALL = "cuda/device.cu", "fdkernels/sample.h", "fdkernels/share.h", "cuda/fdiv_small.cu"
-MANY, PLANNED, OPS = "cuda/weigh_many.cuh", "fdkernels/plan.h", "cuda_ops.cpp"
+FDIV, WEIGH, MANY, OPS = (f"fdiv/cuda/{name}" for name in ("kernel.cuh", "weigh.cuh", "weigh_many.cuh", "op.cpp"))
+BLOCK, DEVICE, LAUNCH, SCALE = (f"core/cuda/{name}" for name in ("block.cuh", "device.cu", "launch.h", "scale.cu"))
+MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/plan.h"
 LIBRARIES = 14  # that a process loads, at most
 
 
@@ -60,7 +60,7 @@ MUTATIONS = (
              "arrived.load(::cuda::memory_order_acquire)", "arrived.load(::cuda::memory_order_relaxed)"),
     Mutation("the grid's arrival releases nothing", "race: read after a write by thread 0", FDIV,
              ".fetch_add(1, ::cuda::memory_order_release)", ".fetch_add(1, ::cuda::memory_order_relaxed)"),
-    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/cuda/fdiv.cuh", FDIV,
+    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/fdiv/cuda/kernel.cuh", FDIV,
              "arrivals[loaded % 2]", "arrivals[0]"),
     Mutation("all blocks of a team leave their sums in one place", "race: write after a write by thread 0", FDIV,
              "(b * team + rank) * kExchanged", "(b * team) * kExchanged"),
@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation("a draw is not waited for", "memory that nothing has written, at byte .* static shared", BLOCK,
              "  group.sync();\n  return drawn;", "  return drawn;"),
     Mutation("the coefficient is not waited for", "memory that nothing has written, at byte .* static shared", FDIV,
-             "    elements.sync();\n    if (call.p.gradient != nullptr) scatter",
-             "    if (call.p.gradient != nullptr) scatter", 2),
+             "    elements.sync();\n    if (call.p.gradient != nullptr) {",
+             "    if (call.p.gradient != nullptr) {", 2),
     Mutation("warps' sums are read before they are there", "memory that nothing has written, at byte .* static shared",
              BLOCK, "    sync();\n    return combine_rows", "    return combine_rows"),
     Mutation("scratch is used again before all have read it", "race: write after a read .* static shared", BLOCK,
@@ -92,7 +92,7 @@ MUTATIONS = (
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
              "to.means[i] = 0; });\n  }\n  has_read();\n"
              "  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
-    Mutation("more is held than there is room for", "race: write after a write", SAMPLE, "w < part.held) keep",
+    Mutation("more is held than there is room for", "race: write after a write", MATH, "w < part.held) keep",
              "w <= part.held) keep"),
     Mutation("a prefetch from any address", "no whole units of 16 bytes", FDIV, "(row + part.begin) * size) / 16 * 16",
              "(row + part.begin) * size + 4)"),
@@ -128,9 +128,9 @@ MUTATIONS = (
              "device.shared_per_block + 512 - weight_bytes(call, weigh_first);\n  const int64_t bytes_a"),
     Mutation("a refused call weighs again", "read of 4 bytes of no memory that this call has", OPS,
              "    shape.heads = shape.bins = 0;\n", ""),
-    Mutation("a refusal is left for others to find", "an error is left in CUDA's runtime: too many blocks", DEVICE,
+    Mutation("a refusal is left for others to find", "an error is left in CUDA's runtime: too many blocks", LAUNCH,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
-    Mutation("a backward's last vector is not whole", "over the end of a tensor", SMALL,
+    Mutation("a backward's last vector is not whole", "over the end of a tensor", SCALE,
              "if (scale.aligned && i + V <= last)", "if (scale.aligned && i < last)"),
 )  # fmt: skip
 
@@ -156,7 +156,7 @@ def caught(mutation: Mutation, number: int) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         csrc = mutated(mutation, folder)
-        kernels = [build.HERE / "few.cu", SMALL]
+        kernels = [build.HERE / "few.cu", *build.KERNELS[2:]]
         library = build.library(90, csrc, kernels, namespace=namespace, folder=folder)
         return noticed(device.Software(library, namespace))
 

@@ -6,7 +6,7 @@
 #include <cuda/atomic>
 #include <string_view>
 
-#include "cuda/ptx.cuh"
+#include "core/cuda/ptx.cuh"
 
 extern "C" void software_capture(cudaStream_t);
 extern "C" void software_hold_back(bool);

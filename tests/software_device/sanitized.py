@@ -24,7 +24,7 @@ from tests.software_device.settings import PLANS, WAYS, Setting
 from tools.gpu_check import small_cases
 from tools.gpu_check.stage import UNAVAILABLE
 
-FEW = build.HERE / "few.cu", "cuda/fdiv_small.cu"
+FEW = build.HERE / "few.cu", *build.KERNELS[2:]
 MISSING = "no GCC that has libasan.so, libubsan.so and libstdc++.so to preload"
 # A minute each in such plans, in which 16,000 blocks do what few do elsewhere.
 MANY, LARGE = ("many samples", "count, many samples"), ("cluster:8", "cluster:16")

@@ -46,7 +46,7 @@ class Setting:
         software = software or device.software(self.architecture)
         software.use(self.description)
         software.schedule(self.scheduler, self.seed)
-        software.divisor_of_host = self.seed % 2 == 1
+        software.count_of_host = self.seed % 2 == 1
         with pytest.MonkeyPatch.context() as patch, software.serves():
             patch.setenv(PLAN, self.plan)
             yield software

@@ -238,7 +238,7 @@ def test_a_context_with_a_part_of_the_device(architecture, granted, plan, weighe
                     outcome = case.run("native")
             else:
                 check(case)
-            *first, flagship = (launch for launch in software.launches() if launch.name != "fdiv_scale_kernel")
+            *first, flagship = (launch for launch in software.launches() if launch.name != "scale_kernel")
             assert [launch.name for launch in first] == list(WEIGH) * weighed_first
             assert flagship.name == "fdiv_grid_kernel" and flagship.blocks == {1: 1, 3: 2}[granted]
             assert software.last_error() is None

@@ -41,7 +41,7 @@ ANY = replace(
 AMPERE = replace(GOOD, arch=80, barriers=0, distributed=0, prefetches=0)
 GRID = replace(GOOD, kernel="fdiv_grid_kernel", barriers=0, distributed=0, sleeps=1, integer_atomics=2)
 SCALE = replace(
-    AMPERE, kernel="fdiv_scale_kernel", shared=0, loads=Counter({128: 1, 16: 10}), in_flight=0, kept=Counter(),
+    AMPERE, kernel="scale_kernel", shared=0, loads=Counter({128: 1, 16: 10}), in_flight=0, kept=Counter(),
     recalled=Counter(), integer_atomics=0, instructions=400,
 )  # fmt: skip
 COUNT = replace(SCALE, kernel="fdiv_count_kernel", types=None, loads=Counter(), stores=Counter())
@@ -170,10 +170,10 @@ def test_the_test_of_launches_allows_what_cuda_takes_of_each_block():
          "fdiv_grid_kernel<any, any, f64> general"),
         ("_ZN9fdkernels4cuda19fdiv_cluster_kernelINS_5TypesIfffEELb0EEEvNS0_4CallE",
          "fdiv_cluster_kernel<f32, f32, f32>"),
-        ("_ZN9fdkernels4cuda46_GLOBAL__N__9bd_13_fdiv_small_cu_b17fdiv_scale_kernelINS_4HalfEfEEvNS0_5ScaleEll",
-         "fdiv_scale_kernel<f16, f32>"),
-        ("_ZN9fdkernels4cuda46_GLOBAL__N__9bd_13_fdiv_small_cu_b17fdiv_scale_kernelIddEEvNS0_5ScaleEll",
-         "fdiv_scale_kernel<f64, f64>"),
+        ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelINS_4HalfEfEEvNS0_5ScaleEll",
+         "scale_kernel<f16, f32>"),
+        ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelIddEEvNS0_5ScaleEll",
+         "scale_kernel<f64, f64>"),
         ("_ZN9fdkernels4cuda46_GLOBAL__N__9bd_13_fdiv_small_cu_b17fdiv_count_kernelENS_5TableElPd",
          "fdiv_count_kernel"),
     ],

@@ -12,7 +12,7 @@ from tools.machine_code.cuda_library import ROOT, CudaKernel, inspect
 
 ARCH = 90
 INSTANCE = """
-#include "cuda/fdiv.cuh"
+#include "fdiv/cuda/kernel.cuh"
 namespace fdkernels::cuda {{
 template __global__ void {kernel}<Types<{types}>, {general}>(const __grid_constant__ Call);
 }}
@@ -56,19 +56,19 @@ BROKEN = {
     "eight vectors in flight, few threads": Broken(
         ("registers, at most",),
         (
-            *in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 8")),
-            *in_file("cuda/fdiv.cuh", ("most_threads(kGeneral), 1)", "128, 1)")),
+            *in_file("fdiv/elements.h", ("kGeneral ? 1 : 2;", "8;")),
+            *in_file("fdiv/cuda/kernel.cuh", ("most_threads(kGeneral), 1)", "128, 1)")),
         ),
     ),
     "one vector in flight": Broken(
-        ("loads before the first use",), in_file("fdkernels/sample.h", ("int kInFlight = 2", "int kInFlight = 1"))
+        ("loads before the first use",), in_file("fdiv/elements.h", ("kGeneral ? 1 : 2;", "1;"))
     ),
     "three blocks a multiprocessor": Broken(
-        ("spills",), in_file("cuda/fdiv.cuh", ("kGeneral), 1)", "kGeneral), 3)"))
+        ("spills",), in_file("fdiv/cuda/kernel.cuh", ("kGeneral), 1)", "kGeneral), 3)"))
     ),
     "functions inlined everywhere": Broken(
         ("KB of code",),
-        in_file("fdkernels/divergences.h", ("FDK_CALLED __noinline__ inline", "FDK_CALLED __forceinline__")),
+        in_file("core/host_device.h", ("FDK_CALLED __noinline__ inline", "FDK_CALLED __forceinline__")),
     ),
     "narrow loads and stores": Broken(
         (
@@ -76,7 +76,7 @@ BROKEN = {
             "0 stores of the gradient of 128 bits", "stores of the gradient of 32 bits",
         ),
         in_file(
-            "fdkernels/vectors.h",
+            "core/vectors.h",
             ("const uint4 v = __ldg(static_cast<const uint4*>(from));", NARROW_LOAD),
             ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE),
         ),
@@ -88,22 +88,25 @@ BROKEN = {
         ),
         (
             *in_file(
-                "fdkernels/share.h",
+                "core/share.h",
                 ("plane[j * held] = planes[j];", f"{EACH_WORD} {PLANE}[n] = planes[j].word[n];"),
                 ("planes[j] = plane[j * held];", f"{EACH_WORD} planes[j].word[n] = {PLANE}[n];"),
             ),
             *in_file(
-                "fdkernels/sample.h",
-                ("sums.energy += d[k] * d[k];", "sums.energy = static_cast<T>(sums.energy + double{d[k]} * d[k]);"),
+                "fdiv/elements.h",
+                (
+                    "sums.energy += gap[n] * gap[n];",
+                    "sums.energy = static_cast<T>(sums.energy + double{gap[n]} * gap[n]);",
+                ),
             ),
-            *in_file("cuda/block.cuh", (TICKET, "(*ticket)++")),
+            *in_file("core/cuda/block.cuh", (TICKET, "(*ticket)++")),
         ),
     ),
     "one block instead of a cluster, no bulk copies": Broken(
         ("2 cluster barriers", "no store to distributed shared memory", "0 bulk prefetches"),
         (
             *in_file(
-                "cuda/fdiv.cuh",
+                "fdiv/cuda/kernel.cuh",
                 ("cluster.sync();", "elements.sync();"),
                 (
                     "struct Shared {",
@@ -111,20 +114,20 @@ BROKEN = {
                 ),
                 ("cluster.map_shared_rank(", "own("),
             ),
-            *in_file("cuda/ptx.cuh", ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1")),
+            *in_file("core/cuda/ptx.cuh", ("cp.async.bulk.prefetch.L2.global [%0], %1;", "// %0 %1")),
         ),
     ),
     "shared memory, a float atomic, two tickets, a call": Broken(
         ("bytes of static shared memory", "1 float atomics", "2 integer atomics", "calls"),
         (
             *in_file(
-                "cuda/fdiv.cuh",
+                "fdiv/cuda/kernel.cuh",
                 ("  bool drawn;\n", "  bool drawn;\n  double more[512];\n"),
                 ("static_assert(sizeof(Shared) <= kStaticShared);", ""),
                 ("    report(call, elements, shared);", '    printf("done"), report(call, elements, shared);'),
             ),
             *in_file(
-                "cuda/block.cuh",
+                "core/cuda/block.cuh",
                 (TICKET, f"(atomicAdd(reinterpret_cast<float*>(ticket) + 1, 1.0f), {TICKET}, {TICKET})"),
             ),
         ),
@@ -132,8 +135,8 @@ BROKEN = {
     "grid: busy waiting, narrow stores of mixed types": Broken(
         ("no sleep", "0 stores of the gradient of 64 bits", "stores of the gradient of 32 bits"),
         (
-            *in_file("cuda/fdiv.cuh", ("__nanosleep(32);", ";")),
-            *in_file("fdkernels/vectors.h", ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE)),
+            *in_file("fdiv/cuda/kernel.cuh", ("__nanosleep(32);", ";")),
+            *in_file("core/vectors.h", ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE)),
         ),
         kernel="fdiv_grid_kernel",
         types="Bf16, float, float",
@@ -149,7 +152,7 @@ def find_nvcc() -> str | None:
 
 def compile_broken(broken: Broken, nvcc: str, folder: Path) -> CudaKernel:
     """The one kernel of the changed sources, which are written to `folder`."""
-    for part in ("cuda", "fdkernels"):
+    for part in ("core", "fdiv"):
         shutil.copytree(ROOT / "csrc" / part, folder / part)
     for change in broken.changes:
         path = folder / change.file

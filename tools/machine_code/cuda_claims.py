@@ -26,10 +26,10 @@ Claim = Callable[[CudaKernel], Iterator[str]]
 
 
 def planned(name: str) -> int:
-    """A constant that csrc/fdkernels/plan.h counts on."""
-    found = re.search(rf"\b{name} = ([\d* ]+)[,;]", (ROOT / "csrc/fdkernels/plan.h").read_text())
+    """A constant that csrc/core/plan.h counts on."""
+    found = re.search(rf"\b{name} = ([\d* ]+)[,;]", (ROOT / "csrc/core/plan.h").read_text())
     if found is None:
-        raise LookupError(f"csrc/fdkernels/plan.h: no constant {name}")
+        raise LookupError(f"csrc/core/plan.h: no constant {name}")
     product = 1
     for factor in found[1].split("*"):
         product *= int(factor)

@@ -19,7 +19,7 @@ LIBRARY = ROOT / "fdkernels/libfdkernels_cuda.so"
 FLAGSHIPS = ("fdiv_cluster_kernel", "fdiv_grid_kernel")
 BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64"}
-# fdiv_cluster_kernel<Types<Bf16, float, float>, false>, fdiv_scale_kernel<Half, float>, fdiv_count_kernel, mangled.
+# fdiv_cluster_kernel<Types<Bf16, float, float>, false>, scale_kernel<Half, float>, fdiv_count_kernel, mangled.
 _MANGLED = re.compile(
     r"(fdiv_[a-z]+_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )

@@ -148,9 +148,9 @@ void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool rea
   expand_numbers(p.sigma, b, begin, count, sigma);
   const bool with_a = read_x && p.noisy.data != nullptr;
   for (int i = 0; i < count; ++i) {
-    const double a = with_a ? prediction_a(p.prediction, alpha[i], sigma[i], p.sigma_data) : 0.0;
-    block.c[i] = prediction_c(p.prediction, alpha[i], sigma[i], p.sigma_data);
-    block.a[i] = a;
+    const Map map = coefficients_of(p.prediction, alpha[i], sigma[i], p.sigma_data);
+    block.a[i] = with_a ? map.a : 0.0;
+    block.c[i] = map.c;
   }
 }
 
@@ -176,8 +176,9 @@ RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
   RunValues run;
   if (p.is_raw()) {
     const double alpha = number_at(p.alpha, b, i), sigma = number_at(p.sigma, b, i);
-    run.c = prediction_c(p.prediction, alpha, sigma, p.sigma_data);
-    if (p.noisy.data != nullptr) run.a = prediction_a(p.prediction, alpha, sigma, p.sigma_data);
+    const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
+    run.c = map.c;
+    if (p.noisy.data != nullptr) run.a = map.a;
   }
   if (varies(p.multiplier)) run.multiplier = number_at(p.multiplier, b, i);
   if (p.mask.data != nullptr) run.keep = kept_at(p.mask, b, i);

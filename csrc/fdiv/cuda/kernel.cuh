@@ -165,13 +165,6 @@ __device__ inline void finish(const Call& call, int64_t b, const double (&totals
   if (lane() == 0) shared.coefficient = finish_sample(call, b, to_sums(totals), shared.divisor, reports);
 }
 
-template <class Ty, bool kGeneral>
-__device__ inline void store_gradient(const Call& call, int64_t b, const Part& part, const Words* hold,
-                                      double coefficient) {
-  FdivMath<Ty, kGeneral> math(call.p, b, part, coefficient);
-  scatter(math, call.p.aligned, part, hold);
-}
-
 // ---- after the last sample
 
 __device__ inline void report(const Call& call, const Group& group, Shared& shared) {
@@ -283,7 +276,10 @@ __global__ void __launch_bounds__(most_threads(kGeneral), 1) fdiv_cluster_kernel
       finish(call, b, values, rank == 0, shared);
     }
     elements.sync();
-    if (call.p.gradient != nullptr) store_gradient<Ty, kGeneral>(call, b, part, hold, shared.coefficient);
+    if (call.p.gradient != nullptr) {
+      FdivMath<Ty, kGeneral> stored(call.p, b, part, shared.coefficient);
+      scatter(stored, call.p.aligned, part, hold);
+    }
   }
   // No block writes to another's memory from here on, so a cluster's blocks may leave one by one.
   if (rank == 0 && draws_last(elements, call.r.tickets, static_cast<unsigned>(teams), shared.drawn)) {
@@ -346,7 +342,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
     if (warp() == 0) finish(call, b, values, rank == 0, shared);
     elements.sync();
     if (call.p.gradient != nullptr) {
-      store_gradient<Ty, kGeneral>(call, b, part, hold_of(call, turn), shared.coefficient);
+      FdivMath<Ty, kGeneral> stored(call.p, b, part, shared.coefficient);
+      scatter(stored, call.p.aligned, part, hold_of(call, turn));
     }
   }
   if (draws_last(elements, call.r.tickets, gridDim.x, shared.drawn)) {

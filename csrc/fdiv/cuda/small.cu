@@ -1,5 +1,6 @@
 // What precedes the flagship: weights of a large batch, kept elements of a large mask.
 #include "core/cuda/launch.h"
+#include "core/tables.h"
 #include "fdiv/cuda/weigh_many.cuh"
 
 namespace fdkernels::cuda {

@@ -1,4 +1,4 @@
-// Stand-in for csrc/cuda/ptx.cuh.
+// Stand-in for csrc/core/cuda/ptx.cuh.
 #pragma once
 
 #include <cstdint>
