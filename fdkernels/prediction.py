@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdkernels import schedulers
 from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
 from fdkernels._op.views import broadcastable
 
@@ -51,6 +53,7 @@ KINDS: dict[str, _Kind] = {
         lambda alpha, sigma, data: (data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()),
         ("sigma",),
     ),
+    "affine": _Kind(lambda alpha, sigma, data: (alpha, sigma), ("alpha", "sigma")),
 }
 
 
@@ -65,12 +68,16 @@ class Prediction:
     | `v_prediction`    | αx0 + σε        | α·x_t - σ·prediction, with v = αε - σx0, α² + σ² = 1   |
     | `flow_prediction` | (1-σ)x0 + σε    | x_t - σ·prediction, with u = ε - x0                    |
     | `edm`             | x0 + σε         | σd²/(σ²+σd²)·x_t + σσd/√(σ²+σd²)·prediction            |
+    | `affine`          | any             | a·x_t + c·prediction; write `Prediction.affine`        |
+
+    With a diffusers scheduler write `Prediction.from_scheduler(scheduler, noisy, t)`, which fills in all of it.
 
     Args:
         kind: one of the above.
         noisy: x_t, what both networks were given, shaped like the student sample (None for `sample`).
         alpha, sigma: the noise level; a float, (B,), or broadcastable to student with its rank (per frame, say). A
-            kind that does not name alpha above does without it, so a schedule's pair can be passed as it is.
+            kind that does not name alpha above does without it, so a schedule's pair can be passed as it is. With
+            `affine`, alpha holds a and sigma holds c, of any sign.
         sigma_data: EDM's σd, the data's standard deviation.
 
     Raises:
@@ -99,18 +106,79 @@ class Prediction:
         if not isinstance(self.noisy, Tensor):
             raise TypeError(f"noisy: {self.kind} needs the tensor x_t, got {type(self.noisy).__name__}")
         for name in KINDS[self.kind].needs:
-            _check_level(name, getattr(self, name), self.kind)
+            _check_level(self.argument(name), getattr(self, name), self.kind)
         if check_number("sigma_data", self.sigma_data) <= 0:
             raise ValueError(f"sigma_data: expected a positive number, got {shown(self.sigma_data)}")
         if not torch.compiler.is_compiling():
             self._check_values()
 
+    @classmethod
+    def affine(cls, noisy: Tensor, a: float | Tensor, c: float | Tensor) -> Prediction:
+        """x0 = a·noisy + c·prediction with coefficients of your own, for what the table of kinds does not have.
+
+        Args:
+            noisy: x_t, shaped like the student sample.
+            a, c: of any sign; a float, (B,), or broadcastable to student with its rank.
+
+        Raises:
+            ValueError: a or c that is missing, or not finite where the host can know it.
+            TypeError: a or c that is neither a number nor a real tensor.
+
+        Example:
+            >>> prediction = fdk.Prediction.affine(x_t, 1.0, 1 - sigma)  # x_t = (1-σ)ε + σx0, network: x0 - ε
+        """
+        return cls("affine", noisy, alpha=a, sigma=c)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, noisy: Tensor, t: float | Tensor) -> Prediction:
+        """Kind and noise level of a diffusers scheduler at t: x0 is that of its step, without clipping.
+
+        | scheduler                                  | x_t of its add_noise, scale_noise | t                        |
+        |--------------------------------------------|-----------------------------------|--------------------------|
+        | DDPM, DDIM, PNDM, LCM, TCD                 | √ᾱ·x0 + √(1-ᾱ)·ε                  | whole numbers            |
+        | DPMSolver, UniPC, DEIS                     | √ᾱ·x0 + √(1-ᾱ)·ε                  | of scheduler.timesteps   |
+        | the same with use_flow_sigmas              | (1-σ)x0 + σε                      | of scheduler.timesteps   |
+        | EulerDiscrete, EulerAncestral, Heun, LMS   | x0 + σε                           | of scheduler.timesteps   |
+        | EDMEuler, EDMDPMSolverMultistep            | x0 + σε                           | of scheduler.timesteps   |
+        | FlowMatchEuler, FlowMatchHeun, FlowMatchLCM | (1-σ)x0 + σε                     | σ·num_train_timesteps    |
+
+        Args:
+            scheduler: recognized by its attributes, not by its class.
+            noisy: x_t as add_noise makes it, not as scale_model_input returns it, which divides by √(σ²+1).
+            t: the scheduler's own timesteps, of any real dtype; a number, (), (B,), or (B, F) for noisy (B, F, ...).
+                A GPU is not waited for: there, a t that the scheduler does not have gives NaN.
+
+        The scheduler's tables move to t's device at the first call after each set_timesteps: make that call before a
+        CUDA graph is captured. Under torch.compile they are inputs of the graph, moved in each call.
+
+        Raises:
+            ValueError: a t that the scheduler does not have, where the host can know it (numbers, CPU tensors); an
+                unknown prediction_type; invert_sigmas; a DPMSolver, UniPC or DEIS scheduler before set_timesteps, whose
+                add_noise has its sigmas in reverse; and whatever `Prediction` refuses, such as `epsilon` at
+                zero terminal SNR.
+            TypeError: a scheduler without such tables.
+
+        Example:
+            >>> scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+            >>> x_t = scheduler.add_noise(x, noise, t)
+            >>> prediction = fdk.Prediction.from_scheduler(scheduler, x_t, t)
+        """
+        kind, alpha, sigma, sigma_data = schedulers.levels(scheduler, noisy, t)
+        return cls(kind, noisy, alpha, sigma, sigma_data)
+
+    def argument(self, name: str) -> str:
+        """What the caller knows a level by."""
+        return {"alpha": "a", "sigma": "c"}[name] if self.kind == "affine" else name
+
     def _check_values(self) -> None:
         ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
+        least, expected = (
+            (-sys.float_info.max, "finite numbers") if self.kind == "affine" else (0, "finite numbers >= 0")
+        )
         for name, known in ranges.items():
-            if known is not None and not (known[0] >= 0 and known[1] < math.inf):
-                bad = _not_levels(getattr(self, name))
-                raise ValueError(f"{name}: expected finite numbers >= 0, got {', '.join(map(repr, bad[:4]))}")
+            if known is not None and not (known[0] >= least and known[1] < math.inf):
+                bad = ", ".join(map(repr, _beyond(getattr(self, name), least)[:4]))
+                raise ValueError(f"{self.argument(name)}: expected {expected}, got {bad}")
         alpha, sigma = ranges.get("alpha"), ranges["sigma"]
         if self.kind == "epsilon" and alpha is not None and alpha[0] < MIN_EPSILON_ALPHA:
             raise ValueError(
@@ -201,8 +269,8 @@ def _host_range(value: float | Tensor) -> tuple[float, float] | None:
     return least.item(), largest.item()
 
 
-def _not_levels(value: float | Tensor) -> list[float]:
+def _beyond(value: float | Tensor, least: float) -> list[float]:
     if not isinstance(value, Tensor):
         return [as_float(value)]
     value = value.detach().double().reshape(-1)
-    return value[~(torch.isfinite(value) & (value >= 0))].tolist()
+    return value[~(torch.isfinite(value) & (value >= least))].tolist()

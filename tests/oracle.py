@@ -143,8 +143,6 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
     kind, sd = prediction.kind, prediction.sigma_data
     if kind == "sample":
         return np.zeros(()), np.ones(())
-    if kind == "affine":
-        return level(prediction.alpha), level(prediction.sigma)
     sigma = level(prediction.sigma)
     if kind == "epsilon":
         return 1 / level(prediction.alpha), -sigma / level(prediction.alpha)
@@ -154,6 +152,8 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
         return np.ones(()), -sigma
     if kind == "edm":
         return sd**2 / (sigma**2 + sd**2), sigma * sd / np.sqrt(sigma**2 + sd**2)
+    if kind == "affine":
+        return level(prediction.alpha), sigma
     raise ValueError(kind)
 
 

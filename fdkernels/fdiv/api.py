@@ -196,7 +196,9 @@ def fused_fdiv_loss(
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
-        as_table(name, value, student, order) if isinstance(value, Tensor) else Table()
+        as_table(name if prediction is None else prediction.argument(name), value, student, order)
+        if isinstance(value, Tensor)
+        else Table()
         for name, value in (("alpha", alpha), ("sigma", sigma), ("multiplier", multiplier), ("mask", mask))
     ]
     chosen = backends.choose(backend, student.device.type)

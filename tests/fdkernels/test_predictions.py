@@ -15,7 +15,7 @@ from tests.cases import Case, make
 
 pytestmark = pytest.mark.contract("predictions")
 
-KINDS = ("sample", "epsilon", "v_prediction", "flow_prediction", "edm")
+KINDS = ("sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine")
 SHAPE = (4, 3, 2, 6, 5)
 
 
