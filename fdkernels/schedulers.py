@@ -135,7 +135,7 @@ def levels(scheduler: Any, noisy: Tensor, t: float | Tensor) -> tuple[str, float
             f"scheduler: {family.name} schedules have no prediction_type {shown(kind)}{did_you_mean(kind, by_type)}"
         )
     data = float(_get(scheduler, "config.sigma_data") or 0.5)
-    alpha, sigma = family.levels(_table_values(scheduler, family, _as_timesteps(t, noisy)))
+    alpha, sigma = _looked_up(scheduler, family, _as_timesteps(t, noisy))
     name, first, second = by_type[kind](alpha, sigma, data)
     return name, _shaped(first, noisy), _shaped(second, noisy), data
 
@@ -143,7 +143,7 @@ def levels(scheduler: Any, noisy: Tensor, t: float | Tensor) -> tuple[str, float
 def noise_levels(scheduler: Any, noisy: Tensor, t: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
     """(alpha, sigma) of the x_t = alpha·x0 + sigma·noise that the scheduler's add_noise or scale_noise makes."""
     family = _family(scheduler)
-    alpha, sigma = family.levels(_table_values(scheduler, family, _as_timesteps(t, noisy)))
+    alpha, sigma = _looked_up(scheduler, family, _as_timesteps(t, noisy))
     return _shaped(alpha, noisy), _shaped(sigma, noisy)
 
 
@@ -214,39 +214,39 @@ def _shaped(level: Tensor, noisy: Tensor) -> float | Tensor:
 
 
 class _Table(NamedTuple):
-    timesteps: Tensor  # ascending, float64
-    values: Tensor  # float64
+    rows: Tensor  # timesteps in ascending order, alpha, sigma, all float64; the last column is NaN
     dtype: torch.dtype  # of the scheduler's timesteps, in which it compares
 
 
-def _table_values(scheduler: Any, family: _Family, t: Tensor) -> Tensor:
-    """The table's value at each t; NaN where there is none, which only the host can raise for."""
+def _looked_up(scheduler: Any, family: _Family, t: Tensor) -> _Level:
+    """(alpha, sigma) at each t; NaN where there is none, which only the host can raise for."""
     table = _table(scheduler, family, t.device)
-    given = t.double().contiguous()
-    wanted = t.to(table.dtype).double().contiguous() if table.dtype.is_floating_point else given
-    last = len(table.timesteps) - 1
-    first = torch.searchsorted(table.timesteps, wanted).clamp(max=last)
-    second = (first + 1).clamp(max=last)
-    # As index_for_timestep: of several entries of one timestep, the second.
-    at = torch.where(table.timesteps[second] == wanted, second, first)
-    values = table.values[at].where(table.timesteps[at] == wanted, torch.nan)
+    wanted = t.to(table.dtype).double() if table.dtype.is_floating_point else t.double()
+    at = torch.searchsorted(table.rows[0, :-1], wanted.contiguous())  # the last column, where t is beyond all or NaN
+    found = table.rows[:, at]
+    is_foreign = found[0] != wanted
     if family.is_continuous:
-        steps = scheduler.config.num_train_timesteps
-        ratio = (given / steps).where((given >= 0) & (given <= steps), torch.nan)
-        values = torch.where(values.isnan(), ratio, values)
-    if is_readable(t) and values.isnan().any():
-        bad = t.reshape(-1)[values.isnan().reshape(-1)].tolist()
+        ratio = t.double() / scheduler.config.num_train_timesteps
+        ratio = ratio.masked_fill(ratio.clamp(0, 1) != ratio, torch.nan)
+        sigma = torch.where(is_foreign, ratio, found[2])
+        alpha = 1 - sigma
+    else:
+        alpha, sigma = found[1:].masked_fill(is_foreign, torch.nan).unbind()
+    if is_readable(t) and sigma.isnan().any():
+        bad = t.reshape(-1)[sigma.isnan().reshape(-1)].tolist()
         raise ValueError(f"t: expected {_expected(scheduler, family, table)}, got {', '.join(map(repr, bad[:4]))}")
-    return values
+    return alpha, sigma
 
 
 def _expected(scheduler: Any, family: _Family, table: _Table) -> str:
     if family.is_continuous:
         return f"numbers from 0 to {scheduler.config.num_train_timesteps}, sigma·num_train_timesteps"
-    least, largest = table.timesteps[0].item(), table.timesteps[-1].item()
+    least, largest = table.rows[0, 0].item(), table.rows[0, -2].item()
     if len(family.table) == 1:
         return f"whole numbers from 0 to {largest:.0f}"
-    return f"members of scheduler.timesteps, {len(table.timesteps)} from {largest!r} to {least!r} after set_timesteps"
+    return (
+        f"members of scheduler.timesteps, {table.rows.shape[1] - 1} from {largest!r} to {least!r} after set_timesteps"
+    )
 
 
 # By scheduler, which this must not keep alive; then by device.
@@ -259,7 +259,7 @@ def _table(scheduler: Any, family: _Family, device: torch.device) -> _Table:
         return _built(scheduler, family, device)
     sources = [getattr(scheduler, name) for name in family.table]
     # Replaced by another tensor or written in place, a source counts as new. Inference tensors have no version.
-    stamp = [(source, 0 if source.is_inference() else source._version) for source in sources]
+    stamp = [(family, 0), *((source, 0 if source.is_inference() else source._version) for source in sources)]
     try:
         by_device = _tables.setdefault(scheduler, {})
     except TypeError:  # of a class without hash or weak references
@@ -269,8 +269,7 @@ def _table(scheduler: Any, family: _Family, device: torch.device) -> _Table:
         old[0] is new[0] and old[1] == new[1] for old, new in zip(kept, stamp, strict=True)
     )
     if table is None or not is_current:
-        with torch.inference_mode(False):  # a kept inference tensor would fail in a later backward
-            table = _built(scheduler, family, device)
+        table = _built(scheduler, family, device)
         if device.type == "cuda":  # once: any stream may read the table next
             torch.cuda.current_stream(device).synchronize()
         by_device[device] = (stamp, table)
@@ -281,8 +280,13 @@ def _built(scheduler: Any, family: _Family, device: torch.device) -> _Table:
     # To the CPU a copy has to block: the host reads it next.
     is_async = device.type != "cpu"
     tensors = [getattr(scheduler, name).detach().to(device, non_blocking=is_async) for name in family.table]
+    values = tensors[-1].double()
     if len(tensors) == 1:
-        values = tensors[0].double()
-        return _Table(torch.arange(len(values), dtype=torch.float64, device=device), values, torch.int64)
-    timesteps, order = tensors[0].double().sort(stable=True)  # no match is lost: float64 holds each dtype's values
-    return _Table(timesteps, tensors[1].double()[order], tensors[0].dtype)
+        timesteps, dtype = torch.arange(len(values), dtype=torch.float64, device=device), torch.int64
+    else:
+        timesteps, order = tensors[0].double().sort(stable=True)
+        values, dtype = values[order], tensors[0].dtype
+        # As index_for_timestep: of several entries of one timestep, the second. Look-ups find the first.
+        values = torch.cat((values[:-1].where(timesteps[1:] != timesteps[:-1], values[1:]), values[-1:]))
+    rows = torch.stack((timesteps, *family.levels(values)))
+    return _Table(torch.nn.functional.pad(rows, (0, 1), value=torch.nan), dtype)

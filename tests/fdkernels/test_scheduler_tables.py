@@ -64,6 +64,14 @@ def test_flow_takes_every_t_between():
     torch.testing.assert_close(from_scheduler(scheduler, t).sigma, t.double() / 1000, rtol=1e-15, atol=0)
 
 
+def test_members_are_compared_in_the_tables_dtype():
+    """As by index_for_timestep: log(sigma)/4 in float64 is the member that float32 rounds it to."""
+    scheduler = diffusers.EDMEulerScheduler()
+    t = scheduler.sigmas[:4].double().log() / 4
+    assert not torch.equal(t, scheduler.timesteps[:4].double())
+    assert torch.equal(from_scheduler(scheduler, t).sigma, scheduler.sigmas[:4].double())
+
+
 BAD_T = {
     "beyond": (ddpm, torch.tensor([0, 1000, 5, 2000]), r"^t: expected whole numbers from 0 to 999, got 1000, 2000$"),
     "negative": (ddpm, -1, r"^t: expected whole numbers from 0 to 999, got -1\.0$"),
@@ -207,6 +215,23 @@ def test_tables_follow_the_scheduler():
     assert from_scheduler(scheduler, 333.0).sigma == 7.0
     scheduler.sigmas = scheduler.sigmas + 1
     assert from_scheduler(scheduler, 333.0).sigma == 8.0 and from_scheduler(scheduler, 999.0).sigma == first + 1
+
+
+def test_a_table_replaced_by_one_as_old():
+    scheduler = ddpm()
+    first = from_scheduler(scheduler, 5).alpha
+    version, scheduler.alphas_cumprod = scheduler.alphas_cumprod._version, scheduler.alphas_cumprod / 4
+    assert scheduler.alphas_cumprod._version == version
+    assert from_scheduler(scheduler, 5).alpha == pytest.approx(first / 2, rel=1e-7)
+
+
+def test_a_setting_that_changes_the_meaning_of_a_table():
+    scheduler = flow_solvers()[0].make("sample")
+    t = scheduler.timesteps[5]
+    first = from_scheduler(scheduler, t)
+    scheduler.register_to_config(use_flow_sigmas=False)
+    found = from_scheduler(scheduler, t)
+    assert first.alpha == 1 - first.sigma and found.alpha == pytest.approx((1 + first.sigma**2) ** -0.5)
 
 
 def test_no_scheduler_is_kept_alive():
