@@ -36,7 +36,7 @@ def is_slow(backend: str) -> bool:
 
 
 def place(value: Any, device: str | torch.device | None = None) -> Any:
-    """A tensor, table, normalizer, prediction, or a dict of them on a device (the run's own); anything else as it is."""
+    """A tensor, table, normalizer, prediction, or dict of them on a device (the run's own); anything else as it is."""
     device = torch.device(name() if device is None else device)
     if isinstance(value, Table):
         return Table(place(value.entries, device), value.inner)

@@ -30,26 +30,19 @@ FDK_HOST_DEVICE inline T magnitude(T v) {
   return std::fabs(v);
 }
 
-// The elements of a share that read the same levels.
-struct Span {
-  int from, to;
-};
-
 // Called: what a thread looks up once a run waits longer for code than for arithmetic.
 FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
   return coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
 }
 
-// Around element i, of a share that begins at `begin` and has `length` elements.
-FDK_HOST_DEVICE FDK_CALLED Span span_at(const Problem& p, int64_t i, int64_t begin, int length) {
-  Span span{0, length};
+// The end of the run of levels around element `at` of a share that begins at `begin` and has `length` elements.
+FDK_HOST_DEVICE FDK_CALLED int run_end(const Problem& p, int64_t begin, int at, int length) {
   for (const Table* table : {&p.alpha, &p.sigma}) {
     if (table->entries == 1) continue;
-    const int64_t first = i - place_of(*table, i).within - begin;
-    if (first > span.from) span.from = static_cast<int>(first);
-    if (first + table->inner < span.to) span.to = static_cast<int>(first + table->inner);
+    const int64_t end = at + table->inner - place_of(*table, begin + at).within;
+    if (end < length) length = static_cast<int>(end);
   }
-  return span;
+  return length;
 }
 
 // The inputs of a call at element `begin` of sample b. Where their types are known, these are the share's own
@@ -86,7 +79,7 @@ struct FdivMath {
   const bool with_error;  // x is read: for the dmd scale, or for figures
   const Rows rows;
   Coefficients<T> k;
-  Span span{0, 0};          // the elements that k belongs to
+  int end = 0;              // of the elements that k belongs to
   const T coefficient = 0;  // w / N, of a scatter
 
   // A gather.
@@ -142,10 +135,9 @@ struct FdivMath {
 
   // k of the run around element `at` of the share.
   FDK_HOST_DEVICE void look_up(int at) {
-    const int64_t i = part.begin + at;
-    span = span_at(p, i, part.begin, static_cast<int>(part.end - part.begin));
+    end = run_end(p, part.begin, at, static_cast<int>(part.end - part.begin));
     if (!p.is_raw()) return;
-    const Map map = map_at(p, b, i);
+    const Map map = map_at(p, b, part.begin + at);
     const double a = p.noisy.data == nullptr ? 0.0 : map.a, c = map.c;
     k.a = static_cast<T>(a), k.c = static_cast<T>(c);
     if constexpr (sizeof(T) < sizeof(double)) {
@@ -185,7 +177,7 @@ struct FdivMath {
     const Words raw_tau_uncond = read_row<Prediction, W>(rows.tau_uncond, at);
     const Words raw_f_uncond = read_row<Prediction, W>(rows.f_uncond, at);
     const unsigned kept = kept_bits<W>(p.mask, b, i);
-    if (at < span.from || at >= span.to) look_up(at);
+    if (at >= end) look_up(at);  // a thread passes its elements in their order
     const T g = p.teacher_uncond.data == nullptr ? T(1) : static_cast<T>(p.guidance_scale);
     const T fake_g = p.fake_uncond.data == nullptr ? T(1) : static_cast<T>(p.fake_guidance_scale);
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);

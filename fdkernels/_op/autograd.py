@@ -92,13 +92,14 @@ def differentiable(op: Op) -> Op:
 
 
 def _raw(op: Op, backend: str) -> Any:
-    raw = library.kernels[f"{op.name}_{backend}"]
+    raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and operands[0].requires_grad:
             given = op.arguments.call(*operands)._replace(with_grad=True)
             return _RawLoss.apply(given[0], op, backend, given)  # type: ignore[no-any-return]
-        return raw(*operands)  # type: ignore[no-any-return]
+        with torch._C._AutoDispatchBelowAutograd():  # also while a compiler traces, when `kernels` would come back here
+            return raw(*operands)  # type: ignore[no-any-return]
 
     return call
 

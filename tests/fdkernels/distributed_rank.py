@@ -101,7 +101,7 @@ def scenarios(backend: str, rank: int, pair: Any) -> dict[Any, Any]:
 
 
 def warnings_without_group(backend: str) -> list[str]:
-    from fdkernels import checks
+    from fdkernels._op import checks
 
     case = make((8, 3, 4, 4))
     checks.warned.clear()

@@ -179,7 +179,7 @@ def test_forward_mode_raises(backend):
         case.call(backend, torch.autograd.forward_ad.make_dual(leaf(case), torch.ones_like(case.student)))
 
 
-@pytest.mark.parametrize("which", ("teacher", "fake", "logits", "uncond", "noisy", "scale", "weight"))
+@pytest.mark.parametrize("which", ("teacher", "fake", "logits", "uncond", "noisy", "multiplier", "weight"))
 def test_constants_of_the_loss_get_no_gradient(backend, which):
     """The teacher may require grad, since its graph feeds the GAN term; this loss sends nothing there."""
     case = make((4, 3, 6, 5))
@@ -188,7 +188,7 @@ def test_constants_of_the_loss_get_no_gradient(backend, which):
     change["logits"] = {"logits": case.logits.clone().requires_grad_()}
     change["uncond"] = {"teacher_uncond": constant, "guidance_scale": 2.0}
     change["noisy"] = {"prediction": fdk.Prediction("flow_prediction", constant, sigma=0.5)}
-    change["scale"] = {"scale": constant}
+    change["multiplier"] = {"multiplier": constant}
     change["weight"] = {"weight": torch.rand(4).requires_grad_(), "logits": None, "t": None}
     case = case.but(**change[which])
     leaves = [v for v in (constant, case.logits, case.options.get("weight")) if v is not None and v.requires_grad]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import checks
+from fdkernels._op import checks
 from tests.cases import make
 
 IMAGE = torch.zeros(2, 3, 4, 4)
@@ -74,7 +74,6 @@ def test_edges_from_samples():
 @pytest.mark.parametrize(
     ("name", "taken", "refused"),
     [
-        ("eps", 0.0, -1e-12),
         ("ratio_range", (0.5, math.nextafter(0.5, 1)), (0.5, 0.5)),
         ("ratio_range", (math.exp(-80), math.exp(80)), (math.exp(-80.001), 1.0)),
         ("ratio_range", (1.0, math.exp(80)), (1.0, math.exp(80.001))),
@@ -85,6 +84,15 @@ def test_options(backend, name, taken, refused):
     assert case.call(backend, **{name: taken}).isfinite()
     with pytest.raises(ValueError, match=f"^{name}: "):
         case.call(backend, **{name: refused})
+
+
+@pytest.mark.contract("bad input")
+@pytest.mark.parametrize("name", ("eps",))
+def test_scales(backend, name):
+    assert make((2, 2, 3), scale=fdk.DmdScale(**{name: 0.0})).call(backend).isfinite()
+    for refused in (-1e-12, math.nan, math.inf, "0", True):
+        with pytest.raises(ValueError, match=f"^{name}: expected a .*number"):
+            fdk.DmdScale(**{name: refused})
 
 
 @pytest.mark.contract("bad input")

@@ -110,16 +110,16 @@ def raw_arguments(dtype=torch.float32, **changes):
     """The arguments of `fdiv_<backend>` for a batch with everything on; changes may be of its weighting."""
     case = make((4, 3, 6, 5), dtype)
     weighting = WeightArguments(
-        logits=case.logits, t=case.t, ratio_mean=torch.ones(5), edges=None, t_min=0.0, t_max=1.0, decay=0.9, update=True,
-        divergence="js", amari_alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0, normalize_weight=True,
+        logits=case.logits, t=case.t, ratio_mean=torch.ones(5), edges=None, t_min=0.0, t_max=1.0, decay=0.9,
+        update=True, divergence="js", amari_alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0, normalize_weight=True,
     )  # fmt: skip
     of_weighting = {name: changes.pop(name) for name in list(changes) if name in WeightArguments._fields}
     weighting = WeightArguments(*map(place, weighting._replace(**of_weighting)))
     call = FdivArguments(
         student=case.student, teacher=case.teacher, fake=case.fake, teacher_uncond=case.teacher + 0.1,
         fake_uncond=None, guidance_scale=2.0, fake_guidance_scale=1.0, noisy=case.student + 0.3, prediction="epsilon",
-        alpha=Table(0.2 + torch.rand(4, 1, dtype=torch.float64), 90), sigma=Table(torch.rand(4, 1), 90), fixed_alpha=1.0,
-        fixed_sigma=1.0, sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, multiplier=Table(),
+        alpha=Table(0.2 + torch.rand(4, 1, dtype=torch.float64), 90), sigma=Table(torch.rand(4, 1), 90),
+        fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, multiplier=Table(),
         mask=Table(torch.rand(4, 90) < 0.7, 1), zero_nonfinite=False, reduction="mean", count=None, with_grad=True,
         with_stats=True, weighting=weighting,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fdkernels as fdk
-from fdkernels import floats
+from fdkernels.fdiv.arguments import FDIV
 from tests.cases import make, normalizer
 from tests.device import place
 from tests.fdkernels.test_compile import raw_arguments
@@ -48,7 +48,8 @@ STEPS = {
     "weighed in PyTorch": lambda x, v, backend: loss(x, backend, divergence=OWN, ratio_range=(0.1 * v, 2.0 + v)),
     "many": lambda x, v, backend: loss(
         x, backend, divergence="kl", ratio_range=(0.1 * v, 2.0 + v), teacher_uncond=OTHER, guidance_scale=1 + v,
-        scale=fdk.DmdScale(0.3 * v), count=int(4 * v), prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
+        scale=fdk.DmdScale(0.3 * v), count=int(4 * v),
+        prediction=prediction("epsilon", alpha=0.1 * v, sigma=1 - v / 10),
     ),
 }  # fmt: skip
 OWN = fdk.Divergence("test_compiled_floats", lambda log_ratio: 0.5 * log_ratio)  # weighed in PyTorch on every backend
@@ -127,19 +128,17 @@ def test_a_number_that_is_not_finite_is_refused_as_the_graph_runs(backend):
 
 @pytest.mark.backends("native", "triton")
 def test_numbers_stand_in_for_the_floats(backend):
-    call = raw_arguments(logits=CASE.logits[:4].contiguous(), with_stats=False)
+    call = raw_arguments(logits=CASE.logits[:4].contiguous(), with_stats=False, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
-    values = [getattr(call, name) for name in floats.FLOATS]
-    moved = call._replace(**dict.fromkeys(floats.FLOATS, 7.0), numbers=torch.tensor(values, dtype=torch.float64))
-    for as_floats, as_data in zip(op(*fresh(call)), op(*fresh(moved)), strict=True):
+    *operands, _ = FDIV.operands(call)
+    values = [operands[FDIV.names.index(name)] for name in FDIV.numbers]
+    moved = [7.0 if name in FDIV.numbers else value for name, value in zip(FDIV.names, operands, strict=True)]
+    numbers = torch.tensor(values, dtype=torch.float64)
+    for as_floats, as_data in zip(op(*operands), op(*moved, numbers), strict=True):
         assert torch.equal(as_floats, as_data)
-    for wrong in (torch.zeros(3, dtype=torch.float64), torch.zeros(9), torch.zeros(9, 1, dtype=torch.float64)):
+    for wrong in (numbers[:3], numbers.float(), numbers[:, None]):
         with pytest.raises(RuntimeError, match="numbers: expected"):
-            op(*call._replace(numbers=wrong))
-
-
-def fresh(call):
-    return call._replace(ratio_mean=call.ratio_mean.clone())
+            op(*operands, wrong)
 
 
 @pytest.mark.cpu_only("a 0-d tensor stays on the CPU whatever the samples are on")

@@ -32,13 +32,13 @@ def case_of(name: str) -> tuple[Case, dict[str, torch.Tensor]]:
         options = {"weight": r["weight"]}
     elif name == "dmd2_latent_epsilon_fp32":
         level = fdk.Prediction("epsilon", r["noisy"], alpha=r["alpha"], sigma=r["sigma"])
-        options = {"divergence": "rkl", "eps": 0.0, "prediction": level}
+        options = {"divergence": "rkl", "scale": fdk.DmdScale(0.0), "prediction": level}
     elif name.startswith("dmd2"):
-        options = {"divergence": "rkl", "eps": 0.0}
+        options = {"divergence": "rkl", "scale": fdk.DmdScale(0.0)}
     else:
         options = {
             "divergence": "rkl",
-            "eps": 0.0,
+            "scale": fdk.DmdScale(0.0),
             "teacher_uncond": image["teacher_uncond"],
             "guidance_scale": 1 + float(r["guidance_w"]),
             "mask": r.get("mask"),

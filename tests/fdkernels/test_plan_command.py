@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import fdkernels.fdiv.ops  # noqa: F401, which defines cuda_limits
 from fdkernels import _core, backends, devices, plans
 
 pytestmark = pytest.mark.cpu_only("a pure function")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import checks, testing
 from fdkernels import prediction as prediction_module
+from fdkernels._op import checks, testing
 from tests import oracle
 from tests.cases import Case, make
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import fdkernels as fdk
-from fdkernels import checks
+from fdkernels._op import checks
 from fdkernels.fdiv import t_range
 from tests.device import on_device
 

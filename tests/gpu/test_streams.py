@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import checks
+from fdkernels._op import checks
 from fdkernels._triton import launch
 from fdkernels.fdiv import t_range
 from tests.cases import ORDER

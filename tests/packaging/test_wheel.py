@@ -98,7 +98,7 @@ def test_library_needs_of_torch_only_libtorch_cpu(library: Path) -> None:
 
 
 def test_library_uses_only_the_stable_c_interface_of_torch(library: Path) -> None:
-    """And one weak symbol, which may be missing: whether a backward runs, `inside_backward` of csrc/torch/operands.h."""
+    """And one weak symbol, which may be missing: `inside_backward` of csrc/torch/operands.h."""
     table = subprocess.check_output(["nm", "--dynamic", "--undefined-only", library], text=True)
     undefined = {name: kind for kind, name in re.findall(r"([A-Za-z]) (\S+)$", table, re.MULTILINE)}
     torch_symbols = {name for name in undefined if "torch" in name or "c10" in name or "_ZN2at" in name}

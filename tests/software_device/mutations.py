@@ -60,7 +60,7 @@ MUTATIONS = (
              "arrived.load(::cuda::memory_order_acquire)", "arrived.load(::cuda::memory_order_relaxed)"),
     Mutation("the grid's arrival releases nothing", "race: read after a write by thread 0", FDIV,
              ".fetch_add(1, ::cuda::memory_order_release)", ".fetch_add(1, ::cuda::memory_order_relaxed)"),
-    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/fdiv/cuda/kernel.cuh", FDIV,
+    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/fdiv/cuda/k", FDIV,
              "arrivals[loaded % 2]", "arrivals[0]"),
     Mutation("all blocks of a team leave their sums in one place", "race: write after a write by thread 0", FDIV,
              "(b * team + rank) * kExchanged", "(b * team) * kExchanged"),
