@@ -6,6 +6,7 @@ the two. The op's schema, the order of its operands and the checks of a raw call
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -117,9 +118,11 @@ class ArgumentList:
     def call(self, *operands: Any) -> Any:
         """The call that an op's operands are, its `numbers` read; for a launcher."""
         *values, numbers = operands if len(operands) > len(self.names) else (*operands, None)
-        return self._build(
-            iter(values if numbers is None else self._with(values, floats.checked(numbers, self.numbers)))
-        )
+        return self.build(values if numbers is None else self._with(values, floats.checked(numbers, self.numbers)))
+
+    def build(self, values: Sequence[Any]) -> Any:
+        """The call of operands whose floats are where they stand, or do not matter."""
+        return self._take(iter(values))
 
     def traced(self, call: Any) -> Any:
         """A call for code that a compiler may be tracing: floats that are no constants as 0-d tensors of the samples'
@@ -128,21 +131,21 @@ class ArgumentList:
         if numbers is None:
             return call
         device = next(value.device for value in values if isinstance(value, Tensor))
-        return self._build(iter(self._with(values, numbers.to(device).unbind(0))))
+        return self.build(self._with(values, numbers.to(device).unbind(0)))
 
     def _with(self, values: list[Any], numbers: Any) -> list[Any]:
         for at, number in zip(self._numbers_at, numbers, strict=True):
             values[at] = number
         return values
 
-    def _build(self, values: Any) -> Any:
+    def _take(self, values: Any) -> Any:
         fields = []
         for position in range(len(self.tuple._fields)):
             part = self._tuples.get(position)
             if part is None:
                 fields.append(next(values))
             else:
-                fields.append(Table(next(values), next(values)) if part is Table else part._build(values))
+                fields.append(Table(next(values), next(values)) if part is Table else part._take(values))
         return self.tuple(*fields)
 
 

@@ -36,9 +36,7 @@ def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
     return loss, figures
 
 
-def _forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
-    # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
-    results: tuple[Tensor, ...] = op.run(backend, call, first)
+def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     ctx.save_for_backward(*results[1:3])
     ctx.op, ctx.backend = op, backend
     ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
@@ -48,7 +46,8 @@ def _forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[
 class _Loss(Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
-        loss, _, _, figures = _forward(ctx, first, op, backend, call)
+        # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
+        loss, _, _, figures = _keep(ctx, op, backend, op.run(backend, call, first))
         # A saved-tensor hook may hand its own tensor back, which is not ours to write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
@@ -77,8 +76,8 @@ class _RawLoss(_Loss):
     """The same around the raw op, of which a graph without the autograd function is made, such as an exported one."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
-        results = _forward(ctx, first, op, backend, call)
+    def forward(ctx: Any, first: Tensor, op: Op, backend: str, operands: Any) -> tuple[Tensor, ...]:
+        results = _keep(ctx, op, backend, library.kernels[f"{op.name}_{backend}"](first, *operands[1:]))
         ctx.may_write_in_place = False  # the caller has the gradient too
         ctx.mark_non_differentiable(*results[1:])
         return results
@@ -96,7 +95,8 @@ def _raw(op: Op, backend: str) -> Any:
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and operands[0].requires_grad:
-            given = op.arguments.call(*operands)._replace(with_grad=True)
+            at = op.arguments.names.index("with_grad")
+            given = (*operands[:at], True, *operands[at + 1 :])
             return _RawLoss.apply(given[0], op, backend, given)  # type: ignore[no-any-return]
         with torch._C._AutoDispatchBelowAutograd():  # also while a compiler traces, when `kernels` would come back here
             return raw(*operands)  # type: ignore[no-any-return]

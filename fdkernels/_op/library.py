@@ -75,7 +75,7 @@ def define(library: torch.library.Library, op: Op, backend: str) -> None:
     library.define(f"{op.name}_{backend}({op.arguments.schema}) -> ({op.results})")
 
     def fake(*operands: Any) -> tuple[Tensor, ...]:
-        return op.outputs(op.arguments.call(*operands))
+        return op.outputs(op.arguments.build(operands))
 
     torch.library.register_fake(f"{library.ns}::{op.name}_{backend}", fake, lib=library)
 

@@ -39,7 +39,9 @@ def test_beyond_two_to_the_31(backend):
         teacher[b, i] = -value
     weight = torch.tensor([1.0, 2.0])
     student.requires_grad_()
-    loss = fdk.fused_fdiv_loss(student, teacher, fake, weight=weight, eps=0.0, reduction="sum", backend=backend)
+    loss = fdk.fused_fdiv_loss(
+        student, teacher, fake, weight=weight, scale=fdk.DmdScale(0.0), reduction="sum", backend=backend
+    )
     loss.backward()
     s = [ELEMENTS / sum(v for (b, _), v in zip(positions, values.tolist(), strict=True) if b == k) for k in (0, 1)]
     total = 0.0

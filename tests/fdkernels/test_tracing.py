@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import fdkernels as fdk
+from fdkernels.prediction import KINDS as ALL_KINDS
 from tests.cases import normalizer
 
 pytestmark = [
@@ -17,7 +18,7 @@ pytestmark = [
     pytest.mark.cpu_only("the same Python runs ahead of every device's kernels"),
 ]
 
-KINDS = ("epsilon", "v_prediction", "flow_prediction", "edm")
+KINDS = {kind: row for kind, row in ALL_KINDS.items() if kind not in ("sample", "affine")}
 SHAPE = (8, 3, 4, 4)
 
 
@@ -27,7 +28,13 @@ def prediction(kind: str, noisy: Tensor, sigma: Tensor | float) -> fdk.Predictio
 
 
 def coefficients(kind: str, noisy: Tensor, sigma: Tensor) -> Tensor:
-    return torch.stack(prediction(kind, noisy, sigma).coefficients(noisy))
+    """a and c as a call's kernel forms them."""
+    made = prediction(kind, noisy, sigma)
+    return torch.stack(torch.broadcast_tensors(*KINDS[kind].coefficients(*levels(made, noisy), made.sigma_data)))
+
+
+def levels(made: fdk.Prediction, noisy: Tensor) -> list[Tensor]:
+    return [torch.as_tensor(level).expand(noisy.shape[0]) for level in made.levels()]
 
 
 def inputs(requires_grad: bool = True) -> tuple[Tensor, ...]:
@@ -121,8 +128,8 @@ class Unreadable(Tensor):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensor_subclasses(kind):
     noisy, sigma = inputs()[3], inputs()[6]
-    found = prediction(kind, noisy, sigma.as_subclass(Unreadable)).coefficients(noisy)
-    assert torch.equal(torch.stack(found).as_subclass(Tensor), coefficients(kind, noisy, sigma))
+    found = coefficients(kind, noisy, sigma.as_subclass(Unreadable))
+    assert torch.equal(found.as_subclass(Tensor), coefficients(kind, noisy, sigma))
     prediction(kind, noisy, torch.nn.Parameter(sigma))
     with pytest.raises(ValueError, match="^sigma: expected finite"):
         fdk.Prediction(kind, noisy, alpha=sigma, sigma=torch.nn.Parameter(-sigma))
