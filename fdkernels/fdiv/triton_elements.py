@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from fdkernels._triton.predictions import coefficients
 from fdkernels.fdiv.triton_weight import is_finite
 
 
-class Images(NamedTuple):
+class Samples(NamedTuple):
     """An N-sized input: each sample is one dense run of n elements."""
 
     data: Any
@@ -42,55 +43,106 @@ class Operands(NamedTuple):
     teacher_uncond: Any
     fake_uncond: Any
     noisy: Any
-    a: Any
-    """A Column or, in its place, `a_table`; so are c and scale."""
-    c: Any
-    scale: Any
-    a_table: Any
-    c_table: Any
-    scale_table: Any
+    alpha: Any
+    """A Column or, in its place, `alpha_table`, or neither; so are sigma and multiplier."""
+    sigma: Any
+    multiplier: Any
+    alpha_table: Any
+    sigma_table: Any
+    multiplier_table: Any
     mask: Any
     """Always a Table."""
-    divisor: Any
+    count: Any
     """One value: N of a mean, where the caller gives it."""
     end: None = None
     """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""
 
 
 @triton.jit
-def _image(images, b, i, inside, WIDE: tl.constexpr):
-    row = images.data + b.to(tl.int64) * images.batch_stride
+def _samples(samples, b, i, inside, WIDE: tl.constexpr):
+    row = samples.data + b.to(tl.int64) * samples.batch_stride
     return tl.load(row + i, mask=inside, other=0.0).to(WIDE)
 
 
 @triton.jit
-def _entries(table, b, i, inside):
-    """A table's values at elements i."""
-    row = table.data + b.to(tl.int64) * table.row_stride
-    return tl.load(row + (i // table.inner) % table.entries, mask=inside, other=0)
+def _entry(table, b, i):
+    """Where a table's values at elements i are. Those past the end wrap around: a load without a mask is safe."""
+    return table.data + b.to(tl.int64) * table.row_stride + (i // table.inner) % table.entries
+
+
+class Scalars(NamedTuple):
+    """What is one number for a program. Built inside a kernel: in a tuple argument they would arrive as float32."""
+
+    guidance_scale: Any
+    fake_guidance_scale: Any
+    alpha: Any
+    """Of the program's sample; of no meaning beside `alpha_table`. So is sigma."""
+    sigma: Any
+    sigma_data: Any
 
 
 @triton.jit
-def _coefficient(column, table, b, i, inside):
-    """The one value of sample b, or a table's values at elements i."""
+def program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data):
+    """Interpreted, float64 parameters come as Python numbers, which some functions make float32: made float64 here."""
+    return Scalars(
+        tl.full((), guidance_scale, tl.float64), tl.full((), fake_guidance_scale, tl.float64),
+        _level(operands.alpha, fixed_alpha, b), _level(operands.sigma, fixed_sigma, b),
+        tl.full((), sigma_data, tl.float64),
+    )  # fmt: skip
+
+
+@triton.jit
+def _level(column, fixed, b):
     if column is None:
-        value = _entries(table, b, i, inside)
+        level = tl.full((), fixed, tl.float64)
     else:
-        value = tl.load(column.data + b.to(tl.int64) * column.row_stride)
-    return value
+        level = tl.load(column.data + b.to(tl.int64) * column.row_stride).to(tl.float64)
+    return level
+
+
+@triton.jit
+def _coefficients(operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr):
+    """(a, c) in float64: of sample b, where RUN is 0, else of elements [start, start + TILE), formed once for each RUN
+    of them: a division an element would cost half of the warps in flight.
+
+    Loads of tables have no mask: an alpha of 0 past the end would make 0 · ∞ of what is to count as 0.
+    """
+    alpha, sigma = scalars.alpha, scalars.sigma
+    if RUN == 0:
+        a, c = coefficients(alpha, sigma, scalars.sigma_data, KIND)
+    else:
+        i = start + tl.arange(0, TILE // RUN) * RUN
+        zeros = tl.zeros((TILE // RUN,), tl.float64)
+        if operands.alpha_table is not None:
+            alpha = tl.load(_entry(operands.alpha_table, b, i)).to(tl.float64)
+        if operands.sigma_table is not None:
+            sigma = tl.load(_entry(operands.sigma_table, b, i)).to(tl.float64)
+        a, c = coefficients(alpha + zeros, sigma + zeros, scalars.sigma_data, KIND)
+        if RUN > 1:
+            a = tl.reshape(tl.broadcast_to(a[:, None], (TILE // RUN, RUN)), (TILE,))
+            c = tl.reshape(tl.broadcast_to(c[:, None], (TILE // RUN, RUN)), (TILE,))
+    return a, c
 
 
 @triton.jit
 def _guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
-    v = _image(cond, b, i, inside, WIDE)
+    v = _samples(cond, b, i, inside, WIDE)
     if uncond is not None:
-        u = _image(uncond, b, i, inside, WIDE)
-        v = u + tl.full((), guidance_scale, WIDE) * (v - u)
+        u = _samples(uncond, b, i, inside, WIDE)
+        v = u + guidance_scale.to(WIDE) * (v - u)
     return v
 
 
 @triton.jit
-def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
+def _predictions(operands, scalars, b, i, inside, WIDE: tl.constexpr):
+    """(τ, f), guided."""
+    tau = _guided(operands.teacher, operands.teacher_uncond, scalars.guidance_scale, b, i, inside, WIDE)
+    f = _guided(operands.fake, operands.fake_uncond, scalars.fake_guidance_scale, b, i, inside, WIDE)
+    return tau, f
+
+
+@triton.jit
+def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
     """|x - τ|, τ raw.
 
     To the last place: at high noise a·x_t and c·τ are large and cancel. One product keeps what its rounding lost, the
@@ -98,13 +150,11 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
     change it). The float32 rests of a and c count as well: rounded away, they would shift a whole sample the same way,
     which no mean averages out.
     """
-    x = _image(operands.student, b, i, inside, WIDE)
+    x = _samples(operands.student, b, i, inside, WIDE)
     if operands.noisy is None:
         error = x - tau
     else:
-        noisy = _image(operands.noisy, b, i, inside, WIDE)
-        a = _coefficient(operands.a, operands.a_table, b, i, inside)
-        c = _coefficient(operands.c, operands.c_table, b, i, inside)
+        noisy = _samples(operands.noisy, b, i, inside, WIDE)
         if tl.float32 == WIDE:
             # Blocks: a fused multiply-add takes operands of one shape.
             a_high, c_high = a.to(WIDE) + tl.zeros_like(x), c.to(WIDE) + tl.zeros_like(x)
@@ -121,28 +171,31 @@ def _error(operands, tau, b, i, inside, WIDE: tl.constexpr):
 def kept_elements(operands, b, i, inside):
     keep = inside
     if operands.mask is not None:
-        keep = inside & (_entries(operands.mask, b, i, inside) != 0)
+        keep = inside & (tl.load(_entry(operands.mask, b, i), mask=inside, other=0) != 0)
     return keep
 
 
 @triton.jit
 def tile(
-    operands, guidance_scale, fake_guidance_scale, b, i, inside, WITH_ERROR: tl.constexpr, WIDE: tl.constexpr
+    operands, scalars, b, start, end,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(scale·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked; there, what is not finite
+    """(m·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked; there, what is not finite
     counts as 0 in the others too."""
-    tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE)
-    f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE)
+    i = start + tl.arange(0, TILE)
+    inside = i < end
+    tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
     gap = f - tau
-    if operands.c is not None or operands.c_table is not None:
-        gap = _coefficient(operands.c, operands.c_table, b, i, inside).to(WIDE) * gap
+    a, c = _coefficients(operands, scalars, b, start, KIND, RUN, TILE)
+    if KIND != "sample":
+        gap = c.to(WIDE) * gap
     direction = gap
-    if operands.scale_table is not None:
-        direction = _entries(operands.scale_table, b, i, inside).to(WIDE) * gap
+    if operands.multiplier_table is not None:
+        direction = tl.load(_entry(operands.multiplier_table, b, i)).to(WIDE) * gap
     gap = tl.abs(gap)
     error = tl.zeros_like(gap)
     if WITH_ERROR:
-        error = _error(operands, tau, b, i, inside, WIDE)
+        error = _error(operands, tau, a, c, b, i, inside, WIDE)
     keep = kept_elements(operands, b, i, inside)
     if operands.mask is not None:
         direction = tl.where(keep, direction, 0.0)
@@ -156,8 +209,8 @@ CAREFUL: tl.constexpr = tl.constexpr(1024)  # elements at a time where speed is 
 
 @triton.jit
 def _careful_sums(
-    operands, guidance_scale, fake_guidance_scale, b, begin, end,
-    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
+    operands, scalars, b, begin, end,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """(energy, gap, distance, bad) of elements [begin, end), one by one in float64: where a float32 sum overflowed,
     underflowed or met a NaN, this finds out which."""
@@ -168,39 +221,37 @@ def _careful_sums(
         i = start + tl.arange(0, CAREFUL)
         inside = i < end
         keep = kept_elements(operands, b, i, inside)
-        tau = _guided(operands.teacher, operands.teacher_uncond, guidance_scale, b, i, inside, WIDE).to(tl.float64)
-        f = _guided(operands.fake, operands.fake_uncond, fake_guidance_scale, b, i, inside, WIDE).to(tl.float64)
+        tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
+        tau, f = tau.to(tl.float64), f.to(tl.float64)
         finite = is_finite(tau) & is_finite(f)
         gap = f - tau
-        if operands.c is not None or operands.c_table is not None:
-            c = _coefficient(operands.c, operands.c_table, b, i, inside).to(tl.float64) + zeros
-            finite = finite & is_finite(c)
+        a, c = _coefficients(operands, scalars, b, start, KIND, RUN, CAREFUL)
+        if KIND != "sample":
+            finite = finite & is_finite(c + zeros)
             gap = c * gap
         direction = gap
-        if operands.scale_table is not None:
-            scale = _entries(operands.scale_table, b, i, inside).to(tl.float64)
-            finite = finite & is_finite(scale)
-            direction = scale * gap
+        if operands.multiplier_table is not None:
+            multiplier = tl.load(_entry(operands.multiplier_table, b, i)).to(tl.float64)
+            finite = finite & is_finite(multiplier)
+            direction = multiplier * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))
         gaps += tl.sum(tl.where(inside & (keep | is_finite(gap)), tl.abs(gap), 0.0))
         if WITH_ERROR:
-            error = _error(operands, tau, b, i, inside, tl.float64)
+            error = _error(operands, tau, a, c, b, i, inside, tl.float64)
             distance += tl.sum(tl.where(inside & (keep | is_finite(error)), error, 0.0))
         if DMD:
-            finite = finite & is_finite(_image(operands.student, b, i, inside, tl.float64))
+            finite = finite & is_finite(_samples(operands.student, b, i, inside, tl.float64))
             if operands.noisy is not None:
-                finite = finite & is_finite(_image(operands.noisy, b, i, inside, tl.float64))
-                finite = finite & is_finite(
-                    _coefficient(operands.a, operands.a_table, b, i, inside).to(tl.float64) + zeros
-                )
+                finite = finite & is_finite(_samples(operands.noisy, b, i, inside, tl.float64))
+                finite = finite & is_finite(a + zeros)
         bad += tl.sum(tl.where(keep & (finite == 0), 1.0, 0.0).to(tl.float64))
     return energy, gaps, distance, bad
 
 
 @triton.jit
 def checked_sums(
-    operands, guidance_scale, fake_guidance_scale, b, begin, end, energy, gap, distance, any_kept,
-    WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
+    operands, scalars, b, begin, end, energy, gap, distance, any_kept,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The sums of a program in float64, and how many elements were not finite. Healthy data takes the first branch."""
     energy, gap, distance = energy.to(tl.float64), gap.to(tl.float64), distance.to(tl.float64)
@@ -209,9 +260,7 @@ def checked_sums(
     # without energy: f = τ (a fake score that starts as the teacher), or all masked.
     held = is_finite(energy) & is_finite(gap) & is_finite(distance)
     if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
-        energy, gap, distance, bad = _careful_sums(
-            operands, guidance_scale, fake_guidance_scale, b, begin, end, WITH_ERROR, DMD, WIDE
-        )
+        energy, gap, distance, bad = _careful_sums(operands, scalars, b, begin, end, KIND, RUN, WITH_ERROR, DMD, WIDE)
     return energy, gap, distance, bad
 
 
@@ -222,11 +271,11 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
     if DMD:
         w = w / (distance / elements + eps)
     nonfinite = bad > 0
-    if operands.scale is not None:
-        row = operands.scale.data + b.to(tl.int64) * operands.scale.row_stride
-        scale = tl.load(row, mask=inside, other=1.0).to(tl.float64)
-        nonfinite = nonfinite | (is_finite(scale) == 0)
-        w = w * scale
+    if operands.multiplier is not None:
+        row = operands.multiplier.data + b.to(tl.int64) * operands.multiplier.row_stride
+        multiplier = tl.load(row, mask=inside, other=1.0).to(tl.float64)
+        nonfinite = nonfinite | (is_finite(multiplier) == 0)
+        w = w * multiplier
     nonfinite = nonfinite | (is_finite(w) == 0)
     return tl.where(nonfinite, 0.0 if ZERO else float("nan"), w), nonfinite
 

@@ -1,7 +1,7 @@
 """The flagship op in Triton: from logits to the student's gradient.
 
-    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; or `scale`; or 1
-    g_bi = h_b · s_b · c_bi · (f_bi - τ_bi)            f, τ the raw predictions
+    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; else 1
+    g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
 One launch where a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
@@ -21,6 +21,7 @@ from fdkernels.fdiv.triton_elements import (
     checked_sums,
     counted,
     float16_power,
+    program_scalars,
     sample_weight,
     scaled_direction,
     tile,
@@ -37,7 +38,7 @@ from fdkernels.fdiv.triton_weight import (
 )
 
 
-class Results(NamedTuple):
+class Written(NamedTuple):
     """What a forward writes; None for what a call does not ask for."""
 
     loss: Any
@@ -70,9 +71,9 @@ def _is_last(ticket):
 
 
 @triton.jit
-def _given_divisor(divisor):
+def _given_count(count):
     """At least 1; NaN stays NaN."""
-    given = tl.load(divisor).to(tl.float64)
+    given = tl.load(count).to(tl.float64)
     return tl.where(given < 1.0, 1.0, given)
 
 
@@ -87,7 +88,7 @@ def _divisor(mask, given, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MA
         if mask is not None:
             divisor = tl.maximum(counted(mask, b, 1, elements, 1024), 1.0)
     elif given is not None:
-        divisor = one * _given_divisor(given)
+        divisor = one * _given_count(given)
     else:
         divisor = one * elements * batch
         if mask is not None:
@@ -99,16 +100,16 @@ def _divisor(mask, given, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MA
 
 
 @triton.jit
-def _store_weights(results, b, h, inside):
+def _store_weights(written, b, h, inside):
     """h, behind the figures."""
-    tl.store(results.stats + STATS_OF_ELEMENTS + 3 + b, h, mask=inside)
+    tl.store(written.stats + STATS_OF_ELEMENTS + 3 + b, h, mask=inside)
 
 
 @triton.jit
-def _store_figures(results, norm, gap, distance, nonfinite):
-    tl.store(results.stats + STATS_OF_ELEMENTS, tl.sqrt(norm))
-    tl.store(results.stats + STATS_OF_ELEMENTS + 1, gap / distance)
-    tl.store(results.stats + STATS_OF_ELEMENTS + 2, nonfinite)
+def _store_figures(written, norm, gap, distance, nonfinite):
+    tl.store(written.stats + STATS_OF_ELEMENTS, tl.sqrt(norm))
+    tl.store(written.stats + STATS_OF_ELEMENTS + 1, gap / distance)
+    tl.store(written.stats + STATS_OF_ELEMENTS + 2, nonfinite)
 
 
 # One program holds sample b: [TILE] elements in registers between their reduction and their store.
@@ -116,27 +117,27 @@ def _store_figures(results, norm, gap, distance, nonfinite):
 # float32. The weights of the whole batch are computed in every program, in float64.
 @triton.jit
 def fdiv_fwd_kernel(
-    operands, weighting, results, batch, elements,
-    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, eps: tl.float64,
-    log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
-    decay: tl.float64, alpha: tl.float64,
-    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
+    operands, weighting, written, batch, elements,
+    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
+    sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
+    t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr,
     SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0)
     i = tl.arange(0, TILE)
-    direction, gaps, errors, keep = tile(
-        operands, guidance_scale, fake_guidance_scale, b, i, i < elements, WITH_ERROR, WIDE
-    )
+    scalars = program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data)
+    direction, gaps, errors, keep = tile(operands, scalars, b, 0, elements, KIND, RUN, WITH_ERROR, TILE, WIDE)
 
     energy, gap, distance, bad = checked_sums(
-        operands, guidance_scale, fake_guidance_scale, b, 0, elements,
+        operands, scalars, b, 0, elements,
         tl.sum(direction * direction), tl.sum(gaps), tl.sum(errors), tl.max(keep.to(tl.int32)),
-        WITH_ERROR, DMD, WIDE,
+        KIND, RUN, WITH_ERROR, DMD, WIDE,
     )  # fmt: skip
 
-    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
     if weighting.logits is None:
         h = given_weights(weighting, b, b < batch)
     else:
@@ -149,56 +150,56 @@ def fdiv_fwd_kernel(
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
-    divisor = _divisor(operands.mask, operands.divisor, b, batch, elements, REDUCTION, SHARED_MASK)
+    divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = w / divisor
-    if results.unscale is not None:
+    if written.unscale is not None:
         power = float16_power(divisor)
         coefficient = coefficient * power
         if REDUCTION == "none":
-            tl.store(results.unscale + b, (1.0 / power).to(tl.float32))
+            tl.store(written.unscale + b, (1.0 / power).to(tl.float32))
         else:
-            tl.store(results.unscale, (1.0 / power).to(tl.float32), mask=b == 0)
-    if results.gradient is not None:
+            tl.store(written.unscale, (1.0 / power).to(tl.float32), mask=b == 0)
+    if written.gradient is not None:
         g = scaled_direction(direction, coefficient, keep, WIDE)
-        tl.store(results.gradient + b.to(tl.int64) * elements + i, g, mask=i < elements)
+        tl.store(written.gradient + b.to(tl.int64) * elements + i, g, mask=i < elements)
 
     energy = tl.where(w == 0.0, 0.0, w * w * energy)
     if REDUCTION == "none":
-        tl.store(results.loss + b, 0.5 * energy / divisor)
-    tl.store(results.partials + b, energy)
-    if results.stats is not None:
-        _store_weights(results, b, h, b < batch)
+        tl.store(written.loss + b, 0.5 * energy / divisor)
+    tl.store(written.partials + b, energy)
+    if written.stats is not None:
+        _store_weights(written, b, h, b < batch)
         field = tl.full((), batch, tl.int64)
-        tl.store(results.partials + field + b, energy / (divisor * divisor))
-        tl.store(results.partials + 2 * field + b, tl.where(nonfinite, 0.0, gap))
-        tl.store(results.partials + 3 * field + b, tl.where(nonfinite, 0.0, distance))
-        tl.store(results.partials + 4 * field + b, nonfinite.to(tl.float64))
-    if _is_last(results.ticket):
-        total, norm, gap, distance, count = _added(results, batch, SAMPLES)
+        tl.store(written.partials + field + b, energy / (divisor * divisor))
+        tl.store(written.partials + 2 * field + b, tl.where(nonfinite, 0.0, gap))
+        tl.store(written.partials + 3 * field + b, tl.where(nonfinite, 0.0, distance))
+        tl.store(written.partials + 4 * field + b, nonfinite.to(tl.float64))
+    if _is_last(written.ticket):
+        total, norm, gap, distance, count = _added(written, batch, SAMPLES)
         if REDUCTION != "none":
-            tl.store(results.loss, 0.5 * total / divisor)
-        if results.stats is not None:
-            _store_figures(results, norm, gap, distance, count)
+            tl.store(written.loss, 0.5 * total / divisor)
+        if written.stats is not None:
+            _store_figures(written, norm, gap, distance, count)
             if WEIGHT_STATS:
                 if weighting.logits is None:
-                    store_given_weight_stats(results.stats, weighting, batch, SAMPLES)
+                    store_given_weight_stats(written.stats, weighting, batch, SAMPLES)
                 else:
-                    store_weight_stats(results.stats, weighting, summary, batch)
+                    store_weight_stats(written.stats, weighting, summary, batch)
         if UPDATE:
             store_bin_means(weighting, mean, BINS)
 
 
 @triton.jit
-def _added(results, batch, SAMPLES: tl.constexpr):
+def _added(written, batch, SAMPLES: tl.constexpr):
     """Sums over all samples of what each left in `partials`; the figures' where they are wanted."""
     total = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     norm, gap, distance, count = total, total, total, total
     field = tl.full((), batch, tl.int64)
     for start in range(0, batch, SAMPLES):
         b = start + tl.arange(0, SAMPLES)
-        at = results.partials + b
+        at = written.partials + b
         total += tl.sum(tl.load(at, mask=b < batch, other=0.0, cache_modifier=".cv"))
-        if results.stats is not None:
+        if written.stats is not None:
             norm += tl.sum(tl.load(at + field, mask=b < batch, other=0.0, cache_modifier=".cv"))
             gap += tl.sum(tl.load(at + 2 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
             distance += tl.sum(tl.load(at + 3 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
@@ -210,16 +211,18 @@ def _added(results, batch, SAMPLES: tl.constexpr):
 # each sample's coefficient. Reads every input once and writes nothing of size N.
 @triton.jit
 def fdiv_reduce_kernel(
-    operands, weighting, results, batch, elements, programs, tiles, chunks,
-    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, eps: tl.float64,
-    log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
-    decay: tl.float64, alpha: tl.float64,
-    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
+    operands, weighting, written, batch, elements, programs, tiles, chunks,
+    guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
+    sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
+    t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
     piece = tl.program_id(0) % programs
+    scalars = program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data)
     begin = piece.to(OFFSET) * tiles * TILE
     end = tl.minimum(begin + tiles * TILE, elements)
     energies = tl.zeros((TILE,), WIDE)
@@ -227,41 +230,38 @@ def fdiv_reduce_kernel(
     errors = tl.zeros((TILE,), WIDE)
     kept = tl.zeros((TILE,), tl.int32)
     for start in range(begin, end, TILE):
-        i = start + tl.arange(0, TILE)
-        direction, gap, error, keep = tile(
-            operands, guidance_scale, fake_guidance_scale, b, i, i < end, WITH_ERROR, WIDE
-        )
+        direction, gap, error, keep = tile(operands, scalars, b, start, end, KIND, RUN, WITH_ERROR, TILE, WIDE)
         energies += direction * direction
         gaps += gap
         errors += error
         kept += keep.to(tl.int32)
     count = tl.sum(kept)
     energy, gap, distance, bad = checked_sums(
-        operands, guidance_scale, fake_guidance_scale, b, begin, end,
-        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, WITH_ERROR, DMD, WIDE,
+        operands, scalars, b, begin, end,
+        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, KIND, RUN, WITH_ERROR, DMD, WIDE,
     )  # fmt: skip
-    at = results.partials + tl.program_id(0)
+    at = written.partials + tl.program_id(0)
     field = tl.full((), batch, tl.int64) * programs
     tl.store(at, energy)
     tl.store(at + field, gap)
     tl.store(at + 2 * field, distance)
     tl.store(at + 3 * field, bad)
     tl.store(at + 4 * field, count.to(tl.float64))
-    if _is_last(results.ticket):
-        constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    if _is_last(written.ticket):
+        constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
         _weigh_all(
-            operands, weighting, constants, results, batch, elements, programs, chunks, eps,
+            operands, weighting, constants, written, batch, elements, programs, chunks, eps,
             DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
         )  # fmt: skip
 
 
 @triton.jit
-def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
+def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
     """A field of `partials` [SAMPLES], added over each sample's pieces in their order."""
     # Blocks are added before they are reduced: `total += tl.sum(block, 1)` in a loop trips an assertion in Triton 3.8's
     # OptimizeThreadLocality where the total is used twice.
     total = tl.zeros((SAMPLES, PIECES), tl.float64)
-    row = results.partials + tl.full((), batch, tl.int64) * field * programs + b.to(tl.int64) * programs
+    row = written.partials + tl.full((), batch, tl.int64) * field * programs + b.to(tl.int64) * programs
     for start in range(0, programs, PIECES):
         piece = start + tl.arange(0, PIECES)
         inside = (b < batch)[:, None] & (piece < programs)[None, :]
@@ -271,7 +271,7 @@ def _pieces(results, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
 
 @triton.jit
 def _weigh_all(
-    operands, weighting, constants, results, batch, elements, programs, chunks, eps,
+    operands, weighting, constants, written, batch, elements, programs, chunks, eps,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -281,12 +281,12 @@ def _weigh_all(
     if weighting.logits is not None:
         mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
         summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
-    if REDUCTION == "mean" and operands.divisor is not None:
-        kept = _given_divisor(operands.divisor)
+    if REDUCTION == "mean" and operands.count is not None:
+        kept = _given_count(operands.count)
     elif REDUCTION == "mean":
         for chunk in range(chunks):
             b = chunk * SAMPLES + tl.arange(0, SAMPLES)
-            kept += tl.sum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES))
+            kept += tl.sum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES))
         kept = tl.maximum(kept, 1.0)
     for chunk in range(chunks):
         b = chunk * SAMPLES + tl.arange(0, SAMPLES)
@@ -295,44 +295,44 @@ def _weigh_all(
             h = given_weights(weighting, b, inside)
         else:
             h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS)
-        sample_distance = _pieces(results, 2, b, batch, programs, SAMPLES, PIECES)
-        bad = _pieces(results, 3, b, batch, programs, SAMPLES, PIECES)
+        sample_distance = _pieces(written, 2, b, batch, programs, SAMPLES, PIECES)
+        bad = _pieces(written, 3, b, batch, programs, SAMPLES, PIECES)
         w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, DMD, ZERO)
         divisor = tl.full((SAMPLES,), 1.0, tl.float64)
         if REDUCTION == "none":
-            divisor = tl.maximum(_pieces(results, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
+            divisor = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
         elif REDUCTION == "mean":
             divisor = divisor * kept
         coefficient = w / divisor
-        if results.unscale is not None:
+        if written.unscale is not None:
             power = float16_power(divisor)
             coefficient = coefficient * power
             if REDUCTION == "none":
-                tl.store(results.unscale + b, (1.0 / power).to(tl.float32), mask=inside)
+                tl.store(written.unscale + b, (1.0 / power).to(tl.float32), mask=inside)
             else:
-                tl.store(results.unscale + b, (1.0 / power).to(tl.float32), mask=b == 0)
-        tl.store(results.coefficients + b, coefficient, mask=inside)
-        energy = w * w * _pieces(results, 0, b, batch, programs, SAMPLES, PIECES)
+                tl.store(written.unscale + b, (1.0 / power).to(tl.float32), mask=b == 0)
+        tl.store(written.coefficients + b, coefficient, mask=inside)
+        energy = w * w * _pieces(written, 0, b, batch, programs, SAMPLES, PIECES)
         energy = tl.where(inside & (w != 0.0), energy, 0.0)
         if REDUCTION == "none":
-            tl.store(results.loss + b, 0.5 * energy / divisor, mask=inside)
+            tl.store(written.loss + b, 0.5 * energy / divisor, mask=inside)
         else:
             total += tl.sum(energy / divisor)
-        if results.stats is not None:
-            _store_weights(results, b, h, inside)
+        if written.stats is not None:
+            _store_weights(written, b, h, inside)
             used = inside & (nonfinite == 0)
             norm += tl.sum(energy / (divisor * divisor))
-            gap += tl.sum(tl.where(used, _pieces(results, 1, b, batch, programs, SAMPLES, PIECES), 0.0))
+            gap += tl.sum(tl.where(used, _pieces(written, 1, b, batch, programs, SAMPLES, PIECES), 0.0))
             distance += tl.sum(tl.where(used, sample_distance, 0.0))
             count += tl.sum(tl.where(inside & nonfinite, 1.0, 0.0).to(tl.float64))
     if REDUCTION != "none":
-        tl.store(results.loss, 0.5 * total)
-    if results.stats is not None:
-        _store_figures(results, norm, gap, distance, count)
+        tl.store(written.loss, 0.5 * total)
+    if written.stats is not None:
+        _store_figures(written, norm, gap, distance, count)
         if weighting.logits is None:
-            store_given_weight_stats(results.stats, weighting, batch, SAMPLES)
+            store_given_weight_stats(written.stats, weighting, batch, SAMPLES)
         else:
-            store_weight_stats(results.stats, weighting, summary, batch)
+            store_weight_stats(written.stats, weighting, summary, batch)
     if UPDATE:
         tl.debug_barrier()  # every thread has read the old state
         store_bin_means(weighting, mean, BINS)
@@ -342,39 +342,18 @@ def _weigh_all(
 # read last is still in the cache. Reads τ, f (unconditional predictions, mask) again, writes g / N.
 @triton.jit
 def fdiv_apply_kernel(
-    operands, results, batch, elements, programs, tiles, guidance_scale: tl.float64, fake_guidance_scale: tl.float64,
+    operands, written, batch, elements, programs, tiles, guidance_scale: tl.float64, fake_guidance_scale: tl.float64,
+    fixed_alpha: tl.float64, fixed_sigma: tl.float64, sigma_data: tl.float64, KIND: tl.constexpr, RUN: tl.constexpr,
     TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     b = program // programs
+    scalars = program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data)
     begin = (program % programs).to(OFFSET) * tiles * TILE
     end = tl.minimum(begin + tiles * TILE, elements)
-    coefficient = tl.load(results.coefficients + b)
-    row = results.gradient + b.to(tl.int64) * elements
+    coefficient = tl.load(written.coefficients + b)
+    row = written.gradient + b.to(tl.int64) * elements
     for start in range(begin, end, TILE):
         i = start + tl.arange(0, TILE)
-        direction, _, _, keep = tile(operands, guidance_scale, fake_guidance_scale, b, i, i < end, False, WIDE)
+        direction, _, _, keep = tile(operands, scalars, b, start, end, KIND, RUN, False, TILE, WIDE)
         tl.store(row + i, scaled_direction(direction, coefficient, keep, WIDE), mask=i < end)
-
-
-# out = upstream · unscale · gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves
-# nothing: each program reads it on the device and returns. Otherwise reads and writes the gradient once.
-@triton.jit
-def fdiv_bwd_kernel(
-    gradient, out, upstream, upstream_stride, unscale, elements, programs, tiles,
-    IN_PLACE: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0) // programs
-    factor = tl.load(upstream + b.to(tl.int64) * upstream_stride).to(WIDE)
-    if unscale is not None:
-        factor = factor * tl.load(unscale + b).to(WIDE)
-    end = tl.full((), elements, OFFSET)
-    if IN_PLACE:
-        end = tl.where(factor == 1.0, 0, end)
-    begin = (tl.program_id(0) % programs).to(OFFSET) * tiles * TILE
-    end = tl.minimum(begin + tiles * TILE, end)
-    row = b.to(tl.int64) * elements
-    for start in range(begin, end, TILE):
-        i = start + tl.arange(0, TILE)
-        g = tl.load(gradient + row + i, mask=i < end, other=0.0).to(WIDE)
-        tl.store(out + row + i, factor * g, mask=i < end)

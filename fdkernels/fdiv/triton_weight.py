@@ -14,7 +14,7 @@ import triton.language as tl
 from fdkernels._triton.divergences import log_weight
 
 
-class Weighting(NamedTuple):
+class WeightOperands(NamedTuple):
     """What the weights of a batch are made of; None for what a call has not."""
 
     logits: Any
@@ -42,7 +42,7 @@ class Constants(NamedTuple):
     bin_width: float
     """(t_max - t_min) / bins"""
     decay: float
-    alpha: float
+    amari_alpha: float
 
 
 class Summary(NamedTuple):
@@ -71,12 +71,12 @@ def is_finite(v):
 
 
 @triton.jit
-def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha):
+def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha):
     """`Constants` of float64 scalars: interpreted, they come as Python numbers, which some functions make float32."""
     return Constants(
         tl.full((), log_ratio_min, tl.float64), tl.full((), log_ratio_max, tl.float64), tl.full((), t_min, tl.float64),
         tl.full((), t_max, tl.float64), tl.full((), bin_width, tl.float64), tl.full((), decay, tl.float64),
-        tl.full((), alpha, tl.float64),
+        tl.full((), amari_alpha, tl.float64),
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _log_weights(
     if weighting.ratio_mean is not None:
         member = _ratio_bin(weighting, constants, t)[:, None] == tl.arange(0, BINS)[None, :]
         L = L - tl.sum(tl.where(member, tl.log(mean)[None, :], 0.0), 1)
-    log_h = log_weight(L, constants.alpha, DIVERGENCE)
+    log_h = log_weight(L, constants.amari_alpha, DIVERGENCE)
     return log_h, finite & (log_h < float("inf")), finite, ratio, clipped, outside
 
 
@@ -269,12 +269,12 @@ def store_bin_means(weighting, mean, BINS: tl.constexpr):
 def fdiv_weight_kernel(
     weighting, weight, stats, batch, chunks,
     log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64,
-    decay: tl.float64, alpha: tl.float64,
+    decay: tl.float64, amari_alpha: tl.float64,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
     """One program: logits (B, H) -> weight (B,), stats (7,), and the normalizer's new state."""
-    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, alpha)
+    constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
     mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
     summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
     for chunk in range(chunks):

@@ -42,11 +42,11 @@ def no_ticket(ticket):
 
 
 @triton.jit
-def crowded_store(results, norm, gap, distance, nonfinite):
+def crowded_store(written, norm, gap, distance, nonfinite):
     """Figures through a table in shared memory: a transposed block."""
     i = tl.arange(0, 64)
-    block = tl.load(results.partials + i[:, None] * 64 + i[None, :])
-    tl.store(results.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite)
+    block = tl.load(written.partials + i[:, None] * 64 + i[None, :])
+    tl.store(written.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite)
 
 
 def misaligned() -> Launch:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdkernels._op.arguments import Table
 from fdkernels._triton.launch import Launch
-from fdkernels.fdiv.arguments import FdivArguments
-from fdkernels.fdiv.triton_launch import backward_launches, forward_launches
+from fdkernels._triton.scale import scale_launches
+from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
+from fdkernels.fdiv.triton_launch import forward_launches
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CIFAR, SD15, SDXL, WAN = (64, 3, 32, 32), (8, 4, 64, 64), (8, 4, 128, 128), (2, 16, 21, 60, 104)
@@ -26,7 +28,7 @@ def call(
     predictions: torch.dtype | None = None,
     *,
     frames: int = 1,
-    prediction: bool = False,
+    prediction: str = "sample",
     guidance: bool = False,
     mask: tuple[int, ...] | None = None,
     **changes: Any,
@@ -36,8 +38,8 @@ def call(
     Args:
         shape: (B, *S) of every N-sized tensor.
         dtype: the student's and x_t's; `predictions` is the others'.
-        frames: how many coefficients a and c a sample has.
-        prediction: raw predictions, with x_t.
+        frames: how many noise levels a sample has.
+        prediction: kind of the predictions; raw ones come with x_t.
         guidance: an unconditional teacher prediction.
         mask: shape of the (B or 1, R) table.
     """
@@ -46,18 +48,23 @@ def call(
     def image(of: torch.dtype) -> Tensor:
         return meta(*shape, dtype=of)
 
-    coefficient = meta(batch, frames, dtype=torch.float64) if prediction else None
+    levels = {"epsilon": 2, "v_prediction": 2, "flow_prediction": 1, "edm": 1}.get(prediction, 0)
+    level = Table(meta(batch, frames), elements // frames)
     predictions = predictions or dtype
+    of_weighting = {name: changes.pop(name) for name in WeightArguments._fields if name in changes}
+    weighting = WeightArguments(
+        logits=meta(batch, 3), t=meta(batch), ratio_mean=meta(10), edges=None, t_min=0.0, t_max=1.0, decay=0.9,
+        update=True, divergence="js", amari_alpha=0.0, log_ratio_min=-2.3, log_ratio_max=3.0, normalize_weight=True,
+    )  # fmt: skip
     arguments = FdivArguments(
         student=image(dtype), teacher=image(predictions), fake=image(predictions),
         teacher_uncond=image(predictions) if guidance else None, fake_uncond=None, guidance_scale=7.5,
-        fake_guidance_scale=1.0, noisy=image(dtype) if prediction else None, a=coefficient, c=coefficient,
-        coefficient_inner=elements // frames, logits=meta(batch, 3), t=meta(batch), weight=None,
-        ratio_mean=meta(10), edges=None, t_min=0.0, t_max=1.0, decay=0.9, update=True, divergence="js", alpha=0.0,
-        log_ratio_min=-2.3, log_ratio_max=3.0, normalize_weight=True, dmd_scale=True, eps=1e-6, scale=None,
-        scale_inner=1, mask=None if mask is None else meta(*mask, dtype=torch.bool),
-        mask_inner=1 if mask is None else elements // mask[1], zero_nonfinite=False, reduction="mean",
-        with_grad=True, with_stats=False,
+        fake_guidance_scale=1.0, noisy=image(dtype) if levels else None, prediction=prediction,
+        alpha=level if levels == 2 else Table(), sigma=level if levels else Table(), fixed_alpha=1.0, fixed_sigma=1.0,
+        sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, multiplier=Table(),
+        mask=Table() if mask is None else Table(meta(*mask, dtype=torch.bool), elements // mask[1]),
+        zero_nonfinite=False, reduction="mean", count=None, with_grad=True, with_stats=False,
+        weighting=weighting._replace(**of_weighting),
     )  # fmt: skip
     return arguments._replace(**changes)
 
@@ -68,8 +75,8 @@ FORWARDS = {
     "cifar bf16": call(CIFAR),
     "cifar fp16": call(CIFAR, FP16),
     "cifar fp32": call(CIFAR, FP32),
-    "cifar bf16, edm": call(CIFAR, prediction=True),
-    "cifar bf16, scale a row, mask": call(CIFAR, mask=(1, 1024), scale=meta(64, 96), scale_inner=32),
+    "cifar bf16, edm": call(CIFAR, prediction="edm"),
+    "cifar bf16, multiplier a row, mask": call(CIFAR, mask=(1, 1024), multiplier=Table(meta(64, 96), 32)),
     "cifar bf16, mask of every element": call(CIFAR, mask=(64, 3072)),
     "cifar bf16, mask a sample": call(CIFAR, mask=(64, 1)),
     "cifar bf16, 4096 samples": call((4096, 3, 32, 32)),
@@ -77,33 +84,44 @@ FORWARDS = {
     "sd15 fp32": call(SD15, FP32),
     "sd15 bf16, fp32 predictions": call(SD15, predictions=FP32),
     "sd15 bf16, kl, zero, stats": call(SD15, divergence="kl", zero_nonfinite=True, with_stats=True),
-    "sd15 bf16, epsilon, guidance": call(SD15, prediction=True, guidance=True, **RKL),
+    "cifar bf16, edm a channel": call(CIFAR, frames=3, prediction="edm"),
+    "sd15 bf16, epsilon a channel, no scale": call(SD15, frames=4, prediction="epsilon", dmd_scale=False, noisy=None),
+    "sd15 bf16, epsilon, guidance": call(SD15, prediction="epsilon", guidance=True, **RKL),
     "sdxl bf16": call(SDXL),
     "sdxl fp16, none": call(SDXL, FP16, reduction="none"),
     "sdxl fp32, stats": call(SDXL, FP32, with_stats=True),
-    "sdxl bf16, epsilon, guidance": call(SDXL, prediction=True, guidance=True, divergence="le_cam"),
+    "sdxl bf16, epsilon, guidance": call(SDXL, prediction="epsilon", guidance=True, divergence="le_cam"),
     "sdxl fp32, flow a frame, both guided": call(
-        SDXL, FP32, frames=4, prediction=True, guidance=True, fake_uncond=meta(*SDXL), fake_guidance_scale=2.0
+        SDXL,
+        FP32,
+        frames=4,
+        prediction="flow_prediction",
+        guidance=True,
+        fake_uncond=meta(*SDXL),
+        fake_guidance_scale=2.0,
     ),
     "wan bf16, weight": call(WAN, **{**RKL, "weight": meta(2)}),
-    "wan bf16, flow a frame, guidance, mask": call(WAN, frames=21, prediction=True, guidance=True, mask=(2, 21), **RKL),
+    "wan bf16, epsilon a frame": call(WAN, frames=21, prediction="epsilon"),
+    "wan bf16, flow a frame, guidance, mask": call(
+        WAN, frames=21, prediction="flow_prediction", guidance=True, mask=(2, 21), **RKL
+    ),
 }
 
 # Odd ones that have to compile; nothing is claimed of their accesses.
 ODD = {
     "one sample of one element": call((1, 1), FP32),
     "one sample": call((1, 3, 32, 32), with_stats=True),
-    "samples of one element, x_t, mask": call((700, 1), prediction=True, mask=(700, 1), reduction="none"),
+    "samples of one element, x_t, mask": call((700, 1), prediction="epsilon", mask=(700, 1), reduction="none"),
     "odd length": call((3, 4099), FP16, guidance=True),
-    "float64": call((8, 3, 32, 32), torch.float64, prediction=True),
+    "float64": call((8, 3, 32, 32), torch.float64, prediction="v_prediction"),
     "no gradient, sum": call(SDXL, with_grad=False, reduction="sum"),
     "custom edges, integer t": call(CIFAR, edges=meta(9, dtype=torch.float64), t=meta(64, dtype=torch.int64)),
     "one bin, one head": call(CIFAR, logits=meta(64), ratio_mean=meta(1), edges=meta(0, dtype=torch.float64)),
-    "scale a sample, alpha": call(
-        CIFAR, scale=meta(64, 1), scale_inner=3072, dmd_scale=False, divergence="alpha", alpha=0.5
+    "multiplier a sample, alpha": call(
+        CIFAR, multiplier=Table(meta(64, 1), 3072), dmd_scale=False, divergence="alpha", amari_alpha=0.5
     ),
-    "both guided, coefficients a channel": call(
-        (64, 4, 32, 32), frames=4, prediction=True, guidance=True, fake_uncond=meta(64, 4, 32, 32, dtype=BF16)
+    "both guided, levels a channel": call(
+        (64, 4, 32, 32), frames=4, prediction="v_prediction", guidance=True, fake_uncond=meta(64, 4, 32, 32, dtype=BF16)
     ),
     "130 heads": call((8, 4, 32, 32), logits=meta(8, 130), normalize_weight=False),
 }
@@ -118,7 +136,7 @@ BACKWARDS = {
 def backward(dtype: torch.dtype, upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
     gradient = meta(*SDXL, dtype=dtype)
     unscale = meta(*upstream) if dtype == FP16 else meta(0)
-    return backward_launches(gradient, meta(*upstream), unscale, gradient if in_place else meta(*SDXL, dtype=dtype))
+    return scale_launches(gradient, meta(*upstream), unscale, gradient if in_place else meta(*SDXL, dtype=dtype))
 
 
 def images_read(arguments: FdivArguments, kernel: str) -> list[Tensor]:

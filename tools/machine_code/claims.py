@@ -15,7 +15,7 @@ from tools.machine_code.compiled import Compiled
 # read back where the last program reports.
 MOST_SPILLED = 16
 # Enough loads in flight: 12 warps of at least one 128-bit load from each input, 32 where a kernel only streams.
-FEWEST_WARPS = {"fdiv_fwd_kernel": 12, "fdiv_reduce_kernel": 12, "fdiv_apply_kernel": 32, "fdiv_bwd_kernel": 32}
+FEWEST_WARPS = {"fdiv_fwd_kernel": 12, "fdiv_reduce_kernel": 12, "fdiv_apply_kernel": 32, "scale_kernel": 32}
 MOST_SHARED = 8192  # bytes; nothing but reductions between warps lives there
 DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
 BYTES_WIDE = 16
