@@ -22,8 +22,10 @@ from benchmarks import baselines
 from benchmarks.comparisons import dimensions
 from benchmarks.shapes import PRACTICE
 from fdkernels import printing
+from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE
+from fdkernels._triton.plan import spread as share
 from fdkernels.devices import PRESETS
-from fdkernels.fdiv.triton_plan import Limits, Plan, backward_plan, bytes_moved, plan
+from fdkernels.fdiv.triton_plan import Limits, Plan, bytes_moved, plan
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "kernels.md", DOCS / "cuda.md")
@@ -44,7 +46,7 @@ class Counted(TorchDispatchMode):
         if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
             # These write their first operand, which is also their result, without reading it.
             read = args[1:] if func.name().split("::")[1].split(".")[0] in ("copy_", "fill_", "zero_") else args
-            if func.name().startswith("fdkernels::fdiv_backward") and func.name().endswith("_"):
+            if func.name().startswith("fdkernels::scale_") and func.name().endswith("_"):
                 operands = _scaled_in_place(*args)
             else:
                 operands = (read, kwargs, result)
@@ -119,8 +121,8 @@ def our_rows() -> list[str]:
         for dtype, size in (("bf16", 2), ("fp32", 4)):
             spread = plan(batch, elements, heads=3, bins=10, limits=Limits())
             moved = bytes_moved(spread, batch, elements, 3 * size, 2 * size, size, CACHE) / (batch * elements)
-            backward = backward_plan(1, batch * elements, Limits())
-            launches = f"{spread.launches} + 1 ({backward.programs} programs)"
+            _, programs = share(batch * elements, SCALE_TILE, SCALE_PROGRAMS)
+            launches = f"{spread.launches} + 1 ({programs} programs)"
             text = dimensions(shape)
             rows.append(f"| {name} {text} | {dtype} | {describe(spread)} | {launches} | {moved:.1f} | {4 * size} |")
     return rows

@@ -237,9 +237,12 @@ def _small_programs(monkeypatch):
     """Interpreted, a program costs milliseconds: few of them, but several a sample, with tails and loops over tiles.
     Only small batches are weighed in each program: test_triton_schedules.py has every option in both ways."""
     if _is_interpreted():
+        from fdkernels._triton import plan
         from fdkernels.fdiv import triton_plan
 
         monkeypatch.setattr(triton_plan, "LIMITS", INTERPRETED)
+        monkeypatch.setattr(plan, "SCALE_TILE", 64)
+        monkeypatch.setattr(plan, "SCALE_PROGRAMS", 16)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fdkernels._triton import plan
 from fdkernels._triton.launch import Launch, on, start
-from fdkernels.fdiv.triton_plan import backward_plan
 
 
 def scale(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def scale_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: Ten
     """At most one launch; none for an empty gradient."""
     per_sample = upstream.dim() == 1
     batch = gradient.shape[0] if per_sample else 1
-    if upstream.dim() > 1 or (per_sample and upstream.shape[0] != gradient.shape[0]):
+    if upstream.dim() > 1 or (per_sample and upstream.shape[0] != batch):
         raise RuntimeError(f"upstream: expected () or ({gradient.shape[0]},), got {tuple(upstream.shape)}")
     if unscale.numel() not in (0, batch):
         raise RuntimeError(f"unscale: expected {batch} values or none, got {unscale.numel()}")
@@ -38,27 +38,22 @@ def scale_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: Ten
     if gradient.numel() == 0:
         return []
     elements = gradient.numel() // batch
-    spread = backward_plan(batch, elements)
-    wide = gradient.dtype == torch.float64
-    return [
-        Launch(
-            scale_kernel,
-            batch * spread.programs,
-            (
-                gradient, out, upstream, upstream.stride(0) if per_sample else 0,
-                unscale.contiguous() if unscale.numel() else None, elements, spread.programs, spread.tiles,
-            ),
-            {
-                "IN_PLACE": out is gradient, "TILE": spread.tile,
-                "OFFSET": tl.int64 if spread.wide_offsets else tl.int32, "WIDE": tl.float64 if wide else tl.float32,
-                "num_warps": spread.num_warps,
-            },
-        )
-    ]  # fmt: skip
+    tiles, programs = plan.spread(elements, plan.SCALE_TILE, plan.SCALE_PROGRAMS // batch)
+    wide_offsets = plan.needs_int64(programs * tiles * plan.SCALE_TILE)
+    arguments = (
+        gradient, out, upstream, upstream.stride(0) if per_sample else 0,
+        unscale.contiguous() if unscale.numel() else None, elements, programs, tiles,
+    )  # fmt: skip
+    options = {
+        "IN_PLACE": out is gradient, "TILE": plan.SCALE_TILE, "OFFSET": tl.int64 if wide_offsets else tl.int32,
+        "WIDE": tl.float64 if gradient.dtype == torch.float64 else tl.float32, "num_warps": 4,
+    }  # fmt: skip
+    return [Launch(scale_kernel, batch * programs, arguments, options)]
 
 
-# out = upstream · unscale · gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves
-# nothing: each program reads it on the device and returns. Otherwise reads and writes the gradient once.
+# out_bi = upstream_b · unscale_b · gradient_bi: (runs, elements), where a run is a sample if upstream is (B,), else the
+# whole batch. Reads and writes the gradient once: 4 bytes an element in half precision, 8 in float32, 16 in float64.
+# In place and with a factor of 1 it moves nothing: each program reads the factor on the device and returns.
 @triton.jit
 def scale_kernel(
     gradient, out, upstream, upstream_stride, unscale, elements, programs, tiles,

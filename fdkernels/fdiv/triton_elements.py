@@ -7,31 +7,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels._triton.predictions import coefficients
-from fdkernels.fdiv.triton_weight import is_finite
-
-
-class Samples(NamedTuple):
-    """An N-sized input: each sample is one dense run of n elements."""
-
-    data: Any
-    batch_stride: int
-
-
-class Column(NamedTuple):
-    """An operand with one value a sample."""
-
-    data: Any
-    row_stride: int
-
-
-class Table(NamedTuple):
-    """An operand with several: element i of sample b reads entry (i // inner) % entries of row b."""
-
-    data: Any
-    row_stride: int
-    entries: int
-    inner: int
+from fdkernels._triton.elements import float64, guided, is_finite, kept_elements, load_samples, table_entry
+from fdkernels._triton.predictions import level, tile_coefficients
 
 
 class Operands(NamedTuple):
@@ -44,30 +21,17 @@ class Operands(NamedTuple):
     fake_uncond: Any
     noisy: Any
     alpha: Any
-    """A Column or, in its place, `alpha_table`, or neither; so are sigma and multiplier."""
+    """A Table, or None and a number in its place; so is sigma."""
     sigma: Any
     multiplier: Any
-    alpha_table: Any
-    sigma_table: Any
+    """A Table of one entry a sample, or, in its place, `multiplier_table` of several."""
     multiplier_table: Any
     mask: Any
-    """Always a Table."""
+    """A Table."""
     count: Any
     """One value: N of a mean, where the caller gives it."""
     end: None = None
     """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""
-
-
-@triton.jit
-def _samples(samples, b, i, inside, WIDE: tl.constexpr):
-    row = samples.data + b.to(tl.int64) * samples.batch_stride
-    return tl.load(row + i, mask=inside, other=0.0).to(WIDE)
-
-
-@triton.jit
-def _entry(table, b, i):
-    """Where a table's values at elements i are. Those past the end wrap around: a load without a mask is safe."""
-    return table.data + b.to(tl.int64) * table.row_stride + (i // table.inner) % table.entries
 
 
 class Scalars(NamedTuple):
@@ -76,68 +40,23 @@ class Scalars(NamedTuple):
     guidance_scale: Any
     fake_guidance_scale: Any
     alpha: Any
-    """Of the program's sample; of no meaning beside `alpha_table`. So is sigma."""
+    """Of the sample's first element: of all of them where RUN is 0. So is sigma."""
     sigma: Any
     sigma_data: Any
 
 
 @triton.jit
 def program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data):
-    """Interpreted, float64 parameters come as Python numbers, which some functions make float32: made float64 here."""
-    return Scalars(
-        tl.full((), guidance_scale, tl.float64), tl.full((), fake_guidance_scale, tl.float64),
-        _level(operands.alpha, fixed_alpha, b), _level(operands.sigma, fixed_sigma, b),
-        tl.full((), sigma_data, tl.float64),
-    )  # fmt: skip
-
-
-@triton.jit
-def _level(column, fixed, b):
-    if column is None:
-        level = tl.full((), fixed, tl.float64)
-    else:
-        level = tl.load(column.data + b.to(tl.int64) * column.row_stride).to(tl.float64)
-    return level
-
-
-@triton.jit
-def _coefficients(operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr):
-    """(a, c) in float64: of sample b, where RUN is 0, else of elements [start, start + TILE), formed once for each RUN
-    of them: a division an element would cost half of the warps in flight.
-
-    Loads of tables have no mask: an alpha of 0 past the end would make 0 · ∞ of what is to count as 0.
-    """
-    alpha, sigma = scalars.alpha, scalars.sigma
-    if RUN == 0:
-        a, c = coefficients(alpha, sigma, scalars.sigma_data, KIND)
-    else:
-        i = start + tl.arange(0, TILE // RUN) * RUN
-        zeros = tl.zeros((TILE // RUN,), tl.float64)
-        if operands.alpha_table is not None:
-            alpha = tl.load(_entry(operands.alpha_table, b, i)).to(tl.float64)
-        if operands.sigma_table is not None:
-            sigma = tl.load(_entry(operands.sigma_table, b, i)).to(tl.float64)
-        a, c = coefficients(alpha + zeros, sigma + zeros, scalars.sigma_data, KIND)
-        if RUN > 1:
-            a = tl.reshape(tl.broadcast_to(a[:, None], (TILE // RUN, RUN)), (TILE,))
-            c = tl.reshape(tl.broadcast_to(c[:, None], (TILE // RUN, RUN)), (TILE,))
-    return a, c
-
-
-@triton.jit
-def _guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
-    v = _samples(cond, b, i, inside, WIDE)
-    if uncond is not None:
-        u = _samples(uncond, b, i, inside, WIDE)
-        v = u + guidance_scale.to(WIDE) * (v - u)
-    return v
+    first = tl.zeros_like(b)
+    alpha, sigma = level(operands.alpha, fixed_alpha, b, first), level(operands.sigma, fixed_sigma, b, first)
+    return Scalars(float64(guidance_scale), float64(fake_guidance_scale), alpha, sigma, float64(sigma_data))
 
 
 @triton.jit
 def _predictions(operands, scalars, b, i, inside, WIDE: tl.constexpr):
     """(τ, f), guided."""
-    tau = _guided(operands.teacher, operands.teacher_uncond, scalars.guidance_scale, b, i, inside, WIDE)
-    f = _guided(operands.fake, operands.fake_uncond, scalars.fake_guidance_scale, b, i, inside, WIDE)
+    tau = guided(operands.teacher, operands.teacher_uncond, scalars.guidance_scale, b, i, inside, WIDE)
+    f = guided(operands.fake, operands.fake_uncond, scalars.fake_guidance_scale, b, i, inside, WIDE)
     return tau, f
 
 
@@ -150,11 +69,11 @@ def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
     change it). The float32 rests of a and c count as well: rounded away, they would shift a whole sample the same way,
     which no mean averages out.
     """
-    x = _samples(operands.student, b, i, inside, WIDE)
+    x = load_samples(operands.student, b, i, inside, WIDE)
     if operands.noisy is None:
         error = x - tau
     else:
-        noisy = _samples(operands.noisy, b, i, inside, WIDE)
+        noisy = load_samples(operands.noisy, b, i, inside, WIDE)
         if tl.float32 == WIDE:
             # Blocks: a fused multiply-add takes operands of one shape.
             a_high, c_high = a.to(WIDE) + tl.zeros_like(x), c.to(WIDE) + tl.zeros_like(x)
@@ -168,14 +87,6 @@ def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
-def kept_elements(operands, b, i, inside):
-    keep = inside
-    if operands.mask is not None:
-        keep = inside & (tl.load(_entry(operands.mask, b, i), mask=inside, other=0) != 0)
-    return keep
-
-
-@triton.jit
 def tile(
     operands, scalars, b, start, end,
     KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
@@ -186,17 +97,17 @@ def tile(
     inside = i < end
     tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
     gap = f - tau
-    a, c = _coefficients(operands, scalars, b, start, KIND, RUN, TILE)
+    a, c = tile_coefficients(operands, scalars, b, start, KIND, RUN, TILE)
     if KIND != "sample":
         gap = c.to(WIDE) * gap
     direction = gap
     if operands.multiplier_table is not None:
-        direction = tl.load(_entry(operands.multiplier_table, b, i)).to(WIDE) * gap
+        direction = tl.load(table_entry(operands.multiplier_table, b, i)).to(WIDE) * gap
     gap = tl.abs(gap)
     error = tl.zeros_like(gap)
     if WITH_ERROR:
         error = _error(operands, tau, a, c, b, i, inside, WIDE)
-    keep = kept_elements(operands, b, i, inside)
+    keep = kept_elements(operands.mask, b, i, inside)
     if operands.mask is not None:
         direction = tl.where(keep, direction, 0.0)
         gap = tl.where(keep | is_finite(gap), gap, 0.0)
@@ -220,18 +131,18 @@ def _careful_sums(
     for start in range(begin, end, CAREFUL):
         i = start + tl.arange(0, CAREFUL)
         inside = i < end
-        keep = kept_elements(operands, b, i, inside)
+        keep = kept_elements(operands.mask, b, i, inside)
         tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
         tau, f = tau.to(tl.float64), f.to(tl.float64)
         finite = is_finite(tau) & is_finite(f)
         gap = f - tau
-        a, c = _coefficients(operands, scalars, b, start, KIND, RUN, CAREFUL)
+        a, c = tile_coefficients(operands, scalars, b, start, KIND, RUN, CAREFUL)
         if KIND != "sample":
             finite = finite & is_finite(c + zeros)
             gap = c * gap
         direction = gap
         if operands.multiplier_table is not None:
-            multiplier = tl.load(_entry(operands.multiplier_table, b, i)).to(tl.float64)
+            multiplier = tl.load(table_entry(operands.multiplier_table, b, i)).to(tl.float64)
             finite = finite & is_finite(multiplier)
             direction = multiplier * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))
@@ -240,9 +151,9 @@ def _careful_sums(
             error = _error(operands, tau, a, c, b, i, inside, tl.float64)
             distance += tl.sum(tl.where(inside & (keep | is_finite(error)), error, 0.0))
         if DMD:
-            finite = finite & is_finite(_samples(operands.student, b, i, inside, tl.float64))
+            finite = finite & is_finite(load_samples(operands.student, b, i, inside, tl.float64))
             if operands.noisy is not None:
-                finite = finite & is_finite(_samples(operands.noisy, b, i, inside, tl.float64))
+                finite = finite & is_finite(load_samples(operands.noisy, b, i, inside, tl.float64))
                 finite = finite & is_finite(a + zeros)
         bad += tl.sum(tl.where(keep & (finite == 0), 1.0, 0.0).to(tl.float64))
     return energy, gaps, distance, bad
@@ -272,8 +183,8 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
         w = w / (distance / elements + eps)
     nonfinite = bad > 0
     if operands.multiplier is not None:
-        row = operands.multiplier.data + b.to(tl.int64) * operands.multiplier.row_stride
-        multiplier = tl.load(row, mask=inside, other=1.0).to(tl.float64)
+        entry = table_entry(operands.multiplier, b, tl.zeros_like(b))
+        multiplier = tl.load(entry, mask=inside, other=1.0).to(tl.float64)
         nonfinite = nonfinite | (is_finite(multiplier) == 0)
         w = w * multiplier
     nonfinite = nonfinite | (is_finite(w) == 0)
@@ -281,24 +192,7 @@ def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.
 
 
 @triton.jit
-def float16_power(divisor):
-    """2^k with k = floor(log2 N): the divisor without its mantissa."""
-    return (divisor.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
-
-
-@triton.jit
 def scaled_direction(direction, coefficient, keep, WIDE: tl.constexpr):
     """coefficient · direction; 0 where masked, and of a dropped sample, whatever its direction is."""
     g = tl.where(coefficient == 0.0, 0.0, coefficient.to(WIDE) * direction)
     return tl.where(keep, g, 0.0)
-
-
-@triton.jit
-def counted(mask, b, rows, elements, TILE: tl.constexpr):
-    """Kept elements of `rows` samples from b on, counted in the mask's own entries."""
-    kept = tl.sum(tl.zeros((TILE,), tl.int32)).to(tl.float64)
-    for start in range(0, rows * mask.entries, TILE):
-        j = start + tl.arange(0, TILE)
-        at = (b + j // mask.entries).to(tl.int64) * mask.row_stride + j % mask.entries
-        kept += tl.sum((tl.load(mask.data + at, mask=j < rows * mask.entries, other=0) != 0).to(tl.int32))
-    return kept * (elements // mask.entries)

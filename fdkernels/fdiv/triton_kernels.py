@@ -5,9 +5,8 @@
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
 One launch where a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
-`triton_launch.py` picks. Programs add their sums in a fixed order: each stores its own and draws a ticket, and the one
-that draws the last adds them all, by index, and writes loss, figures and the normalizer's state, which no other program
-will read again.
+`triton_plan.py` decides. Each program stores its sums and draws a ticket. The program with the last ticket adds all
+sums by index. It also writes loss, figures and the normalizer's state, which no other program reads after that.
 """
 
 from __future__ import annotations
@@ -17,15 +16,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels.fdiv.triton_elements import (
-    checked_sums,
-    counted,
-    float16_power,
-    program_scalars,
-    sample_weight,
-    scaled_direction,
-    tile,
-)
+from fdkernels._triton.elements import count_kept, float16_power, given_count
+from fdkernels._triton.sums import is_last, load_stored, sum_of_pieces
+from fdkernels.fdiv import arguments
+from fdkernels.fdiv.triton_elements import checked_sums, program_scalars, sample_weight, scaled_direction, tile
 from fdkernels.fdiv.triton_weight import (
     bin_means,
     float64_constants,
@@ -52,33 +46,13 @@ class Written(NamedTuple):
     ticket: Any
 
 
-STATS_OF_ELEMENTS: tl.constexpr = tl.constexpr(7)  # gradient norm, relative gap, non-finite samples follow
+# The figures: those of the weights, then gradient norm, relative gap and non-finite samples, then each sample's h.
+WEIGHT_STATS: tl.constexpr = tl.constexpr(arguments.WEIGHT_STATS)
+STATS: tl.constexpr = tl.constexpr(arguments.STATS)
 
 
 @triton.jit
-def _is_last(ticket):
-    """Whether all other programs have drawn their ticket: what they stored before is visible then, to every thread.
-
-    The barrier puts all of a program's stores before its draw, acq_rel puts all draws before the last one, and Triton's
-    own barrier behind a scalar atomic puts the last one before what each thread loads next. The `.cv` of those loads
-    asks to bypass caches as well; nothing depends on it, and Triton 3.6 drops it.
-    """
-    tl.debug_barrier()
-    last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
-    if last:
-        tl.store(ticket, 0)
-    return last
-
-
-@triton.jit
-def _given_count(count):
-    """At least 1; NaN stays NaN."""
-    given = tl.load(count).to(tl.float64)
-    return tl.where(given < 1.0, 1.0, given)
-
-
-@triton.jit
-def _divisor(mask, given, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
+def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
     """N of the loss, where it can be known before the elements: the mask's own entries are counted."""
     one = tl.zeros_like(b).to(tl.float64) + 1.0
     if REDUCTION == "sum":
@@ -86,35 +60,41 @@ def _divisor(mask, given, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MA
     elif REDUCTION == "none":
         divisor = one * elements
         if mask is not None:
-            divisor = tl.maximum(counted(mask, b, 1, elements, 1024), 1.0)
-    elif given is not None:
-        divisor = one * _given_count(given)
-    else:
+            divisor = tl.maximum(count_kept(mask, b, 1, elements, 1024), 1.0)
+    elif count is not None:
+        divisor = one * given_count(count)
+    elif mask is None:
         divisor = one * elements * batch
-        if mask is not None:
-            if SHARED_MASK:
-                divisor = tl.maximum(counted(mask, 0 * b, 1, elements, 1024) * batch, 1.0)
-            else:
-                divisor = tl.maximum(counted(mask, 0 * b, batch, elements, 1024), 1.0)
+    elif SHARED_MASK:
+        divisor = tl.maximum(count_kept(mask, 0 * b, 1, elements, 1024) * batch, 1.0)
+    else:
+        divisor = tl.maximum(count_kept(mask, 0 * b, batch, elements, 1024), 1.0)
     return divisor
 
 
 @triton.jit
-def _store_weights(written, b, h, inside):
-    """h, behind the figures."""
-    tl.store(written.stats + STATS_OF_ELEMENTS + 3 + b, h, mask=inside)
+def _coefficient(written, w, divisor, b, inside, REDUCTION: tl.constexpr):
+    """w / N; for float16 times the power of two that `unscale` takes out again. `b` may be one sample or a block."""
+    coefficient = w / divisor
+    if written.unscale is not None:
+        power = float16_power(divisor)
+        coefficient = coefficient * power
+        own = inside if REDUCTION == "none" else inside & (b == 0)
+        tl.store(written.unscale + b, (1.0 / power).to(tl.float32), mask=own)
+    return coefficient
 
 
 @triton.jit
 def _store_figures(written, norm, gap, distance, nonfinite):
-    tl.store(written.stats + STATS_OF_ELEMENTS, tl.sqrt(norm))
-    tl.store(written.stats + STATS_OF_ELEMENTS + 1, gap / distance)
-    tl.store(written.stats + STATS_OF_ELEMENTS + 2, nonfinite)
+    tl.store(written.stats + WEIGHT_STATS, tl.sqrt(norm))
+    tl.store(written.stats + WEIGHT_STATS + 1, gap / distance)
+    tl.store(written.stats + WEIGHT_STATS + 2, nonfinite)
 
 
-# One program holds sample b: [TILE] elements in registers between their reduction and their store.
-# Reads x, τ, f (x_t, unconditional predictions, mask) once, writes g / N once: 8 bytes an element in bfloat16, 16 in
-# float32. The weights of the whole batch are computed in every program, in float64.
+# x, τ, f [B, n] -> g / N [B, n], loss and figures in one launch. Program b holds sample b, [TILE] elements, in
+# registers from their reduction to their store. Every program computes the weights of the whole batch, in float64.
+# An element: reads x, τ and f (x_t, unconditional predictions, mask) once, writes g / N: 8 bytes in bfloat16, 16 in
+# float32.
 @triton.jit
 def fdiv_fwd_kernel(
     operands, weighting, written, batch, elements,
@@ -122,9 +102,9 @@ def fdiv_fwd_kernel(
     sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
     t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr,
-    REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr,
-    SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
+    WITH_WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
+    HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0)
     i = tl.arange(0, TILE)
@@ -151,14 +131,7 @@ def fdiv_fwd_kernel(
 
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
     divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
-    coefficient = w / divisor
-    if written.unscale is not None:
-        power = float16_power(divisor)
-        coefficient = coefficient * power
-        if REDUCTION == "none":
-            tl.store(written.unscale + b, (1.0 / power).to(tl.float32))
-        else:
-            tl.store(written.unscale, (1.0 / power).to(tl.float32), mask=b == 0)
+    coefficient = _coefficient(written, w, divisor, b, b < batch, REDUCTION)
     if written.gradient is not None:
         g = scaled_direction(direction, coefficient, keep, WIDE)
         tl.store(written.gradient + b.to(tl.int64) * elements + i, g, mask=i < elements)
@@ -168,19 +141,19 @@ def fdiv_fwd_kernel(
         tl.store(written.loss + b, 0.5 * energy / divisor)
     tl.store(written.partials + b, energy)
     if written.stats is not None:
-        _store_weights(written, b, h, b < batch)
+        tl.store(written.stats + STATS + b, h, mask=b < batch)
         field = tl.full((), batch, tl.int64)
         tl.store(written.partials + field + b, energy / (divisor * divisor))
         tl.store(written.partials + 2 * field + b, tl.where(nonfinite, 0.0, gap))
         tl.store(written.partials + 3 * field + b, tl.where(nonfinite, 0.0, distance))
         tl.store(written.partials + 4 * field + b, nonfinite.to(tl.float64))
-    if _is_last(written.ticket):
+    if is_last(written.ticket):
         total, norm, gap, distance, count = _added(written, batch, SAMPLES)
         if REDUCTION != "none":
             tl.store(written.loss, 0.5 * total / divisor)
         if written.stats is not None:
             _store_figures(written, norm, gap, distance, count)
-            if WEIGHT_STATS:
+            if WITH_WEIGHT_STATS:
                 if weighting.logits is None:
                     store_given_weight_stats(written.stats, weighting, batch, SAMPLES)
                 else:
@@ -198,17 +171,18 @@ def _added(written, batch, SAMPLES: tl.constexpr):
     for start in range(0, batch, SAMPLES):
         b = start + tl.arange(0, SAMPLES)
         at = written.partials + b
-        total += tl.sum(tl.load(at, mask=b < batch, other=0.0, cache_modifier=".cv"))
+        total += tl.sum(load_stored(at, b < batch))
         if written.stats is not None:
-            norm += tl.sum(tl.load(at + field, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            gap += tl.sum(tl.load(at + 2 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            distance += tl.sum(tl.load(at + 3 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
-            count += tl.sum(tl.load(at + 4 * field, mask=b < batch, other=0.0, cache_modifier=".cv"))
+            norm += tl.sum(load_stored(at + field, b < batch))
+            gap += tl.sum(load_stored(at + 2 * field, b < batch))
+            distance += tl.sum(load_stored(at + 3 * field, b < batch))
+            count += tl.sum(load_stored(at + 4 * field, b < batch))
     return total, norm, gap, distance, count
 
 
-# Program `piece` of sample b reduces up to `tiles` tiles of it; the last program of all weighs the batch and leaves
-# each sample's coefficient. Reads every input once and writes nothing of size N.
+# Σ (m·c·(f-τ))², Σ |c·(f-τ)|, Σ |x-τ| and counts of x, τ, f [B, n] -> w / N [B], loss and figures. Program `piece` of
+# sample b reduces up to `tiles` tiles of it; the last program of all weighs the batch.
+# An element: reads every input once, 6 bytes in bfloat16 (12 in float32), and writes nothing.
 @triton.jit
 def fdiv_reduce_kernel(
     operands, weighting, written, batch, elements, programs, tiles, chunks,
@@ -216,9 +190,9 @@ def fdiv_reduce_kernel(
     sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
     t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr,
-    REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
-    HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr,
+    BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
     piece = tl.program_id(0) % programs
@@ -247,7 +221,7 @@ def fdiv_reduce_kernel(
     tl.store(at + 2 * field, distance)
     tl.store(at + 3 * field, bad)
     tl.store(at + 4 * field, count.to(tl.float64))
-    if _is_last(written.ticket):
+    if is_last(written.ticket):
         constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
         _weigh_all(
             operands, weighting, constants, written, batch, elements, programs, chunks, eps,
@@ -257,16 +231,9 @@ def fdiv_reduce_kernel(
 
 @triton.jit
 def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
-    """A field of `partials` [SAMPLES], added over each sample's pieces in their order."""
-    # Blocks are added before they are reduced: `total += tl.sum(block, 1)` in a loop trips an assertion in Triton 3.8's
-    # OptimizeThreadLocality where the total is used twice.
-    total = tl.zeros((SAMPLES, PIECES), tl.float64)
-    row = written.partials + tl.full((), batch, tl.int64) * field * programs + b.to(tl.int64) * programs
-    for start in range(0, programs, PIECES):
-        piece = start + tl.arange(0, PIECES)
-        inside = (b < batch)[:, None] & (piece < programs)[None, :]
-        total += tl.load(row[:, None] + piece[None, :], mask=inside, other=0.0, cache_modifier=".cv")
-    return tl.sum(total, 1)
+    """A field of `partials` [SAMPLES], added over each sample's programs."""
+    partials = written.partials + tl.full((), batch, tl.int64) * field * programs
+    return sum_of_pieces(partials, b, batch, programs, SAMPLES, PIECES)
 
 
 @triton.jit
@@ -282,7 +249,7 @@ def _weigh_all(
         mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
         summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)
     if REDUCTION == "mean" and operands.count is not None:
-        kept = _given_count(operands.count)
+        kept = given_count(operands.count)
     elif REDUCTION == "mean":
         for chunk in range(chunks):
             b = chunk * SAMPLES + tl.arange(0, SAMPLES)
@@ -303,14 +270,7 @@ def _weigh_all(
             divisor = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
         elif REDUCTION == "mean":
             divisor = divisor * kept
-        coefficient = w / divisor
-        if written.unscale is not None:
-            power = float16_power(divisor)
-            coefficient = coefficient * power
-            if REDUCTION == "none":
-                tl.store(written.unscale + b, (1.0 / power).to(tl.float32), mask=inside)
-            else:
-                tl.store(written.unscale + b, (1.0 / power).to(tl.float32), mask=b == 0)
+        coefficient = _coefficient(written, w, divisor, b, inside, REDUCTION)
         tl.store(written.coefficients + b, coefficient, mask=inside)
         energy = w * w * _pieces(written, 0, b, batch, programs, SAMPLES, PIECES)
         energy = tl.where(inside & (w != 0.0), energy, 0.0)
@@ -319,7 +279,7 @@ def _weigh_all(
         else:
             total += tl.sum(energy / divisor)
         if written.stats is not None:
-            _store_weights(written, b, h, inside)
+            tl.store(written.stats + STATS + b, h, mask=inside)
             used = inside & (nonfinite == 0)
             norm += tl.sum(energy / (divisor * divisor))
             gap += tl.sum(tl.where(used, _pieces(written, 1, b, batch, programs, SAMPLES, PIECES), 0.0))
@@ -338,8 +298,9 @@ def _weigh_all(
         store_bin_means(weighting, mean, BINS)
 
 
-# Program `piece` of sample b stores the gradient of its tiles. From the last sample to the first: what the reduction
-# read last is still in the cache. Reads τ, f (unconditional predictions, mask) again, writes g / N.
+# τ, f [B, n] and w / N [B] -> g / N [B, n]. Program `piece` of sample b stores `tiles` tiles of it. Samples go from the
+# last to the first: what the reduction read last is still in the cache.
+# An element: reads τ and f (unconditional predictions, mask) again, writes g / N: 6 bytes in bfloat16, 12 in float32.
 @triton.jit
 def fdiv_apply_kernel(
     operands, written, batch, elements, programs, tiles, guidance_scale: tl.float64, fake_guidance_scale: tl.float64,

@@ -13,9 +13,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fdkernels._op.arguments import Table as Entries
 from fdkernels._op.autograd import inside_backward
 from fdkernels._triton.launch import Launch, on, start, ticket
+from fdkernels._triton.operands import readable, samples, scalar, shared_levels, table
+from fdkernels._triton.plan import next_power_of_2
 from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import (
     FDIV,
@@ -28,17 +29,13 @@ from fdkernels.fdiv.arguments import (
     fdiv_outputs,
     fdiv_weight_outputs,
 )
-from fdkernels.fdiv.triton_elements import Column, Operands, Samples, Table
+from fdkernels.fdiv.triton_elements import Operands
 from fdkernels.fdiv.triton_kernels import Written, fdiv_apply_kernel, fdiv_fwd_kernel, fdiv_reduce_kernel
-from fdkernels.fdiv.triton_plan import Plan, heads_at_a_time, next_power_of_2, plan
+from fdkernels.fdiv.triton_plan import Plan, heads_at_a_time, plan
 from fdkernels.fdiv.triton_weight import WeightOperands, fdiv_weight_kernel
 
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
-_READABLE = (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
-)  # fmt: skip
 
 
 def fdiv(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,9 +64,9 @@ def forward_plan(call: FdivArguments) -> Plan:
     if call.weighting.logits is not None:
         heads = _heads(call.weighting.logits)
         bins = 0 if call.weighting.ratio_mean is None else call.weighting.ratio_mean.numel()
-    mask = call.mask.entries
-    if mask is not None and call.reduction != "sum" and call.count is None:
-        entries = mask.shape[1] * (1 if call.reduction == "none" else mask.shape[0])
+    if call.mask.entries is not None and call.reduction != "sum" and call.count is None:
+        rows = 1 if call.reduction == "none" else call.mask.entries.shape[0]
+        entries = rows * call.mask.entries.shape[1]
     return plan(
         batch, elements, images=len(call.images()), float64=call.dtype() == torch.float64, heads=heads, bins=bins,
         mask_entries=entries,
@@ -106,12 +103,13 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     numbers = (*element_numbers, call.eps, *_weight_numbers(weighting, weight_operands.bins))
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
-        "WITH_ERROR": call.dmd_scale or call.with_stats, "KIND": call.prediction, "RUN": _run(call),
+        "WITH_ERROR": call.dmd_scale or call.with_stats, "KIND": call.prediction,
+        "RUN": shared_levels(operands.alpha, operands.sigma, call.teacher),
         "SAMPLES": spread.samples, "BINS": next_power_of_2(weight_operands.bins), "HEADS": spread.heads,
         "TILE": spread.tile, "WIDE": wide, "num_warps": spread.num_warps,
     }  # fmt: skip
     if not split:
-        options["WEIGHT_STATS"] = not spread.weigh_first
+        options["WITH_WEIGHT_STATS"] = not spread.weigh_first
         options["SHARED_MASK"] = call.mask.entries is not None and call.mask.entries.shape[0] == 1
         arguments = (operands, weight_operands, written, batch, elements, *numbers)
         return outputs, [*launches, Launch(fdiv_fwd_kernel, batch, arguments, options)]
@@ -132,12 +130,12 @@ def _weigh(call: WeightArguments, weight: Tensor, stats: Tensor) -> Launch:
     batch = weight.shape[0]
     weighting = _weight_operands(call, None)
     bins, heads = next_power_of_2(weighting.bins), heads_at_a_time(weighting.heads)
-    samples = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // max(bins, heads)))
+    block = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // max(bins, heads)))
     return Launch(
         fdiv_weight_kernel,
         1,
-        (weighting, weight, stats, batch, -(-batch // samples), *_weight_numbers(call, weighting.bins)),
-        {**_weight_options(call), "SAMPLES": samples, "BINS": bins, "HEADS": heads, "num_warps": 8},
+        (weighting, weight, stats, batch, -(-batch // block), *_weight_numbers(call, weighting.bins)),
+        {**_weight_options(call), "SAMPLES": block, "BINS": bins, "HEADS": heads, "num_warps": 8},
     )
 
 
@@ -156,7 +154,7 @@ def _weight_numbers(call: WeightArguments, bins: int) -> tuple[float, ...]:
 
 
 def _weight_operands(call: WeightArguments, weight: Tensor | None) -> WeightOperands:
-    t, weight = _readable(call.t), _readable(weight)
+    t, weight = readable(call.t), readable(weight)
     if call.logits is None:
         return WeightOperands(None, 1, 1, t, weight, None, 1, None)
     heads = _heads(call.logits)
@@ -170,51 +168,11 @@ def _heads(logits: Tensor) -> int:
 
 
 def _operands(call: FdivArguments) -> Operands:
-    mask = call.mask if call.mask.entries is None else call.mask._replace(entries=call.mask.entries.view(torch.uint8))
+    multiplier = table(call.multiplier)
+    several = multiplier is not None and multiplier.entries > 1
     return Operands(
-        _samples(call.student), _samples(call.teacher), _samples(call.fake), _samples(call.teacher_uncond),
-        _samples(call.fake_uncond), _samples(call.noisy), _column(call.alpha), _column(call.sigma),
-        _column(call.multiplier), _table(call.alpha), _table(call.sigma), _table(call.multiplier),
-        _table(mask, fewest=1), _on_device(call.count, call.student.device),
+        samples(call.student), samples(call.teacher), samples(call.fake), samples(call.teacher_uncond),
+        samples(call.fake_uncond), samples(call.noisy), table(call.alpha), table(call.sigma),
+        None if several else multiplier, multiplier if several else None, table(call.mask),
+        scalar(call.count, call.student.device),
     )  # fmt: skip
-
-
-def _samples(tensor: Tensor | None) -> Samples | None:
-    return None if tensor is None else Samples(tensor, tensor.stride(0))
-
-
-def _row_stride(entries: Tensor) -> int:
-    return 0 if entries.shape[0] == 1 else entries.stride(0)
-
-
-def _column(table: Entries) -> Column | None:
-    entries = table.entries
-    return None if entries is None or entries.shape[1] > 1 else Column(entries, _row_stride(entries))
-
-
-def _table(table: Entries, fewest: int = 2) -> Table | None:
-    """None where a table has fewer entries a row, so is a column."""
-    entries, inner = table
-    if entries is None or entries.shape[1] < fewest:
-        return None
-    return Table(entries, _row_stride(entries), entries.shape[1], inner)
-
-
-def _on_device(scalar: Tensor | None, device: torch.device) -> Tensor | None:
-    """A number of the host's is filled in, not copied: a copy would make the host wait."""
-    if scalar is None or scalar.device == device:
-        return _readable(scalar)
-    return torch.full((), scalar.item(), dtype=torch.float64, device=device)
-
-
-def _readable(tensor: Tensor | None) -> Tensor | None:
-    """In a dtype that kernels load, dense."""
-    if tensor is None:
-        return None
-    return (tensor if tensor.dtype in _READABLE else tensor.double()).contiguous()
-
-
-def _run(call: FdivArguments) -> int:
-    """Elements of a 128-bit load that share their levels; 0 where a sample has one of each."""
-    tables = [table for table in (call.alpha, call.sigma) if _table(table)]
-    return math.gcd(16 // call.teacher.element_size(), *(table.inner for table in tables)) if tables else 0

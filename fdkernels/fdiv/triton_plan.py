@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-INT32_MAX = 2**31 - 1
+from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
 
 
 class Limits(NamedTuple):
@@ -108,32 +108,9 @@ def plan(
     return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, block_of_heads, pieces)
 
 
-def backward_plan(batch: int, elements: int, limits: Limits | None = None) -> Plan:
-    """The plan of a backward: programs that stride over a gradient of `batch` runs of `elements`.
-
-    As few as keep the device busy, since with an upstream of 1 each of them only reads that.
-    """
-    limits = limits or LIMITS
-    tile = limits.tiles[-1]
-    pieces = -(-elements // tile)
-    programs = min(pieces, max(1, limits.most_programs // batch))
-    tiles = -(-pieces // programs)
-    programs = -(-pieces // tiles)
-    return Plan("scale", tile, tiles, programs, 4, needs_int64(programs * tiles * tile), False, 1, 1, 1)
-
-
 def heads_at_a_time(heads: int) -> int:
     """How many heads of a sample's logits a program loads at a time: all of them up to 64."""
     return next_power_of_2(max(1, min(heads, 64)))
-
-
-def next_power_of_2(value: int) -> int:
-    return 1 << max(0, value - 1).bit_length()
-
-
-def needs_int64(offset: int) -> bool:
-    """Whether an offset up to this one overflows 32 bits: the one place that decides it."""
-    return offset > INT32_MAX
 
 
 def bytes_moved(
@@ -155,7 +132,5 @@ def bytes_moved(
 def _split(batch: int, elements: int, sizes: tuple[int, ...], limits: Limits) -> tuple[int, int, int]:
     """(tile, tiles a program, programs a sample)."""
     tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
-    pieces = -(-elements // tile)
-    programs = min(pieces, max(1, -(-limits.most_programs // batch)))
-    tiles = min(-(-pieces // programs), limits.most_tiles)
-    return tile, tiles, -(-pieces // tiles)
+    tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
+    return tile, tiles, programs

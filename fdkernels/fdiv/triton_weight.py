@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fdkernels._triton.divergences import log_weight
+from fdkernels._triton.elements import float64, is_finite
 
 
 class WeightOperands(NamedTuple):
@@ -66,17 +67,10 @@ class Summary(NamedTuple):
 
 
 @triton.jit
-def is_finite(v):
-    return tl.abs(v) < float("inf")
-
-
-@triton.jit
 def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha):
-    """`Constants` of float64 scalars: interpreted, they come as Python numbers, which some functions make float32."""
     return Constants(
-        tl.full((), log_ratio_min, tl.float64), tl.full((), log_ratio_max, tl.float64), tl.full((), t_min, tl.float64),
-        tl.full((), t_max, tl.float64), tl.full((), bin_width, tl.float64), tl.full((), decay, tl.float64),
-        tl.full((), amari_alpha, tl.float64),
+        float64(log_ratio_min), float64(log_ratio_max), float64(t_min), float64(t_max), float64(bin_width),
+        float64(decay), float64(amari_alpha),
     )  # fmt: skip
 
 
@@ -265,6 +259,8 @@ def store_bin_means(weighting, mean, BINS: tl.constexpr):
     tl.store(weighting.ratio_mean + i, mean.to(tl.float32), mask=i < weighting.bins)
 
 
+# Logits (B, heads) -> h (B,), figures (7,) and the normalizer's new state (bins,); one program, which passes over the
+# logits three times at most. Reads 4 bytes a logit in float32, writes 8 a sample.
 @triton.jit
 def fdiv_weight_kernel(
     weighting, weight, stats, batch, chunks,
@@ -273,7 +269,6 @@ def fdiv_weight_kernel(
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
-    """One program: logits (B, H) -> weight (B,), stats (7,), and the normalizer's new state."""
     constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
     mean = bin_means(weighting, constants, batch, chunks, UPDATE, SAMPLES, BINS, HEADS)
     summary = summarize(weighting, constants, mean, batch, chunks, DIVERGENCE, SAMPLES, BINS, HEADS)

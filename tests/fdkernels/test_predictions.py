@@ -9,7 +9,8 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import prediction as prediction_module
-from fdkernels._op import checks, testing
+from fdkernels import testing
+from fdkernels._op import checks
 from tests import oracle
 from tests.cases import Case, make
 

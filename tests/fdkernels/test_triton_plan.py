@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
 from fdkernels.fdiv import triton_launch, triton_plan
-from fdkernels.fdiv.triton_plan import Limits, backward_plan, bytes_moved, needs_int64, next_power_of_2, plan
+from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
 from tools.machine_code.cases import call
 
 pytestmark = pytest.mark.cpu_only("a pure function")
@@ -37,28 +38,28 @@ ELEMENTS = (
 BATCHES = (1, 2, 3, 8, 64, 1000, 4096)
 
 
-def pieces_of_a_sample(spread, elements):
-    """[begin, end) of each program of a sample, as the kernels compute them."""
-    length = spread.tiles * spread.tile
-    return [(p * length, min((p + 1) * length, elements)) for p in range(spread.programs)]
+def check_pieces(programs, tiles, tile, elements):
+    """Each program's [begin, end), as the kernels compute them, follows the one before."""
+    length = tiles * tile
+    pieces = [(p * length, min((p + 1) * length, elements)) for p in range(programs)]
+    assert pieces[0][0] == 0 and pieces[-1][1] == elements
+    assert all(begin < end for begin, end in pieces)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
 
 
-def check(spread, batch, elements):
-    assert all(v == next_power_of_2(v) for v in (spread.tile, spread.samples, spread.pieces, spread.num_warps))
+def check(planned, batch, elements):
+    assert all(v == next_power_of_2(v) for v in (planned.tile, planned.samples, planned.pieces, planned.num_warps))
     if elements < 2**31 + 2**20:
-        pieces = pieces_of_a_sample(spread, elements)
-        assert pieces[0][0] == 0 and pieces[-1][1] == elements
-        assert all(begin < end for begin, end in pieces)
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
-    assert batch * spread.programs < 2**31
+        check_pieces(planned.programs, planned.tiles, planned.tile, elements)
+    assert batch * planned.programs < 2**31
     # The end of the last program's share is computed before it is cut to the sample's.
-    assert spread.wide_offsets or spread.programs * spread.tiles * spread.tile <= 2**31 - 1
-    if spread.schedule == "whole":
-        assert spread.programs == spread.tiles == 1 and spread.tile >= elements
+    assert planned.wide_offsets or planned.programs * planned.tiles * planned.tile <= 2**31 - 1
+    if planned.schedule == "whole":
+        assert planned.programs == planned.tiles == 1 and planned.tile >= elements
     else:
-        assert spread.tiles <= GPU.most_tiles or spread.schedule == "scale"
+        assert planned.tiles <= GPU.most_tiles
         # The program that reports holds a block of samples × pieces in registers.
-        assert spread.samples * spread.pieces <= 4096 or spread.samples == 1
+        assert planned.samples * planned.pieces <= 4096 or planned.samples == 1
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -66,7 +67,6 @@ def check(spread, batch, elements):
 @pytest.mark.parametrize("images", (3, 6))
 def test_every_element_belongs_to_one_program(batch, elements, images):
     check(plan(batch, elements, images=images, heads=2, bins=10, limits=GPU), batch, elements)
-    check(backward_plan(batch, elements, GPU), batch, elements)
 
 
 @given(
@@ -79,14 +79,23 @@ def test_every_element_belongs_to_one_program(batch, elements, images):
     float64=st.booleans(),
 )
 def test_any_call(batch, elements, images, heads, bins, mask, float64):
-    spread = plan(
+    planned = plan(
         batch, elements, images=images, float64=float64, heads=heads, bins=bins, mask_entries=mask, limits=GPU
     )
-    check(spread, batch, elements)
-    check(backward_plan(batch, elements, GPU), batch, elements)
-    if spread.schedule == "whole" and heads and not spread.weigh_first:
-        assert spread.samples >= batch and spread.samples * max(bins, 1) <= GPU.weighed
-    assert 1 <= spread.launches <= 2
+    check(planned, batch, elements)
+    if planned.schedule == "whole" and heads and not planned.weigh_first:
+        assert planned.samples >= batch and planned.samples * max(bins, 1) <= GPU.weighed
+    assert 1 <= planned.launches <= 2
+
+
+@given(elements=st.integers(1, 10**7), tile=st.sampled_from((64, 1024)), programs=st.integers(0, 2000))
+def test_a_run_is_shared_without_a_gap(elements, tile, programs):
+    tiles, found = spread(elements, tile, programs)
+    check_pieces(found, tiles, tile, elements)
+    assert found <= max(programs, 1)
+    tiles, found = spread(elements, tile, programs, most_tiles=16)
+    check_pieces(found, tiles, tile, elements)
+    assert tiles <= 16
 
 
 def test_a_larger_sample_is_never_held_where_a_smaller_is_not():
@@ -138,8 +147,8 @@ def test_the_launcher_obeys_the_plan(monkeypatch):
     """Another plan, another launch: nothing in between decides for itself."""
     monkeypatch.setattr(triton_plan, "LIMITS", GPU)
     arguments = call((8, 4, 128, 128))
-    spread = triton_launch.forward_plan(arguments)
-    changed = spread._replace(tile=512, tiles=4, programs=32, num_warps=2, wide_offsets=True, samples=4, pieces=16)
+    planned = triton_launch.forward_plan(arguments)
+    changed = planned._replace(tile=512, tiles=4, programs=32, num_warps=2, wide_offsets=True, samples=4, pieces=16)
     monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: changed)
     reduce, apply = triton_launch.forward_launches(arguments)[1]
     for launch in (reduce, apply):
@@ -148,7 +157,7 @@ def test_the_launcher_obeys_the_plan(monkeypatch):
         assert str(launch.options["OFFSET"]) == "int64"
         assert {32, 4} <= {v for v in launch.arguments if isinstance(v, int)}
     assert (reduce.options["SAMPLES"], reduce.options["PIECES"]) == (4, 16)
-    monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: spread._replace(schedule="whole", tile=65_536))
+    monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: planned._replace(schedule="whole", tile=65_536))
     (only,) = triton_launch.forward_launches(arguments)[1]
     assert only.programs == 8 and only.options["TILE"] == 65_536
 

@@ -7,6 +7,7 @@ import torch
 
 import fdkernels as fdk
 from fdkernels._triton import launch as launching
+from fdkernels._triton import plan
 from fdkernels.fdiv import triton_launch, triton_plan
 from fdkernels.fdiv.triton_plan import Limits
 from tests.cases import assert_stats, make, normalizer, same_bits
@@ -121,7 +122,7 @@ def test_a_fake_score_that_is_the_teacher(backend, schedule, option):
 
 
 def test_statistics(backend, schedule):
-    for option in ("normalizer", "mask full", "scale per sample", "flow per frame"):
+    for option in ("normalizer", "mask full", "multiplier per sample", "flow per frame"):
         case = held_out(OPTIONS[option], reduction="none")
         assert_stats(case.run(backend, stats=True).stats, case.expected())
 
@@ -132,7 +133,8 @@ def test_offsets_in_64_bits(backend, schedule, monkeypatch):
         case = held_out(OPTIONS[option], torch.bfloat16)
         narrow = case.run(backend, torch.tensor(2.0))
         with monkeypatch.context() as patch:
-            patch.setattr(triton_plan, "needs_int64", lambda offset: True)
+            for module in (plan, triton_plan):
+                patch.setattr(module, "needs_int64", lambda offset: True)
             wide = case.run(backend, torch.tensor(2.0))
         assert same_bits(narrow.grad, wide.grad) and same_bits(narrow.loss, wide.loss)
 

@@ -1,0 +1,71 @@
+"""What kernels of every op do with elements: loads, guidance, masks, float16's power of two. Device functions."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def is_finite(v):
+    return tl.abs(v) < float("inf")
+
+
+@triton.jit
+def float64(number):
+    """Interpreted, a float64 parameter is a Python number, which some functions make float32."""
+    return tl.full((), number, tl.float64)
+
+
+@triton.jit
+def load_samples(samples, b, i, inside, WIDE: tl.constexpr):
+    row = samples.data + b.to(tl.int64) * samples.batch_stride
+    return tl.load(row + i, mask=inside, other=0.0).to(WIDE)
+
+
+@triton.jit
+def table_entry(table, b, i):
+    """Where the values of elements i are. Those past the end wrap around: a load without a mask is safe."""
+    return table.data + b.to(tl.int64) * table.row_stride + (i // table.inner) % table.entries
+
+
+@triton.jit
+def guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
+    """u + g·(v - u) of a prediction v, or v."""
+    v = load_samples(cond, b, i, inside, WIDE)
+    if uncond is not None:
+        u = load_samples(uncond, b, i, inside, WIDE)
+        v = u + guidance_scale.to(WIDE) * (v - u)
+    return v
+
+
+@triton.jit
+def kept_elements(mask, b, i, inside):
+    keep = inside
+    if mask is not None:
+        keep = inside & (tl.load(table_entry(mask, b, i), mask=inside, other=0) != 0)
+    return keep
+
+
+@triton.jit
+def count_kept(mask, b, rows, elements, TILE: tl.constexpr):
+    """Kept elements of `rows` samples from b on, counted in the mask's own entries."""
+    kept = tl.sum(tl.zeros((TILE,), tl.int32)).to(tl.float64)
+    for start in range(0, rows * mask.entries, TILE):
+        j = start + tl.arange(0, TILE)
+        at = (b + j // mask.entries).to(tl.int64) * mask.row_stride + j % mask.entries
+        kept += tl.sum((tl.load(mask.data + at, mask=j < rows * mask.entries, other=0) != 0).to(tl.int32))
+    return kept * (elements // mask.entries)
+
+
+@triton.jit
+def given_count(count):
+    """N where a caller gives it: at least 1; NaN stays NaN."""
+    given = tl.load(count).to(tl.float64)
+    return tl.where(given < 1.0, 1.0, given)
+
+
+@triton.jit
+def float16_power(divisor):
+    """2^k with k = floor(log2 N): the divisor without its mantissa."""
+    return (divisor.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
