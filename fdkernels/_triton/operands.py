@@ -41,8 +41,9 @@ def table(small: arguments.Table) -> Table | None:
     entries, inner = small
     if entries is None:
         return None
+    rows, width = entries.shape
     data = entries.view(torch.uint8) if entries.dtype == torch.bool else entries
-    return Table(data, 0 if entries.shape[0] == 1 else entries.stride(0), entries.shape[1], inner)
+    return Table(data, 0 if rows == 1 else entries.stride(0), width, inner)
 
 
 def shared_levels(alpha: Table | None, sigma: Table | None, image: Tensor) -> int:

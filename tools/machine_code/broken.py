@@ -78,9 +78,9 @@ BROKEN = {
     "misaligned fake": lambda: one_misaligned("fake"),
     "one warp": lambda: crowded(1),
     "four warps": lambda: crowded(4),
-    "float atomic": lambda: with_part("_is_last", float_atomic),
-    "two tickets": lambda: with_part("_is_last", second_ticket),
-    "no ticket": lambda: with_part("_is_last", no_ticket),
+    "float atomic": lambda: with_part("is_last", float_atomic),
+    "two tickets": lambda: with_part("is_last", second_ticket),
+    "no ticket": lambda: with_part("is_last", no_ticket),
     "shared memory": lambda: with_part("_store_figures", crowded_store, with_stats=True),
 }
 

@@ -85,7 +85,6 @@ FORWARDS = {
     "sd15 bf16, fp32 predictions": call(SD15, predictions=FP32),
     "sd15 bf16, kl, zero, stats": call(SD15, divergence="kl", zero_nonfinite=True, with_stats=True),
     "cifar bf16, edm a channel": call(CIFAR, frames=3, prediction="edm"),
-    "sd15 bf16, epsilon a channel, no scale": call(SD15, frames=4, prediction="epsilon", dmd_scale=False, noisy=None),
     "sd15 bf16, epsilon, guidance": call(SD15, prediction="epsilon", guidance=True, **RKL),
     "sdxl bf16": call(SDXL),
     "sdxl fp16, none": call(SDXL, FP16, reduction="none"),
@@ -123,6 +122,7 @@ ODD = {
     "both guided, levels a channel": call(
         (64, 4, 32, 32), frames=4, prediction="v_prediction", guidance=True, fake_uncond=meta(64, 4, 32, 32, dtype=BF16)
     ),
+    "epsilon a channel, no scale": call(SD15, frames=4, prediction="epsilon", dmd_scale=False, noisy=None),
     "130 heads": call((8, 4, 32, 32), logits=meta(8, 130), normalize_weight=False),
 }
 
