@@ -39,7 +39,8 @@ _FROM_CUMPROD = "from alphas_cumprod, alpha = alphas_cumprod.sqrt() and sigma = 
 
 @dataclass(frozen=True)
 class _Kind:
-    coefficients: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]  # (alpha, sigma, sigma_data) -> (a, c)
+    coefficients: Callable[[Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
+    """(alpha, sigma, sigma_data) -> (a, c)"""
     needs: tuple[str, ...]
 
 

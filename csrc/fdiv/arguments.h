@@ -40,7 +40,7 @@
   X(mask, mask)                      \
   X(flag, zero_nonfinite)            \
   X(choice, reduction)               \
-  X(scalar_or_none, count)           \
+  X(scalar_or_none, divisor)         \
   X(flag, with_grad)                 \
   X(flag, with_stats)                \
   FDK_FDIV_WEIGHT_ARGUMENTS(X)

@@ -85,7 +85,7 @@ inline Problem problem(const FdivArguments& call) {
     p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
   }
   expect(!(call.logits && call.weight), "weight: expected without logits");
-  check_count(call.count, p.reduction, student);
+  check_count(call.divisor, p.reduction, student);
   return p;
 }
 

@@ -123,14 +123,14 @@ inline Reduction reduction_named(const std::string& name) {
 // Of a mean: null, or one value on the samples' device or the CPU.
 inline void check_count(const OptionalTensor& count, Reduction reduction, const Tensor& like) {
   if (!count) return;
-  expect(reduction == Reduction::mean && count->numel() == 1, "count: expected one value, with reduction mean");
-  expect(count->is_cpu() || same_device(*count, like), "count: expected student's device or the CPU");
+  expect(reduction == Reduction::mean && count->numel() == 1, "divisor: expected one value, with reduction mean");
+  expect(count->is_cpu() || same_device(*count, like), "divisor: expected student's device or the CPU");
 }
 
 // N of a mean that the host knows, at least 1; 0 where the call gives none, or gives it on a device.
 inline double host_count(const OptionalTensor& count) {
   if (!count || !count->is_cpu()) return 0;
-  const double given = to_double(*count, 1, "count")[0];
+  const double given = to_double(*count, 1, "divisor")[0];
   return given < 1 ? 1 : given;
 }
 

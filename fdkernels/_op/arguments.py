@@ -37,8 +37,8 @@ FloatTable = Annotated[Table, "table"]
 """float32 or float64 entries."""
 MaskTable = Annotated[Table, "mask"]
 """bool entries."""
-Number = Annotated[float, "number"]
-"""A finite float; see `floats.py` for what torch.compile makes of it."""
+Number = Annotated[float | Tensor, "number"]
+"""A finite float; a tensor where torch.compile makes one of it (`floats.py`), and in no launcher."""
 Flag = Annotated[bool, "flag"]
 Choice = Annotated[str, "choice"]
 """One of the names that follow it: Annotated[Choice, "mean", "sum", "none"]."""

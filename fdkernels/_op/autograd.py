@@ -22,7 +22,7 @@ def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
     # Not is_exporting(), which torch 2.10 and 2.11 take as true in every graph of torch.compile.
     if torch.compiler._is_exporting_flag:
         return _exported(op, backend, call)
-    return _Loss.apply(call[0], op, backend, call)  # type: ignore[no-any-return]
+    return _Loss.apply(call[0], op, backend, call)
 
 
 def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
@@ -97,9 +97,9 @@ def _raw(op: Op, backend: str) -> Any:
         if torch.is_grad_enabled() and operands[0].requires_grad:
             at = op.arguments.names.index("with_grad")
             given = (*operands[:at], True, *operands[at + 1 :])
-            return _RawLoss.apply(given[0], op, backend, given)  # type: ignore[no-any-return]
+            return _RawLoss.apply(given[0], op, backend, given)
         with torch._C._AutoDispatchBelowAutograd():  # also while a compiler traces, when `kernels` would come back here
-            return raw(*operands)  # type: ignore[no-any-return]
+            return raw(*operands)
 
     return call
 

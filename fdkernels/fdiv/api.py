@@ -209,27 +209,30 @@ def fused_fdiv_loss(
         weight, weight_stats = _weigh(chosen, weighting)
         arguments = WeightArguments()
 
-    def image(v: Tensor | None) -> Tensor | None:
-        return None if v is None else dense_samples(v.detach() if order is None else v.detach().permute(order))
+    def samples(v: Tensor) -> Tensor:
+        return dense_samples(v.detach() if order is None else v.detach().permute(order))
 
-    raw = prediction is not None and prediction.kind != "sample"
+    def samples_or_none(v: Tensor | None) -> Tensor | None:
+        return None if v is None else samples(v)
+
+    raw = None if prediction is None or prediction.kind == "sample" else prediction
     # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
-    noisy = prediction.noisy if raw and (dmd is not None or return_stats) else None
+    noisy = raw.noisy if raw is not None and (dmd is not None or return_stats) else None
     call = FdivArguments(
         student=dense_samples(student if order is None else student.permute(order)),
-        teacher=image(teacher),
-        fake=image(fake),
-        teacher_uncond=image(teacher_uncond),
-        fake_uncond=image(fake_uncond),
+        teacher=samples(teacher),
+        fake=samples(fake),
+        teacher_uncond=samples_or_none(teacher_uncond),
+        fake_uncond=samples_or_none(fake_uncond),
         guidance_scale=teacher_guidance,
         fake_guidance_scale=fake_guidance,
-        noisy=image(noisy),
-        prediction=prediction.kind if raw else "sample",
+        noisy=samples_or_none(noisy),
+        prediction="sample" if raw is None else raw.kind,
         alpha=tables[0],
         sigma=tables[1],
         fixed_alpha=1.0 if isinstance(alpha, Tensor) else alpha,
         fixed_sigma=1.0 if isinstance(sigma, Tensor) else sigma,
-        sigma_data=float(prediction.sigma_data) if raw else 1.0,
+        sigma_data=1.0 if raw is None else float(raw.sigma_data),
         weight=None if weight is None else weight.detach(),
         dmd_scale=dmd is not None,
         eps=0.0 if dmd is None else float(dmd.eps),
@@ -237,7 +240,7 @@ def fused_fdiv_loss(
         mask=tables[3],
         zero_nonfinite=nonfinite == "zero",
         reduction=reduction,
-        count=count,
+        divisor=count,
         with_grad=student.requires_grad and torch.is_grad_enabled(),
         with_stats=return_stats,
         weighting=arguments,

@@ -80,7 +80,7 @@ class FdivArguments(NamedTuple):
     mask: MaskTable
     zero_nonfinite: Flag
     reduction: Annotated[Choice, "mean", "sum", "none"]
-    count: Scalar | None
+    divisor: Scalar | None
     """N of the mean, in place of the number of unmasked elements."""
     with_grad: Flag
     with_stats: Flag
@@ -129,8 +129,8 @@ def check_fdiv(call: FdivArguments) -> None:
     _check_weighting(call.weighting)
     if call.weight is not None and call.weighting.logits is not None:
         refuse("weight", "None beside logits", call.weight)
-    if call.count is not None and call.reduction != "mean":
-        refuse("count", f"None with reduction {call.reduction}", call.count)
+    if call.divisor is not None and call.reduction != "mean":
+        refuse("divisor", f"None with reduction {call.reduction}", call.divisor)
 
 
 def check_fdiv_weight(call: WeightArguments) -> None:

@@ -81,8 +81,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = keep.sum(1).double()
     if call.reduction != "none":
         count = count.sum()
-    if call.count is not None:
-        count = call.count.to(device, torch.float64).reshape(())
+    if call.divisor is not None:
+        count = call.divisor.to(device, torch.float64).reshape(())
     divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
     loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor
@@ -121,10 +121,11 @@ def _coefficients(call: FdivArguments, shape: tuple[int, int]) -> tuple[Tensor, 
     for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
         level = _column_or_elements(table, shape)
         levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
-    return KINDS[call.prediction].coefficients(*levels, call.sigma_data)
+    alpha, sigma = levels
+    return KINDS[call.prediction].coefficients(alpha, sigma, call.sigma_data)
 
 
-def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float, dtype: torch.dtype) -> Tensor:
+def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float | Tensor, dtype: torch.dtype) -> Tensor:
     if uncond is None:
         return cond.to(dtype)
     base = uncond.to(dtype)

@@ -64,7 +64,7 @@ def forward_plan(call: FdivArguments) -> Plan:
     if call.weighting.logits is not None:
         heads = _heads(call.weighting.logits)
         bins = 0 if call.weighting.ratio_mean is None else call.weighting.ratio_mean.numel()
-    if call.mask.entries is not None and call.reduction != "sum" and call.count is None:
+    if call.mask.entries is not None and call.reduction != "sum" and call.divisor is None:
         rows = 1 if call.reduction == "none" else call.mask.entries.shape[0]
         entries = rows * call.mask.entries.shape[1]
     return plan(
@@ -147,7 +147,7 @@ def _weight_options(call: WeightArguments) -> dict[str, Any]:
     return {"DIVERGENCE": call.divergence, "NORMALIZE": call.normalize_weight, "UPDATE": update}
 
 
-def _weight_numbers(call: WeightArguments, bins: int) -> tuple[float, ...]:
+def _weight_numbers(call: WeightArguments, bins: int) -> tuple[Any, ...]:
     """What `Constants` is made of, in its order."""
     width = (call.t_max - call.t_min) / bins
     return call.log_ratio_min, call.log_ratio_max, call.t_min, call.t_max, width, call.decay, call.amari_alpha
@@ -174,5 +174,5 @@ def _operands(call: FdivArguments) -> Operands:
         samples(call.student), samples(call.teacher), samples(call.fake), samples(call.teacher_uncond),
         samples(call.fake_uncond), samples(call.noisy), table(call.alpha), table(call.sigma),
         None if several else multiplier, multiplier if several else None, table(call.mask),
-        scalar(call.count, call.student.device),
+        scalar(call.divisor, call.student.device),
     )  # fmt: skip

@@ -55,7 +55,7 @@ def fdiv_weight(
     finite = torch.isfinite(log_ratio) if t is None else torch.isfinite(log_ratio) & torch.isfinite(t)
     log_ratio = torch.where(finite, log_ratio, 0.0)
     clipped = finite & ((log_ratio < call.log_ratio_min) | (log_ratio > call.log_ratio_max))
-    log_ratio = log_ratio.clamp(call.log_ratio_min, call.log_ratio_max)
+    log_ratio = log_ratio.clamp(call.log_ratio_min, call.log_ratio_max)  # type: ignore[arg-type]  # one of each kind
     ratio_stats = _ratio_stats(log_ratio, clipped, t, finite, call)
     mean = None
     if call.ratio_mean is not None and t is not None:

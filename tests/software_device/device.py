@@ -156,7 +156,7 @@ class Software:
             return op(*arguments)
         # Of the host, where a call has them: numbers (fdkernels/_op/floats.py), and at will the loss's count.
         has_count = len(arguments) > len(FDIV.names) and self.count_of_host
-        of_host = (arguments[-1], arguments[FDIV.names.index("count")] if has_count else None)
+        of_host = (arguments[-1], arguments[FDIV.names.index("divisor")] if has_count else None)
         self.library.software_of_host(
             *(ctypes.c_void_p(each.data_ptr() if isinstance(each, Tensor) else None) for each in of_host)
         )

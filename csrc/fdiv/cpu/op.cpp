@@ -75,7 +75,7 @@ FdivResults fdiv(const FdivArguments& call) {
   p.weight = h.data();
   p.gradient = call.with_grad ? out.gradient.data_ptr() : nullptr;
   std::vector<double> losses(out.per_sample ? p.batch : 1);
-  fdkernels::cpu::fdiv(p, host_count(call.count), threads(), losses.data(),
+  fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(),
                        out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
                        call.with_stats ? stats : nullptr);
   for (size_t b = 0; b < losses.size(); ++b) {

@@ -164,9 +164,9 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const RealValues given = per_sample(arguments.weight, like, p.batch, "weight");
   call.w = values.w;
   call.w.given = given.reals;
-  call.host_count = host_count(arguments.count);
-  const bool reads_count = arguments.count && !arguments.count->is_cpu();
-  const RealValues count = reads_count ? real_values(*arguments.count, like, 1, "count") : RealValues{like, {}};
+  call.host_count = host_count(arguments.divisor);
+  const bool reads_count = arguments.divisor && !arguments.divisor->is_cpu();
+  const RealValues count = reads_count ? real_values(*arguments.divisor, like, 1, "divisor") : RealValues{like, {}};
   call.count = count.reals;
 
   const LossResults out(like, p.reduction, arguments.with_grad, arguments.with_stats, fdkernels::kStats);
@@ -181,7 +181,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const bool general = is_general(p, loads);
   p.aligned = is_aligned(p, vector_of(loads));
   fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins);
-  if (arguments.count) shape.mask_entries = 0;  // nothing to count
+  if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
   std::vector<Workspace> memory;  // alive until all is queued: what is freed earlier may be handed out again
   r.tickets = cuda::take_tickets(target.device, target.stream);
   if (r.tickets == nullptr) {
