@@ -225,7 +225,8 @@ def score_difference(
         gap = distance.reshape(batch, -1).mean(axis=1)
         s = np.ones(batch)
         if scale is not None:
-            s = 1 / (gap + (1e-6 if scale == "dmd" else scale.eps))
+            eps, floor = (1e-6, 0.0) if scale == "dmd" else (scale.eps, scale.floor)
+            s = 1 / (np.maximum(gap, floor) + eps)
         w = h.reshape(column) * s.reshape(column) * m
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
         bad = ~np.isfinite(g).reshape(batch, -1).all(axis=1) | ~np.isfinite(h)

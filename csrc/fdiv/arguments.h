@@ -36,6 +36,7 @@
   X(per_sample_or_none, weight)      \
   X(flag, dmd_scale)                 \
   X(number, eps)                     \
+  X(number, floor)                   \
   X(table, multiplier)               \
   X(mask, mask)                      \
   X(flag, zero_nonfinite)            \

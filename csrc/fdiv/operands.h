@@ -78,6 +78,7 @@ inline Problem problem(const FdivArguments& call) {
   p.mask = table_of(call.mask, student, p.elements, true, "mask");
   p.dmd_scale = call.dmd_scale;
   p.eps = call.eps;
+  p.floor = call.floor;
   p.zero_nonfinite = call.zero_nonfinite;
   p.reduction = reduction_named(call.reduction);
   p.with_stats = call.with_stats;

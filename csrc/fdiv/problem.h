@@ -1,7 +1,7 @@
 // What the flagship op computes, free of torch: a call as raw pointers, and the arithmetic around each sample.
 //
-//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale; else 1
-//   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)       f, tau raw predictions with x0 = a x_t + c prediction
+//   s_b  = 1 / (max(mean_i |x_bi - tau_bi|, floor) + eps)      dmd_scale; else 1
+//   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)                   f, tau raw predictions with x0 = a x_t + c prediction
 //   loss = 1/2 sum g^2 / N,   gradient = g / N
 #pragma once
 
@@ -23,7 +23,7 @@ struct Problem {
   Table multiplier, mask;
   const double* weight;  // h, one per sample; NaN where logit, t or weight is not finite
   bool dmd_scale;
-  double eps;
+  double eps, floor;
   bool zero_nonfinite;
   Reduction reduction;
   bool with_stats;
@@ -49,7 +49,8 @@ struct Sums {
 FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double h, Sums& sums) {
   const double multiplier =
       p.multiplier.data != nullptr && p.multiplier.entries == 1 ? table_entry(p.multiplier, b, 0) : 1.0;
-  const double divisor = p.dmd_scale ? sums.distance / static_cast<double>(p.elements) + p.eps : 1.0;
+  const double mean = sums.distance / static_cast<double>(p.elements);
+  const double divisor = p.dmd_scale ? (mean < p.floor ? p.floor : mean) + p.eps : 1.0;  // NaN stays NaN
   const double w = h / divisor * multiplier;
   sums.nonfinite = sums.nonfinite || !(w - w == 0) || !(multiplier - multiplier == 0);
   if (!sums.nonfinite) return w;

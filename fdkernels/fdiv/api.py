@@ -117,7 +117,7 @@ def fused_fdiv_loss(
 ) -> Any:
     """The f-distill loss of a one-step student: the teacher's and the fake score's difference, weighted by h(r).
 
-        s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)              scale="dmd"; None: 1
+        s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)  scale="dmd" = DmdScale(eps=1e-6, floor=0); None: 1
         g_bi = h_b · s_b · m_bi · (f_bi - τ_bi)              m: multiplier, else 1
         loss = ½ · mean_{b,i} g_bi²,    ∂loss/∂x = upstream · g / N
 
@@ -236,6 +236,7 @@ def fused_fdiv_loss(
         weight=None if weight is None else weight.detach(),
         dmd_scale=dmd is not None,
         eps=0.0 if dmd is None else float(dmd.eps),
+        floor=0.0 if dmd is None else float(dmd.floor),
         multiplier=tables[2],
         mask=tables[3],
         zero_nonfinite=nonfinite == "zero",

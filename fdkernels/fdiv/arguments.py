@@ -76,6 +76,7 @@ class FdivArguments(NamedTuple):
     weight: PerSample | None
     dmd_scale: Flag
     eps: Number
+    floor: Number
     multiplier: FloatTable
     mask: MaskTable
     zero_nonfinite: Flag

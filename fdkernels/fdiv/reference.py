@@ -1,6 +1,6 @@
 """The flagship op in eager PyTorch: the specification every other backend is held to. Any device, float64 too.
 
-    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; else 1
+    s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
@@ -60,7 +60,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Step 3: everything that multiplies the gap.
     w = h
     if call.dmd_scale:
-        w = w / (distance / max(n, 1) + call.eps)
+        mean = distance / n
+        w = w / (torch.where(mean < call.floor, call.floor, mean) + call.eps)  # NaN stays NaN
     multiplier = _column_or_elements(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
     if call.prediction != "sample":

@@ -9,10 +9,12 @@ from fdkernels._op.checks import check_number, shown
 
 @dataclass(frozen=True)
 class DmdScale:
-    """s_b = 1 / (mean_i |x_bi - τ_bi| + eps), for `fused_fdiv_loss(scale=...)`; "dmd" is `DmdScale()`.
+    """s_b = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps), for `fused_fdiv_loss(scale=...)`; "dmd" is `DmdScale()`.
 
     Args:
         eps: in units of x, at least 0.
+        floor: of the mean, in units of x, at least 0: trainers that write `clamp(min=1e-5)` in place of `+ eps` are
+            `DmdScale(eps=0.0, floor=1e-5)`.
 
     Raises:
         ValueError: a number that is not finite, or below 0.
@@ -24,10 +26,12 @@ class DmdScale:
     """
 
     eps: float = 1e-6
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if check_number("eps", self.eps) < 0.0:
-            raise ValueError(f"eps: expected a number >= 0, got {shown(self.eps)}")
+        for name in ("eps", "floor"):
+            if check_number(name, getattr(self, name)) < 0.0:
+                raise ValueError(f"{name}: expected a number >= 0, got {shown(getattr(self, name))}")
 
 
 DMD = DmdScale()

@@ -176,11 +176,12 @@ def checked_sums(
 
 
 @triton.jit
-def sample_weight(operands, h, distance, bad, b, inside, elements, eps, DMD: tl.constexpr, ZERO: tl.constexpr):
+def sample_weight(operands, h, distance, bad, b, inside, elements, eps, floor, DMD: tl.constexpr, ZERO: tl.constexpr):
     """(w_b, whether the sample is non-finite): everything that multiplies a sample's direction. `b` one or a block."""
     w = h
     if DMD:
-        w = w / (distance / elements + eps)
+        mean = distance / elements
+        w = w / (tl.where(mean < floor, floor, mean) + eps)  # NaN stays NaN
     nonfinite = bad > 0
     if operands.multiplier is not None:
         entry = table_entry(operands.multiplier, b, tl.zeros_like(b))

@@ -1,6 +1,6 @@
 """The flagship op in Triton: from logits to the student's gradient.
 
-    s_b  = 1 / (mean_i |x_bi - τ_bi| + eps)            dmd_scale; else 1
+    s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
@@ -99,7 +99,8 @@ def _store_figures(written, norm, gap, distance, nonfinite):
 def fdiv_fwd_kernel(
     operands, weighting, written, batch, elements,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
-    sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
+    sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
+    t_min: tl.float64,
     t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
     DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
@@ -129,7 +130,7 @@ def fdiv_fwd_kernel(
         )
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
-    w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, DMD, ZERO)
+    w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, floor, DMD, ZERO)
     divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = _coefficient(written, w, divisor, b, b < batch, REDUCTION)
     if written.gradient is not None:
@@ -187,7 +188,8 @@ def _added(written, batch, SAMPLES: tl.constexpr):
 def fdiv_reduce_kernel(
     operands, weighting, written, batch, elements, programs, tiles, chunks,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
-    sigma_data: tl.float64, eps: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64, t_min: tl.float64,
+    sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
+    t_min: tl.float64,
     t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
     DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr,
@@ -224,7 +226,7 @@ def fdiv_reduce_kernel(
     if is_last(written.ticket):
         constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
         _weigh_all(
-            operands, weighting, constants, written, batch, elements, programs, chunks, eps,
+            operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
             DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
         )  # fmt: skip
 
@@ -238,7 +240,7 @@ def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
 
 @triton.jit
 def _weigh_all(
-    operands, weighting, constants, written, batch, elements, programs, chunks, eps,
+    operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
     REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -264,7 +266,7 @@ def _weigh_all(
             h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS)
         sample_distance = _pieces(written, 2, b, batch, programs, SAMPLES, PIECES)
         bad = _pieces(written, 3, b, batch, programs, SAMPLES, PIECES)
-        w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, DMD, ZERO)
+        w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, floor, DMD, ZERO)
         divisor = tl.full((SAMPLES,), 1.0, tl.float64)
         if REDUCTION == "none":
             divisor = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)

@@ -100,7 +100,7 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     element_numbers = (
         call.guidance_scale, call.fake_guidance_scale, call.fixed_alpha, call.fixed_sigma, call.sigma_data,
     )  # fmt: skip
-    numbers = (*element_numbers, call.eps, *_weight_numbers(weighting, weight_operands.bins))
+    numbers = (*element_numbers, call.eps, call.floor, *_weight_numbers(weighting, weight_operands.bins))
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
         "WITH_ERROR": call.dmd_scale or call.with_stats, "KIND": call.prediction,

@@ -87,7 +87,7 @@ def test_options(backend, name, taken, refused):
 
 
 @pytest.mark.contract("bad input")
-@pytest.mark.parametrize("name", ("eps",))
+@pytest.mark.parametrize("name", ("eps", "floor"))
 def test_scales(backend, name):
     assert make((2, 2, 3), scale=fdk.DmdScale(**{name: 0.0})).call(backend).isfinite()
     for refused in (-1e-12, math.nan, math.inf, "0", True):

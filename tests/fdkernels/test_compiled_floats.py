@@ -40,7 +40,7 @@ STEPS = {
     "0-d guidance_scale": lambda x, v, backend: loss(
         x, backend, teacher_uncond=OTHER, guidance_scale=1 + v * torch.ones((), dtype=torch.float64)
     ),
-    "eps": lambda x, v, backend: loss(x, backend, scale=fdk.DmdScale(0.3 * v)),
+    "eps, floor": lambda x, v, backend: loss(x, backend, scale=fdk.DmdScale(0.3 * v, floor=0.2 * v)),
     "ratio_range": lambda x, v, backend: loss(x, backend, ratio_range=(0.1 * v, 2.0 + v)),
     "count": lambda x, v, backend: loss(x, backend, count=int(4 * v)),
     "alpha, sigma": lambda x, v, backend: loss(x, backend, prediction=prediction("epsilon", alpha=v / 9, sigma=v + 1)),
@@ -66,7 +66,7 @@ def test_one_graph_of_each(backend, name, dynamic):
     hold(backend, name, dynamic, "aot_eager")
 
 
-@pytest.mark.parametrize("name", ("guidance_scale", "eps"))
+@pytest.mark.parametrize("name", ("guidance_scale", "eps, floor"))
 @pytest.mark.backends("native", "triton")
 def test_inductor(backend, name):
     """It computed with old numbers from the third one on."""

@@ -60,8 +60,13 @@ def test_broadcast_multipliers(backend):
 
 
 @pytest.mark.parametrize("eps", (0.0, 1e-6, 0.5))
-def test_eps(backend, eps):
-    make(scale=fdk.DmdScale(eps)).check(backend)
+@pytest.mark.parametrize("floor", (0.0, 0.4, 1e3))
+def test_eps_and_floor(backend, eps, floor):
+    """The samples' means are around 0.4: the second floor lifts some of them."""
+    case = make((9, 3, 8, 8), scale=fdk.DmdScale(eps, floor))
+    means = (case.student - case.teacher).abs().flatten(1).mean(1)
+    assert floor != 0.4 or 0 < (means < floor).sum() < 9
+    case.check(backend)
 
 
 @pytest.mark.parametrize("values", ((0.06, 0.18, 2.83), (1.72, 2.2, 2.87), (2.4, 2.12, 1.89)))

@@ -1,7 +1,7 @@
 // The flagship op in CUDA: from logits to the student's gradient in one launch.
 //
-//   s_b  = 1 / (mean_i |x_bi - tau_bi| + eps)      dmd_scale; else 1
-//   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)       f, tau raw predictions, m the multiplier
+//   s_b  = 1 / (max(mean_i |x_bi - tau_bi|, floor) + eps)      dmd_scale; else 1
+//   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)                   f, tau raw predictions, m the multiplier
 //   loss = 1/2 sum g^2 / N,   gradient = g / N
 //
 // A team of blocks holds a sample: each block loads its share once, keeps the gradient's direction in shared memory and
