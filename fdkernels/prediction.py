@@ -169,7 +169,7 @@ class Prediction:
 
     def argument(self, name: str) -> str:
         """What the caller knows a level by."""
-        return {"alpha": "a", "sigma": "c"}[name] if self.kind == "affine" else name
+        return {"alpha": "a", "sigma": "c"}.get(name, name) if self.kind == "affine" else name
 
     def _check_values(self) -> None:
         ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}

@@ -221,8 +221,10 @@ def score_difference(
         keep = np.ones(x.shape, dtype=bool) if mask is None else _mask(mask, x)
         m = np.ones(column) if multiplier is None else leading(float64(multiplier), x.ndim)
         # A masked element takes part in the mean of |x - tau|, but a non-finite one there counts as 0.
-        distance = np.where(~keep & ~np.isfinite(distance), 0.0, distance)
-        gap = distance.reshape(batch, -1).mean(axis=1)
+        kept_only = scale is not None and scale != "dmd" and scale.kept_only
+        distance = np.where(~keep & (kept_only | ~np.isfinite(distance)), 0.0, distance)
+        counted = keep.reshape(batch, -1).sum(axis=1) if kept_only else distance[0].size
+        gap = distance.reshape(batch, -1).sum(axis=1) / np.maximum(counted, 1)
         s = np.ones(batch)
         if scale is not None:
             eps, floor = (1e-6, 0.0) if scale == "dmd" else (scale.eps, scale.floor)
@@ -257,7 +259,9 @@ def score_difference(
                 np.float64
             )
         used = h if t is None else np.where(np.isfinite(float64(t)), h, np.nan)
-        stats = _figures(h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape)
+        stats = _figures(
+            h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape, kept_only
+        )
     return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, used, bad, stats)
 
 
@@ -275,14 +279,14 @@ def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple
     return u + g * (cond - u), np.abs(u) + abs(g) * (np.abs(cond) + np.abs(u))
 
 
-def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, shape) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, shape, kept_only) -> dict[str, float]:  # type: ignore[no-untyped-def]
     """FDivStats: over the finite samples, whose share of the batch the effective sample size counts."""
     raw = h if given is None else given.raw
     finite = np.isfinite(raw) if t is None else np.isfinite(raw) & np.isfinite(float64(t))
     mean = functools.partial(np.mean, where=finite) if finite.any() else lambda _: np.nan
     used = raw[finite] if finite.any() else np.full(1, np.nan)
     gap = np.abs(difference)
-    gap = np.where(~keep & ~np.isfinite(gap), 0.0, gap)
+    gap = np.where(~keep & (kept_only | ~np.isfinite(gap)), 0.0, gap)
     figures = {
         "weight_min": used.min(),
         "weight_mean": used.mean(),

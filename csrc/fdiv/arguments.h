@@ -37,6 +37,7 @@
   X(flag, dmd_scale)                 \
   X(number, eps)                     \
   X(number, floor)                   \
+  X(flag, kept_only)                 \
   X(table, multiplier)               \
   X(mask, mask)                      \
   X(flag, zero_nonfinite)            \

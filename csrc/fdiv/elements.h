@@ -217,9 +217,9 @@ struct FdivMath {
         sums.kept += kept;
         sums.reach += magnitude(direction[n]);
         // A masked element counts in gap and distance, unless it is not finite.
-        if (kept || is_finite(gap[n])) sums.gap += magnitude(gap[n]);
+        if (kept || (!p.kept_only && is_finite(gap[n]))) sums.gap += magnitude(gap[n]);
         const T error = with_error ? subtract_x0(x[n], noisy[n], tau[n], k) : T(0);
-        if (kept || is_finite(error)) sums.distance += magnitude(error);
+        if (kept || (!p.kept_only && is_finite(error))) sums.distance += magnitude(error);
       }
     }
   }
@@ -275,7 +275,7 @@ struct FdivMath {
   }
 
   FDK_HOST_DEVICE void add_carefully(Sums& total, int at) const {
-    fdkernels::add_carefully(total, element(part.begin + at), with_error, p.dmd_scale);
+    fdkernels::add_carefully(total, element(part.begin + at), p, with_error);
   }
 
   // x is read for figures alone where there is no dmd scale: the loss must not depend on it.

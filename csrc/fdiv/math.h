@@ -16,16 +16,16 @@ struct Element {
   bool keep = true;
 };
 
-// with_error: whether x was read; dmd_scale: whether a result depends on it.
-FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, bool with_error, bool dmd_scale) {
+// with_error: whether x was read; with the dmd scale a result depends on it.
+FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Problem& p, bool with_error) {
   const double d = e.c * (e.f - e.tau);
   bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.multiplier);
-  if (e.keep || is_finite(d)) sums.gap += ::fabs(d);
+  if (e.keep || (!p.kept_only && is_finite(d))) sums.gap += ::fabs(d);
   if (e.keep) sums.energy += e.multiplier * d * e.multiplier * d;
   if (with_error) {
     const double error = e.x - (e.a * e.noisy + e.c * e.tau);
-    if (e.keep || is_finite(error)) sums.distance += ::fabs(error);
-    if (dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
+    if (e.keep || (!p.kept_only && is_finite(error))) sums.distance += ::fabs(error);
+    if (p.dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
   }
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
 }

@@ -79,6 +79,7 @@ inline Problem problem(const FdivArguments& call) {
   p.dmd_scale = call.dmd_scale;
   p.eps = call.eps;
   p.floor = call.floor;
+  p.kept_only = call.kept_only && call.mask.entries.has_value();
   p.zero_nonfinite = call.zero_nonfinite;
   p.reduction = reduction_named(call.reduction);
   p.with_stats = call.with_stats;

@@ -24,6 +24,7 @@ struct Problem {
   const double* weight;  // h, one per sample; NaN where logit, t or weight is not finite
   bool dmd_scale;
   double eps, floor;
+  bool kept_only;  // masked elements take no part in the means of |x - tau| and |c (f - tau)|
   bool zero_nonfinite;
   Reduction reduction;
   bool with_stats;
@@ -42,14 +43,14 @@ struct Sums {
   double energy = 0;    // (m c (f - tau))^2, with m the multiplier where it varies within a sample
   double gap = 0;       // |c (f - tau)|
   bool nonfinite = false;
-  double kept = 0;  // unmasked elements, where a schedule counts them as it goes
+  double kept = 0;  // unmasked elements of a call that has a mask
 };
 
 // w_b, everything that multiplies a sample's per-element direction: 0 or NaN for a non-finite sample, which is marked.
 FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double h, Sums& sums) {
   const double multiplier =
       p.multiplier.data != nullptr && p.multiplier.entries == 1 ? table_entry(p.multiplier, b, 0) : 1.0;
-  const double mean = sums.distance / static_cast<double>(p.elements);
+  const double mean = sums.distance / (p.kept_only ? ::fmax(1.0, sums.kept) : static_cast<double>(p.elements));
   const double divisor = p.dmd_scale ? (mean < p.floor ? p.floor : mean) + p.eps : 1.0;  // NaN stays NaN
   const double w = h / divisor * multiplier;
   sums.nonfinite = sums.nonfinite || !(w - w == 0) || !(multiplier - multiplier == 0);

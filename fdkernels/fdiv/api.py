@@ -141,7 +141,7 @@ def fused_fdiv_loss(
         multiplier: m, floating: student's leading dimensions, as (B,) or (B, F), or of student's rank and broadcastable
             to it.
         mask: bool, of the same shapes; True is kept. The loss divides by the number of kept elements; the dmd mean
-            stays over all n.
+            is over all n unless `DmdScale(kept_only=True)`.
         prediction: how raw predictions map to x0 (`Prediction`); None: teacher and fake are x0.
         teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number,
             or a 0-d CPU tensor; 1 may be given without an unconditional output.
@@ -237,6 +237,7 @@ def fused_fdiv_loss(
         dmd_scale=dmd is not None,
         eps=0.0 if dmd is None else float(dmd.eps),
         floor=0.0 if dmd is None else float(dmd.floor),
+        kept_only=dmd is not None and dmd.kept_only,
         multiplier=tables[2],
         mask=tables[3],
         zero_nonfinite=nonfinite == "zero",

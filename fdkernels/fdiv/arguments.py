@@ -77,6 +77,7 @@ class FdivArguments(NamedTuple):
     dmd_scale: Flag
     eps: Number
     floor: Number
+    kept_only: Flag
     multiplier: FloatTable
     mask: MaskTable
     zero_nonfinite: Flag

@@ -55,12 +55,12 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
     if call.dmd_scale or call.with_stats:
         error = call.student.reshape(shape).to(dtype) - _x0(raw_teacher, call.noisy, a, c)
-        distance = torch.where(keep | torch.isfinite(error), error, 0.0).abs().sum(1, dtype=torch.float64)
+        distance = torch.where(_counts(error, keep, call), error, 0.0).abs().sum(1, dtype=torch.float64)
 
     # Step 3: everything that multiplies the gap.
     w = h
     if call.dmd_scale:
-        mean = distance / n
+        mean = distance / (keep.sum(1).clamp(min=1) if call.kept_only else n)
         w = w / (torch.where(mean < call.floor, call.floor, mean) + call.eps)  # NaN stays NaN
     multiplier = _column_or_elements(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
@@ -93,7 +93,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if call.with_stats:
         norm = (energy / divisor.square()).sum().sqrt()
         x0_gap = gap if call.prediction == "sample" else gap * c.to(dtype)
-        x0_gap = torch.where(keep | torch.isfinite(x0_gap), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
+        x0_gap = torch.where(_counts(x0_gap, keep, call), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
         stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double())), h))
     return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
@@ -124,6 +124,11 @@ def _coefficients(call: FdivArguments, shape: tuple[int, int]) -> tuple[Tensor, 
         levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
     alpha, sigma = levels
     return KINDS[call.prediction].coefficients(alpha, sigma, call.sigma_data)
+
+
+def _counts(v: Tensor, keep: Tensor, call: FdivArguments) -> Tensor:
+    """Where |x-τ| and |c·(f-τ)| take part in their means: masked elements too, unless they are not finite."""
+    return keep if call.kept_only else keep | torch.isfinite(v)
 
 
 def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float | Tensor, dtype: torch.dtype) -> Tensor:

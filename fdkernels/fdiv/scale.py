@@ -15,9 +15,12 @@ class DmdScale:
         eps: in units of x, at least 0.
         floor: of the mean, in units of x, at least 0: trainers that write `clamp(min=1e-5)` in place of `+ eps` are
             `DmdScale(eps=0.0, floor=1e-5)`.
+        kept_only: take the mean over the elements that a mask keeps, not over all (cosmos-framework's rule; with many
+            masked elements the other is a multiple of it); so is `FDivStats.relative_gap`.
 
     Raises:
         ValueError: a number that is not finite, or below 0.
+        TypeError: a kept_only that is no bool.
 
     Source: DMD (arXiv 2311.18828), equation 8.
 
@@ -27,11 +30,14 @@ class DmdScale:
 
     eps: float = 1e-6
     floor: float = 0.0
+    kept_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
             if check_number(name, getattr(self, name)) < 0.0:
                 raise ValueError(f"{name}: expected a number >= 0, got {shown(getattr(self, name))}")
+        if not isinstance(self.kept_only, bool):
+            raise TypeError(f"kept_only: expected a bool, got {shown(self.kept_only)}")
 
 
 DMD = DmdScale()

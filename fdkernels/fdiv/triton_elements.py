@@ -87,12 +87,22 @@ def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _counts(v, keep, KEPT_ONLY: tl.constexpr):
+    """Where |x-τ| and |c·(f-τ)| take part in their means: masked elements too, unless they are not finite."""
+    counts = keep
+    if not KEPT_ONLY:
+        counts = keep | is_finite(v)
+    return counts
+
+
+@triton.jit
 def tile(
     operands, scalars, b, start, end,
-    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
+    TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(m·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked; there, what is not finite
-    counts as 0 in the others too."""
+    """(m·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked, so are the others if not
+    `_counts`."""
     i = start + tl.arange(0, TILE)
     inside = i < end
     tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
@@ -110,8 +120,8 @@ def tile(
     keep = kept_elements(operands.mask, b, i, inside)
     if operands.mask is not None:
         direction = tl.where(keep, direction, 0.0)
-        gap = tl.where(keep | is_finite(gap), gap, 0.0)
-        error = tl.where(keep | is_finite(error), error, 0.0)
+        gap = tl.where(_counts(gap, keep, KEPT_ONLY), gap, 0.0)
+        error = tl.where(_counts(error, keep, KEPT_ONLY), error, 0.0)
     return direction, gap, error, keep
 
 
@@ -121,7 +131,8 @@ CAREFUL: tl.constexpr = tl.constexpr(1024)  # elements at a time where speed is 
 @triton.jit
 def _careful_sums(
     operands, scalars, b, begin, end,
-    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr, DMD: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """(energy, gap, distance, bad) of elements [begin, end), one by one in float64: where a float32 sum overflowed,
     underflowed or met a NaN, this finds out which."""
@@ -146,10 +157,10 @@ def _careful_sums(
             finite = finite & is_finite(multiplier)
             direction = multiplier * gap
         energy += tl.sum(tl.where(keep, direction * direction, 0.0))
-        gaps += tl.sum(tl.where(inside & (keep | is_finite(gap)), tl.abs(gap), 0.0))
+        gaps += tl.sum(tl.where(inside & _counts(gap, keep, KEPT_ONLY), tl.abs(gap), 0.0))
         if WITH_ERROR:
             error = _error(operands, tau, a, c, b, i, inside, tl.float64)
-            distance += tl.sum(tl.where(inside & (keep | is_finite(error)), error, 0.0))
+            distance += tl.sum(tl.where(inside & _counts(error, keep, KEPT_ONLY), error, 0.0))
         if DMD:
             finite = finite & is_finite(load_samples(operands.student, b, i, inside, tl.float64))
             if operands.noisy is not None:
@@ -162,7 +173,8 @@ def _careful_sums(
 @triton.jit
 def checked_sums(
     operands, scalars, b, begin, end, energy, gap, distance, any_kept,
-    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, DMD: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr, DMD: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """The sums of a program in float64, and how many elements were not finite. Healthy data takes the first branch."""
     energy, gap, distance = energy.to(tl.float64), gap.to(tl.float64), distance.to(tl.float64)
@@ -171,16 +183,21 @@ def checked_sums(
     # without energy: f = τ (a fake score that starts as the teacher), or all masked.
     held = is_finite(energy) & is_finite(gap) & is_finite(distance)
     if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
-        energy, gap, distance, bad = _careful_sums(operands, scalars, b, begin, end, KIND, RUN, WITH_ERROR, DMD, WIDE)
+        energy, gap, distance, bad = _careful_sums(
+            operands, scalars, b, begin, end, KIND, RUN, WITH_ERROR, KEPT_ONLY, DMD, WIDE
+        )
     return energy, gap, distance, bad
 
 
 @triton.jit
-def sample_weight(operands, h, distance, bad, b, inside, elements, eps, floor, DMD: tl.constexpr, ZERO: tl.constexpr):
-    """(w_b, whether the sample is non-finite): everything that multiplies a sample's direction. `b` one or a block."""
+def sample_weight(operands, h, distance, bad, b, inside, count, eps, floor, DMD: tl.constexpr, ZERO: tl.constexpr):
+    """(w_b, whether the sample is non-finite): everything that multiplies a sample's direction. `b` one or a block.
+
+    count: of the elements that `distance` adds up.
+    """
     w = h
     if DMD:
-        mean = distance / elements
+        mean = distance / count
         w = w / (tl.where(mean < floor, floor, mean) + eps)  # NaN stays NaN
     nonfinite = bad > 0
     if operands.multiplier is not None:

@@ -100,22 +100,23 @@ def fdiv_fwd_kernel(
     operands, weighting, written, batch, elements,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
-    t_min: tl.float64,
-    t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
     WITH_WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0)
     i = tl.arange(0, TILE)
     scalars = program_scalars(operands, b, guidance_scale, fake_guidance_scale, fixed_alpha, fixed_sigma, sigma_data)
-    direction, gaps, errors, keep = tile(operands, scalars, b, 0, elements, KIND, RUN, WITH_ERROR, TILE, WIDE)
+    direction, gaps, errors, keep = tile(
+        operands, scalars, b, 0, elements, KIND, RUN, WITH_ERROR, KEPT_ONLY, TILE, WIDE
+    )
 
     energy, gap, distance, bad = checked_sums(
         operands, scalars, b, 0, elements,
         tl.sum(direction * direction), tl.sum(gaps), tl.sum(errors), tl.max(keep.to(tl.int32)),
-        KIND, RUN, WITH_ERROR, DMD, WIDE,
+        KIND, RUN, WITH_ERROR, KEPT_ONLY, DMD, WIDE,
     )  # fmt: skip
 
     constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
@@ -130,7 +131,10 @@ def fdiv_fwd_kernel(
         )
         h = tl.sum(tl.where(samples == b, all_h, 0.0))
 
-    w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, elements, eps, floor, DMD, ZERO)
+    counted = elements
+    if KEPT_ONLY:
+        counted = tl.maximum(tl.sum(keep.to(tl.int32)), 1)
+    w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, counted, eps, floor, DMD, ZERO)
     divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = _coefficient(written, w, divisor, b, b < batch, REDUCTION)
     if written.gradient is not None:
@@ -189,11 +193,10 @@ def fdiv_reduce_kernel(
     operands, weighting, written, batch, elements, programs, tiles, chunks,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
-    t_min: tl.float64,
-    t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, SAMPLES: tl.constexpr,
-    BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
+    SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
@@ -206,7 +209,9 @@ def fdiv_reduce_kernel(
     errors = tl.zeros((TILE,), WIDE)
     kept = tl.zeros((TILE,), tl.int32)
     for start in range(begin, end, TILE):
-        direction, gap, error, keep = tile(operands, scalars, b, start, end, KIND, RUN, WITH_ERROR, TILE, WIDE)
+        direction, gap, error, keep = tile(
+            operands, scalars, b, start, end, KIND, RUN, WITH_ERROR, KEPT_ONLY, TILE, WIDE
+        )
         energies += direction * direction
         gaps += gap
         errors += error
@@ -214,7 +219,7 @@ def fdiv_reduce_kernel(
     count = tl.sum(kept)
     energy, gap, distance, bad = checked_sums(
         operands, scalars, b, begin, end,
-        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, KIND, RUN, WITH_ERROR, DMD, WIDE,
+        tl.sum(energies), tl.sum(gaps), tl.sum(errors), count, KIND, RUN, WITH_ERROR, KEPT_ONLY, DMD, WIDE,
     )  # fmt: skip
     at = written.partials + tl.program_id(0)
     field = tl.full((), batch, tl.int64) * programs
@@ -227,7 +232,7 @@ def fdiv_reduce_kernel(
         constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
         _weigh_all(
             operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
-            DIVERGENCE, NORMALIZE, UPDATE, DMD, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
+            DIVERGENCE, NORMALIZE, UPDATE, DMD, KEPT_ONLY, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
         )  # fmt: skip
 
 
@@ -241,8 +246,9 @@ def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
 @triton.jit
 def _weigh_all(
     operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
-    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr, ZERO: tl.constexpr,
-    REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
+    DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr,
+    KEPT_ONLY: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
+    HEADS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """From every program's sums to each sample's coefficient, the loss, the figures and the normalizer's state."""
     zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
@@ -266,7 +272,10 @@ def _weigh_all(
             h = weights(weighting, constants, mean, summary, b, inside, NORMALIZE, DIVERGENCE, SAMPLES, BINS, HEADS)
         sample_distance = _pieces(written, 2, b, batch, programs, SAMPLES, PIECES)
         bad = _pieces(written, 3, b, batch, programs, SAMPLES, PIECES)
-        w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, elements, eps, floor, DMD, ZERO)
+        counted = elements
+        if KEPT_ONLY:
+            counted = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
+        w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, counted, eps, floor, DMD, ZERO)
         divisor = tl.full((SAMPLES,), 1.0, tl.float64)
         if REDUCTION == "none":
             divisor = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
@@ -318,5 +327,5 @@ def fdiv_apply_kernel(
     row = written.gradient + b.to(tl.int64) * elements
     for start in range(begin, end, TILE):
         i = start + tl.arange(0, TILE)
-        direction, _, _, keep = tile(operands, scalars, b, start, end, KIND, RUN, False, TILE, WIDE)
+        direction, _, _, keep = tile(operands, scalars, b, start, end, KIND, RUN, False, False, TILE, WIDE)
         tl.store(row + i, scaled_direction(direction, coefficient, keep, WIDE), mask=i < end)

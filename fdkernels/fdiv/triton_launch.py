@@ -103,7 +103,8 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     numbers = (*element_numbers, call.eps, call.floor, *_weight_numbers(weighting, weight_operands.bins))
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
-        "WITH_ERROR": call.dmd_scale or call.with_stats, "KIND": call.prediction,
+        "WITH_ERROR": call.dmd_scale or call.with_stats,
+        "KEPT_ONLY": call.kept_only and call.mask.entries is not None, "KIND": call.prediction,
         "RUN": shared_levels(operands.alpha, operands.sigma, call.teacher),
         "SAMPLES": spread.samples, "BINS": next_power_of_2(weight_operands.bins), "HEADS": spread.heads,
         "TILE": spread.tile, "WIDE": wide, "num_warps": spread.num_warps,

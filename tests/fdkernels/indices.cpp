@@ -1,6 +1,6 @@
 // The CUDA kernels' index arithmetic, for test_indices.py.
 #include "core/share.h"
-#include "fdkernels/tables.h"
+#include "core/tables.h"
 
 using namespace fdkernels;
 

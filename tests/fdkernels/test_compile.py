@@ -120,7 +120,7 @@ def raw_arguments(dtype=torch.float32, **changes):
         fake_uncond=None, guidance_scale=2.0, fake_guidance_scale=1.0, noisy=case.student + 0.3, prediction="epsilon",
         alpha=Table(0.2 + torch.rand(4, 1, dtype=torch.float64), 90), sigma=Table(torch.rand(4, 1), 90),
         fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, floor=0.1,
-        multiplier=Table(), mask=Table(torch.rand(4, 90) < 0.7, 1), zero_nonfinite=False,
+        kept_only=True, multiplier=Table(), mask=Table(torch.rand(4, 90) < 0.7, 1), zero_nonfinite=False,
         reduction="mean", divisor=None, with_grad=True, with_stats=True, weighting=weighting,
     )  # fmt: skip
     return FdivArguments(*map(place, call._replace(**changes)))

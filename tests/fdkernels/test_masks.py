@@ -7,6 +7,7 @@ import fdkernels as fdk
 from tests import device
 from tests.cases import make
 from tests.device import on_device
+from tests.fdkernels import test_stats
 
 pytestmark = pytest.mark.contract("masks")
 
@@ -92,6 +93,24 @@ def test_rows_with_a_stride_of_their_own(backend, reduction):
         wide = 0.1 + torch.rand(8, 5, 1, 1, 1, generator=torch.Generator().manual_seed(4))
         for table in (wide[:4, :1], wide[::2, 1:4], wide[3:4, 1:4]):
             case.but(multiplier=table).check(backend)
+
+
+@pytest.mark.parametrize("reduction", ("mean", "none"))
+@pytest.mark.parametrize("shape", ((4, 3, 2, 6, 5), (4, 3, 2, 8, 9)), ids=("short frames", "long frames"))
+def test_kept_only(backend, shape, reduction):
+    """The dmd mean of kept elements alone, and the gap's beside it."""
+    case = make(shape, heads=None, reduction=reduction, scale=fdk.DmdScale(kept_only=True))
+    for size in (shape[:1], shape[:2], (1, 1, *shape[2:]), shape):
+        mask = random_mask(size)
+        mask.view(-1)[0] = False
+        masked = case.but(mask=mask)
+        masked.check(backend)
+        test_stats.check(masked, backend)
+    assert not torch.equal(masked.run(backend).grad, masked.but(scale="dmd").run(backend).grad)
+    noisy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    masked.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=torch.linspace(0.1, 0.9, 4))).check(backend)
+    case.but(mask=torch.zeros(4, dtype=torch.bool)).check(backend)
+    case.check(backend)
 
 
 def test_mask_with_channels_last(backend):

@@ -333,6 +333,7 @@ def test_counts_that_would_overflow():
 def options_of(call):
     """A raw op's arguments as `plan` takes them."""
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+    weighting = call.weighting
     return {
         "student": names[call.student.dtype],
         "prediction": names[call.teacher.dtype],
@@ -340,11 +341,11 @@ def options_of(call):
         "noisy": None if call.noisy is None else names[call.noisy.dtype],
         "guidance": call.teacher_uncond is not None,
         "fake_guidance": call.fake_uncond is not None,
-        "coefficients": call.c is not None,
-        "scale": 0 if call.scale is None else call.scale.shape[1],
-        "mask": None if call.mask is None else tuple(call.mask.shape),
-        "heads": 0 if call.logits is None else call.logits[0].numel(),
-        "bins": 0 if call.ratio_mean is None else len(call.ratio_mean),
+        "coefficients": call.prediction != "sample",
+        "scale": 0 if call.multiplier.entries is None else call.multiplier.entries.shape[1],
+        "mask": None if call.mask.entries is None else tuple(call.mask.entries.shape),
+        "heads": 0 if weighting.logits is None else weighting.logits[0].numel(),
+        "bins": 0 if weighting.ratio_mean is None else len(weighting.ratio_mean),
         "dmd_scale": call.dmd_scale,
         "with_stats": call.with_stats,
         "with_grad": call.with_grad,
@@ -361,8 +362,10 @@ def loads_of(call):
     predictions = {v.dtype for v in call.images() if v is not call.student and v is not call.noisy}
     if len(students) > 1 or len(predictions) > 1 or (students != predictions and predictions != {torch.float32}):
         return "any_f32", True, 4
-    tables = (call.c, call.mask, call.noisy, call.teacher_uncond, call.fake_uncond)
-    general = any(v is not None for v in tables) or (call.scale is not None and call.scale.shape[1] > 1)
+    more = (call.mask.entries, call.noisy, call.teacher_uncond, call.fake_uncond)
+    multiplier = call.multiplier.entries
+    general = call.prediction != "sample" or any(v is not None for v in more)
+    general = general or (multiplier is not None and multiplier.shape[1] > 1)
     name, same = names[call.student.dtype], students == predictions
     return name if same else f"{name}_f32", general, 8 if same and name != "f32" else 4
 

@@ -46,7 +46,9 @@ def cases(draw):
         case = case.but(mask=torch.rand(broadcast, generator=generator) < 0.7)
     if draw(st.booleans()):
         case = case.but(multiplier=torch.rand(broadcast, generator=generator) + 0.1)
-    case = case.but(scale=draw(st.sampled_from((None, *map(fdk.DmdScale, (0.0, 1e-6, 0.1), (0.0, 0.0, 0.4))))))
+    case = case.but(
+        scale=draw(st.sampled_from((None, *map(fdk.DmdScale, (0.0, 1e-6, 0.1), (0.0, 0.0, 0.4), (False, True, False)))))
+    )
     kind = draw(st.sampled_from((None, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine")))
     if kind:
         angle = 0.1 + 1.3 * torch.rand(shape[0], generator=generator, dtype=torch.float64)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
-from fdkernels._op.views import as_table, broadcastable
+from fdkernels._op.views import as_table
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
 from tools.gpu_check.stage import PLAN
 
 # Backends with kernels for GPUs: every test here runs on each.
 KERNELS = ("native", "triton")
-SCALE = {"native": "scale_kernel", "triton": "fdiv_bwd_kernel"}  # the kernel of a backward
+SCALE = {"native": "scale_kernel", "triton": "scale_kernel"}  # the kernel of a backward
 
 PRACTICE = {
     "CIFAR": (64, 3, 32, 32),
@@ -84,7 +84,7 @@ READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID
 
 OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence", "count")
 EVERY_OPTION = (
-    *OPTIONS, "unequal bins", "eval", "scale per row", "no scale", "flow per channel", "epsilon, guided twice", "sum",
+    *OPTIONS, "unequal bins", "eval", "multiplier per row", "no scale", "flow per channel", "epsilon, guided twice", "sum",
     "a bad sample", "a dropped sample",
 )  # fmt: skip
 
@@ -119,8 +119,8 @@ def make_batch(
         changes = {"mask": mask, "count": (2 * mask.sum()).float()}  # half of a step; kernels read it on the device
     elif option == "mask per row":
         changes = {"mask": uniform(shape[0], 1, shape[2], *rest) < 0.7}
-    elif option == "scale per row":
-        changes = {"scale": 0.1 + uniform(shape[0], 1, shape[2], *rest)}
+    elif option == "multiplier per row":
+        changes = {"multiplier": 0.1 + uniform(shape[0], 1, shape[2], *rest)}
     elif option == "no scale":
         changes = {"scale": None}
     elif option == "edm, guided":
@@ -171,12 +171,12 @@ def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
     limits = limits or devices.present(0)
     options, student = case.options, case.student
     prediction, state = options.get("prediction"), options.get("normalizer")
-    is_dmd = isinstance(options.get("scale", "dmd"), str)
+    is_dmd = options.get("scale", "dmd") is not None
     # A divergence of one's own is weighed in PyTorch.
     logits = None if isinstance(options.get("divergence"), fdk.Divergence) else case.logits
 
     def table(name: str) -> tuple[int, ...]:
-        return tuple(as_table(broadcastable(name, options[name], student), None, student.shape)[0].shape)
+        return tuple(as_table(name, options[name], student, None).entries.shape)
 
     return _core.plan(
         student.shape[0],
@@ -189,7 +189,7 @@ def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
         guidance="teacher_uncond" in options,
         fake_guidance="fake_uncond" in options,
         coefficients=prediction is not None,
-        scale=table("scale")[1] if isinstance(options.get("scale"), Tensor) else 0,
+        scale=table("multiplier")[1] if "multiplier" in options else 0,
         mask=table("mask") if "mask" in options else None,
         heads=0 if logits is None else logits.reshape(len(logits), -1).shape[1],
         bins=0 if logits is None or state is None else state.mean.numel(),
@@ -201,7 +201,7 @@ def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
 
 def kernel_name(name: str) -> str:
     """Of our own kernels the function's name alone; a profiler gives C++ ones mangled or with their whole types."""
-    found = re.search(r"fdiv_[a-z]+_kernel", name)
+    found = re.search(r"(fdiv_[a-z]+|scale)_kernel", name)
     return found[0] if found else name
 
 

@@ -78,7 +78,7 @@ def test_reductions_under_an_upstream(backend, plan, dtype, reduction):
 
 
 def test_figures(backend, plan):
-    for option in ("normalizer", "mask", "scale per row", "flow per channel", "none", "weight"):
+    for option in ("normalizer", "mask", "multiplier per row", "flow per channel", "none", "weight"):
         case = make_batch((5, 3, 4, 6, 7), FP32, option)
         assert_stats(case.run(backend, stats=True).stats, case.expected())
 
@@ -87,7 +87,7 @@ def test_figures(backend, plan):
 def test_squares_that_float32_cannot_hold(backend, plan, size):
     case = make_batch((5, 3, 4, 6, 7), FP32, "plain")
     scaled = {name: getattr(case, name) * size for name in ("student", "teacher", "fake")}
-    case.but(**scaled, eps=0.0).check(backend)
+    case.but(**scaled, scale=fdk.DmdScale(0.0)).check(backend)
 
 
 @pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
@@ -107,7 +107,7 @@ FOLLOWED = {
     "CIFAR, plain": (PRACTICE["CIFAR"], FP32, "plain"),
     "SDXL": (PRACTICE["SDXL"], BF16, "normalizer"),
     "SDXL, fp16": (PRACTICE["SDXL"], FP16, "none"),
-    "SDXL, a scale": (PRACTICE["SDXL"], FP32, "scale per row"),
+    "SDXL, a multiplier": (PRACTICE["SDXL"], FP32, "multiplier per row"),
     "Wan": (PRACTICE["Wan"], BF16, "weight"),
     "pixels": (PRACTICE["pixels"], BF16, "unequal bins"),
     "guided": (PRACTICE["SD1.5"], BF16, "edm, guided"),
@@ -141,8 +141,7 @@ def test_the_launch_follows_the_plan(backend, name, allowed, device_work, monkey
             case.call(backend, student)
         return
     case.call(backend, student)
-    # A Prediction's coefficients are PyTorch's work.
-    *before, flagship = (w for w in device_work(lambda: case.call(backend, student)) if w.name.startswith("fdiv_"))
+    *before, flagship = device_work(lambda: case.call(backend, student))  # all of it is ours, predictions included
     counting = ["fdiv_count_kernel"] * plan["count_first"]
     weighing = {0: (), 1: WEIGH_ONE, 3: WEIGH}[plan["launches"] - 1 - len(counting)]
     expected = [*weighing, *counting]

@@ -108,12 +108,16 @@ T direction(const Block<T>& block, int i) {
 }
 
 template <class T>
-Sums reduce_entries(Error error, const Block<T>& block, int count) {
+Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_only) {
+  const auto counts = [&](int i) { return !kept_only || block.keep[i]; };
   return with_error(error, [&]<Error kError>() {
     return sum<T>(
-        count, [&](int i) { return direction<T, kError != Error::of_x0>(block, i); },
+        count, [&](int i) { return counts(i) ? direction<T, kError != Error::of_x0>(block, i) : T(0); },
         [&](int i, T gap) { return block.keep[i] ? block.multiplier[i] * gap : T(0); },
-        [&](int i) { return error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i); });
+        [&](int i) {
+          const auto e = error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i);
+          return counts(i) ? e : decltype(e)(0);
+        });
   });
 }
 
@@ -138,7 +142,7 @@ Sums reduce_carefully(const Problem& p, int64_t b, int64_t begin, const Block<T>
     e.c = own.c, e.multiplier = own.multiplier, e.keep = own.keep;
     if (read_x) e.x = block.x[i];
     if (read_x && p.noisy.data != nullptr) e.a = own.a, e.noisy = block.noisy[i];
-    add_carefully(sums, e, read_x, p.dmd_scale);
+    add_carefully(sums, e, p, read_x);
   }
   return sums;
 }
@@ -176,10 +180,11 @@ Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
       const double factor = run.multiplier * run.c;
       sums.energy *= run.keep ? factor * factor : 0.0;
       sums.gap *= magnitude(run.c);
+      if (!run.keep && p.kept_only) sums.gap = sums.distance = 0;
       trusted = trusted && is_finite(sums.energy) && is_finite(sums.gap);
     } else {
       load_tables(p, b, at, n, error != Error::unread, block);
-      sums = reduce_entries(error, block, n);
+      sums = reduce_entries(error, block, n, p.kept_only);
       const bool masked = std::memchr(block.keep, 1, n) == nullptr;
       trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
     }

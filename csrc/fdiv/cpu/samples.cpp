@@ -66,12 +66,12 @@ class Batch {
         sums_(problem.batch),
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {
-    if (p_.reduction == Reduction::sum) return;
-    if (count != 0) {
-      std::fill(divisor_.begin(), divisor_.end(), count);
-      return;
-    }
+    const bool divides = p_.reduction != Reduction::sum && count == 0;
+    if (count != 0) std::fill(divisor_.begin(), divisor_.end(), count);
+    if (!divides && !p_.kept_only) return;
     const std::vector<double> kept = count_kept(p_, threads_);
+    for (int64_t b = 0; b < p_.batch; ++b) sums_[b].kept = kept[b];
+    if (!divides) return;
     double total = 0;
     for (const double each : kept) total += each;
     for (int64_t b = 0; b < p_.batch; ++b) {

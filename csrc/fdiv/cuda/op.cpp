@@ -119,6 +119,8 @@ void warn_of_refusal(int64_t blocks) {
   static_cast<void>(warned);
 }
 
+const cuda::ClusterKernel asked{reinterpret_cast<const void*>(cuda::cluster_kernel(Loads::bf16, false))};
+
 // ---- the ops
 
 // t, and the ratio's state and options, of either list; the values live as long as what the call holds of them.
