@@ -102,7 +102,8 @@ def fdiv_fwd_kernel(
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
     t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
+    KEPT_ONLY: tl.constexpr,
     WITH_WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +196,8 @@ def fdiv_reduce_kernel(
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
     t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
-    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
+    DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
+    KEPT_ONLY: tl.constexpr,
     SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip

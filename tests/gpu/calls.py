@@ -84,8 +84,8 @@ READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID
 
 OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence", "count")
 EVERY_OPTION = (
-    *OPTIONS, "unequal bins", "eval", "multiplier per row", "no scale", "flow per channel", "epsilon, guided twice", "sum",
-    "a bad sample", "a dropped sample",
+    *OPTIONS, "unequal bins", "eval", "multiplier per row", "no scale", "flow per channel", "epsilon, guided twice",
+    "sum", "a bad sample", "a dropped sample",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import fdkernels as fdk
 from tests.cases import assert_stats, make, normalizer, same_bits
 from tests.gpu.calls import (
     CLUSTER,
