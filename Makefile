@@ -59,7 +59,7 @@ bench: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 readme-figures: $(VENV)/.stamp-build
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.report.figures
 
 build: $(VENV)/.stamp-build
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import math
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -14,37 +17,25 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import comparisons, terminal
-from benchmarks.formulas import FORMULAS, OPS
-from benchmarks.measure import Options, Skipped
-from benchmarks.run import run
-from benchmarks.setting import setting_of_run, why_no_measurement
-from benchmarks.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
-from benchmarks.timing import FEWEST_FOR_AN_INTERVAL
-from benchmarks.variants import COMPILE_MODES, MODES
+from benchmarks.cases.formulas import FORMULAS, OPS
+from benchmarks.cases.setting import setting_of_run, why_no_measurement
+from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
+from benchmarks.cases.variants import COMPILE_MODES, MODES
+from benchmarks.measure.rows import Options, Skipped
+from benchmarks.measure.run import run
+from benchmarks.measure.timing import FEWEST_FOR_AN_INTERVAL
+from benchmarks.report import comparisons, terminal
+from benchmarks.report.reading import Report, load
 from fdkernels import backends, printing
 from fdkernels._op.checks import did_you_mean
 
-# (formulas, shapes, dtypes), the most telling first, for whoever names nothing.
-Named = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-QUICK: dict[str, tuple[Named, ...]] = {
-    "cpu": (
-        (("fastgen",), ("cifar", "pixels512", "wan2"), ("fp32", "bf16")),
-        (("weight",), ("cifar",), ("fp32",)),
-        (("dmd2_latent",), ("sdxl",), ("fp32",)),
-        (("self_forcing",), ("wan",), ("bf16",)),
-        (("dmd2_pixel",), ("imagenet64",), ("fp32",)),
-        (("fastgen_scaled",), ("wan2",), ("bf16",)),
-        (("dmd2_pixel", "dmd2_latent"), ("tiny",), ("fp32",)),
-    ),
-    "cuda": (
-        (("fastgen",), ("cifar", "pixels512_large", "sdxl", "wan", "cifar_large"), ("bf16", "fp32")),
-        (("self_forcing",), ("wan", "wan_large"), ("bf16",)),
-        (("dmd2_latent",), ("sdxl", "sdxl_large"), ("bf16",)),
-        (("weight",), ("cifar", "cifar_large"), ("fp32",)),
-        (("dmd2_pixel",), ("imagenet64", "pixels1024_large"), ("fp32",)),
-        (("fastgen_scaled",), ("cifar", "pixels512_large"), ("bf16",)),
-    ),
+# Formulas, shapes and dtypes for whoever names nothing, the most telling first.
+QUICK = {
+    "cpu": "fastgen cifar,pixels512,wan2 fp32,bf16; weight cifar fp32; dmd2_latent sdxl fp32; self_forcing wan bf16;"
+    " dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16; dmd2_pixel,dmd2_latent tiny fp32",
+    "cuda": "fastgen cifar,pixels512_large,sdxl,wan,cifar_large bf16,fp32; self_forcing wan,wan_large bf16;"
+    " dmd2_latent sdxl,sdxl_large bf16; weight cifar,cifar_large fp32; dmd2_pixel imagenet64,pixels1024_large fp32;"
+    " fastgen_scaled cifar,pixels512_large bf16",
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
@@ -64,10 +55,8 @@ exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) i
 3 where nothing is worse, but --compare found no times to compare: no row in common, another machine, other work on the
 machine in one of the runs, more threads than cores; 2 for a bad argument; 130 after Ctrl-C.
 """
-# Options that say where to write, not what is measured: they are left out of the report. Those with one value each.
-WHERE = ("--json", "--html", "--tolerance")
-
-NamedShape = tuple[str, tuple[int, ...]]
+# Options that say where to write, not what is measured.
+WHERE = re.compile(r" --(?:json|html|tolerance)[ =]('[^']*'|\S)+| --compare(?:[ =](?!--)('[^']*'|\S)+)+")
 
 
 def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -83,15 +72,14 @@ def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def shapes(text: str) -> list[NamedShape]:
+def shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
     """Names, or one shape's sizes."""
     parts = text.replace("x", ",").split(",") if text[:1].isdecimal() else text.split(",")
     if parts[0][:1].isdecimal():
         sizes = tuple(int(part) if part.isdecimal() else 0 for part in parts)
         if len(sizes) < 2 or min(sizes) < 1:
-            raise argparse.ArgumentTypeError(
-                f"expected two sizes or more, of at least 1, as in 8,4,128,128; got {text!r}"
-            )
+            what = "expected two sizes or more, of at least 1, as in 8,4,128,128"
+            raise argparse.ArgumentTypeError(f"{what}; got {text!r}")
         return [(",".join(map(str, sizes)), sizes)]
     named = choice_of("shape", (*SHAPES, *GROUPS))(text)
     names = [name for each in named for name in GROUPS.get(each, (each,))]
@@ -160,13 +148,13 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
     if baselines and "fused_fdiv_loss" not in (ops or OPS):
         error(f"--baseline: the peers of {ops[0]} are fixed")
     found: list[Case] = []
+    quick = [[names.split(",") for names in line.split()] for line in QUICK[device].split(";")]
     if given.shapes is None and given.dtype is None and not baselines:
-        for formula_names, shape_names, dtypes in QUICK[device]:
+        for formula_names, shape_names, dtypes in quick:
             chosen = [FORMULAS[name] for name in formula_names if not ops or FORMULAS[name].op in ops]
             found += [f.case(s, SHAPES[s].sizes, d) for f in chosen for s in shape_names for d in dtypes]
         return found
-    quick_names = [name for _, names, _ in QUICK[device] for name in names]
-    shape_list = flat(given.shapes) or flat([shapes(name) for name in quick_names])
+    shape_list = flat(given.shapes) or flat([shapes(",".join(names)) for _, names, _ in quick])
     for name, formula in FORMULAS.items():
         if (ops and formula.op not in ops) or (baselines and name not in peers):
             continue
@@ -177,7 +165,7 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
                     error(f"--shapes {shape_name}: {why_not}")
                 continue
             natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
-            if name in peers or (not peers and (formula.op == "fdiv_weight" or name in natural)):
+            if name in peers or (not peers and (not formula.images or name in natural)):
                 found += [formula.case(shape_name, sizes, dtype) for dtype in flat(given.dtype) or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))
 
@@ -195,47 +183,33 @@ def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], N
 
 def command(arguments: Sequence[str]) -> str:
     """What was measured, as a command, without the files it wrote."""
-    kept: list[str] = []
-    left_out = 0  # how many of the next values belong to an option that is left out
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, _ = argument.partition("=")
-            left_out = len(arguments) if name == "--compare" else 1 if name in WHERE and not equals else 0
-            if name in (*WHERE, "--compare"):
-                continue
-        elif left_out:
-            left_out -= 1
-            continue
-        kept.append(argument)
-    return shlex.join(["python", "-m", "benchmarks", *kept])
+    return WHERE.sub("", shlex.join(["python", "-m", "benchmarks", *arguments]))
 
 
-def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> list[comparisons.Report]:
+def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> list[Report]:
     """The reports of --compare, and that the others can be written, before minutes are spent."""
     for name, path in (("--json", given.json), ("--html", given.html)):
         if path is not None and not path.parent.is_dir():
             error(f"{name} {path}: there is no folder {path.parent}")
         if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
             error(f"{name} {path}: {'is a folder' if path.is_dir() else 'cannot be written'}")
-    if given.html is not None:
+    for package in ("jinja2", "matplotlib") if given.html is not None else ():
         try:
-            import jinja2  # noqa: F401
+            importlib.import_module(package)
         except ImportError as failure:
-            error(f"--html: {failure}: pip install jinja2")
+            error(f"--html: {failure}: pip install {package}")
     if len(given.compare or ()) > 2:
         error(f"--compare: expected OLD.json or OLD.json NEW.json, got {len(given.compare)} files")
     try:
-        return [comparisons.load(path) for path in given.compare or ()]
+        return [load(path) for path in given.compare or ()]
     except ValueError as failure:
         error(f"--compare: {failure}")
 
 
-def finish(
-    report: comparisons.Report, given: argparse.Namespace, old: comparisons.Report | None, say: Callable[[str], object]
-) -> int:
+def finish(report: Report, given: argparse.Namespace, old: Report | None, say: Callable[[str], object]) -> int:
     """Write the page, compare, and tell the exit code."""
     if given.html is not None:
-        from benchmarks import page
+        from benchmarks.report import page
 
         page.write(report, given.html)
     faults = faults_of(report)
@@ -250,41 +224,12 @@ def finish(
     return 0 if verdict.times_compared else NOT_COMPARED
 
 
-def faults_of(report: comparisons.Report) -> list[str]:
+def faults_of(report: Report) -> list[str]:
     ours = [row for row in report["rows"] if row["ours"]]
-    return [
-        *(
-            f"is wrong: {row['variant']}, {row['shape_name']} {row['dtype']}: {row['wrong_because']}"
-            for row in ours
-            if row["wrong"]
-        ),
-        *(f"failed: {s['what']}: {s['why']}" for s in report["skipped"] if s["kind"] == "failed" and s["ours"]),
-        *([] if ours else ["was not measured"]),
-    ]
-
-
-def check_alone(arguments: Sequence[str], ops: Sequence[str], error: Callable[[str], NoReturn]) -> None:
-    """That OLD NEW of --compare comes without what a run would need."""
-    options = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
-    for name in (*ops, *options):
-        if name not in ("--compare", "--tolerance", "--html"):
-            error(f"{name}: expected a run, but --compare OLD NEW makes none")
-
-
-class Output:
-    """Prints, until what reads it has gone (`python -m benchmarks | head`): then a run goes on for its files alone, and
-    for --compare's exit code."""
-
-    def __init__(self, goes_on: bool) -> None:
-        self.goes_on = goes_on
-
-    def __call__(self, text: str) -> None:
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            if not self.goes_on:
-                raise
+    wrong = [f"{r['variant']}, {r['shape_name']} {r['dtype']}: {r['wrong_because']}" for r in ours if r["wrong"]]
+    failed = [f"{s['what']}: {s['why']}" for s in report["skipped"] if s["kind"] == "failed" and s["ours"]]
+    missing = [] if ours else ["was not measured"]
+    return [*(f"is wrong: {text}" for text in wrong), *(f"failed: {text}" for text in failed), *missing]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -293,9 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     given = parser.parse_args(arguments)
     old = check_files(given, parser.error)
-    say = Output(goes_on=any((given.json, given.html, given.compare)))
+    say = functools.partial(print, flush=True)
     if len(old) == 2:
-        check_alone(arguments, flat(given.ops), parser.error)
+        for name, value in vars(parser.parse_args([])).items():
+            if name not in ("compare", "tolerance", "html") and getattr(given, name) != value:
+                parser.error(f"{name}: expected a run, but --compare OLD NEW makes none")
         return finish(old[1], given, old[0], say)
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -311,25 +258,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if alone and given.mode:
         parser.error("--mode: expected a baseline, but --baseline is none")
     modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or DEFAULT_MODES[device]]
-    options = Options(
-        device, backends_of(given, device, parser.error), modes,
-        given.rounds or (40 if device == "cpu" else 30), given.case_seconds,
-    )  # fmt: skip
+    rounds = given.rounds or (40 if device == "cpu" else 30)
+    options = Options(device, backends_of(given, device, parser.error), modes, rounds, given.case_seconds)
     quick = given.shapes is None and given.dtype is None and given.baseline is None
     seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if quick else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
     here = setting_of_run(device, command(arguments), compile_modes)
     say(introduction(here, len(cases)))
-    missing = [] if given.backend else missing_kernels(device)
+    why_not = {name: None if given.backend else backends.unavailable(name, device) for name in KERNELS[device]}
+    missing = [Skipped(name, f"unavailable: {why}", "unavailable") for name, why in why_not.items() if why]
     for each in missing:
         say(f"without {each.what}: {each.why}")
     report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=missing, say=say)
-    stopped = any(each["kind"] == "stopped" for each in report["skipped"])
     for each in report["skipped"]:
         say(f"skipped {each['what']}: {each['why']}")
     say("\n".join(["", *terminal.summary(report["comparisons"]), *test_run(report["setting"])]))
     code = finish(report, given, old[0] if old else None, say)
-    return INTERRUPTED if stopped else code
+    return INTERRUPTED if any(each["kind"] == "stopped" for each in report["skipped"]) else code
 
 
 def test_run(here: dict[str, Any]) -> list[str]:
@@ -337,20 +282,11 @@ def test_run(here: dict[str, Any]) -> list[str]:
     return [f"Take these figures for a test run, not for a measurement: {why}."] if why else []
 
 
-def missing_kernels(device: str) -> list[Skipped]:
-    why_not = {name: backends.unavailable(name, device) for name in KERNELS[device]}
-    return [Skipped(name, f"unavailable: {why}", "unavailable") for name, why in why_not.items() if why]
-
-
 def introduction(here: dict[str, Any], count: int) -> str:
     names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit")
-    lines = [", ".join(f"{name.replace('_', ' ')} {here[name]}" for name in names if here.get(name) is not None)]
-    lines += test_run(here)
-    lines.append(
-        f"{count} cases, forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant,"
-        " with its interval"
-    )
-    return "\n".join(lines)
+    said = ", ".join(f"{name} {here[name]}" for name in names if here.get(name) is not None)
+    what = "forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant, in brackets"
+    return "\n".join([said, *test_run(here), f"{count} cases, {what} its interval"])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""The reports that page and figures are tested with."""
+"""The reports that page, charts and figures are tested with."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import page
-from benchmarks.comparisons import Report
-from tests.benchmarks.reading import Element, read
-from tests.benchmarks.synthetic import REPORTS
+from benchmarks.report import figures
+from benchmarks.report.reading import Report
+from tests.benchmarks.made_up import report as made_up
+
+REPORTS = {"made-up cpu": made_up("cpu"), "made-up cuda": made_up("cuda")}
+REPORTS |= {path.stem: report for path, report in figures.reports(figures.RESULTS).items()}
 
 
 @pytest.fixture(scope="module", params=REPORTS)
 def report(request: pytest.FixtureRequest) -> Report:
     return REPORTS[request.param]
-
-
-@pytest.fixture(scope="module")
-def tree(report: Report) -> Element:
-    return read(page.render(report))

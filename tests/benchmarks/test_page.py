@@ -1,270 +1,204 @@
-"""Every number on the benchmark's page is the report's; the page needs no network, no scripts and no colours."""
+"""Every number on the benchmark's page is the report's, at the path that it names; what is drawn lies where the report
+says, and leads to its row."""
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 import statistics
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks import page, shown
-from tests.benchmarks.reading import Element, agrees, embedded, read, row_of, source_value
-from tests.benchmarks.synthetic import REPORTS, one_row, synthetic
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report import charts, page, shown
+from benchmarks.report.shown import COLOURS, MARKS, mark
+from tests.benchmarks.conftest import REPORTS
+from tests.benchmarks.made_up import agrees, number_of
 
 Report = dict[str, Any]
 
 
-def test_the_report_is_embedded(tree: Element, report: Report) -> None:
-    assert embedded(tree) == report
+def row_of(report: Report, c: Report, which: str) -> int:
+    case = ("op", "shape_name", "dtype", "formula")
+    fits = (row["variant"] == c[which] and all(row[key] == c[key] for key in case) for row in report["rows"])
+    (i,) = (i for i, here in enumerate(fits) if here)
+    return i
 
 
-def test_every_number_shown_is_the_reports(tree: Element, report: Report) -> None:
-    assert len(tree.sourced) > 10 * len(report["rows"])
-    for source, text in tree.sourced:
-        value = source_value(report, source)
-        assert agrees(text, value, source), f"{source}: {text!r}, {value!r}"
+def value_at(report: Report, path: str) -> Any:
+    found: Any = report
+    for key in path.split("/"):
+        found = found[int(key)] if isinstance(found, list) else found[key]
+    return found
 
 
-def test_no_number_is_without_source(tree: Element) -> None:
-    for element in tree.all():
-        if element.tag in ("script", "style") or any("tick" in each.classes for each in element.within()):
-            continue
-        if any("data-from" in each.attributes for each in element.within()):
-            continue
-        texts = [child for child in element.children if isinstance(child, str)]
-        texts += [element.get(name) for name in ("aria-label", "title", "placeholder", "data-label", "alt")]
-        assert not [text for text in texts if re.search(r"\d", text)], element
+def sourced(text: str) -> list[tuple[str, str]]:
+    """(path, text) of each figure."""
+    found = re.findall(r'<span data-from="([^"]*)">([^<]*)</span>', text)
+    return [(html.unescape(path), html.unescape(shown)) for path, shown in found]
 
 
-def test_what_belongs_to_a_row_comes_from_it(tree: Element, report: Report) -> None:
-    for element in tree.all(having="data-from"):
-        around = (each for each in element.within() if {"data-row", "data-comparison"} & set(each.attributes))
-        where = next(around, None)
-        if where is None:
-            continue
-        rows = [where.get("data-row")]
-        if "data-comparison" in where.attributes:
-            comparison = report["comparisons"][int(where["data-comparison"])]
-            rows = [str(row_of(report, comparison, which)) for which in ("ours", "other")]
-            assert all(line["data-row"] == rows[1] for line in around)
-        allowed = tuple(f"rows/{row}/" for row in rows) + (f"comparisons/{where.get('data-comparison')}/",)
-        for part in re.split(r" \| | over ", element["data-from"]):
-            assert part.removeprefix("product ").startswith(allowed), (part, where)
+@pytest.fixture(scope="module")
+def text(report: Report) -> str:
+    return page.render(report)
 
 
-def test_the_table_sorts_by_what_it_shows(tree: Element, report: Report) -> None:
-    (table,) = tree.all("table", having="id")
-    head, *lines = table.all("tr")
-    titles = [each.text.strip() for each in head.all("th")]
-    keys = {column.title: column.key for column in (page.TIME, *page.COLUMNS)}
-    assert [int(line["data-row"]) for line in lines] == list(range(len(report["rows"])))
-    for line in lines:
-        row = report["rows"][int(line["data-row"])]
-        cells = [child for child in line.children if isinstance(child, Element)]
-        assert cells[0]["data-value"] == row["variant"]
-        for title, cell in zip(titles[1:], cells[1:], strict=True):
-            if title.endswith(" is"):
-                place = cell.get("data-comparison")
-                found = report["comparisons"][int(place)] if place else {"ratio": None}
-                assert not place or title in ("ours is", f"{found['ours']} is")
-                assert cell["data-value"] == ("" if found["ratio"] is None else str(found["ratio"]))
-                continue
-            assert cell["data-column"] == keys[title]
-            first, _ = cell.sourced[0]
-            assert f"rows/{line['data-row']}/{keys[title]}" in first
-            value = source_value(report, first)
-            assert cell["data-value"] == ("" if value is None else str(value))
+def test_every_number_shown_is_the_reports_and_has_its_path(text: str, report: Report) -> None:
+    assert len(sourced(text)) > 10 * len(report["rows"])
+    for path, said in sourced(text):
+        value = value_at(report, path)
+        if isinstance(value, list):
+            assert said in ("×".join(map(str, value)), ", ".join(map(str, value)))
+        elif isinstance(value, bool) or value is None:
+            assert said == {True: "yes", False: "no", None: "–"}[value]
+        elif isinstance(value, str):
+            mode = value.replace("compile default", "compile").replace("compile max-autotune-no-cuda", "max-autotune")
+            assert said in (value, mode.removesuffix("graphs"), value[:10], value[:7], value[:7] + "-dirty")
+        else:
+            assert agrees(said, value), (path, said, value)
+    rest = re.sub(r'(?s)<(svg|script|style)\b.*?</\1>|<dt>.*?</dt>|<span data-from="[^"]*">[^<]*</span>', "", text)
+    rest = re.sub(r'<span class="note [\w-]+">\W* \d+ (slower|no difference|wrong)</span>', "", rest)
+    found = re.search(r".*\d.*", html.unescape(re.sub(r"(?s)<[^>]*>", "", rest)))
+    assert not found, found
 
 
-def test_nothing_of_the_report_is_left_out(tree: Element, report: Report) -> None:
-    places = {part for source, _ in tree.sourced for part in re.split(" over |product ", source)}
-    assert {f"ceiling/{key}" for key in report["ceiling"]} <= places
-    assert {f"setting/{key}" for key, value in report["setting"].items() if not isinstance(value, dict)} <= places
-    assert {f"method/{i}" for i in range(len(report.get("method", ())))} <= places
-    assert {f"formulas/{name}" for name in report.get("formulas", ())} <= places
-    said = {"ours", "backend", "mode", "wrong"}  # by typeface, by the variant's name, and in words
-    once = {  # where every row has the same
-        key for key, value in report["rows"][0].items() if all(row[key] == value for row in report["rows"])
-    } & {place.partition("rows/0/")[2] for place in places}
-    for i, row in enumerate(report["rows"]):
-        missing = {key for key in row if f"rows/{i}/{key}" not in places and row[key] is not None}
-        assert not missing - said - once, i
-    for i, comparison in enumerate(report["comparisons"]):
-        assert f"comparisons/{i}/ratio" in places or comparison["verdict"] == "wrong"
+def test_a_line_of_the_table_is_its_row_and_sorts_by_what_it_shows(text: str, report: Report) -> None:
+    rows, comparisons, said = report["rows"], report["comparisons"], set()
+    lines = re.findall(r'(?s)<tr id="row-.*?</tr>', text)
+    assert len(lines) == len(rows)
+    for i, line in enumerate(lines):
+        assert line.startswith(f'<tr id="row-{i}"') and ("wrong:" in line) == rows[i]["wrong"]
+        for value, cell in re.findall(r'(?s)<t[dh][^>]* data-value="([^"]*)">(.*?)</t[dh]>', line):
+            for path, _ in sourced(cell):
+                table, number, _ = path.split("/")
+                c = comparisons[int(number)] if table == "comparisons" else None
+                assert (row_of(report, c, "other") if c else int(number)) == i
+                assert not c or (c["verdict"] in cell and ("by plain calls" in cell) == (c["timed_by"] == "wall"))
+            said |= {path for path, _ in sourced(cell)}
+            for path, _ in sourced(cell)[:1]:
+                at = value_at(report, path)
+                assert html.unescape(value) == ("" if at is None else str(at))
+    for n, c in enumerate(comparisons):
+        wanted = {f"comparisons/{n}/{key}" for key in ("ratio", "low", "high")}
+        assert wanted <= said or c["verdict"] == "wrong" or c["ours"] == "reference"
+    keys = {key for row in rows for key in row if row[key] is not None} - {"op", "ours", "backend", "mode", "wrong"}
+    assert keys <= {path.split("/")[2] for path in said if path.startswith("rows")}
 
 
-def test_the_check_of_numbers_sees_a_false_one() -> None:
-    right = synthetic()["rows"][0]["time_us"]
-    assert agrees(shown.duration(right), right)
-    assert not agrees(shown.duration(right * 1.02), right)
-    assert not agrees(shown.duration(right).replace("µs", "ms"), right)
-    assert not agrees("3.1e-08", 3.5e-8)
-    assert not agrees("7d6a2e0", "7d6a2e0c51a3f9e2b7d8c4a6e1f05b93d27a8c64-dirty", "setting/commit")
-
-
-def test_verdicts_are_words_with_their_interval_and_say_whose_result_is_wrong(tree: Element, report: Report) -> None:
-    shown_at = list(tree.all(having="data-comparison"))
-    bars = [each for each in shown_at if "bar" in each.classes]
-    assert [int(bar["data-comparison"]) for bar in bars] and len(bars) == len(report["comparisons"])
-    for each in shown_at:
-        i = int(each["data-comparison"])
-        c = report["comparisons"][i]
-        sources = [source for source, _ in each.sourced]
-        assert c["verdict"].replace(" ", "-") in each.classes
-        if c["verdict"] != "wrong":
-            assert c["verdict"] in each.text
-            assert {f"comparisons/{i}/{key}" for key in ("ratio", "low", "high")} <= set(sources)
-            assert ("by plain calls" in each.text) == (c["timed_by"] == "wall")
-            continue
-        assert "×" not in each.text.replace(" ×", "") and not list(each.all(with_class="fill"))
-        if "bar" in each.classes:
-            for which in ("ours", "other"):
-                row = row_of(report, c, which)
-                assert (f"rows/{row}/wrong_because" in sources) == report["rows"][row]["wrong"]
-            assert ("ours is wrong" in each.text) == report["rows"][row_of(report, c, "ours")]["wrong"]
-
-
-def test_what_the_synthetic_reports_have() -> None:
-    for report in (REPORTS["synthetic cpu"], REPORTS["synthetic gpu"]):
-        assert {c["verdict"] for c in report["comparisons"]} == set(shown.VERDICTS)
-        assert {row["ours"] for row in report["rows"] if row["wrong"]} == {True, False}
-        assert len(report["rows"]) > 60
-    assert "wall" in {c["timed_by"] for c in REPORTS["synthetic gpu"]["comparisons"]}
-
-
-def test_the_glance_has_worst_median_and_best(tree: Element, report: Report) -> None:
-    (table,) = tree.all("table", with_class="glance")
-    _, *lines = table.all("tr")
+def test_the_glance_has_worst_median_and_best(text: str, report: Report) -> None:
     rows = report["rows"]
-    seen = []
-
-    def moves(comparison: Report, which: str) -> float:
-        found: float = rows[row_of(report, comparison, which)]["counted_bytes"]
-        return found
-
+    (table,) = re.findall(r'(?s)<table class="glance">.*?</table>', text)
+    lines = re.findall(r"(?s)<tr><th scope=\"row\">.*?</tr>", table)
+    assert len(lines) == len({(c["formula"], c["ours"]) for c in report["comparisons"] if c["ours"] != "reference"})
     for line in lines:
-        name, eager, compiled, ceiling, moved = (each for each in line.children if isinstance(each, Element))
-        formula, *ours = (text for _, text in name.sourced)
-        assert ours != ["reference"]
-        here = [c for c in report["comparisons"] if c["formula"] == formula and c["ours"] == (ours or ["native"])[0]]
-        mode = {id(c): rows[row_of(report, c, "other")]["mode"] for c in here}
-        against_eager = [c for c in here if mode[id(c)] == "eager"]
-        cases: dict[tuple[str, str], list[Report]] = {}
-        for c in here:
-            if mode[id(c)] != "eager":
-                cases.setdefault((c["shape_name"], c["dtype"]), []).append(c)
-        better = [min(case, key=lambda c: c["ratio"] or math.inf) for case in cases.values()]
-        own = {row_of(report, c, "ours") for c in here}
-        expected: list[tuple[Element, list[float | None]]] = [
-            (eager, [c["ratio"] for c in against_eager]),
-            (compiled, [c["ratio"] for c in better]),
-            (ceiling, [rows[i]["percent_of_ceiling"] for i in own if not rows[i]["wrong"]]),
-            (moved, [moves(c, "other") / moves(c, "ours") for c in against_eager]),
-        ]
-        for cell, among in expected:
-            values = sorted(value for value in among if value is not None)
-            wanted = [min(values), statistics.median_low(values), max(values)] if values else []
-            found = [text for source, text in cell.sourced if not source.startswith("count ")]
-            wanted = wanted if len(values) > 2 else values
-            assert len(found) == len(wanted) and all(map(agrees, found, wanted)), (formula, found, wanted)
-        for cell, among in ((eager, against_eager), (compiled, better)):
-            counted = [(source, text) for source, text in cell.sourced if source.startswith("count ")]
-            counts = {source.split(" among ")[0]: int(text) for source, text in counted}
-            for verdict in ("slower", "no difference"):
-                assert counts.get(f"count {verdict}", 0) == sum(c["verdict"] == verdict for c in among)
-            for which in ("ours", "other"):
-                wrong = sum(rows[row_of(report, c, which)]["wrong"] for c in among)
-                assert counts.get(f"count {which} wrong", 0) == wrong
-        seen.append((formula, *ours))
-    wanted_lines = {(c["formula"], c["ours"]) for c in report["comparisons"] if c["ours"] != "reference"}
-    assert len(seen) == len(set(seen)) == len(wanted_lines)
+        name, eager, compiled, ceiling = (sourced(cell) for cell in re.findall(r"(?s)<t[hd].*?</t[hd]>", line))
+        formula, ours = name[0][1], (name[1:] or [("", "native")])[0][1]
+        here = [c for c in report["comparisons"] if (c["formula"], c["ours"]) == (formula, ours)]
+        best: dict[tuple[str, str], float] = {}
+        for c in (c for c in here if not c["other"].endswith("eager") and c["ratio"]):
+            best[c["shape_name"], c["dtype"]] = min(c["ratio"], best.get((c["shape_name"], c["dtype"]), math.inf))
+        own = [rows[i] for i in {row_of(report, c, "ours") for c in here}]
+        limits = [row["percent_of_ceiling"] for row in own if row["percent_of_ceiling"] and not row["wrong"]]
+        eagers = [c["ratio"] for c in here if c["other"].endswith("eager") and c["ratio"]]
+        for found, among in ((eager, eagers), (compiled, list(best.values())), (ceiling, limits)):
+            wanted = sorted({min(among), statistics.median_low(among), max(among)}) if among else []
+            assert len(found) == len(wanted)
+            assert all(agrees(said, v) for (_, said), v in zip(found, wanted, strict=True))
+        slower = sum(c["verdict"] == "slower" and c["other"].endswith("eager") for c in here)
+        assert (f"▼ {slower} slower" in line.partition("against eager")[2].partition("</td>")[0]) == (slower > 0)
 
 
-def test_no_network_and_names_for_what_is_drawn(tree: Element, report: Report) -> None:
-    for element in tree.all():
-        for name in ("src", "href", "srcset", "action", "xlink:href"):
-            assert (element.get(name) or "#").startswith("#"), element
-        if element.tag == "svg":
-            assert element.get("aria-hidden") or (element.get("role") == "img" and element.get("aria-labelledby"))
-    html = page.render(report)
-    assert not re.search(r"url\((?!#)|@import|https?://|fetch\(|XMLHttpRequest", html)
-    assert "default-src 'none'" in html
-    ids = [element["id"] for element in tree.all(having="id")]
-    assert len(ids) == len(set(ids))
-    for element in tree.all():
-        assert set(element.get("aria-labelledby").split()) <= set(ids)
-        assert element.tag not in ("a", "use") or element["href"].removeprefix("#") in ids
+def test_the_report_is_embedded_and_nothing_is_fetched(text: str, report: Report) -> None:
+    (embedded,) = re.findall(r'(?s)<script type="application/json" id="report">(.*?)</script>', text)
+    assert json.loads(embedded) == report
+    assert not re.search(r"url\((?!#)|@import|(?<!xmlns=\")(?<!xlink=\")https?://|fetch\(|XMLHttpRequest", text)
+    targets = set(re.findall(r'href="#(row-\d+)"', text))
+    assert targets and targets <= set(re.findall(r'\bid="(row-\d+)"', text))
 
 
-def test_colours_have_contrast() -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    def contrast(a: str, b: str) -> float:
-        high, low = sorted((luminance(a), luminance(b)), reverse=True)
-        return (high + 0.05) / (low + 0.05)
-
-    marks = dict.fromkeys(("ours", "eager", "compile", "autotune", "even", "field"), 3.0)
-    least = {"text": 7, "soft": 4.5, "slow": 4.5, "wrong": 4.5, **marks}
-    for scheme in (0, 1):
-        colours = {name: both[scheme] for name, both in shown.COLOURS.items()}
-        for name, ratio in least.items():
-            assert all(contrast(colours[name], colours[ground]) >= ratio for ground in ("card", "page")), name
-        # Whiskers and text upon what is filled.
-        for ground in ("bar", "bar-slow", "target"):
-            assert contrast(colours["text"], colours[ground]) >= 4.5, ground
+def test_a_report_may_lack_everything_and_cannot_break_the_page() -> None:
+    whole = REPORTS["made-up cuda"]
+    empty = {"setting": {"device": "</script><script>alert(1)</script>"}, "rows": [], "comparisons": [], "skipped": [],
+             "method": [], "formulas": {}, "ceiling": dict.fromkeys(whole["ceiling"], None)}  # fmt: skip
+    assert "Nothing was compared" in (text := page.render(empty)) and "<script>alert" not in text
+    rows = [{**row, **dict.fromkeys(("time_us", "low_us", "high_us", "gb_per_s"))} for row in whole["rows"][:4]]
+    assert "–" in page.render({**empty, "rows": rows})
 
 
-def test_colours_stand_in_one_place() -> None:
-    folder = Path(page.__file__).parent
-    for name in ("page.html.in", "page.css", "page.js", "drawings.py"):
-        assert not re.search(r"#[0-9a-f]{6}\b", (folder / name).read_text()), name
+def drawn(draw: Callable[[Axes, Report], None], report: Report) -> tuple[Axes, dict[int, list[tuple[float, float]]]]:
+    """The axes, and the points of each row that a mark leads to; each mark is that of its rows."""
+    axes = Figure().subplots()
+    draw(axes, report)
+    points: dict[int, list[tuple[float, float]]] = {}
+    for marks in (each for each in axes.collections if each.get_urls() != [None]):
+        for (x, y), url in zip(marks.get_offsets().tolist(), marks.get_urls(), strict=True):
+            i = int(url.removeprefix("#row-"))
+            assert str(marks.get_label()).split(", by plain calls")[0] == MARKS[mark(report["rows"][i])].text
+            points.setdefault(i, []).append((x, y))
+    return axes, points
 
 
-def test_a_report_may_have_nothing_to_compare_or_predict(tmp_path: Path) -> None:
-    report = one_row()
-    report["rows"][0]["predicted_us"] = None
-    page.write(report, tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert "Nothing was predicted" in text and "Nothing was compared" in text
+def test_speedups(report: Report) -> None:
+    axes, points = drawn(charts.speedups, report)
+    compared = [c for c in report["comparisons"] if c["ours"] != "reference"]
+    right = [c for c in compared if c["verdict"] != "wrong"]
+    found = sorted((row, x) for row, here in points.items() for x, _ in here)
+    assert found == sorted((row_of(report, c, "other"), c["ratio"]) for c in right)
+    lines = [segment for each in axes.collections if hasattr(each, "get_segments") for segment in each.get_segments()]
+    assert sorted((low[0], high[0]) for low, high in lines) == sorted((c["low"], c["high"]) for c in right)
+    ticks = [label.get_text() for label in axes.get_yticklabels()]
+    for c in right:  # the line of its case, below its formula
+        at = {round(y) for x, y in points[row_of(report, c, "other")] if x == c["ratio"]}
+        case, below = f"{c['shape_name']} {c['dtype']}", ticks.index(c["formula"])
+        assert any(y > below and ticks[y].startswith(case) for y in at)
+    low, high = axes.get_xlim()
+    assert low < 0.5 and high > 2 and all(low < c["low"] and c["high"] < high for c in right)
+    assert [number_of(axes.xaxis.get_major_formatter()(x, 0)) for x in axes.get_xticks()] == list(axes.get_xticks())
+    notes = " ".join(text.get_text() for text in axes.texts)
+    for c in (c for c in compared if c["verdict"] == "wrong"):
+        ours = report["rows"][row_of(report, c, "ours")]["wrong"]
+        assert ("ours wrong" if ours else "eager wrong" if c["other"].endswith("eager") else "compile wrong") in notes
 
 
-def test_a_report_may_be_empty() -> None:
-    report = synthetic()
-    for key in ("method", "formulas", "skipped"):
-        del report[key]
-    report |= {"rows": [], "comparisons": [], "ceiling": dict.fromkeys(report["ceiling"], None)}
-    tree = read(page.render(report))
-    assert "Nothing was compared" in tree.text
-    assert not list(tree.all("form")) and not list(tree.all("svg", with_class="plot"))
+@pytest.mark.parametrize(("chart", "key"), [(charts.roofline, "min_bytes"), (charts.predictions, "predicted_us")])
+def test_times_over_what_is_known_before(report: Report, chart: Any, key: str) -> None:
+    axes, points = drawn(chart, report)
+    rows = [row for row in report["rows"] if row["percent_of_ceiling"] is not None and row[key]]
+    assert points == {report["rows"].index(row): [(row[key], row["time_us"])] for row in rows}
+    lines = {str(line.get_label()): set(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines}
+    if chart is charts.predictions:
+        assert all(x == y for x, y in lines["as predicted"])
+        return
+    limits = {(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3) for row in rows}
+    assert lines["limit at this size"] == limits
+    ceiling = report["ceiling"]
+    for moved, us in lines[f"{ceiling['name']} on {ceiling['measured_on']}"]:
+        assert math.isclose(us, moved / ceiling["gb_per_s"] / 1e3)
+    assert (
+        number_of(axes.xaxis.get_major_formatter()(2e4, 0))
+        == number_of(axes.yaxis.get_major_formatter()(2e4, 0))
+        == 2e4
+    )
 
 
-def test_a_report_may_be_without_ceiling_times_and_counts() -> None:
-    report = synthetic()
-    report["ceiling"] |= {"gb_per_s": None, "low": None, "high": None}
-    for row in report["rows"][:4]:
-        row |= {"time_us": None, "low_us": None, "high_us": None, "gb_per_s": None, "counted_bytes": None}
-    tree = read(page.render(report))
-    assert all(agrees(text, source_value(report, source), source) for source, text in tree.sourced)
-    assert "–, – to –" not in tree.text
+@pytest.mark.parametrize("name", charts.CHARTS)
+def test_svg_has_links_and_the_colours_of_the_page(report: Report, name: str) -> None:
+    text = charts.svg(report, name, "A title")
+    assert text.startswith('<svg role="img" aria-label="A title" ') and text == charts.svg(report, name, "A title")
+    assert len(re.findall(r'xlink:href="#row-\d+"', text)) > 10
+    assert set(re.findall(r"var\(--([\w-]+)\)", text)) <= set(COLOURS) and not re.search(r"#[0-9a-f]{6}\b", text)
+    assert len({light for light, _ in COLOURS.values()}) == len(COLOURS)
 
 
-def test_the_header_says_what_the_figures_belong_to() -> None:
-    for report, wanted in (
-        (REPORTS["synthetic cpu"], {"threads"}),
-        (REPORTS["synthetic gpu"], {"cuda", "driver", "clocks"}),
-    ):
-        (header,) = read(page.render(report)).all("header")
-        assert wanted | {"device", "torch", "date", "commit"} == {source.split("/")[1] for source, _ in header.sourced}
-        assert "7d6a2e0-dirty" in header.text
-
-
-def test_names_cannot_break_the_page() -> None:
-    report = synthetic()
-    report["setting"]["device"] = "</script><script>alert(1)</script>"
-    assert "<script>alert" not in page.render(report)
-    assert json.loads(read(page.render(report)).text and json.dumps(embedded(read(page.render(report))))) == report
+@pytest.mark.parametrize(
+    ("form", "value", "said"),
+    [(shown.duration, 31.74, "31.7\u00a0µs"), (shown.duration, 2.5e6, "2.50\u00a0s"),
+     (shown.size, 1536, "1.54\u00a0kB"), (shown.rate, 3020.4, "3,020\u00a0GB/s")],
+)  # fmt: skip
+def test_numbers(form: Any, value: float, said: str) -> None:
+    assert form(value) == said

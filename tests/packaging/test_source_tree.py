@@ -122,7 +122,7 @@ def test_the_installed_binaries_of_other_sources_do_not(installed: Path, forked_
 def test_a_clone_without_binaries_anywhere(forked_uninstalled: Forked, clone: Path) -> None:
     what = "was not built (run `pip install .` or `make build` in the source tree)"
     assert_warned_once(forked_uninstalled, clone, what, COMPILED)
-    assert_says_in_a_line(forked_uninstalled, clone, what, (PLAN, ("-m", "benchmarks.traffic")))
+    assert_says_in_a_line(forked_uninstalled, clone, what, (PLAN, ("-m", "benchmarks.report.traffic")))
     assert forked_uninstalled.run(clone, "-m", "benchmarks", "--help").returncode == 0
 
 

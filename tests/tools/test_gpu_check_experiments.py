@@ -6,7 +6,7 @@ import json
 import re
 
 from benchmarks import __main__ as command
-from benchmarks.shapes import LARGE, PRACTICE
+from benchmarks.cases.shapes import LARGE, PRACTICE
 from tools.gpu_check import bench, experiments, plan_times, sanitize
 from tools.gpu_check.__main__ import stage_names
 from tools.gpu_check.children import ROOT, Done

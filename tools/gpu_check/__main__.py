@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
     parser.add_argument("--tests", nargs="+", default=["tests/gpu", "tests/fdkernels"], metavar="PATH")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    asked = children.run([sys.executable, "-m", "benchmarks.setting", "--device", given.device], 120, {})
+    asked = children.run([sys.executable, "-m", "benchmarks.cases.setting", "--device", given.device], 120, {})
     if asked.status != "ok":
         parser.error(f"{sys.executable} cannot serve --device {given.device}:\n{asked.tail()}")
     setting = json.loads(asked.output[asked.output.index("{") :])

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.comparisons import case_of
+from benchmarks.report.reading import case_of
 from tools.gpu_check.children import Done
 from tools.gpu_check.stage import Stage
 

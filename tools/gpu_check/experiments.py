@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
-from benchmarks.formulas import BINS, HEADS
-from benchmarks.shapes import PRACTICE
+from benchmarks.cases.formulas import BINS, HEADS
+from benchmarks.cases.shapes import PRACTICE
 from tools.gpu_check import sanitize
 from tools.gpu_check.sanitize import Subject
 from tools.gpu_check.stage import Stage

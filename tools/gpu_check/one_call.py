@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.counting import trace
-from benchmarks.formulas import FORMULAS, Inputs, Step, make_inputs
-from benchmarks.shapes import DTYPES, SHAPES
+from benchmarks.cases.formulas import FORMULAS, Inputs, Step, make_inputs
+from benchmarks.cases.shapes import DTYPES, SHAPES
+from benchmarks.measure.counting import trace
 from fdkernels import backends
 from tools.gpu_check.stage import UNAVAILABLE
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from benchmarks.formulas import BINS, FORMULAS, Formula, Inputs, rotation
-from benchmarks.gpu_timing import Replay, device_timings
-from benchmarks.measure import input_sets
-from benchmarks.predicted import present
-from benchmarks.shapes import LARGE, PRACTICE, SHAPES
+from benchmarks.cases.formulas import BINS, FORMULAS, Formula, Inputs, rotation
+from benchmarks.cases.shapes import LARGE, PRACTICE, SHAPES
+from benchmarks.measure.gpu_timing import Replay, device_timings
+from benchmarks.measure.predicted import present
+from benchmarks.measure.rows import input_sets
 from fdkernels import RatioNormalizer, _core, devices
 from tools.gpu_check.stage import PLAN
 

@@ -16,7 +16,7 @@ from typing import Any
 from tools.gpu_check import children
 from tools.gpu_check.stage import UNAVAILABLE, Stage
 
-# Names of benchmarks.shapes, by device.
+# Names of benchmarks.cases.shapes, by device.
 BACKENDS = {"cuda": ("native", "triton"), "cpu": ("native",)}
 SHAPES = {"cuda": ("sdxl", "wan", "cifar_large", "sdxl_large"), "cpu": ("tiny",)}
 DTYPE = "bf16"

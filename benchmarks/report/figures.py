@@ -1,4 +1,4 @@
-"""python -m benchmarks.figures: README's figures and tables of speed, from the reports in benchmarks/results."""
+"""python -m benchmarks.report.figures: README's figures and tables of speed, from the reports in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -6,46 +6,23 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import drawings
-from benchmarks.comparisons import Report, dimensions, load
-from benchmarks.setting import is_busy
-from benchmarks.shown import (
-    MARKS,
-    MODES,
-    commit,
-    day,
-    duration,
-    launch_bound,
-    ours_to_show,
-    percent,
-    rate,
-    row_of,
-    shown,
-    significant,
-)
+from benchmarks.cases.setting import is_busy
+from benchmarks.cases.shapes import dimensions
+from benchmarks.report import charts
+from benchmarks.report.reading import Report, Row, compared_rows, load
+from benchmarks.report.shown import MARKS, MODES, commit, day, duration, percent, rate, shown, significant
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs/images"
+CHARTS = ("speedups", "roofline")
 BEGIN, END = "<!-- speed -->\n", "<!-- end -->"
 BY_CALLS = " †"
 
 
-def cases(report: Report) -> dict[tuple[str, ...], tuple[int, dict[str, Report]]]:
-    """Our rows that are compared, by op, formula, shape, dtype and variant: the row, and its comparisons by mode."""
-    found: dict[tuple[str, ...], tuple[int, dict[str, Report]]] = {}
-    variants = ours_to_show(report)
-    for c in report["comparisons"]:
-        i, other = row_of(report, c, "ours"), report["rows"][row_of(report, c, "other")]
-        if other["mode"] in MODES and c["ours"] in variants:
-            key = tuple(c[name] for name in ("op", "formula", "shape_name", "dtype", "ours"))
-            found.setdefault(key, (i, {}))[1][other["mode"]] = c
-    return found
-
-
-def shown_ratio(report: Report, comparison: Report | None) -> str:
-    if comparison is None or report["rows"][row_of(report, comparison, "ours")]["wrong"]:
+def shown_ratio(comparison: Row | None, ours_wrong: bool) -> str:
+    if comparison is None or ours_wrong:
         return "–"
     if comparison["verdict"] == "wrong":
         return "wrong result"
@@ -56,9 +33,9 @@ def shown_ratio(report: Report, comparison: Report | None) -> str:
     return text + (BY_CALLS if comparison["timed_by"] == "wall" else "")
 
 
-def bandwidth(row: Report) -> str:
+def bandwidth(row: Row) -> str:
     """What it reaches, of its own case's limit."""
-    if launch_bound(row) or row["timed_by"] == "wall":
+    if row["percent_of_ceiling"] is None or row["timed_by"] == "wall":
         return "–"
     part, limit = shown(row["percent_of_ceiling"], percent), shown(row["ceiling_gb_per_s"], significant)
     return f"{shown(row['gb_per_s'], rate)}, {part} of {limit}"
@@ -66,20 +43,20 @@ def bandwidth(row: Report) -> str:
 
 def table(report: Report) -> str:
     """Markdown: a line for each of our rows that is compared."""
-    rows, found = report["rows"], cases(report)
-    modes = [mode for mode in MODES if any(mode in compared for _, compared in found.values())]
-    several = len({key[-1] for key in found}) > 1
+    rows, found = report["rows"], compared_rows(report)
+    modes = [mode for mode in MODES if any(mode in compared for compared in found.values())]
+    several = len({rows[i]["variant"] for i in found}) > 1
     head = ["formula", "shape", "dtype", *(["ours"] if several else []), "time", "bandwidth, of its limit"]
     head += [f"against {MARKS[MODES[mode]].text}" for mode in modes]
     lines = [head, ["---"] * len(head)]
-    for i, compared in found.values():
+    for i, compared in found.items():
         row = rows[i]
         names = [row["formula"], f"{row['shape_name']} {dimensions(row['shape'])}", row["dtype"]]
         names += [row["variant"]] if several else []
-        wrong = "**wrong result**"
         time = shown(row["time_us"], duration) + (BY_CALLS if row["timed_by"] == "wall" else "")
-        figures = [wrong, wrong] if row["wrong"] else [time, bandwidth(row)]
-        lines.append([*names, *figures, *(shown_ratio(report, compared.get(mode)) for mode in modes)])
+        figures = ["**wrong result**"] * 2 if row["wrong"] else [time, bandwidth(row)]
+        against = [report["comparisons"][compared[mode]] if mode in compared else None for mode in modes]
+        lines.append([*names, *figures, *(shown_ratio(c, row["wrong"]) for c in against)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -91,11 +68,11 @@ def section(report: Report, source: Path) -> str:
     kind = "A virtual machine, " if on_cpu and setting.get("virtual_machine") else ""
     busy = " **Other work ran on the machine.**" if is_busy(setting) else ""
     cuda = "" if on_cpu else f"CUDA {setting['cuda']}, driver {setting['driver']}, "
-    place = source.relative_to(ROOT).as_posix()
-    image = figure_path(source).relative_to(ROOT).as_posix()
+    place, image = (path.relative_to(ROOT).as_posix() for path in (source, figure_path(source)))
     lines = table(report)
     note = "By plain calls, until the GPU has finished: a baseline that waits for it is in no graph."
     by_calls = f"\n{BY_CALLS.strip()} {note}\n"
+    formulas = [f"`{name}`: {title}" for name, title in report.get("formulas", {}).items()]
     return (
         f"### {machine}\n\n"
         f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {day(setting['date'])} "
@@ -104,13 +81,8 @@ def section(report: Report, source: Path) -> str:
         f"each case has its own limit. A time is the median of {'calls' if on_cpu else 'graph replays'}, a ratio "
         f"the other's time over ours; in brackets what the 95 % intervals of both medians allow.{busy}\n\n"
         f"![{machine}: speed-ups with their intervals, and time against bytes; the table has the numbers]({image})\n\n"
-        f"{lines}{by_calls if BY_CALLS in lines else ''}{names(report)}"
+        f"{lines}{by_calls if BY_CALLS in lines else ''}" + (f"\n{'; '.join(formulas)}.\n" if formulas else "")
     ).replace("\u00a0", " ")  # fmt: skip
-
-
-def names(report: Report) -> str:
-    formulas = [f"`{name}`: {title}" for name, title in report.get("formulas", {}).items()]
-    return f"\n{'; '.join(formulas)}.\n" if formulas else ""
 
 
 def reports(folder: Path) -> dict[Path, Report]:
@@ -133,15 +105,15 @@ def figure_path(source: Path) -> Path:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m benchmarks.report.figures", description=__doc__).parse_args()
     found = reports(RESULTS)
     if not found:
         raise SystemExit(f"{RESULTS}: neither cpu.json nor gpu*.json")
-    for source, report in found.items():
-        if not cases(report):
-            raise SystemExit(f"{source}: nothing of ours is compared in it")
-    for source, report in found.items():
-        drawings.draw(report, cases(report), source, figure_path(source))
+    try:
+        for source, report in found.items():
+            charts.png(report, CHARTS, source, figure_path(source))
+    except ImportError as failure:
+        raise SystemExit(f"{failure}: pip install matplotlib") from None
     README.write_text(readme(README.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 

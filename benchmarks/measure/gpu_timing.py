@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Timing, orders, summarize
+from benchmarks.measure.timing import Timing, orders, summarize
 
 WINDOW = 2e-3  # seconds that a sample lasts, at least
 NEAR = 0.25  # part by which a replay may differ from a plain call
 T = TypeVar("T")
 
 
-def wait(device: str) -> None:
+def wait_for(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -29,13 +29,13 @@ def device_timings(functions: dict[str, Callable[[], object]], rounds: int, devi
     On a GPU everything is queued before anything is read, so that the GPU never waits for the host in between.
     """
     marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in functions}
-    wait(device)
+    wait_for(device)
     for order in orders(functions, rounds):
         for name in order:
             start = _mark(device)
             functions[name]()
             marks[name].append((start, _mark(device)))
-    wait(device)
+    wait_for(device)
     return {name: summarize([_between(*pair) for pair in found], calls=1) for name, found in marks.items()}
 
 
@@ -103,40 +103,6 @@ class Replay(Generic[T]):
     def __call__(self) -> None:
         for _ in range(self.repeats):
             self.graph.replay()
-
-
-def call_timings(
-    steps: dict[str, Callable[[T], Tensor]], data: Sequence[T], rounds: int, device: str
-) -> dict[str, tuple[Timing, Timing]]:
-    """(seconds a call until the device has finished, until the call has returned) of calls in a row, interleaved.
-
-    Each variant goes on with the sets of inputs where its last sample ended.
-    """
-    index = dict.fromkeys(steps, 0)
-
-    def once(name: str, n: int) -> tuple[float, float]:
-        step, first = steps[name], index[name]
-        index[name] += n
-        wait(device)
-        start = time.perf_counter()
-        for i in range(first, first + n):
-            step(data[i % len(data)])
-        issued = time.perf_counter()
-        wait(device)
-        return (time.perf_counter() - start) / n, (issued - start) / n
-
-    calls: dict[str, int] = {}
-    for name in steps:
-        once(name, 3)
-        calls[name] = min(50, max(3, math.ceil(WINDOW / once(name, 3)[0])))
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for order in orders(steps, rounds):
-        for name in order:
-            samples[name].append(once(name, calls[name]))
-    return {
-        name: (summarize([a for a, _ in found], calls[name]), summarize([b for _, b in found], calls[name]))
-        for name, found in samples.items()
-    }
 
 
 def syncs(function: Callable[[], object]) -> bool:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.setting: the machine, versions and commit that figures belong to, as JSON."""
+"""python -m benchmarks.cases.setting: the machine, versions and commit that figures belong to, as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 import fdkernels
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
 MOST_BUSY = 10.0  # percent
 # Other work's share of all cores, and when that was.
@@ -28,6 +28,7 @@ QUERIED = ("driver_version", *CLOCKS, "temperature.gpu", "power.draw")
 
 
 def setting(device: str) -> dict[str, Any]:
+    nvcc = re.search(r"release [\d.]+, V([\d.]+)", output("nvcc", "--version") or "")
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cpu": cpu_name(),
@@ -40,7 +41,7 @@ def setting(device: str) -> dict[str, Any]:
         "triton": version("triton"),
         "numpy": version("numpy"),
         "fdkernels": fdkernels.__version__,
-        "nvcc": nvcc_version(),
+        "nvcc": nvcc[1] if nvcc else None,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -65,16 +66,11 @@ def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[
 def clocks(device: str) -> str | None:
     """At this moment; what Linux reports of a virtual machine's CPU is often nominal."""
     if device == "cuda":
-        return gpu_clocks(gpu()["nvidia_smi"])
+        asked = gpu()["nvidia_smi"] or {}
+        now = [f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem") if asked]
+        return f"sm {now[0]}, memory {now[1]}" if now else None
     found = [float(value) for value in re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo(), re.MULTILINE)]
     return f"{min(found):.0f} to {max(found):.0f} MHz" if found else None
-
-
-def gpu_clocks(asked: dict[str, str] | None) -> str | None:
-    if not asked:
-        return None
-    now = {name: f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem")}
-    return f"sm {now['sm']}, memory {now['mem']}"
 
 
 def gpu() -> dict[str, Any]:
@@ -144,10 +140,8 @@ def cpu_busy_percent(seconds: float = 0.5) -> float | None:
 
 def last_level_cache() -> int:
     """Bytes, as Linux reports them of the first core; 0 where it does not."""
-    sizes = [
-        file.read_text(encoding="utf-8").strip()
-        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    ]
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [file.read_text(encoding="utf-8").strip() for file in files]
     units = {"K": 10, "M": 20, "G": 30}
     return max((int(size[:-1]) << units[size[-1]] for size in sizes if size[-1:] in units), default=0)
 
@@ -162,11 +156,6 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def nvcc_version() -> str | None:
-    found = re.search(r"release [\d.]+, V([\d.]+)", output("nvcc", "--version") or "")
-    return found[1] if found else None
 
 
 def commit() -> str:
@@ -185,7 +174,7 @@ def output(*command: str) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.setting", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cases.setting", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
     device = parser.parse_args().device
     if device == "cuda" and not torch.cuda.is_available():

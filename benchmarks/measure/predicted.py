@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.formulas import Formula
-from benchmarks.shapes import DTYPES, Case
+from benchmarks.cases.formulas import Formula
+from benchmarks.cases.shapes import DTYPES, Case
 from fdkernels import devices
 from fdkernels.fdiv import triton_plan
 

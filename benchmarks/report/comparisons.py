@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.setting import why_no_measurement
+from benchmarks.cases.setting import why_no_measurement
+from benchmarks.cases.shapes import dimensions
+from benchmarks.report.reading import CASE, KEY, TIME, Report, Row, case_of, numbers
 
-SCHEMA = 1
-CASE = ("op", "shape_name", "dtype", "formula")
-KEY = (*CASE, "variant")
 SAME_MACHINE = ("kind", "device", "threads")
 # Where both reports have them: a virtual machine's processor has a name that fits many.
 SAME_IF_KNOWN = ("cores", "cpu_cache_mib")
@@ -21,17 +18,13 @@ NAMED = ("torch", "triton", "driver", "cuda", "compile_modes")
 ERROR_GROWTH, ERROR_FLOOR, SIZE_GROWTH = 1.5, 2e-7, 1.01
 # What is compared of times, where both rows have it.
 TIMES = {
-    "": ("time_us", "low_us", "high_us"),
+    "": TIME,
     "plain calls ": ("wall_us", "wall_low_us", "wall_high_us"),
     "host's part of a call ": ("call_us", "call_low_us", "call_high_us"),
 }
-PARTS = {"setting": dict, "ceiling": dict, "rows": list, "comparisons": list, "skipped": list}
-NEEDED = (*KEY, "shape", "ours", "wrong", "timed_by", *TIMES[""])
 
 # Which times of two reports can be compared: a busy CPU does not slow a graph's replay on a GPU.
 Which = Literal["all", "graphs", "none"]
-Row = dict[str, Any]
-Report = dict[str, Any]
 
 
 def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -47,10 +40,6 @@ def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 names = {**dict(zip(CASE, case_of(ours), strict=True)), "ours": ours["variant"]}
                 found.append({**names, "other": other["variant"], **judged(ours, other)})
     return found
-
-
-def case_of(row: Row) -> tuple[Any, ...]:
-    return (*(row[key] for key in CASE),)
 
 
 def judged(ours: Row, other: Row) -> dict[str, Any]:
@@ -93,32 +82,6 @@ class Verdict(NamedTuple):
         return [change for change in self.changes if change.worse]
 
 
-def load(path: Path) -> Report:
-    """A report. Raises ValueError where the file is none."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        found = report.get("schema") if isinstance(report, dict) else None
-        raise ValueError(f"{path}: expected a report of schema {SCHEMA}, got {found!r}")
-    for key, kind in PARTS.items():
-        if not isinstance(report.get(key), kind):
-            raise ValueError(f"{path}: {key}: expected a {kind.__name__}, got {type(report.get(key)).__name__}")
-    for i, row in enumerate(report["rows"]):
-        missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise ValueError(f"{path}: rows: row {i} has no {missing[0]!r}")
-        for key in TIMES[""]:
-            if row[key] is not None and not numbers(row[key]):
-                raise ValueError(f"{path}: rows: row {i}, {key}: expected a number, got {row[key]!r}")
-        if not (isinstance(row["shape"], list) and numbers(*row["shape"])):
-            raise ValueError(f"{path}: rows: row {i}, shape: expected a list of sizes, got {row['shape']!r}")
-    return report
-
-
 def changed(old: Report, new: Report, tolerance: float) -> Verdict:
     """What changed in our rows, beyond the noise: intervals apart by more than a part `tolerance` of the older one.
 
@@ -131,16 +94,14 @@ def changed(old: Report, new: Report, tolerance: float) -> Verdict:
     before, after = keyed(old["rows"]), keyed(new["rows"])
     shared = [key for key in after if key in before]
     tried = {(*case_of(row), dimensions(row["shape"])) for row in new["rows"]}
-    changes = []
-    for key in (key for key in before if key not in after):
-        if (*key[: len(CASE)], key[-1]) in tried:
-            changes.append(Change(name_of(key), "no longer there", True))
-        else:
-            notes.append(f"not in this run: {name_of(key)}")
-    notes += [f"new: {name_of(key)}" for key in after if key not in before]
+    name = {key: ", ".join(map(str, key)) for key in (*before, *after)}
+    gone = {key: (*key[: len(CASE)], key[-1]) in tried for key in before if key not in after}
+    changes = [Change(name[key], "no longer there", True) for key, lost in gone.items() if lost]
+    notes += [f"not in this run: {name[key]}" for key, lost in gone.items() if not lost]
+    notes += [f"new: {name[key]}" for key in after if key not in before]
     for key in shared:
-        for what, worse in differences(before[key], after[key], tolerance, which, same_kind):
-            changes.append(Change(name_of(key), what, worse))
+        found = differences(before[key], after[key], tolerance, which, same_kind)
+        changes += [Change(name[key], what, worse) for what, worse in found]
     if not shared:
         notes.append("the two have no row in common")
     times_compared = any(True for key in shared for _ in times_of(before[key], after[key], which))
@@ -171,14 +132,6 @@ def keyed(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     return {(*(row[key] for key in KEY), dimensions(row["shape"])): row for row in rows if row["ours"]}
 
 
-def dimensions(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape))
-
-
-def name_of(key: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, key))
-
-
 def differences(old: Row, new: Row, tolerance: float, which: Which, same_kind: bool) -> Iterable[tuple[str, bool]]:
     """(in words, whether it is for the worse) of each difference that is beyond the noise."""
     before: Any
@@ -197,8 +150,11 @@ def differences(old: Row, new: Row, tolerance: float, which: Which, same_kind: b
                 yield f"{name} {before:,} before, {after:,} now", after > before
     if old["timed_by"] == "graph" and new["timed_by"] == "wall":
         yield "no longer captured in a CUDA graph", True
-    for what, times in times_of(old, new, which):
-        yield from time_difference(what, times, tolerance)
+    for what, (was, was_low, was_high, now, low, high) in times_of(old, new, which):
+        worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
+        if worse or better:
+            text = f"{was:.4g} µs ({was_low:.4g} to {was_high:.4g}) before, {now:.4g} ({low:.4g} to {high:.4g}) now"
+            yield f"{what}{text}, {100 * (now / was - 1):+.0f} %", worse
 
 
 def times_of(old: Row, new: Row, which: Which) -> Iterable[tuple[str, list[float]]]:
@@ -209,16 +165,3 @@ def times_of(old: Row, new: Row, which: Which) -> Iterable[tuple[str, list[float
         fits = which == "all" or (which == "graphs" and not what and timed_by == {"graph"})
         if fits and (what or len(timed_by) == 1) and numbers(*times):
             yield what, times
-
-
-def time_difference(what: str, times: list[float], tolerance: float) -> Iterable[tuple[str, bool]]:
-    """Of (median, low, high) before and now."""
-    was, was_low, was_high, now, low, high = times
-    worse, better = low > was_high * (1 + tolerance), high * (1 + tolerance) < was_low
-    if worse or better:
-        text = f"{was:.4g} µs ({was_low:.4g} to {was_high:.4g}) before, {now:.4g} ({low:.4g} to {high:.4g}) now"
-        yield f"{what}{text}, {100 * (now / was - 1):+.0f} %", worse
-
-
-def numbers(*values: Any) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)

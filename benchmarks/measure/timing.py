@@ -7,6 +7,7 @@ import functools
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Timing:
         return self.median * 1e6 / calls, self.low * 1e6 / calls, self.high * 1e6 / calls
 
 
-def summarize(seconds: list[float], calls: int) -> Timing:
+def summarize(seconds: Iterable[float], calls: int) -> Timing:
     ordered = sorted(seconds)
     left_out = outside_the_interval(len(ordered))
     return Timing(statistics.median(ordered), ordered[left_out], ordered[-1 - left_out], len(ordered), calls)
@@ -62,31 +63,41 @@ def orders(names: Iterable[str], rounds: int) -> Iterator[list[str]]:
 
 
 def time_interleaved(
-    variants: dict[str, Callable[[int], object]], *, rounds: int, window: float = 0.01, seconds: float = math.inf
-) -> dict[str, Timing]:
-    """Time each variant, called with a running index by which it rotates its inputs.
+    variants: dict[str, Callable[[int], object]], *, rounds: int, window: float = 0.01, seconds: float = math.inf,
+    fewest: int = 1, most: int = sys.maxsize, wait: Callable[[], object] = lambda: None,
+) -> dict[str, tuple[Timing, Timing]]:  # fmt: skip
+    """Time each variant, called with a running index by which it rotates its inputs: until `wait` has returned, and
+    until the calls have.
 
-    A sample is the mean over as many calls as fill `window` seconds of that variant, at least one; `WARM_UP` calls of
-    each come first. After `seconds` no further round is begun, but `FEWEST_ROUNDS` are made, or `rounds` if fewer.
+    A sample is the mean over as many calls as fill `window` seconds of that variant, within `fewest` and `most`;
+    `WARM_UP` calls of each come first. After `seconds` no further round is begun, but `FEWEST_ROUNDS` are made, or
+    `rounds` if fewer.
     """
-    calls: dict[str, int] = {}
-    for name, variant in variants.items():
-        for i in range(WARM_UP):
-            variant(i)
-        start = time.perf_counter()
-        variant(WARM_UP)
-        calls[name] = max(1, round(window / (time.perf_counter() - start)))
-    samples: dict[str, list[float]] = {name: [] for name in variants}
     index = dict.fromkeys(variants, 0)
+
+    def sample(name: str, n: int) -> tuple[float, float]:
+        variant, first = variants[name], index[name]
+        index[name] += n
+        wait()
+        start = time.perf_counter()
+        for i in range(first, first + n):
+            variant(i)
+        returned = time.perf_counter()
+        wait()
+        return (time.perf_counter() - start) / n, (returned - start) / n
+
+    calls = {}
+    for name in variants:
+        sample(name, WARM_UP)
+        calls[name] = min(most, max(fewest, math.ceil(window / sample(name, fewest)[0])))
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     begun = time.perf_counter()
     for done, order in enumerate(orders(variants, rounds)):
         if done >= FEWEST_ROUNDS and time.perf_counter() - begun > seconds:
             break
         for name in order:
-            variant, n, first = variants[name], calls[name], index[name]
-            start = time.perf_counter()
-            for i in range(first, first + n):
-                variant(i)
-            samples[name].append((time.perf_counter() - start) / n)
-            index[name] += n
-    return {name: summarize(samples[name], calls[name]) for name in variants}
+            samples[name].append(sample(name, calls[name]))
+    return {
+        name: (summarize((a for a, _ in found), calls[name]), summarize((b for _, b in found), calls[name]))
+        for name, found in samples.items()
+    }

@@ -8,22 +8,24 @@ turn; where one set is small against a CPU's caches it is timed there, where tra
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.counting import extra_memory, tensor_traffic, trace
-from benchmarks.formulas import FORMULAS, Formula, Inputs, Step, make_inputs, rotation
-from benchmarks.gpu_timing import Copy, Replay, call_timings, device_timings, syncs
-from benchmarks.predicted import predicted_bytes
-from benchmarks.setting import OtherWork, clocks, last_level_cache
-from benchmarks.shapes import Case
-from benchmarks.timing import WARM_UP, Timing, time_interleaved
-from benchmarks.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
+from benchmarks.cases.formulas import FORMULAS, Formula, Inputs, Step, make_inputs, rotation
+from benchmarks.cases.setting import OtherWork, clocks, last_level_cache
+from benchmarks.cases.shapes import Case
+from benchmarks.cases.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
+from benchmarks.measure.counting import extra_memory, tensor_traffic, trace
+from benchmarks.measure.gpu_timing import WINDOW, Copy, Replay, device_timings, syncs, wait_for
+from benchmarks.measure.predicted import predicted_bytes
+from benchmarks.measure.timing import WARM_UP, Timing, time_interleaved
 from fdkernels.fdiv.t_range import LOOKS
 
 CEILING = {"cpu": "streaming limit (3 reads, 1 write)", "cuda": "device copy"}
@@ -37,13 +39,12 @@ TRACED_SETS = 4
 # number of occupied bins, in each mode.
 RECOMPILE_LIMIT = 64
 COPIED_BYTES = 1 << 30
+FEWEST_CALLS, MOST_CALLS = 3, 50  # of a sample by plain calls on a GPU
 # What the streaming limit is measured on where a case has no N-sized tensors.
 STREAMED = FORMULAS["fastgen"].case("pixels512", (8, 3, 512, 512), "fp32")
 
-Interval = tuple[float, float, float]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One variant at one case. Times in microseconds: a median, with the 95 % interval of that median."""
 
@@ -61,21 +62,15 @@ class Row:
     time_us: float
     low_us: float
     high_us: float
-    call_us: float | None
-    """GPU: until a plain call has returned, the GPU still at work."""
+    call_us: float | None = None  # GPU: until a plain call has returned, the GPU still at work
     min_bytes: int
-    gb_per_s: float
-    """min_bytes over time_us."""
-    percent_of_ceiling: float | None
-    """None of fdiv_weight, which has no N-sized data."""
-    ceiling_gb_per_s: float
-    """The ceiling as measured in this very run, on a CPU on tensors of this size."""
-    gradient_error: float
-    """Relative L2 error against float64, of the weight where there is no gradient."""
+    gb_per_s: float  # min_bytes over time_us
+    percent_of_ceiling: float | None  # None of fdiv_weight, which has no N-sized data
+    ceiling_gb_per_s: float  # the ceiling as measured in this very run, on a CPU on tensors of this size
+    gradient_error: float  # relative L2 error against float64, of the weight where there is no gradient
     input_sets: int
     rounds: int
-    timed_by: str
-    """calls (CPU), graph, or wall (GPU: plain calls until it has finished)."""
+    timed_by: str  # calls (CPU), graph, or wall (GPU: plain calls until it has finished)
     call_low_us: float | None = None
     call_high_us: float | None = None
     wall_us: float | None = None
@@ -83,18 +78,13 @@ class Row:
     wall_high_us: float | None = None
     graphs: int | None = None
     """Of compiled code: how many graphs torch.compile made of it for all sets of inputs, forward alone."""
-    counted_bytes: int | None = None
-    """Tensor bytes that dispatched ops read and write; unknown of compiled code."""
-    extra_bytes: int | None = None
-    """Peak memory beside the inputs, the result included."""
+    counted_bytes: int | None = None  # tensor bytes that dispatched ops read and write; unknown of compiled code
+    extra_bytes: int | None = None  # peak memory beside the inputs, the result included
     launches: int | None = None
     """GPU: kernels, copies and fills of a call. CPU: dispatched ops that touch memory; unknown of compiled code."""
-    syncs: float | None = None
-    """GPU: times that a call waits for it."""
-    kernel_us: float | None = None
-    """GPU: sum of the kernels' times under the profiler."""
-    predicted_us: float | None = None
-    """Predicted bytes over ceiling_gb_per_s."""
+    syncs: float | None = None  # GPU: times that a call waits for it
+    kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
+    predicted_us: float | None = None  # predicted bytes over ceiling_gb_per_s
 
 
 Kind = Literal["failed", "unavailable", "no time", "stopped"]
@@ -104,8 +94,7 @@ class Skipped(NamedTuple):
     what: str
     why: str
     kind: Kind
-    ours: bool = True
-    """Whether a row of fdkernels is missing for it, or something of one."""
+    ours: bool = True  # whether a row of fdkernels is missing for it, or something of one
 
 
 @dataclass
@@ -114,10 +103,8 @@ class Measured:
     skipped: list[Skipped]
     ceiling: Timing
     ceiling_bytes: int
-    clocks: str | None
-    """Right after the timing."""
-    busy: float | None = None
-    """Percent of all cores that other work took during it."""
+    clocks: str | None  # right after the timing
+    busy: float | None = None  # percent of all cores that other work took during it
 
 
 @dataclass(frozen=True)
@@ -126,11 +113,7 @@ class Options:
     backends: Sequence[str]
     modes: Sequence[str]
     rounds: int = 40
-    seconds: float = math.inf
-    """Of one case's timing, after which its rounds end."""
-    copied: int = COPIED_BYTES
-    copy: list[Copy] = field(default_factory=list)
-    """Made by the first case on a GPU."""
+    seconds: float = math.inf  # of one case's timing, after which its rounds end
 
 
 def described(error: Exception) -> str:
@@ -189,11 +172,12 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
             skipped.append(Skipped(f"{case} {variant.name}", described(failure), "failed", variant.ours))
     eager = next((each.error for each in found.values() if each.variant.mode == "eager"), None)
     if eager is None and any(each.variant.compiled for each in found.values()):
-        eager = eager_error(formula, data[0], exact, device)
+        with contextlib.suppress(Exception):  # what compiled variants are held to where eager itself is not timed
+            eager = relative_error(formula.peer_step(formula.chain, device)(data[0]), exact)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
     before, other = graphs_compiled(), OtherWork()
-    timed = timings(formula, case, {name: each.step for name, each in found.items()}, data, options)
+    timed = timings(formula, {name: each.step for name, each in found.items()}, data, options)
     busy = other.percent()
     if graphs_compiled() > before:
         why = "compiled again while they were timed: their times are too long"
@@ -205,14 +189,6 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
         row = timed_row(case, formula, each, timed, because, len(data))
         rows.append(counted(row, each.step, data[:1], formula, case, device) if device == "cpu" else row)
     return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device), busy)
-
-
-def eager_error(formula: Formula, v: Inputs, exact: Tensor, device: str) -> float | None:
-    """What compiled variants are held to where eager itself is not timed; None where it fails."""
-    try:
-        return relative_error(formula.peer_step(formula.chain, device)(v), exact)
-    except Exception:
-        return None
 
 
 class Checked(NamedTuple):
@@ -235,17 +211,14 @@ def checked(variant: Variant, data: list[Inputs], exact: Tensor) -> Checked:
 
 
 def timed_row(case: Case, formula: Formula, each: Checked, timed: Timed, because: str | None, sets: int) -> Row:
-    variant, name = each.variant, each.variant.name
-    nothing: tuple[None, None, None] = (None, None, None)
-    (time_us, low, high), wall, call = timed.times[name], timed.walls.get(name, nothing), timed.calls.get(name, nothing)
+    variant, times = each.variant, timed.times[each.variant.name]
     least, ceiling = formula.minimum_bytes(case), timed.ceiling_bytes / timed.ceiling.median / 1e9
-    gb_per_s = least / time_us / 1e3
+    gb_per_s = least / times["time_us"] / 1e3
     row = Row(
-        case.op, case.shape_name, case.shape, case.dtype, case.formula, name, variant.ours, variant.backend,
-        variant.mode, because is not None, because, time_us, low, high, call[0], least, gb_per_s,
-        100 * gb_per_s / ceiling if formula.images else None, ceiling, each.error, sets, timed.ceiling.rounds,
-        timed.kinds[name], call_low_us=call[1], call_high_us=call[2], wall_us=wall[0], wall_low_us=wall[1],
-        wall_high_us=wall[2], graphs=each.graphs,
+        **case._asdict(), variant=variant.name, ours=variant.ours, backend=variant.backend, mode=variant.mode,
+        wrong=because is not None, wrong_because=because, min_bytes=least, gb_per_s=gb_per_s,
+        percent_of_ceiling=100 * gb_per_s / ceiling if formula.images else None, ceiling_gb_per_s=ceiling,
+        gradient_error=each.error, input_sets=sets, rounds=timed.ceiling.rounds, graphs=each.graphs, **times,
     )  # fmt: skip
     return predicted(row, formula, case)
 
@@ -257,26 +230,28 @@ def predicted(row: Row, formula: Formula, case: Case) -> Row:
 
 
 class Timed(NamedTuple):
-    times: dict[str, Interval]
-    kinds: dict[str, str]
+    times: dict[str, dict[str, Any]]  # by variant, under the names that a row has for them
     ceiling: Timing
     ceiling_bytes: int
-    calls: dict[str, Interval]
-    walls: dict[str, Interval]
-    uncaptured: dict[str, str]
-    """Of our own, and why: a fault, where a peer's is what is known of it."""
+    uncaptured: dict[str, str]  # of our own, and why: a fault, where a peer's is what is known of it
 
 
-def cpu_timings(formula: Formula, case: Case, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
-    def on_rotating(step: Step) -> Callable[[int], object]:
-        return lambda i: step(data[i % len(data)])
+def named(timing: Timing, prefix: str = "", calls: int = 1) -> dict[str, float]:
+    keys = (f"{prefix or 'time_'}us", f"{prefix}low_us", f"{prefix}high_us")
+    return dict(zip(keys, timing.microseconds(calls), strict=True))
 
+
+def rotating(steps: dict[str, Step], data: list[Inputs]) -> dict[str, Callable[[int], object]]:
+    return {name: lambda i, step=step: step(data[i % len(data)]) for name, step in steps.items()}  # type: ignore[misc]
+
+
+def cpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
     stream = Stream(data) if formula.images else Stream([make_inputs(STREAMED, "cpu", seed) for seed in range(3)])
-    variants_ = {name: on_rotating(step) for name, step in steps.items()}
-    timings = time_interleaved({**variants_, "ceiling": stream}, rounds=options.rounds, seconds=options.seconds)
-    ceiling = timings.pop("ceiling")
-    times = {name: timing.microseconds() for name, timing in timings.items()}
-    return Timed(times, dict.fromkeys(times, "calls"), ceiling, stream.bytes, {}, {}, {})
+    timed: dict[str, Callable[[int], object]] = {**rotating(steps, data), "ceiling": stream}
+    timings = time_interleaved(timed, rounds=options.rounds, seconds=options.seconds)
+    ceiling, _ = timings.pop("ceiling")
+    times = {name: {**named(timing), "timed_by": "calls"} for name, (timing, _) in timings.items()}
+    return Timed(times, ceiling, stream.bytes, {})
 
 
 class Stream:
@@ -302,11 +277,18 @@ def as_float32(tensor: Tensor) -> Tensor:
     return flat[: flat.numel() // each * each].view(torch.float32)
 
 
-def gpu_timings(formula: Formula, case: Case, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
-    if not options.copy:
-        options.copy.append(Copy(options.copied, options.device))
-    copy = options.copy[0]
-    calls = call_timings(steps, data, options.rounds, options.device)
+@functools.cache
+def the_copy(device: str) -> Copy:
+    """One for all cases of a run."""
+    return Copy(COPIED_BYTES, device)
+
+
+def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
+    copy = the_copy(options.device)
+    wait = functools.partial(wait_for, options.device)
+    calls = time_interleaved(
+        rotating(steps, data), rounds=options.rounds, window=WINDOW, fewest=FEWEST_CALLS, most=MOST_CALLS, wait=wait
+    )
     replays, uncaptured = {}, {}
     for name, step in steps.items():
         if name not in options.backends and syncs(lambda: step(data[0])):  # noqa: B023
@@ -317,12 +299,12 @@ def gpu_timings(formula: Formula, case: Case, steps: dict[str, Step], data: list
             if name in options.backends:
                 uncaptured[name] = described(error)
     on_device = device_timings({"ceiling": copy, **replays}, options.rounds, options.device)
-    walls = {name: wall.microseconds() for name, (wall, _) in calls.items()}
-    times = {**walls, **{name: on_device[name].microseconds(replay.calls) for name, replay in replays.items()}}
-    return Timed(
-        times, {name: "graph" if name in replays else "wall" for name in steps}, on_device["ceiling"], copy.bytes,
-        {name: cpu.microseconds() for name, (_, cpu) in calls.items()}, walls, uncaptured,
-    )  # fmt: skip
+    times: dict[str, dict[str, Any]] = {}
+    for name, (wall, call) in calls.items():
+        own = named(on_device[name], calls=replays[name].calls) if name in replays else named(wall)
+        times[name] = {**own, **named(wall, "wall_"), **named(call, "call_")}
+        times[name]["timed_by"] = "graph" if name in replays else "wall"
+    return Timed(times, on_device["ceiling"], copy.bytes, uncaptured)
 
 
 def counted(row: Row, step: Step, data: list[Inputs], formula: Formula, case: Case, device: str) -> Row:

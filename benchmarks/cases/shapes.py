@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-
-from benchmarks.comparisons import dimensions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_DTYPES = ("fp32", "bf16")
@@ -69,3 +68,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.op} {self.formula}, {self.shape_name} {dimensions(self.shape)} {self.dtype}"
+
+
+def dimensions(shape: Iterable[int]) -> str:
+    return "×".join(map(str, shape))

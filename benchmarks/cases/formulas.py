@@ -1,15 +1,6 @@
 """The formulas that are timed: data, our call, the peer's chain, and the exact result in float64.
 
-| name           | ours                                                   | the peer's chain (benchmarks/baselines.py) |
-| -------------- | ------------------------------------------------------ | ------------------------------------------ |
-| fastgen        | js, normalizer, dmd scale                              | FastGen's f-distill: weight, then loss     |
-| fastgen_scaled | the same at an upstream of 1/4                         | the same                                   |
-| dmd2_pixel     | rkl, dmd scale                                         | DMD2's EDM guidance                        |
-| dmd2_latent    | rkl, dmd scale, Prediction("epsilon", ...)             | DMD2's Stable Diffusion guidance           |
-| self_forcing   | rkl, dmd scale, teacher_uncond, guidance_scale, mask   | Self-Forcing's DMD, guided, masked         |
-| weight         | fdiv_weight: js, normalizer                            | FastGen's weight alone                     |
-
-All but the last: forward + backward, to the student's gradient, at an upstream that exists already. It is 1, where our
+All but `weight`: forward + backward, to the student's gradient, at an upstream that exists already. It is 1, where our
 backward has nothing to do, but for fastgen_scaled (a loss divided for accumulation, or weighed against others), where
 it passes over the gradient once more, and for float16, which trains with a loss scale. The data has the case's dtype
 throughout (coefficients, logits and t are float32), though a peer may train with a mix: DMD2 in float32, its teacher
@@ -26,13 +17,12 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
-from benchmarks import baselines
-from benchmarks.shapes import DTYPES, Case
+from benchmarks.cases import baselines
+from benchmarks.cases.shapes import DTYPES, TINY, Case
 
 HEADS, BINS, GUIDANCE_W = 2, 10, 3.0
 LOSS_SCALE = 32768.0  # of float16: the largest power of two that it has, which some peers' losses are in
-DISTINCT = 4
-"""Sets of inputs with values of their own; in a longer rotation the others are copies of these."""
+DISTINCT = 4  # sets of inputs with values of their own; in a longer rotation the others are copies of these
 
 # Bytes of an fdiv_weight call beside its logits: t and the weight a sample, the bins read and written.
 WEIGHT_BYTES = (4 + 4, 8 * BINS)
@@ -54,8 +44,7 @@ class Inputs(NamedTuple):
     frames: Tensor | None = None
 
 
-Step = Callable[[Inputs], Tensor]
-"""From data to the gradient, or the weight."""
+Step = Callable[[Inputs], Tensor]  # from data to the gradient, or the weight
 
 
 @dataclass(frozen=True)
@@ -65,23 +54,20 @@ class Formula:
     title: str
     peer: str
     chain: Callable[..., Tensor]
-    call: Callable[[Callable[..., Tensor], Inputs, Tensor], Tensor]
-    """(chain, data, bins) -> the peer's loss or weight."""
-    ours: Callable[[Inputs, fdk.RatioNormalizer, str], Tensor]
-    """(data, normalizer, backend) -> our loss or weight."""
-    exact: Callable[[Inputs], Tensor]
-    """The gradient at an upstream of 1, or the weight, in float64."""
+    call: Callable[[Callable[..., Tensor], Inputs, Tensor], Tensor]  # (chain, data, bins) -> the peer's loss or weight
+    ours: Callable[[Inputs, fdk.RatioNormalizer, str], Tensor]  # (data, normalizer, backend) -> our loss or weight
+    exact: Callable[[Inputs], Tensor]  # the gradient at an upstream of 1, or the weight, in float64
+    inputs: Callable[[Case, Draw], Inputs]
     images: int
-    """N-sized inputs that have to be read."""
-    reread: int = 2
-    """Those of them that are read again where a sample does not stay on chip."""
-    plan: Callable[[Case], dict[str, Any]] = lambda case: {}
-    """Options of `fdkernels._core.plan`."""
+    """N-sized inputs that have to be read. 0: the formula takes logits alone, and gives a weight without gradient."""
+    reread: int = 2  # those of them that are read again where a sample does not stay on chip
+    plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # options of `fdkernels._core.plan`
     upstream: float = 1.0
+    video: bool = False  # takes five sizes, and has the frames ahead of the channels
 
     def minimum_bytes(self, case: Case) -> int:
         """Inputs read once and the result written once."""
-        if self.name == "weight":
+        if not self.images:
             return 4 * case.elements + WEIGHT_BYTES[0] * case.shape[0] + WEIGHT_BYTES[1]
         return (self.images + 1) * case.elements * case.itemsize
 
@@ -90,9 +76,7 @@ class Formula:
         return self.images * case.elements * case.itemsize or self.minimum_bytes(case)
 
     def why_not(self, shape: tuple[int, ...]) -> str | None:
-        if self.name == "self_forcing" and len(shape) != 5:
-            return "self_forcing takes videos, five sizes"
-        return None
+        return f"{self.name} takes videos, five sizes" if self.video and len(shape) != 5 else None
 
     def upstream_at(self, dtype: torch.dtype) -> float:
         return self.upstream * (LOSS_SCALE if dtype == torch.float16 else 1.0)
@@ -101,12 +85,14 @@ class Formula:
         return self.exact(v) * self.upstream_at(v.student.dtype)
 
     def case(self, shape_name: str, sizes: tuple[int, ...], dtype: str) -> Case:
-        """Self-Forcing has the frames ahead of the channels; the weight takes logits, in float32."""
-        if self.name == "weight":
+        if not self.images:
             sizes, dtype = (sizes if len(sizes) == 2 else (sizes[0], HEADS)), "fp32"
-        elif self.name == "self_forcing":
+        elif self.video:
             sizes = (sizes[0], sizes[2], sizes[1], *sizes[3:])
         return Case(self.op, self.name, shape_name, sizes, dtype)
+
+    def tiny(self, dtype: str = "fp32") -> Case:
+        return self.case("tiny", TINY["tiny_video" if self.video else "tiny"].sizes, dtype)
 
     def our_step(self, backend: str, device: str) -> Step:
         normalizer = fdk.RatioNormalizer(BINS, (0.0, 1.0), 0.9).to(device)
@@ -117,7 +103,7 @@ class Formula:
         return self._step(lambda v: self.call(chain, v, bins))
 
     def _step(self, result: Callable[[Inputs], Tensor]) -> Step:
-        if self.name == "weight":
+        if not self.images:
             return result
         upstreams: dict[torch.dtype, Tensor] = {}
 
@@ -131,40 +117,57 @@ class Formula:
         return step
 
 
-def make_inputs(case: Case, device: str, seed: int) -> Inputs:
-    generator = torch.Generator(device).manual_seed(seed)
+# ---- data
+
+
+class Draw:
+    """Random numbers of one set of inputs."""
+
+    def __init__(self, device: str, seed: int) -> None:
+        self.device, self.generator = device, torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *size: int) -> Tensor:
+        return torch.randn(size, generator=self.generator, device=self.device)
+
+    def uniform(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=self.generator, device=self.device)
+
+
+def _logits(case: Case, draw: Draw) -> Inputs:
+    nothing = torch.empty(0, device=draw.device)
+    return Inputs(nothing, nothing, nothing, draw.normal(*case.shape), draw.uniform(case.shape[0]))
+
+
+def _images(case: Case, draw: Draw) -> Inputs:
     dtype, batch = DTYPES[case.dtype], case.shape[0]
+    x = draw.normal(*case.shape)
+    teacher = x + 0.5 * draw.normal(*case.shape)
+    fake = teacher + 0.25 * draw.normal(*case.shape)
+    logits, t = draw.normal(batch, HEADS), draw.uniform(batch)
+    return Inputs(x.to(dtype).requires_grad_(), teacher.to(dtype), fake.to(dtype), logits, t)
 
-    def noise(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, device=device)
 
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+def _predictions(case: Case, draw: Draw) -> Inputs:
+    """Of epsilon, in place of x0."""
+    v, dtype = _images(case, draw), DTYPES[case.dtype]
+    alpha = draw.uniform(case.shape[0], 0.2, 0.9)
+    sigma = (1 - alpha**2).sqrt()
+    a, s = _samples(alpha, v.student), _samples(sigma, v.student)
+    noisy = (a * v.student.detach() + s * draw.normal(*case.shape)).to(dtype)
+    teacher, fake = (((noisy.float() - a * x0) / s).to(dtype) for x0 in (v.teacher, v.fake))
+    return v._replace(teacher=teacher, fake=fake, noisy=noisy, alpha=alpha, sigma=sigma)
 
-    if case.formula == "weight":
-        logits, nothing = noise(*case.shape), torch.empty(0, device=device)
-        return Inputs(nothing, nothing, nothing, logits, uniform(0.0, 1.0))
-    x = noise(*case.shape)
-    teacher = x + 0.5 * noise(*case.shape)
-    fake = teacher + 0.25 * noise(*case.shape)
-    uncond = noisy = alpha = sigma = mask = frames = None
-    if case.formula == "dmd2_latent":
-        alpha = uniform(0.2, 0.9)
-        sigma = (1 - alpha**2).sqrt()
-        wide = [-1, *[1] * (len(case.shape) - 1)]
-        a, s = alpha.view(wide), sigma.view(wide)
-        noisy = (a * x + s * noise(*case.shape)).to(dtype)
-        teacher, fake = (((noisy.float() - a * v) / s).to(dtype) for v in (teacher, fake))
-    if case.formula == "self_forcing":
-        uncond = (teacher + 0.1 * noise(*case.shape)).to(dtype)
-        frames = torch.ones(*case.shape[:2], *[1] * (len(case.shape) - 2), dtype=torch.bool, device=device)
-        frames[:, 0] = False  # the first frame is given
-        mask = frames.expand(case.shape).contiguous()
-    student = x.to(dtype).requires_grad_()
-    return Inputs(
-        student, teacher.to(dtype), fake.to(dtype), noise(batch, HEADS), uniform(0.0, 1.0), uncond, noisy, alpha, sigma,
-        mask, frames,
-    )  # fmt: skip
+
+def _guided_videos(case: Case, draw: Draw) -> Inputs:
+    v = _images(case, draw)
+    uncond = (v.teacher + 0.1 * draw.normal(*case.shape)).to(v.teacher.dtype)
+    frames = torch.ones(*case.shape[:2], *[1] * (len(case.shape) - 2), dtype=torch.bool, device=draw.device)
+    frames[:, 0] = False  # the first frame is given
+    return v._replace(uncond=uncond, frames=frames, mask=frames.expand(case.shape).contiguous())
+
+
+def make_inputs(case: Case, device: str, seed: int) -> Inputs:
+    return FORMULAS[case.formula].inputs(case, Draw(device, seed))
 
 
 def rotation(case: Case, device: str, count: int) -> list[Inputs]:
@@ -174,10 +177,7 @@ def rotation(case: Case, device: str, count: int) -> list[Inputs]:
 
 
 def copied(v: Inputs) -> Inputs:
-    def copy(w: Tensor) -> Tensor:
-        return w.detach().clone().requires_grad_(w.requires_grad)
-
-    return v._replace(**{name: copy(w) for name, w in v._asdict().items() if w is not None})
+    return Inputs(*(None if w is None else w.detach().clone().requires_grad_(w.requires_grad) for w in v))  # type: ignore[arg-type]
 
 
 # ---- exact results, in float64
@@ -233,18 +233,13 @@ def _exact_self_forcing(v: Inputs) -> Tensor:
 _RKL: dict[str, Any] = {"divergence": "rkl", "eps": 0.0}
 
 
-def _dmd2_latent(v: Inputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
-    prediction = fdk.Prediction("epsilon", v.noisy, alpha=v.alpha, sigma=v.sigma)
-    return fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, prediction=prediction, backend=backend, **_RKL)
-
-
 _FASTGEN: dict[str, Any] = {
     "op": "fused_fdiv_loss", "peer": "fastgen", "chain": baselines.fastgen_chain,
     "call": lambda chain, v, bins: chain(v.student, v.teacher, v.fake, v.logits, v.t, bins),
     "ours": lambda v, normalizer, backend: fdk.fused_fdiv_loss(
         v.student, v.teacher, v.fake, v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
     ),
-    "exact": _exact_fastgen, "images": 3, "plan": lambda case: {"heads": HEADS, "bins": BINS},
+    "exact": _exact_fastgen, "inputs": _images, "images": 3, "plan": lambda case: {"heads": HEADS, "bins": BINS},
 }  # fmt: skip
 
 FORMULAS = {
@@ -260,13 +255,17 @@ FORMULAS = {
             "dmd2", baselines.dmd2_pixel_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.fake),
             ours=lambda v, _, backend: fdk.fused_fdiv_loss(v.student, v.teacher, v.fake, backend=backend, **_RKL),
-            exact=lambda v: exact_gradient(*_doubles(v.student, v.teacher, v.fake)), images=3,
+            exact=lambda v: exact_gradient(*_doubles(v.student, v.teacher, v.fake)), inputs=_images, images=3,
         ),
         Formula(
             "dmd2_latent", "fused_fdiv_loss", "reverse KL as DMD2 has it for Stable Diffusion: raw epsilon predictions",
             "dmd2", baselines.dmd2_latent_epsilon_chain,
             call=lambda chain, v, _: chain(v.student, v.teacher, v.fake, v.noisy, v.alpha, v.sigma),
-            ours=_dmd2_latent, exact=_exact_dmd2_latent, images=4,
+            ours=lambda v, _, backend: fdk.fused_fdiv_loss(
+                v.student, v.teacher, v.fake, backend=backend, **_RKL,
+                prediction=fdk.Prediction("epsilon", v.noisy, alpha=v.alpha, sigma=v.sigma),
+            ),
+            exact=_exact_dmd2_latent, inputs=_predictions, images=4,
             plan=lambda case: {"noisy": case.dtype, "coefficients": True},
         ),
         Formula(
@@ -278,7 +277,7 @@ FORMULAS = {
                 v.student, v.teacher, v.fake, teacher_uncond=v.uncond, guidance_scale=1 + GUIDANCE_W, mask=v.frames,
                 backend=backend, **_RKL,
             ),
-            exact=_exact_self_forcing, images=4, reread=3,
+            exact=_exact_self_forcing, inputs=_guided_videos, images=4, reread=3, video=True,
             plan=lambda case: {"guidance": True, "mask": (case.shape[0], case.shape[1])},
         ),
         Formula(
@@ -288,7 +287,7 @@ FORMULAS = {
             ours=lambda v, normalizer, backend: fdk.fdiv_weight(
                 v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
             ),
-            exact=exact_weight, images=0,
+            exact=exact_weight, inputs=_logits, images=0,
         ),
     )
 }  # fmt: skip

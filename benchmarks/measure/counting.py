@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from benchmarks.traffic import Counted
+from benchmarks.measure.gpu_timing import wait_for
 
 RANGE = "counted call"
 WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 class Trace(NamedTuple):
-    work: list[dict[str, Any]]
-    """The kernels, copies and fills that ran on the GPU, in their order: {name, us} each."""
-    syncs: int
-    """Times that the host waited for the GPU."""
-    peak_bytes: int
-    """Most that was allocated at a time in host memory, beside what was there."""
+    work: list[dict[str, Any]]  # the kernels, copies and fills that ran on the GPU, in their order: {name, us} each
+    syncs: int  # times that the host waited for the GPU
+    peak_bytes: int  # most that was allocated at a time in host memory, beside what was there
 
 
 def trace(function: Callable[[], object], device: str) -> Trace:
@@ -32,11 +33,11 @@ def trace(function: Callable[[], object], device: str) -> Trace:
     On a GPU its first use leaves hooks in the process that later launches pay for: time first, trace afterwards.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    _wait(device)
+    wait_for(device)
     with profile(activities=activities, profile_memory=True) as found:
         with record_function(RANGE):
             function()
-        _wait(device)
+        wait_for(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
@@ -63,6 +64,41 @@ def summarized(events: list[dict[str, Any]]) -> Trace:
     return Trace(work, syncs, peak)
 
 
+class Counted(TorchDispatchMode):
+    """Ops that touch memory, and the bytes of their operands' own storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
+            # These write their first operand, which is also their result, without reading it.
+            read = args[1:] if func.name().split("::")[1].split(".")[0] in ("copy_", "fill_", "zero_") else args
+            if func.name().startswith("fdkernels::scale_") and func.name().endswith("_"):
+                operands = _scaled_in_place(*args)
+            else:
+                operands = (read, kwargs, result)
+            touched = [v for v in tree_leaves(operands) if isinstance(v, Tensor)]
+            self.ops += 1
+            self.bytes += sum(_own_elements(v) * v.element_size() for v in touched)
+        return result
+
+
+def _scaled_in_place(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> tuple[Tensor, ...]:
+    """What our backward reads and writes: at an upstream of 1 that number alone, else the gradient as well."""
+    if unscale.numel() == 0 and bool((upstream == 1).all()):
+        return (upstream,)
+    return upstream, gradient, gradient
+
+
+def _own_elements(v: Tensor) -> int:
+    """Elements of a tensor's own storage: an expanded one is read from cache after the first time."""
+    return math.prod(size for size, stride in zip(v.shape, v.stride(), strict=True) if stride != 0)
+
+
 def tensor_traffic(function: Callable[[], object]) -> tuple[int, int]:
     """(ops, bytes) of what PyTorch dispatches in a call; of compiled code it sees nothing."""
     with Counted() as counted:
@@ -77,8 +113,3 @@ def extra_memory(function: Callable[[], object]) -> int:
     before = torch.cuda.memory_allocated()
     function()
     return torch.cuda.max_memory_allocated() - before
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

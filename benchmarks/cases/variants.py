@@ -10,22 +10,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from benchmarks.formulas import Formula, Inputs, Step, make_inputs
-from benchmarks.shapes import TINY
+from benchmarks.cases.formulas import Formula, Step, make_inputs
 
 # By the names of the command line; the values are those of a row's "mode", and None is torch.compile's default mode.
-MODES = {
-    "eager": "eager",
-    "compile": "compile default",
-    "max-autotune": "compile max-autotune-no-cudagraphs",
-}
+MODES = {"eager": "eager", "compile": "compile default", "max-autotune": "compile max-autotune-no-cudagraphs"}
 COMPILE_MODES = {"compile default": None, "compile max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs"}
 # Relative L2 error against float64 beyond which a time means nothing. The peers form x - g, which in bf16 rounds away
 # up to a tenth of g, so their formula is judged by what it gives in float32 as well.
-TOLERANCE = {
-    "ours": {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3},
-    "peer": {"fp32": 1e-4, "bf16": 0.2, "fp16": 0.2},
-}
+TOLERANCE = {"ours": {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}, "peer": {"fp32": 1e-4, "bf16": 0.2, "fp16": 0.2}}
 # How many times eager's error the same formula may have when compiled: the compiler rounds less often, not more.
 COMPILED_ERROR = 2.0
 
@@ -34,8 +26,7 @@ class Variant(NamedTuple):
     name: str
     backend: str | None
     mode: str | None
-    make: Callable[[], Step]
-    """A step with a state of its own; a compiled one is compiled by its first call."""
+    make: Callable[[], Step]  # A step with a state of its own; a compiled one is compiled by its first call
 
     @property
     def ours(self) -> bool:
@@ -72,7 +63,7 @@ def wrong_because(
     variant: Variant, formula: Formula, dtype: str, error: float, device: str, eager: float | None = None
 ) -> str | None:
     """Why a variant with this error is wrong, or None. `eager`: the error of the same formula, uncompiled."""
-    what = "weight" if formula.name == "weight" else "gradient"
+    what = "gradient" if formula.images else "weight"
     allowed = TOLERANCE["ours" if variant.ours else "peer"][dtype]
     if not error <= allowed:
         return f"{what} is off by {error:.2g} (allowed {allowed:g})"
@@ -91,6 +82,5 @@ def wrong_because(
 @functools.cache
 def error_in_float32(formula: Formula, device: str) -> float:
     """Of the peer's formula, where rounding hides nothing: on a small float32 case."""
-    shape = TINY["tiny_video" if formula.name == "self_forcing" else "tiny"].sizes
-    inputs: Inputs = make_inputs(formula.case("tiny", shape, "fp32"), device, seed=0)
+    inputs = make_inputs(formula.tiny(), device, seed=0)
     return relative_error(formula.peer_step(formula.chain, device)(inputs), formula.exact_result(inputs))

@@ -1,0 +1,175 @@
+"""From steps to rows: sets of inputs, figures of a row, counts, predictions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.cases import formulas, variants
+from benchmarks.cases.formulas import FORMULAS
+from benchmarks.cases.shapes import SHAPES
+from benchmarks.cases.variants import Variant
+from benchmarks.measure import predicted, rows
+from benchmarks.measure.counting import Trace
+from benchmarks.measure.gpu_timing import Copy
+from benchmarks.measure.rows import Options
+from benchmarks.measure.timing import Timing
+from fdkernels.devices import PRESETS
+from tests.benchmarks import made_up
+
+pytestmark = pytest.mark.filterwarnings("ignore:normalize_weight over")
+MIB = 1 << 20
+FASTGEN, PIXEL = FORMULAS["fastgen"], FORMULAS["dmd2_pixel"]
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "cache", "sets"),
+    [
+        ("cpu", (8, 87381), 0, 1),  # 8 MiB - 32 of inputs: in cache
+        ("cpu", (8, 87382), 0, 32),  # 256 MiB at least
+        ("cpu", (8, 2**18), 200 * MIB, 17),  # twice the cache, in sets of 24 MiB
+        ("cpu", (8, 2**18), 4096 * MIB, 86),  # 2 GiB at most
+        ("cpu", (8, 2**22), 0, 2),  # but two
+        ("cuda", (8, 2**16), 50 * MIB, 34),  # four times the cache
+        ("cuda", (8, 2**24), 50 * MIB, 2),
+        ("cuda", (8, 16), 50 * MIB, 512),  # at most
+    ],
+)
+def test_sets_of_inputs(monkeypatch, device, sizes, cache, sets):
+    monkeypatch.setattr(rows, "last_level_cache", lambda: cache)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=cache))
+    assert rows.input_sets(FASTGEN, FASTGEN.case("", sizes, "fp32"), device) == sets
+
+
+def test_inputs_take_turns_that_lie_apart_in_memory():
+    data = formulas.rotation(FORMULAS["self_forcing"].tiny(), "cpu", 6)
+    for name in formulas.Inputs._fields:
+        tensors = [getattr(v, name) for v in data if getattr(v, name) is not None]
+        assert len({w.data_ptr() for w in tensors}) == len(tensors)
+        assert [w.requires_grad for w in tensors] == [name == "student"] * len(tensors)
+    assert len({v.student.sum().item() for v in data}) == formulas.DISTINCT == 4
+    seen = []
+    found = rows.cpu_timings(PIXEL, {"a": seen.append}, data[:3], Options("cpu", [], [], rounds=100, seconds=0.0))
+    assert all(v is data[i % 3] for i, v in enumerate(seen))
+    assert len(seen) > 10 and found.ceiling.rounds == 12  # those that are made in any case
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_streaming_limit_reads_three_and_writes_one(dtype):
+    data = formulas.rotation(FASTGEN.tiny(dtype), "cpu", 3)
+    stream = rows.Stream(data)
+    assert stream.bytes == 4 * data[0].student.nbytes == FASTGEN.minimum_bytes(FASTGEN.tiny(dtype))
+    out = [stream(i) for i in range(4)]
+    assert len({w.data_ptr() for w in out}) == 3 and out[3] is out[0]
+    a, b, c, result = stream.sets[1]
+    assert a.data_ptr() == data[1].student.data_ptr() and out[1] is result
+    torch.testing.assert_close(result, a + b * c, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["dmd2_pixel", "weight"])
+def test_figures_of_a_row(monkeypatch, name):
+    """Its bytes, its limit and its prediction, by known times: 10 µs at 4 GB/s; each set of inputs has its turn."""
+    formula = FORMULAS[name]
+    least, ceiling = formula.minimum_bytes(formula.tiny()), Timing(1e-3, 9e-4, 2e-3, 30, 1)
+    times = {"time_us": 10.0, "low_us": 9.0, "high_us": 12.0, "timed_by": "calls"}
+    monkeypatch.setattr(rows, "input_sets", lambda *_: 3)
+    monkeypatch.setattr(rows, "cpu_timings", lambda formula, steps, data, options: rows.Timed(
+        dict.fromkeys(steps, times), ceiling, 4_000_000, {}))  # fmt: skip
+    ours, peer = rows.measure(formula, formula.tiny(), Options("cpu", ["reference"], ["eager"])).rows
+    for row in (ours, peer):
+        assert (row.min_bytes, row.time_us, row.low_us, row.high_us, row.timed_by) == (least, 10.0, 9.0, 12.0, "calls")
+        assert (row.input_sets, row.rounds, row.call_us, row.wall_us) == (3, 30, None, None)
+        assert row.gb_per_s == pytest.approx(least / 10e-6 / 1e9) and row.ceiling_gb_per_s == pytest.approx(4.0)
+        if name == "weight":
+            assert row.percent_of_ceiling is row.predicted_us is None
+        else:
+            assert row.percent_of_ceiling == pytest.approx(100 * least / 10e-6 / 4e9)
+            assert row.predicted_us == pytest.approx(row.counted_bytes / 4e9 * 1e6)
+    assert peer.counted_bytes > least and peer.launches > 1 and peer.extra_bytes > 0
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_times_of_a_gpu(monkeypatch, captured):
+    """Ours by a graph, a peer that syncs by plain calls; a replay's time is that of its calls, each set once in it.
+    Ours that cannot be captured is a fault."""
+
+    class Replay:
+        def __init__(self, step, data):
+            if not captured:
+                raise RuntimeError("a replay of the graph leaves results unwritten")
+            self.calls = 10 * len(data)
+
+    plain = (Timing(8e-4, 7e-4, 9e-4, 9, 3), Timing(4e-5, 3e-5, 5e-5, 9, 3))
+    replaced = {
+        "Replay": Replay, "the_copy": lambda device: Copy(2**16, "cpu"), "clocks": lambda device: None,
+        "input_sets": lambda *_: 2, "rotation": lambda case, device, count: formulas.rotation(case, "cpu", count),
+        "variants": lambda f, names, modes, device: variants.variants(f, names, modes, "cpu"),
+        "syncs": lambda function: True, "wrong_because": lambda *_: None,
+        "device_timings": lambda functions, rounds, device: dict.fromkeys(functions, Timing(1e-3, 9e-4, 2e-3, 9, 1)),
+        "time_interleaved": lambda steps, **limits: dict.fromkeys(steps, plain),
+    }  # fmt: skip
+    for name, fake in replaced.items():
+        monkeypatch.setattr(rows, name, fake)
+    found = rows.measure(FASTGEN, FASTGEN.tiny(), Options("cuda", ["reference"], ["eager"], rounds=9))
+    ours, peer = found.rows
+    assert found.ceiling_bytes == 2 * 2**16 and peer.timed_by == "wall"
+    assert ours.timed_by == ("graph" if captured else "wall")
+    times = (50.0, 45.0, 100.0) if captured else (800.0, 700.0, 900.0)
+    assert (ours.time_us, ours.low_us, ours.high_us) == pytest.approx(times)
+    assert (peer.time_us, ours.wall_us, ours.call_us, ours.call_low_us) == pytest.approx((800.0, 800.0, 40.0, 30.0))
+    why = "not captured: RuntimeError: a replay of the graph leaves results unwritten"
+    assert [(each.why, each.kind, each.ours) for each in found.skipped] == ([] if captured else [(why, "failed", True)])
+
+
+@pytest.mark.parametrize("recorded", [8, 0])
+def test_counts_of_a_gpu_are_those_of_a_call(monkeypatch, recorded):
+    """Each row with a step of its own; one that fails keeps its times and is said. Where the profiler records nothing
+    there are no counts."""
+
+    def trace(function, device):
+        assert len(function()) == rows.TRACED_SETS == 4
+        return Trace([{"name": "k", "us": 3.0}] * recorded, syncs=2, peak_bytes=0)
+
+    def make(name):
+        if name == "native":
+            raise RuntimeError("out of memory")
+        return lambda v: True
+
+    made = [Variant(name, name, None, lambda name=name: make(name)) for name in ("reference", "native")]
+    monkeypatch.setattr(rows, "variants", lambda *_: made)
+    monkeypatch.setattr(rows, "trace", trace)
+    monkeypatch.setattr(rows, "extra_memory", lambda function: function() and 123)
+    monkeypatch.setattr(rows, "make_inputs", lambda case, device, seed: formulas.make_inputs(case, "cpu", seed))
+    case = PIXEL.tiny()
+    found = made_up.measured(case, made_up.row(case), made_up.row(case, "reference", timed_by="graph"))
+    for compiled in (True, False):
+        rows.count_later(found, PIXEL, case, Options("cuda", [], []), compiled)
+        assert (found.rows[1].extra_bytes is None) == compiled and found.rows[0].extra_bytes is None
+    row = found.rows[1]
+    expected = (2, 0.5, 6.0, 123) if recorded else (None, None, None, 123)
+    assert (row.launches, row.syncs, row.kernel_us, row.extra_bytes) == expected
+    (skipped,) = found.skipped
+    assert skipped.what.endswith("native: launches and memory") and (skipped.kind, skipped.ours) == ("failed", True)
+
+
+def test_predicted_bytes():
+    """A backward that scales reads and writes the gradient once more."""
+    for formula in FORMULAS.values():
+        case = formula.case("", SHAPES["wan" if formula.video else "pixels1024"].sizes, "bf16")
+        if not formula.images:
+            assert predicted.predicted_bytes(formula, case, "native", 123, "cpu") is None
+            continue
+        least = formula.minimum_bytes(case)
+        assert least == 2 * (formula.images + 1) * case.elements
+        assert (
+            predicted.native_bytes(formula, case, PRESETS["a100"]) >= least <= predicted.triton_bytes(formula, case, 0)
+        )
+        passes = {dtype: 0 if dtype == "bf16" and formula.upstream == 1 else 2 for dtype in ("bf16", "fp16")}
+        for dtype, more in passes.items():
+            found = predicted.predicted_bytes(formula, case._replace(dtype=dtype), "native", None, "cpu")
+            assert found == least + more * 2 * case.elements
+    case = FASTGEN.case("", SHAPES["pixels1024"].sizes, "bf16")
+    assert predicted.native_bytes(FASTGEN, case, PRESETS["h200"]) == FASTGEN.minimum_bytes(case)
+    assert predicted.predicted_bytes(FASTGEN, case, None, 123, "cpu") == 123.0
