@@ -223,24 +223,26 @@ def score_difference(
         # A masked element takes part in the mean of |x - tau|, but a non-finite one there counts as 0.
         kept_only = scale is not None and scale != "dmd" and scale.kept_only
         distance = np.where(~keep & (kept_only | ~np.isfinite(distance)), 0.0, distance)
-        counted = keep.reshape(batch, -1).sum(axis=1) if kept_only else distance[0].size
-        gap = distance.reshape(batch, -1).sum(axis=1) / np.maximum(counted, 1)
-        s = np.ones(batch)
+        sets = _sets(scale, x.shape)
+        counted = keep.reshape(sets, -1).sum(axis=1) if kept_only else x.size // sets
+        gap = distance.reshape(sets, -1).sum(axis=1) / np.maximum(counted, 1)
+        s = np.ones(sets)
         if scale is not None:
             eps, floor = (1e-6, 0.0) if scale == "dmd" else (scale.eps, scale.floor)
             s = 1 / (np.maximum(gap, floor) + eps)
-        w = h.reshape(column) * s.reshape(column) * m
+        s = np.repeat(s, x.size // sets).reshape(x.shape)
+        w = h.reshape(column) * s * m
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
-        bad = ~np.isfinite(g).reshape(batch, -1).all(axis=1) | ~np.isfinite(h)
+        level = np.zeros(batch) if t is None else float64(t)
+        good = np.isfinite(g) & np.isfinite(s) & np.isfinite((h + level).reshape(column))
         read = keep | (m[0].size == 1)  # of one that varies within a sample, what masked elements have is not read
-        bad |= ~np.isfinite(s) | ~(np.isfinite(np.broadcast_to(m, x.shape)) | ~read).reshape(batch, -1).all(axis=1)
-        if t is not None:
-            bad |= ~np.isfinite(float64(t))
+        good &= np.isfinite(np.broadcast_to(m, x.shape)) | ~read
         if scale is not None:
             tau = anchor + c * raw_teacher
-            bad |= ~np.isfinite(np.where(keep, x + tau, 0.0)).reshape(batch, -1).all(axis=1)
+            good &= np.isfinite(np.where(keep, x + tau, 0.0))
+        bad = ~good.reshape(sets, -1).all(axis=1)
         replaced = np.nan if nonfinite == "propagate" else 0.0
-        g = np.where(bad.reshape(column) & keep, replaced, g)
+        g = np.where(np.repeat(bad, x.size // sets).reshape(x.shape) & keep, replaced, g)
 
         total = keep.sum() if count is None else float(count)
         counts = keep.reshape(batch, -1).sum(axis=1)
@@ -262,7 +264,15 @@ def score_difference(
         stats = _figures(
             h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape, kept_only
         )
+    w = np.broadcast_to(w, x.shape)
     return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, used, bad, stats)
+
+
+def _sets(scale: Any, shape: tuple[int, ...]) -> int:
+    """How many runs of elements have a mean of their own."""
+    over = "sample" if scale in (None, "dmd") else scale.over
+    frames = 1 if over == "frame" else over
+    return {"sample": shape[0], "batch": 1}.get(over) or shape[0] * shape[1] // frames
 
 
 def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
@@ -295,7 +305,7 @@ def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, sha
         "ratio_mean": np.nan if given is None else mean(given.ratio),
         "clip_fraction": np.nan if given is None else mean(given.clipped),
         "grad_norm": np.sqrt((grad**2).sum()),
-        "relative_gap": np.divide(gap[~bad].sum(), distance[~bad].sum()),
+        "relative_gap": np.divide(gap.reshape(len(bad), -1)[~bad].sum(), distance.reshape(len(bad), -1)[~bad].sum()),
         "nonfinite_samples": float(bad.sum()),
         "out_of_range_fraction": np.nan,
     }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fdkernels import backends
 from fdkernels._op import autograd, library
 from fdkernels._op.arguments import Table
-from fdkernels._op.checks import check_choice, check_like_student, check_student, check_tensor, warn
+from fdkernels._op.checks import check_like_student, check_student, check_tensor
 from fdkernels._op.views import as_table, dense_samples, memory_order
-from fdkernels.divergences import Divergence, resolve
+from fdkernels.divergences import Divergence
 from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import (
     FDIV,
@@ -26,6 +25,7 @@ from fdkernels.fdiv.arguments import (
     fdiv_weight_outputs,
 )
 from fdkernels.fdiv.scale import DmdScale
+from fdkernels.fdiv.sets import over_sets
 from fdkernels.fdiv.validation import (
     Weighting,
     check_count,
@@ -34,7 +34,6 @@ from fdkernels.fdiv.validation import (
     check_multiplier,
     check_options,
     check_prediction,
-    check_ratio_range,
     check_weight_alone,
     check_weighting,
 )
@@ -192,7 +191,18 @@ def fused_fdiv_loss(
         check_mask(mask)
     if multiplier is not None:
         multiplier = check_multiplier(multiplier, student)
-    count = check_count(count, reduction, student)
+    given_count, count = count, check_count(count, reduction, student)
+    if dmd is not None and dmd.over != "sample":
+        h, weight_stats = _weight_ahead(backend, weighting, weight, student)
+        result = over_sets(
+            fused_fdiv_loss, dmd,
+            {"student": student, "teacher": teacher, "fake": fake, "teacher_uncond": teacher_uncond,
+             "fake_uncond": fake_uncond},
+            {"multiplier": multiplier, "mask": mask}, prediction, h, reduction, guidance_scale=guidance_scale,
+            fake_guidance_scale=fake_guidance_scale, nonfinite=nonfinite, count=given_count, backend=backend,
+            divergence="rkl", return_stats=return_stats,
+        )  # fmt: skip
+        return result if not return_stats else (result[0], _figures(h, weight_stats, result[1]))
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
@@ -204,9 +214,10 @@ def fused_fdiv_loss(
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
 
-    arguments, weight_stats = weighting.arguments, None
+    arguments = weighting.arguments
+    ahead: Tensor | None = None
     if logits is not None and weighting.in_torch:
-        weight, weight_stats = _weigh(chosen, weighting)
+        weight, ahead = _weigh(chosen, weighting)
         arguments = WeightArguments()
 
     def samples(v: Tensor) -> Tensor:
@@ -252,8 +263,8 @@ def fused_fdiv_loss(
         autograd.mark_updated(arguments.ratio_mean, arguments.update)
     if not return_stats:
         return loss
-    if weight_stats is not None:
-        stats = torch.cat((weight_stats, stats[WEIGHT_STATS:]))
+    if ahead is not None:
+        stats = torch.cat((ahead, stats[WEIGHT_STATS:]))
     figures, weight = stats.split((STATS, student.shape[0]))
     return loss, FDivStats(weight, *figures.unbind(0))
 
@@ -268,7 +279,8 @@ def fdiv_weight(
     normalize_weight: bool = True,
     group: Any | None = None,
     backend: str = "auto",
-) -> Tensor:
+    return_stats: bool = False,
+) -> Any:
     """The f-divergence weight h(r) = r² f''(r) of a density ratio r = p/q, from the discriminator's logits.
 
         L_b = clamp(mean_k logits[b, k], log lo, log hi)
@@ -281,7 +293,8 @@ def fdiv_weight(
     pass slices as `weight=`.
 
     Returns:
-        (B,), float32 (float64 for float64 logits), without gradient; NaN for a sample whose combined logit or t is not
+        (B,), float32 (float64 for float64 logits), or (that, FDivStats), whose figures of the loss are NaN; without
+        gradient. NaN for a sample whose combined logit or t is not
         finite, which takes part in no mean. So for one whose log h is not below infinity, as in a bin whose running
         mean was loaded as 0.
 
@@ -302,8 +315,25 @@ def fdiv_weight(
     )
     chosen = backends.choose(backend, logits.device.type)
     backends.log_choice("fdiv_weight", chosen, logits.device.type)
-    h, _ = _weigh(chosen, weighting)
-    return h if logits.dtype == torch.float64 else h.float()
+    h, stats = _weigh(chosen, weighting)
+    weight = h if logits.dtype == torch.float64 else h.float()
+    if not return_stats:
+        return weight
+    nan = torch.full((), torch.nan, dtype=torch.float64, device=h.device)
+    return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double()))
+
+
+def _weight_ahead(backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor) -> tuple[Tensor, Tensor]:
+    """(h in float64, its statistics) of a call, wherever h comes from."""
+    if weighting.arguments.logits is not None:
+        return _weigh(backends.choose(backend, student.device.type), weighting)
+    h = reference.given_weight(weight, weighting.arguments.t, student)
+    return h, reference.given_weight_stats(h)
+
+
+def _figures(h: Tensor, weight_stats: Tensor, of_elements: FDivStats) -> FDivStats:
+    """The weight's own figures, and those of the elements."""
+    return FDivStats._make((h, *weight_stats.unbind(0), *of_elements[1 + WEIGHT_STATS :]))
 
 
 def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:
@@ -316,92 +346,3 @@ def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:
     if backend != "reference":
         autograd.mark_updated(call.ratio_mean, call.update)
     return result
-
-
-class FDivLoss(nn.Module):
-    """`fused_fdiv_loss` with its settings; stateless but for the normalizer.
-
-    Args:
-        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as there.
-        bins, t_range, decay: of the `RatioNormalizer`; bins=None does without one.
-        normalizer: one of your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
-
-    Example:
-        >>> loss_fn = fdk.FDivLoss("kl", bins=10, t_range=(0.0, 1.0))
-        >>> loss = loss_fn(x, teacher_x0, fake_x0, logits, t)
-        >>> loss, stats = loss_fn(x, teacher_eps, fake_eps, logits, t, prediction=prediction, return_stats=True)
-    """
-
-    def __init__(
-        self,
-        divergence: str | Divergence = "js",
-        bins: int | None = 10,
-        t_range: tuple[float, float] = (0.0, 1.0),
-        decay: float = 0.9,
-        *,
-        normalizer: RatioNormalizer | None = None,
-        ratio_range: tuple[float, float] | None = (0.1, 20.0),
-        normalize_weight: bool = True,
-        scale: str | DmdScale | None = "dmd",
-        nonfinite: str = "propagate",
-        reduction: str = "mean",
-        group: Any | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        self.divergence = resolve(divergence)
-        check_choice("backend", backend, ("auto", *backends.BACKENDS))
-        if normalizer is None and bins is not None:
-            normalizer = RatioNormalizer(bins, t_range, decay)
-        self.normalizer = normalizer
-        check_ratio_range(ratio_range)
-        check_options(scale, nonfinite, reduction)
-        self.options = {
-            "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale,
-            "nonfinite": nonfinite, "reduction": reduction, "group": group, "backend": backend,
-        }  # fmt: skip
-
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        fake: Tensor,
-        logits: Tensor | None = None,
-        t: Tensor | None = None,
-        **per_call: Any,
-    ) -> Any:
-        """The loss; `per_call` takes any keyword of `fused_fdiv_loss` (mask, prediction, return_stats, ...)."""
-        options = {"divergence": self.divergence, "normalizer": self.normalizer, **self.options, **per_call}
-        # Without logits there is no ratio, hence nothing to normalize or to reduce.
-        if logits is None and (options.get("weight") is not None or resolve(options["divergence"]).kernel == "rkl"):
-            options |= {"normalizer": None, "group": None}
-        return fused_fdiv_loss(student, teacher, fake, logits, t, **options)
-
-    def extra_repr(self) -> str:
-        return f"divergence={self.divergence.name!r}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and torch.save, which can't hold a process group: it is left out."""
-        state = {**self._state(), "options": dict(self.options)}
-        if self.options["group"] is not None:
-            warn("FDivLoss: a pickle can't hold the process group: group is None once loaded")
-            state["options"]["group"] = None
-        return state
-
-    def __copy__(self) -> FDivLoss:
-        copied = type(self).__new__(type(self))
-        copied.__dict__.update(self._state())
-        return copied
-
-    def _state(self) -> dict[str, Any]:
-        """Without what `compile()` made: it belongs to this process, and computes with this module."""
-        return {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FDivLoss:
-        """A copy that shares the process group, so that `AveragedModel` can make one."""
-        group = self.options["group"]
-        if group is not None:
-            memo[id(group)] = group
-        copied = memo[id(self)] = type(self).__new__(type(self))
-        copied.__dict__.update(copy.deepcopy(self._state(), memo))
-        return copied

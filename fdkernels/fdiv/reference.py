@@ -31,14 +31,11 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = call.student.device
 
     # Step 1: the weight h_b, and which samples are finite so far.
-    t = call.weighting.t
     if call.weighting.logits is not None:
         h, weight_stats = fdiv_weight(call.weighting)
     else:
-        h = torch.ones(batch, dtype=torch.float64, device=device) if call.weight is None else call.weight.double()
-        if t is not None:
-            h = torch.where(torch.isfinite(t.double()), h, torch.nan)
-        weight_stats = _given_weight_stats(h)
+        h = given_weight(call.weight, call.weighting.t, call.student)
+        weight_stats = given_weight_stats(h)
 
     # Step 2: the elements; masked ones are selected away.
     keep = (
@@ -145,7 +142,17 @@ def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor, c: Tensor) -> Tensor:
     return a * noisy.reshape(raw.shape).double() + c * raw.double()
 
 
-def _given_weight_stats(h: Tensor) -> Tensor:
+def given_weight(weight: Tensor | None, t: Tensor | None, student: Tensor) -> Tensor:
+    """h of a call without logits; NaN where t is not finite."""
+    if weight is None:
+        h = torch.ones(student.shape[0], dtype=torch.float64, device=student.device)
+    else:
+        h = weight.detach().double()
+    return h if t is None else torch.where(torch.isfinite(t.double()), h, torch.nan)
+
+
+def given_weight_stats(h: Tensor) -> Tensor:
+    """The first four statistics of weights that the caller gave; the others NaN."""
     stats = h.new_full((WEIGHT_STATS,), torch.nan)
     if h.numel():
         finite = torch.isfinite(h)

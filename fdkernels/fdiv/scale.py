@@ -15,11 +15,14 @@ class DmdScale:
         eps: in units of x, at least 0.
         floor: of the mean, in units of x, at least 0: trainers that write `clamp(min=1e-5)` in place of `+ eps` are
             `DmdScale(eps=0.0, floor=1e-5)`.
+        over: the set that one mean is taken over: "sample", "batch", "frame", or k, blocks of k frames; frames are
+            dimension 1 of student. A set stands and falls as one: where one of its elements is not finite,
+            `nonfinite` goes for all of the set. Other than "sample", the weights are computed ahead of the kernel.
         kept_only: take the mean over the elements that a mask keeps, not over all (cosmos-framework's rule; with many
             masked elements the other is a multiple of it); so is `FDivStats.relative_gap`.
 
     Raises:
-        ValueError: a number that is not finite, or below 0.
+        ValueError: a number that is not finite, or below 0; an unknown set.
         TypeError: a kept_only that is no bool.
 
     Source: DMD (arXiv 2311.18828), equation 8.
@@ -30,12 +33,18 @@ class DmdScale:
 
     eps: float = 1e-6
     floor: float = 0.0
+    over: str | int = "sample"
     kept_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("eps", "floor"):
             if check_number(name, getattr(self, name)) < 0.0:
                 raise ValueError(f"{name}: expected a number >= 0, got {shown(getattr(self, name))}")
+        is_block = isinstance(self.over, int) and not isinstance(self.over, bool) and self.over >= 1
+        if not is_block and self.over not in ("sample", "batch", "frame"):
+            raise ValueError(
+                f"over: expected 'sample', 'batch', 'frame' or a number of frames, at least 1, got {shown(self.over)}"
+            )
         if not isinstance(self.kept_only, bool):
             raise TypeError(f"kept_only: expected a bool, got {shown(self.kept_only)}")
 

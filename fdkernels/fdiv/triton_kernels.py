@@ -197,9 +197,8 @@ def fdiv_reduce_kernel(
     t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
     DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
-    KEPT_ONLY: tl.constexpr,
-    SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr,
-    WIDE: tl.constexpr,
+    KEPT_ONLY: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
+    TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
     piece = tl.program_id(0) % programs

@@ -10,6 +10,7 @@ import fdkernels as fdk
 from fdkernels._op.arguments import Table
 from fdkernels._op.library import ops
 from fdkernels.fdiv.arguments import FDIV, FDIV_WEIGHT, STATS, FdivArguments, WeightArguments
+from tests import device
 from tests.cases import make, normalizer
 from tests.device import place
 
@@ -163,7 +164,7 @@ def test_raw_op(backend, dtype, changes):
     assert not loss.isnan().any() and not stats[: STATS - 4].isnan().any()
     for each, fake in zip(real, ops["fdiv"].outputs(call), strict=True):
         assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
-    if backend == "reference":
+    if backend == "reference" or device.on_software:  # whose ops are others
         return
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
     operands = tuple(FDIV.operands(call))

@@ -1,0 +1,105 @@
+"""`fused_fdiv_loss` as a module."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from fdkernels import backends
+from fdkernels._op.checks import check_choice, warn
+from fdkernels.divergences import Divergence, resolve
+from fdkernels.fdiv.api import fused_fdiv_loss
+from fdkernels.fdiv.scale import DmdScale
+from fdkernels.fdiv.validation import check_options, check_ratio_range
+from fdkernels.normalizer import RatioNormalizer
+
+
+class FDivLoss(nn.Module):
+    """`fused_fdiv_loss` with its settings; stateless but for the normalizer.
+
+    Args:
+        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as there.
+        bins, t_range, decay: of the `RatioNormalizer`; bins=None does without one.
+        normalizer: one of your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
+
+    Example:
+        >>> loss_fn = fdk.FDivLoss("kl", bins=10, t_range=(0.0, 1.0))
+        >>> loss = loss_fn(x, teacher_x0, fake_x0, logits, t)
+        >>> loss, stats = loss_fn(x, teacher_eps, fake_eps, logits, t, prediction=prediction, return_stats=True)
+    """
+
+    def __init__(
+        self,
+        divergence: str | Divergence = "js",
+        bins: int | None = 10,
+        t_range: tuple[float, float] = (0.0, 1.0),
+        decay: float = 0.9,
+        *,
+        normalizer: RatioNormalizer | None = None,
+        ratio_range: tuple[float, float] | None = (0.1, 20.0),
+        normalize_weight: bool = True,
+        scale: str | DmdScale | None = "dmd",
+        nonfinite: str = "propagate",
+        reduction: str = "mean",
+        group: Any | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.divergence = resolve(divergence)
+        check_choice("backend", backend, ("auto", *backends.BACKENDS))
+        if normalizer is None and bins is not None:
+            normalizer = RatioNormalizer(bins, t_range, decay)
+        self.normalizer = normalizer
+        check_ratio_range(ratio_range)
+        check_options(scale, nonfinite, reduction)
+        self.options = {
+            "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale,
+            "nonfinite": nonfinite, "reduction": reduction, "group": group, "backend": backend,
+        }  # fmt: skip
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        fake: Tensor,
+        logits: Tensor | None = None,
+        t: Tensor | None = None,
+        **per_call: Any,
+    ) -> Any:
+        """The loss; `per_call` takes any keyword of `fused_fdiv_loss` (mask, prediction, return_stats, ...)."""
+        options = {"divergence": self.divergence, "normalizer": self.normalizer, **self.options, **per_call}
+        # Without logits there is no ratio, hence nothing to normalize or to reduce.
+        if logits is None and (options.get("weight") is not None or resolve(options["divergence"]).kernel == "rkl"):
+            options |= {"normalizer": None, "group": None}
+        return fused_fdiv_loss(student, teacher, fake, logits, t, **options)
+
+    def extra_repr(self) -> str:
+        return f"divergence={self.divergence.name!r}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and torch.save, which can't hold a process group: it is left out."""
+        state = {**self._state(), "options": dict(self.options)}
+        if self.options["group"] is not None:
+            warn("FDivLoss: a pickle can't hold the process group: group is None once loaded")
+            state["options"]["group"] = None
+        return state
+
+    def __copy__(self) -> FDivLoss:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self._state())
+        return copied
+
+    def _state(self) -> dict[str, Any]:
+        """Without what `compile()` made: it belongs to this process, and computes with this module."""
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FDivLoss:
+        """A copy that shares the process group, so that `AveragedModel` can make one."""
+        group = self.options["group"]
+        if group is not None:
+            memo[id(group)] = group
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self._state(), memo))
+        return copied
