@@ -79,9 +79,8 @@ def test_cuda_sources(source: str, headers: Path, setup_file: ModuleType) -> Non
 
 def test_device_sources_need_no_torch() -> None:
     """Or they would have to be compiled here too."""
-    files = [
-        file for end in ("h", "cu", "cuh") for file in (ROOT / "csrc").rglob(f"*.{end}") if file.parent.name != "torch"
-    ]
+    csrc = ROOT / "csrc"
+    files = [*csrc.rglob("*.cu"), *csrc.rglob("*.cuh"), *(csrc / "core").rglob("*.h"), *csrc.rglob("cuda/*.h")]
     assert [file.name for file in files if INCLUDES_TORCH.search(file.read_text())] == []
 
 

@@ -58,6 +58,9 @@ using FdivKernel = void (*)(Call);
 FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
 
+// Starts the kernel that the plan names; false where this context cannot hold a grid's blocks all at once.
+bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
+
 // h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
 constexpr int kPartSums = 9;  // of a batch, that each of many blocks leaves

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <vector>
 
-#include "core/cuda/launch.h"
 #include "fdiv/cuda/call.h"
 #include "fdiv/operands.h"
 #include "torch/cuda_target.h"
@@ -197,10 +196,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
     const fdkernels::Plan plan = fdkernels::plan(shape, limits, allowed());
     queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
     follow(call, shape, plan);
-    const bool grid = plan.schedule == fdkernels::Schedule::grid;
-    const cuda::FdivKernel kernel = grid ? cuda::grid_kernel(loads, general) : cuda::cluster_kernel(loads, general);
-    const char* name = grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel";
-    if (cuda::start(name, kernel, call, plan, target.device, target.stream)) {
+    if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
       if (refused > 0) warn_of_refusal(refused);  // not before: torch loses an error that follows a warning
       return out.all();
     }

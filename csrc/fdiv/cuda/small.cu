@@ -1,4 +1,4 @@
-// What precedes the flagship: weights of a large batch, kept elements of a large mask.
+// The flagship's launches, and the kernels that precede it: weights of a large batch, kept elements of a large mask.
 #include "core/cuda/launch.h"
 #include "core/tables.h"
 #include "fdiv/cuda/weigh_many.cuh"
@@ -37,6 +37,12 @@ const Kernels loaded{fdiv_weight_kernel, fdiv_ratios_kernel, fdiv_logarithms_ker
                      fdiv_count_kernel};
 
 }  // namespace
+
+bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream) {
+  const bool grid = plan.schedule == Schedule::grid;
+  const FdivKernel kernel = grid ? grid_kernel(loads, general) : cluster_kernel(loads, general);
+  return start(grid ? "fdiv_grid_kernel" : "fdiv_cluster_kernel", kernel, call, plan, device, stream);
+}
 
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream) {
   const int64_t bins = w.state.bins, blocks = weighing_blocks(batch, bins);
