@@ -22,7 +22,7 @@ from tests.device import is_slow, on_device
 from tests.fdkernels.recipes import FAKE_GUIDANCE, GUIDANCE, PARTS, RECIPES, Recipe, inputs
 from tests.fdkernels.test_peers import TOLERANCE, record
 
-pytestmark = pytest.mark.contract("peers")
+pytestmark = [pytest.mark.contract("peers"), pytest.mark.filterwarnings("ignore:normalize_weight over")]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
@@ -145,6 +145,23 @@ def test_a_nan_of_the_teacher_drops_what_it_drops_there(backend, name):
     torch.testing.assert_close(grad, wanted, rtol=1e-9, atol=0.0)
     if RECIPES[name].value:
         torch.testing.assert_close(loss, wanted_loss, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.backends("reference", "native")
+def test_where_nan_to_num_differs(backend):
+    """The three cases of the page: g, and so the gradient, of the first sample; there and here."""
+
+    def first(name: str, of: str, element: Any, value: Any) -> tuple[Tensor, Tensor]:
+        given = made(name, torch.float64)
+        given[of][element] = value(given) if callable(value) else value
+        return expected(RECIPES[name], given)[1][0][0], run(BLOCKS[name], backend, given)[1][0][0]
+
+    theirs, ours = first("dmd2-pixels", "fake", (0, 1, 1, 0, 0), torch.nan)
+    assert (theirs == 0).sum() == 1 and not ours.any()
+    theirs, ours = first("dmd2-pixels", "teacher", 0, lambda given: given["student"][0])
+    assert theirs.abs().min() > 1e300 and not ours.any()
+    theirs, ours = first("self-forcing", "teacher", (0, 4, 1, 0, 0), torch.nan)
+    assert not theirs.any() and ours[:2].all() and not ours[2:].any()
 
 
 # What a slip would write: each makes another loss of it, by more than any tolerance.
