@@ -53,16 +53,14 @@ double checked_alpha(fdkernels::Divergence divergence, const std::string& name, 
   return alpha.value_or(0.0);
 }
 
-template <bool kExponentiate>
-Array evaluate(const std::string& name, const Array& log_ratio, std::optional<double> alpha) {
+Array log_weight(const std::string& name, const Array& log_ratio, std::optional<double> alpha) {
   const fdkernels::Divergence divergence = find(name);
   const double a = checked_alpha(divergence, name, alpha);
   Array result(std::vector<py::ssize_t>(log_ratio.shape(), log_ratio.shape() + log_ratio.ndim()));
   const double* in = log_ratio.data();
   double* out = result.mutable_data();
   for (py::ssize_t i = 0; i < log_ratio.size(); ++i) {
-    const double log_h = fdkernels::log_weight(divergence, in[i], a);
-    out[i] = kExponentiate ? std::exp(log_h) : log_h;
+    out[i] = fdkernels::log_weight(divergence, in[i], a);
   }
   return result;
 }
@@ -301,10 +299,8 @@ PYBIND11_MODULE(_core, m) {
         "What the binaries were built with: version, compiler, flags, isa levels, cuda, cuda_archs.");
   m.def("arguments", &arguments, py::arg("op"), "An op's arguments in C++: (kind, name) in the order of its schema.");
   m.def("divergences", &divergences, "The names in the C++ table of divergences.");
-  m.def("log_weight", &evaluate<false>, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
+  m.def("log_weight", &log_weight, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
         "log h at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
-  m.def("weight", &evaluate<true>, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
-        "h = r^2 f''(r) at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
   define(m, "plan", &plan, &request,
          "How the CUDA backend spreads a forward call over a device: what its launcher obeys. See _core.pyi.");
   define(m, "plans", &plans, &request,

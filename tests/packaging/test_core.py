@@ -34,24 +34,23 @@ def test_shapes_and_strides() -> None:
     log_ratio = np.linspace(-3, 3, 24).reshape(2, 3, 4)[:, ::2]
     log_h = _core.log_weight("kl", log_ratio)
     assert log_h.dtype == np.float64 and np.array_equal(log_h, log_ratio)
-    np.testing.assert_allclose(_core.weight("kl", log_ratio), np.exp(log_ratio), rtol=4e-16)
-    assert _core.weight("rkl", np.zeros((0, 2))).shape == (0, 2)
-    assert _core.weight("js", 0.0).shape == ()
+    assert _core.log_weight("rkl", np.zeros((0, 2))).shape == (0, 2)
+    assert _core.log_weight("js", 0.0).shape == ()
 
 
 def test_alpha_belongs_to_alpha() -> None:
     assert _core.log_weight("alpha", [2.0], alpha=0.5)[0] == 1.0
     with pytest.raises(ValueError, match="alpha: expected a number for the divergence alpha, got None"):
-        _core.weight("alpha", [0.0])
+        _core.log_weight("alpha", [0.0])
     with pytest.raises(ValueError, match="alpha: expected None for the divergence kl, got a number"):
-        _core.weight("kl", [0.0], alpha=1.0)
+        _core.log_weight("kl", [0.0], alpha=1.0)
     with pytest.raises(ValueError, match="alpha: expected a finite number, got inf"):
-        _core.weight("alpha", [0.0], alpha=float("inf"))
+        _core.log_weight("alpha", [0.0], alpha=float("inf"))
 
 
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="name: expected one of rkl kl .*, got klx"):
-        _core.weight("klx", [0.0])
+        _core.log_weight("klx", [0.0])
 
 
 @pytest.mark.parametrize(

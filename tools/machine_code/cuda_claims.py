@@ -13,7 +13,7 @@ MOST_REGISTERS = 128  # of a thread, with 512 threads a block
 MOST_CODE = {
     "plain": 80,
     "general": 130,
-    "any type": 160,
+    "any type": 168,
     "small": 40,
 }  # KB, fetched anew in a training step
 LONGER_FROM, LONGER = 100, 1.3  # architectures that need more instructions for the same
