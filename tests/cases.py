@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels._op import library
 from tests import device, oracle
 
 ORDER = ("student", "teacher", "fake", "logits", "t")
@@ -18,34 +19,49 @@ ORDER = ("student", "teacher", "fake", "logits", "t")
 
 @dataclass
 class Outcome:
-    """What a backend returned: the loss, the student's gradient, the figures, the normalizer's state afterwards."""
+    """What a backend returned: the loss (or an op's first result), gradients, figures, the normalizer's state after."""
 
     loss: Tensor
-    grad: Tensor
+    grads: tuple[Tensor, ...] = ()
     stats: Any = None
     mean: Tensor | None = None
 
+    @property
+    def grad(self) -> Tensor:
+        """Of the first argument."""
+        return self.grads[0]
 
-@dataclass
-class Case:
-    """One call of `fused_fdiv_loss`: its tensors by name, and its options."""
+    def same_bits(self, other: Outcome) -> bool:
+        return len(self._all()) == len(other._all()) and all(map(same_bits, self._all(), other._all()))
 
-    student: Tensor
-    teacher: Tensor
-    fake: Tensor
-    logits: Tensor | None = None
-    t: Tensor | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    def _all(self) -> list[Tensor]:
+        mean = () if self.mean is None else (self.mean,)
+        return [self.loss, *self.grads, *(self.stats or ()), *mean]
 
-    def but(self, **changes: Any) -> Case:
+
+class Inputs:
+    """Tensors by name, and options: a case of any op. What it should give, `expected` and `hold`, is the op's own."""
+
+    OP: ClassVar[str]
+    ORDER: ClassVar[tuple[str, ...]]
+    """The tensors, in the order in which the public function takes them."""
+    GRADIENTS: ClassVar[tuple[str, ...]] = ()
+    """Those that get one."""
+    options: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the case has."""
+        given = {name: getattr(self, name) for name in self.ORDER}
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+    def but(self, **changes: Any) -> Any:
         """A copy with other tensors or options."""
-        tensors = {name: changes.pop(name) for name in ORDER if name in changes}
+        tensors = {name: changes.pop(name) for name in self.ORDER if name in changes}
         return replace(self, **tensors, options={**self.options, **changes})
 
-    def on(self, where: str | torch.device | None = None) -> Case:
+    def on(self, where: str | torch.device | None = None) -> Any:
         """A copy with every tensor on another device, the run's own if none is named."""
-        tensors = {name: device.place(getattr(self, name), where) for name in ORDER}
-        return replace(self, **tensors, options=device.place(self.options, where))
+        return self.but(**device.place({**self.tensors(), **self.options}, where))
 
     def fresh_options(self) -> dict[str, Any]:
         """The options, with a normalizer of its own, so that calls do not see each other's state."""
@@ -54,36 +70,70 @@ class Case:
             options["normalizer"] = copy.deepcopy(options["normalizer"])
         return options
 
-    def call(self, backend: str, student: Tensor | None = None, **changes: Any) -> Any:
-        """The loss alone, with this case's own normalizer; computed on the run's device."""
-        student = self.student if student is None else student
-        tensors = (student, self.teacher, self.fake, self.logits, self.t)
-        loss = device.on_device(fdk.fused_fdiv_loss)
-        return loss(*tensors, backend=backend, **{**self.options, **changes})
+    def leaves(self) -> dict[str, Tensor]:
+        """Copies of what gets a gradient, strides kept, that require one."""
+        return {name: getattr(self, name).detach().clone().requires_grad_() for name in self.GRADIENTS}
+
+    def call(self, backend: str, first: Tensor | None = None, **changes: Any) -> Any:
+        """What the public function returns, with this case's own normalizer; computed on the run's device."""
+        case = self.but(**changes)
+        given, *others = (getattr(case, name) for name in self.ORDER)
+        function = device.on_device(getattr(fdk, library.ops[self.OP].public))
+        return function(given if first is None else first, *others, backend=backend, **case.options)
+
+    def outcome(self, loss: Tensor, grads: Any = (), stats: Any = None) -> Outcome:
+        """With the state as it is now."""
+        state = self.state()
+        return Outcome(loss.detach(), tuple(grads), stats, None if state is None else state.clone())
+
+    def state(self) -> Tensor | None:
+        """What a call changes."""
+        normalizer = self.options.get("normalizer")
+        return None if normalizer is None else normalizer.mean
 
     def run(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
-        """Forward and backward on a copy of the normalizer; the student's strides are kept."""
-        return replace(self, options=self.fresh_options()).step(backend, upstream, stats)
+        """Forward and backward on a copy of the normalizer; the inputs' strides are kept."""
+        return self.but(**self.fresh_options()).step(backend, upstream, stats)
 
     def step(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
         """Forward and backward with this case's own normalizer, as a trainer's step."""
-        student = self.student.detach().requires_grad_()
-        loss = self.call(backend, student, return_stats=stats)
-        loss, figures = loss if stats else (loss, None)
+        leaves = {name: getattr(self, name).detach().requires_grad_() for name in self.GRADIENTS}
+        result = self.call(backend, **leaves, **({"return_stats": True} if stats else {}))
+        loss, figures = result if stats else (result, None)
         if upstream is None and loss.dim():
             upstream = torch.ones_like(loss)
-        (grad,) = torch.autograd.grad(loss, student, upstream)
-        normalizer = self.options.get("normalizer")
-        return Outcome(loss.detach(), grad, figures, None if normalizer is None else normalizer.mean.clone())
-
-    def expected(self) -> oracle.Expected:
-        return oracle.score_difference(self.student, self.teacher, self.fake, self.logits, self.t, **self.options)
+        return self.outcome(loss, torch.autograd.grad(loss, (*leaves.values(),), upstream) if leaves else (), figures)
 
     def check(self, backend: str, upstream: Tensor | None = None) -> Outcome:
-        """Run, and hold loss, gradient and normalizer to the oracle with the published tolerances."""
+        """Run, and hold everything to the oracle with the published tolerances."""
         outcome, expected = self.run(backend, upstream), self.expected()
         self.hold(outcome, expected, upstream)
         return outcome
+
+    def expected(self) -> Any:
+        raise NotImplementedError
+
+    def hold(self, outcome: Outcome, expected: Any, upstream: Tensor | None = None) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Case(Inputs):
+    """One call of `fused_fdiv_loss`."""
+
+    OP = "fdiv"
+    ORDER = ORDER
+    GRADIENTS = ("student",)
+
+    student: Tensor
+    teacher: Tensor
+    fake: Tensor
+    logits: Tensor | None = None
+    t: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def expected(self) -> oracle.Expected:
+        return oracle.score_difference(self.student, self.teacher, self.fake, self.logits, self.t, **self.options)
 
     def hold(self, outcome: Outcome, expected: oracle.Expected, upstream: Tensor | None = None) -> None:
         normalized = self.options.get("normalizer") is not None
@@ -106,9 +156,36 @@ class Case:
             # Errors of g enter the loss times g: their sizes, weighed, bound it.
             torch.testing.assert_close(outcome.loss.double(), torch.as_tensor(expected.loss), rtol=1e-4, atol=0.0)
         if normalized:
-            torch.testing.assert_close(
-                outcome.mean.double(), torch.from_numpy(expected.weights.mean), rtol=1e-6, atol=0
-            )
+            assert_mean(outcome.mean, expected.weights)
+
+
+@dataclass
+class WeightCase(Inputs):
+    """One call of `fdiv_weight`."""
+
+    OP = "fdiv_weight"
+    ORDER = ("logits", "t")
+
+    logits: Tensor
+    t: Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def expected(self) -> oracle.Weights:
+        return oracle.weights(self.logits, self.t, **self.options)
+
+    def hold(self, outcome: Outcome, expected: oracle.Weights, upstream: Tensor | None = None) -> None:
+        weight, normalized = outcome.loss, outcome.mean is not None
+        wide = self.logits.dtype == torch.float64
+        assert weight.dtype == (torch.float64 if wide else torch.float32) and weight.shape == self.logits.shape[:1]
+        relative = 1e-13 if wide and not normalized else 1e-6
+        testing.assert_weight(weight, torch.from_numpy(expected.weight), relative=relative)
+        if normalized:
+            assert_mean(outcome.mean, expected)
+
+
+def assert_mean(mean: Tensor | None, expected: oracle.Weights) -> None:
+    assert mean is not None
+    torch.testing.assert_close(mean.double().cpu(), torch.from_numpy(expected.mean), rtol=1e-6, atol=0)
 
 
 def assert_loss(actual: Tensor, expected: Any, normalized: bool = False) -> None:

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from fdkernels.fdiv.triton_plan import Limits
-from tests import contracts, device
+from tests import contracts, device, ops
 from tests.contracts import ContractTable
 
 INTERPRETED = Limits(
     whole_elements=128, whole_elements_general=128, weighed=4, busy_programs=12,
     tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
+
+NOTHING_RUNS = ("bad input", "raw operands")  # contracts of what is refused
 
 # On a GPU: what has nothing to do with it, and may need packages that its machine has not. Without hypothesis, on any
 # device: what imports it.
@@ -83,15 +85,16 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "contract(name): the contract of DESIGN that a test shows")
+    config.addinivalue_line("markers", "contract(name, op): the contract that a test shows; the op, if it is not fdiv")
     config.addinivalue_line("markers", "backends(*names): the backends that can show it, where not every one can")
+    config.addinivalue_line("markers", "needs(*fields): of ops whose entry in tests/ops.py has these")
     config.addinivalue_line("markers", "cpu_only(reason): says nothing about another device: skipped there")
     config.addinivalue_line("markers", "host_code(what): shows what Python and PyTorch do: not on the software device")
     config.addinivalue_line("markers", "pairwise: interpreted, not every combination of its parameters, but every pair")
     config.addinivalue_line("markers", "gpu: needs a GPU and compiled kernels: -m gpu, or --device cuda")
     _choose_device(config)
     has_hypothesis = importlib.util.find_spec("hypothesis") is not None
-    table = ContractTable()
+    table = ContractTable(ops.contracts())
     if device.name() == "cuda":
         collect_ignore.extend(ELSEWHERE)
         table.excused.update(("distributed", backend) for backend in contracts.backends())
@@ -150,10 +153,12 @@ def _adds_no_pair(item):
     the number of values that the parameter with the fewest has."""
     if not item.get_closest_marker("pairwise") or not device.is_slow(item.callspec.params["backend"]):
         return False
+    params = item.callspec.params
     given = [(mark.args[0], list(mark.args[1])) for mark in item.iter_markers("parametrize")]
+    given += [(axis, list(of(ops.OPS[params["op"]]))) for axis, of in ops.AXES.items() if axis in params]
     if len(given) < 3:
         raise pytest.UsageError(f"{item.nodeid}: pairwise takes three parameters, or pairs would be lost")
-    places = (next(i for i, v in enumerate(values) if v is item.callspec.params[name]) for name, values in given)
+    places = (values.index(params[name]) for name, values in given)
     return sum(places) % min(len(values) for _, values in given) > 0
 
 
@@ -168,6 +173,18 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_generate_tests(metafunc):
+    if "op" in metafunc.fixturenames:
+        contract, needs = (metafunc.definition.get_closest_marker(name) for name in ("contract", "needs"))
+        having = [name for name in ops.OPS if contract is None or (name, contract.args[0]) in ops.contracts()]
+        having = [
+            name for name in having if all(getattr(ops.OPS[name], what) for what in (needs.args if needs else ()))
+        ]
+        axes = [axis for axis in ops.AXES if axis in metafunc.fixturenames]
+        if axes:
+            pairs = [(name, value) for name in having for value in ops.AXES[axes[0]](ops.OPS[name])]
+            metafunc.parametrize(("op", axes[0]), pairs, indirect=["op"])
+        else:
+            metafunc.parametrize("op", having, indirect=True)
     if "backend" in metafunc.fixturenames:
         # What only some backends can show names them: @pytest.mark.backends("native").
         mark = metafunc.definition.get_closest_marker("backends")
@@ -192,6 +209,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names or [none], scope="session", indirect=True)
 
 
+@pytest.fixture
+def op(request):
+    """An entry of `tests/ops.py`."""
+    return ops.OPS[request.param]
+
+
 @pytest.fixture(scope="session")
 def backend(request):
     """What a test asks fdkernels for: to the column of the software device, native."""
@@ -213,7 +236,7 @@ def _software(request):
         patch.setattr(device, "on_software", True)
         software.begin()
         yield
-        setting.check(software, may_launch_none=contract is not None and contract.args[0] == "bad input")
+        setting.check(software, may_launch_none=contract is not None and contract.args[0] in NOTHING_RUNS)
     way = f"sm_{setting.architecture} {'any plan, as none asked for holds' if software.fallbacks else setting.plan}"
     request.node.user_properties.append(("setting", (way, setting.scheduler)))
 
@@ -254,3 +277,13 @@ def fresh_compiler():
     counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def world(tmp_path):
+    """The process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()

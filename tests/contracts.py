@@ -1,4 +1,8 @@
-"""Counts tests by contract and backend, prints the table, and fails a whole run that leaves a cell empty."""
+"""Counts tests by op, contract and backend, prints the table, and fails a whole run that leaves a cell empty.
+
+A test says what it shows with `pytestmark = pytest.mark.contract("masks")`, and of which op with `op="fdiv_weight"`, if
+it is not the flagship's. One that takes `op` shows it of each op that has the contract.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,8 @@ import torch
 from tests import device
 from tests.software_device import build
 
-# DESIGN's contracts. A test says which one it shows with `pytestmark = pytest.mark.contract("...")`.
-CONTRACTS = (
-    "exactness",
-    "weights",
-    "predictions",
-    "masks",
-    "reductions",
-    "nonfinite",
-    "layouts",
-    "autograd",
-    "determinism",
-    "state",
-    "bad input",
-    "stats",
-    "compile",
-    "distributed",
-    "peers",
-    "properties",
-)
+# Of every op; `tests/ops.py` says which contracts an op has beside them, and which of them it lacks.
+EVERY_OP = ("exactness", "layouts", "autograd", "determinism", "bad input", "compile", "raw operands")
 BACKENDS = ("reference", "native", "triton")
 # The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them, on Linux x86-64 with GCC.
 SOFTWARE = "native (software device)"
@@ -52,29 +39,39 @@ def backends() -> tuple[str, ...]:
     return BACKENDS_ON[device.name()]
 
 
+def shown(item: pytest.Item) -> tuple[str, str] | None:
+    """(op, contract) of a test."""
+    mark = item.get_closest_marker("contract")
+    if mark is None:
+        return None
+    values = item.callspec.params if hasattr(item, "callspec") else {}
+    return values.get("op") or mark.kwargs.get("op", "fdiv"), mark.args[0]
+
+
 class ContractTable:
     """A pytest plugin; reports reach it from this process or, under xdist, from the workers."""
 
-    def __init__(self) -> None:
-        self.cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    def __init__(self, rows: list[tuple[str, str]]) -> None:
+        self.rows = rows  # (op, contract)
+        self.cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
         self.settings: Counter[str] = Counter()  # of the software device
         self.whole = True
-        # Cells that this run cannot show. Processes have no part in a kernel.
-        self.excused = {("distributed", SOFTWARE)}
+        # Cells that this run cannot show. Processes have no part in a kernel, and a reference is no registered op.
+        self.excused = {("distributed", SOFTWARE), ("raw operands", "reference")}
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item):
         outcome = yield
-        mark = item.get_closest_marker("contract")
+        of = shown(item)
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if mark and backend:
-            outcome.get_result().user_properties.append(("contract", (mark.args[0], column(backend))))
+        if of and backend:
+            outcome.get_result().user_properties.append(("contract", (*of, column(backend))))
 
     def pytest_collection_modifyitems(self, items):
         for item in items:
-            mark = item.get_closest_marker("contract")
-            if mark and mark.args[0] not in CONTRACTS:
-                raise pytest.UsageError(f"{item.nodeid}: unknown contract {mark.args[0]!r}; known: {CONTRACTS}")
+            of = shown(item)
+            if of and of not in self.rows:
+                raise pytest.UsageError(f"{item.nodeid}: {of[0]} has no contract {of[1]!r}; known: {self.rows}")
 
     def pytest_deselected(self, items):
         self.whole = False
@@ -90,13 +87,9 @@ class ContractTable:
 
     def empty(self) -> list[str]:
         """The cells in which nothing ran."""
-        return [
-            f"{contract} × {backend}"
-            for contract in CONTRACTS
-            for backend in backends()
-            if (contract, backend) not in self.excused
-            and not (self.cells[contract, backend]["passed"] or self.cells[contract, backend]["failed"])
-        ]
+        cells = [(op, contract, backend) for op, contract in self.rows for backend in backends()]
+        ran = {cell for cell in cells if self.cells[cell]["passed"] or self.cells[cell]["failed"]}
+        return [" × ".join(cell) for cell in cells if cell not in ran and cell[1:] not in self.excused]
 
     def pytest_sessionfinish(self, session):
         if hasattr(session.config, "workerinput") or not self.is_whole(session.config):
@@ -116,12 +109,13 @@ class ContractTable:
         if not self.cells:
             return
         write = terminalreporter.write_line
-        terminalreporter.section(f"contract × backend on {device.name()}: passed / failed / skipped")
-        write(f"{'':14}" + "".join(f"{backend:>26}" for backend in backends()))
-        for contract in CONTRACTS:
-            row = (self.cells[contract, backend] for backend in backends())
+        terminalreporter.section(f"op × contract × backend on {device.name()}: passed / failed / skipped")
+        width = 3 + max(len(" ".join(row)) for row in self.rows)
+        write(f"{'':{width}}" + "".join(f"{backend:>26}" for backend in backends()))
+        for of in self.rows:
+            row = (self.cells[(*of, backend)] for backend in backends())
             text = [" / ".join(str(cell[k]) for k in ("passed", "failed", "skipped")) if cell else "-" for cell in row]
-            write(f"{contract:14}" + "".join(f"{cell:>26}" for cell in text))
+            write(f"{': '.join(of):{width}}" + "".join(f"{cell:>26}" for cell in text))
         if self.settings:
             write(f"{SOFTWARE}, tests: " + ", ".join(f"{part} {n}" for part, n in sorted(self.settings.items())))
         if self.is_whole(config) and self.empty():

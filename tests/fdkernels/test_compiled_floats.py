@@ -9,7 +9,7 @@ import fdkernels as fdk
 from fdkernels.fdiv.arguments import FDIV
 from tests.cases import make, normalizer
 from tests.device import place
-from tests.fdkernels.test_compile import raw_arguments
+from tests.ops import raw_fdiv
 
 pytestmark = [
     pytest.mark.contract("compile"),
@@ -128,7 +128,7 @@ def test_a_number_that_is_not_finite_is_refused_as_the_graph_runs(backend):
 
 @pytest.mark.backends("native", "triton")
 def test_numbers_stand_in_for_the_floats(backend):
-    call = raw_arguments(logits=CASE.logits[:4].contiguous(), with_stats=False, update=False)
+    call = raw_fdiv(logits=CASE.logits[:4].contiguous(), with_stats=False, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
     *operands, _ = FDIV.operands(call)
     values = [operands[FDIV.names.index(name)] for name in FDIV.numbers]

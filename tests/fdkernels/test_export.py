@@ -7,7 +7,7 @@ from torch import nn
 import fdkernels as fdk
 from fdkernels.fdiv.arguments import FDIV
 from tests.cases import make
-from tests.fdkernels.test_compile import raw_arguments
+from tests.ops import raw_fdiv
 
 pytestmark = [pytest.mark.contract("autograd"), pytest.mark.cpu_only("what a graph holds is the same everywhere")]
 
@@ -59,7 +59,7 @@ def test_a_training_graph_of_the_reference_is_refused(backend):
 @pytest.mark.backends("native", "triton")
 def test_gradient_of_the_raw_op(backend, reduction, with_grad):
     """Also of a graph that was made where none was needed."""
-    call = raw_arguments(reduction=reduction, update=False)
+    call = raw_fdiv(reduction=reduction, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
     _, gradient, _, _ = op(*FDIV.operands(call))
     upstream = torch.linspace(0.5, 2, 4) if reduction == "none" else torch.tensor(3.0)

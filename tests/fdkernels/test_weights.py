@@ -6,23 +6,20 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels import testing
 from tests import oracle
-from tests.cases import make, normalizer
+from tests.cases import WeightCase, make, normalizer
 from tests.device import on_device
 
-pytestmark = pytest.mark.contract("weights")
+pytestmark = pytest.mark.contract("exactness", op="fdiv_weight")
 
 NAMES = (*oracle.F, "alpha(0.5)", "alpha(-0.75)", "alpha(1)")
 
 
 def check(backend, logits, t=None, **options):
-    expected = oracle.weights(logits, t, **options)
-    weight = on_device(fdk.fdiv_weight)(logits, t, backend=backend, **options)
-    assert weight.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    assert weight.shape == (len(logits),) and not weight.requires_grad
-    exact = logits.dtype == torch.float64 and options.get("normalizer") is None
-    testing.assert_weight(weight, torch.from_numpy(expected.weight), relative=1e-13 if exact else 1e-6)
+    case = WeightCase(logits, t, options)
+    expected, weight = case.expected(), case.call(backend)
+    assert not weight.requires_grad
+    case.hold(case.outcome(weight), expected)
     return weight, expected
 
 
@@ -73,13 +70,13 @@ def test_heads_with_opposite_infinities(backend):
     assert weight.isnan().tolist() == [True, False, True, False]
 
 
+@pytest.mark.contract("state", op="fdiv_weight")
 @pytest.mark.parametrize("name", ("js", "kl", "neyman", "alpha(2.5)"))
 @pytest.mark.parametrize("training", (True, False))
 def test_normalizer(backend, name, training):
     case = make((32, 1), seed=3)
     state = normalizer(5).train(training)
-    _, expected = check(backend, case.logits, case.t, divergence=name, normalizer=state)
-    torch.testing.assert_close(state.mean.double(), torch.from_numpy(expected.mean), rtol=1e-6, atol=0)
+    check(backend, case.logits, case.t, divergence=name, normalizer=state)
 
 
 def test_large_batches_and_many_heads(backend):
@@ -87,6 +84,7 @@ def test_large_batches_and_many_heads(backend):
     check(backend, case.logits, case.t, divergence="js", normalizer=normalizer(10))
 
 
+@pytest.mark.contract("layouts", op="fdiv_weight")
 def test_layout_of_logits(backend):
     logits = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
     for view in (logits[::3, 1:6], logits.T, logits[:, :1].expand(24, 5), logits[3:, 2], logits[0]):
@@ -152,6 +150,7 @@ def test_weights_of_0_leave_nothing_in_a_large_batch(backend):
     torch.testing.assert_close(weight, expected.float(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.contract("exactness")
 @pytest.mark.parametrize("registered", (False, True))
 def test_figures_beside_a_weight_that_overflows(backend, registered):
     """Its ratio counts, its weight does not, whether the normalizer or a registered divergence is to blame."""
@@ -171,6 +170,7 @@ def test_figures_beside_a_weight_that_overflows(backend, registered):
     assert case.run(backend).grad.isnan().flatten(1).all(1).tolist() == [True, False, False, True]
 
 
+@pytest.mark.contract("exactness")
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("shape", ((4, 1), (4, 1, 1, 1), (4, 1, 1, 1, 1), (1,), (), (1, 1, 1, 1)), ids=str)
 def test_weight_of_any_shape_that_is_one_number_a_sample(backend, shape, dtype):
@@ -181,6 +181,7 @@ def test_weight_of_any_shape_that_is_one_number_a_sample(backend, shape, dtype):
     assert torch.equal(found.grad, expected.grad) and torch.equal(found.loss, expected.loss)
 
 
+@pytest.mark.contract("exactness")
 def test_weight_of_strides_and_of_a_batch_of_one(backend):
     case = make((1, 3, 5, 6), heads=None, weight=torch.tensor([0.5]))
     expected = case.run(backend)

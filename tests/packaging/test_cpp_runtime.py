@@ -22,16 +22,15 @@ SOURCES = {str(source.relative_to(ROOT)) for source in (ROOT / "csrc").rglob("*.
 OBJECTS = [file for file in BUILT if str(file).partition(".dir/")[2].removesuffix(".o") in SOURCES]
 CALLS = """
 import sys, torch
-from fdkernels.fdiv.arguments import FDIV
 torch.ops.load_library(sys.argv[1])
-from tests.fdkernels.test_compile import raw_arguments
-call = raw_arguments()
-*operands, _ = FDIV.operands(call)
-assert torch.ops.fdkernels.fdiv_native(*operands)[0].isfinite()
-smaller = FDIV.operands(call._replace(teacher=call.teacher[:2]))
-for wrong in (smaller, [*operands, torch.zeros(3, dtype=torch.float64)]):
+from fdkernels.fdiv.arguments import FDIV
+from tests.ops import raw_fdiv
+call = raw_fdiv()
+good = FDIV.operands(call)
+assert torch.ops.fdkernels.fdiv_native(*good)[0].isfinite()
+for bad in (FDIV.operands(call._replace(teacher=call.teacher[:2])), (*good[:-1], torch.zeros(3, dtype=torch.float64))):
     try:
-        torch.ops.fdkernels.fdiv_native(*wrong)
+        torch.ops.fdkernels.fdiv_native(*bad)
     except RuntimeError as error:
         print(error)
 """

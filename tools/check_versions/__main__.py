@@ -39,10 +39,10 @@ VERSIONS = (
     Version("2.14.1", "3.13", "3.8.0"),
 )
 CORE = (
-    "raw_ops", "state", "autograd", "compile", "compiled_floats", "checkpoint", "export", "tracing", "exactness",
-    "weights", "count", "stats", "copies", "bad_input", "backends",
+    "op_raw_operands", "op_autograd", "op_compile", "op_bad_input", "state", "autograd", "compiled_floats",
+    "checkpoint", "export", "tracing", "exactness", "weights", "count", "stats", "copies", "bad_input", "backends",
 )  # fmt: skip
-OF_TRITON = ("raw_ops", "state", "checkpoint", "weights", "triton_schedules")
+OF_TRITON = ("op_raw_operands", "state", "checkpoint", "weights", "triton_schedules")
 WHERE = "import fdkernels; print('from', fdkernels.__file__)"
 TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest's last line
 COUNTS = re.compile(r"\d+ (?:passed|skipped|xfailed)")

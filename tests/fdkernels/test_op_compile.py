@@ -1,0 +1,107 @@
+"""Every op under torch.compile, without graph breaks or endless recompiles; the raw ops' own consistency (opcheck)."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fdkernels as fdk
+from fdkernels._op import library
+from tests.cases import make, normalizer
+from tests.device import place
+from tests.ops import OPS
+
+pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_compiler")]
+
+SHAPE = (12, 3, 8, 8)
+
+
+def compiled(op, backend, compiler, **options):
+    """A step such as trainers compile: something before, the op, something after."""
+    function, options = getattr(fdk, library.ops[op.name].public), place(options)
+
+    def step(first, *others):
+        return function(first * 1.0, *others, backend=backend, **options) * 2.0
+
+    return torch.compile(step, backend=compiler, fullgraph=True)
+
+
+def hold(case, step):
+    """The step's result, gradients and state, twice as large as the op's."""
+    placed, expected = case.on(), case.expected()
+    leaves = placed.leaves()
+    result = step(*(leaves.get(name, getattr(placed, name)) for name in placed.ORDER))
+    if leaves:
+        result.sum().backward()
+    grads = [leaf.grad.cpu() for leaf in leaves.values()]
+    case.hold(case.outcome(result.cpu() / 2, grads), expected, torch.tensor(2.0) if leaves else None)
+
+
+def test_fullgraph(op, variant, backend):
+    # A dtype each: it decides nothing in a graph.
+    dtype = (torch.bfloat16, torch.float32)[list(op.variants).index(variant) % 2]
+    case = op.variants[variant](SHAPE, dtype).on()
+    hold(case, compiled(op, backend, "aot_eager", **case.options))
+
+
+def test_inductor(op, backend):
+    case = op.variants["state"](SHAPE, torch.float32).on()
+    hold(case, compiled(op, backend, "inductor", **case.options))
+
+
+def test_changing_batch_recompiles_once(op, backend):
+    counter = CompileCounterWithBackend("aot_eager")
+    step = compiled(op, backend, counter)
+    for batch in (16, 12, 9, 8, 10):
+        hold(op.make((batch, *SHAPE[1:]), torch.float32, seed=batch), step)
+    assert counter.frame_count <= 2
+
+
+def test_changing_resolution_with_normalizer(backend):
+    counter, state = CompileCounterWithBackend("aot_eager"), normalizer(4).eval()
+    step = compiled(OPS["fdiv"], backend, counter, normalizer=state)
+    for size in (8, 12, 10):
+        hold(make((9, 3, size, size + 1), seed=size, normalizer=state), step)
+    assert counter.frame_count <= 2
+
+
+def test_state_changes_once_per_compiled_call(op, backend):
+    state = op.variants["state"](SHAPE, torch.float32).on()
+    step = compiled(op, backend, "aot_eager", **state.options)
+    for seed in range(3):
+        hold(op.make(SHAPE, torch.float32, seed=seed, **state.options), step)
+
+
+def opcheck(op, arguments, outputs):
+    """torch.library.opcheck; its comparison of outputs takes NaN (a figure that a call lacks) for a difference."""
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not any(bool(v.isnan().any()) for v in outputs):
+        tests.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(op, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_raw_op(op, raw_variant, backend, dtype):
+    """A registered op's schema, fake and mutations are what they say; the plain reference fits the fake too."""
+    changes, registered = op.raw_variants[raw_variant], library.ops[op.name]
+    call = op.raw(dtype, **changes)
+    real = registered.run(backend, op.raw(dtype, **changes), op.arguments.flat(call)[0])
+    assert not any(v.isnan().any() for v in real[:-1])
+    for each, fake in zip(real, registered.outputs(call), strict=True):
+        assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
+    if backend == "reference":
+        return
+    raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
+    opcheck(raw, tuple(op.arguments.operands(call)), real)
+    if op.gradients and call.with_grad:
+        result, gradient, unscale = real[:3]
+        upstream = torch.full_like(result, 2.0)
+        scale, scale_ = (getattr(torch.ops.fdkernels, f"scale_{backend}{end}").default for end in ("", "_"))
+        opcheck(scale, (gradient, upstream, unscale), (gradient,))
+        opcheck(scale_, (gradient.clone(), upstream, unscale), (gradient,))
+
+
+@pytest.mark.host_code("what is registered")
+def test_every_registered_op_was_checked(op, backend):
+    """An op of this backend that no entry of `OPS` stands for is a hole."""
+    names = {name for name in dir(torch.ops.fdkernels) if backend in name}
+    assert names <= {f"{name}_{backend}" for name in OPS} | {f"scale_{backend}", f"scale_{backend}_"}

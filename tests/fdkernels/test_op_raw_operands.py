@@ -1,0 +1,136 @@
+"""Every raw op called past the public API: an argument that does not fit is refused by name, never read past."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fdkernels import backends
+from fdkernels._op import library, operands
+from fdkernels._op.arguments import ArgumentList, Edges, Logits, MaskTable, PerSample, Samples, State, Table
+from tests import contracts, device, refusals
+from tests.device import place
+from tests.ops import OPS
+
+pytestmark = [pytest.mark.contract("raw operands"), pytest.mark.backends("native", "triton")]
+
+
+def raw(op, backend, name=None):
+    """The op, or another of that name, loaded."""
+    assert device.on_software or backends.choose(backend, device.name()) == backend
+    return library.kernels[f"{name or op.name}_{backend}"]
+
+
+def test_the_call_that_others_spoil(op, backend):
+    for changes in ({}, *op.raw_beside.values()):
+        result, *_ = raw(op, backend)(*op.arguments.operands(op.raw(**changes)))
+        assert result.isfinite().all()
+
+
+# Faults of the kernels, none of which reads past a tensor: complex values are cut to their real parts, and what is
+# missing is refused without its name. Who mends one has to delete it here.
+COMPLEX = ("fdiv, t: complex", "fdiv, weight: complex", "fdiv, divisor: complex", "fdiv_weight, t: complex")
+KNOWN = {
+    "native": (*COMPLEX, "fdiv, student: missing", "fdiv, teacher: missing", "fdiv, fake: missing"),
+    contracts.SOFTWARE: (*COMPLEX, "fdiv, student: missing"),
+    "triton": ("fdiv, student: missing",),
+}
+
+
+def test_refused(request, op, backend, spoiled):
+    if f"{op.name}, {spoiled}" in KNOWN[contracts.SOFTWARE if device.on_software else backend]:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="a fault of the kernel, known"))
+    name = spoiled.partition(":")[0]
+    call = op.raw(**op.raw_beside.get(name, {}))
+    assert refusals.is_refused(raw(op, backend), refusals.spoiled(op.arguments, call, spoiled), name)
+
+
+@pytest.mark.host_code("the software device's memory is the host's")
+def test_refused_elsewhere(op, backend):
+    """By the kernel of the first argument's device: with a meta tensor among its operands, PyTorch takes the fake."""
+    raw(op, backend)  # loaded
+    kernel = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device.name().upper()))
+    may_be_elsewhere = () if device.name() == "cpu" else ("scalar",)  # on the CPU beside samples on a GPU
+    for entry in op.arguments.entries[1:]:
+        if entry.kind not in refusals.TENSORS or entry.kind in may_be_elsewhere:
+            continue
+        bad = refusals.elsewhere(op.arguments, op.raw(**op.raw_beside.get(entry.name, {})), entry.name)
+        assert refusals.is_refused(lambda *given: kernel.redispatch(key, *given), bad, entry.name), entry.name
+
+
+# What the kinds of fdiv's arguments do not say.
+RULES = {
+    "weight": {"weight": torch.ones(4)},
+    "divisor": {"divisor": torch.tensor(50.0), "reduction": "none"},
+    "edges": {"ratio_mean": None, "update": False},
+    "t": {"t": None},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_excludes_or_needs_another(backend, name):
+    op = OPS["fdiv"]
+    assert refusals.is_refused(raw(op, backend), op.arguments.operands(op.raw(**RULES[name])), name)
+
+
+UNSCALE = {
+    "expanded": torch.tensor([2.0]).expand(4),
+    "bfloat16": torch.full((4,), 2.0, dtype=torch.bfloat16),
+    "float64": torch.full((4,), 2.0, dtype=torch.float64),
+    "strided": torch.tensor([2.0, 0.0] * 4)[::2],
+}
+
+
+@pytest.mark.parametrize("unscale", UNSCALE)
+def test_scale_reads_unscale_as_it_is(backend, unscale):
+    ones = place(torch.ones(4, 3))
+    gradient = raw(OPS["fdiv"], backend, "scale")(ones, ones[:, 0].clone(), place(UNSCALE[unscale]))
+    assert torch.equal(gradient, 2 * ones)
+
+
+def test_scale_refuses_other_counts(backend):
+    scale, (ones, none) = raw(OPS["fdiv"], backend, "scale"), place({0: torch.ones(5, 3), 1: torch.ones(0)}).values()
+    assert refusals.is_refused(scale, [ones, ones[:, 0], ones[:3, 0]], "unscale")
+    assert refusals.is_refused(scale, [ones, ones[:4, 0], none], "upstream")
+
+
+class ToyArguments(NamedTuple):
+    x: Samples
+    y: Samples
+    t: PerSample
+    logits: Logits
+    mean: State
+    edges: Edges | None
+    mask: MaskTable
+
+
+TOY = ArgumentList(ToyArguments)
+TOY_CALL = ToyArguments(
+    torch.ones(4, 3, 5), torch.ones(4, 3, 5), torch.ones(4), torch.ones(4, 2), torch.ones(5),
+    torch.ones(4, dtype=torch.float64), Table(torch.ones(4, 3) > 0, 5),
+)  # fmt: skip
+
+
+@pytest.mark.backends("native")
+@pytest.mark.host_code("what the tests above are able to see")
+@pytest.mark.parametrize("forgotten", (None, *TOY.names[:-1]))
+def test_a_check_that_an_op_forgets_is_seen(backend, forgotten):
+    """Nothing but this list is needed: an op that checks all of its arguments but one refuses all faults but those."""
+
+    def toy(*given):
+        call = TOY.call(*given)
+        operands.check(TOY, call if forgotten is None else call._replace(**{forgotten: getattr(TOY_CALL, forgotten)}))
+        return (call.x.clone(),)
+
+    library_of_one = torch.library.Library("fdkernels_toy", "FRAGMENT")
+    op = library.Op(f"toy_{forgotten}", "toy", TOY, "Tensor result", lambda call: (call.x,), lambda call: (call.x,))
+    library.define(library_of_one, op, backend)
+    library_of_one.impl(f"{op.name}_{backend}", toy, "CPU")
+    run = getattr(torch.ops.fdkernels_toy, f"{op.name}_{backend}")
+    unseen = [
+        fault
+        for fault in refusals.of_list(TOY)
+        if not refusals.is_refused(run, refusals.spoiled(TOY, TOY_CALL, fault), fault.partition(":")[0])
+    ]
+    assert unseen == [fault for fault in refusals.of_list(TOY) if fault.startswith(f"{forgotten}:")]

@@ -1,0 +1,179 @@
+"""The ops under test, an entry each. An entry is all that the op-neutral tests, tests/fdkernels/test_op_*.py, need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fdkernels as fdk
+from fdkernels._op import library
+from fdkernels._op.arguments import Argument, ArgumentList, Table
+from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
+from tests import refusals
+from tests.cases import Case, Inputs, WeightCase, make, normalizer
+from tests.contracts import EVERY_OP
+from tests.device import place
+
+
+class Tested(NamedTuple):
+    """What a test asks of an op."""
+
+    name: str
+    """As registered."""
+    case: type[Inputs]
+    """Names of the inputs and of those that get a gradient; oracle and tolerances."""
+    make: Callable[..., Any]
+    """From (shape, dtype, seed=, **options) to a case."""
+    variants: dict[str, Callable[..., Any]]
+    """From (shape, dtype) to cases with other code behind them; "state" has all that a call may have."""
+    raw: Callable[..., Any]
+    """From (dtype, **changes) to a call of the raw op with all arguments, but for those in `raw_beside`."""
+    raw_variants: dict[str, dict[str, Any]]
+    raw_beside: dict[str, dict[str, Any]] = {}
+    """An argument that excludes others: the changes that give it."""
+    samples: tuple[str, ...] = ()
+    """The N-sized inputs."""
+    per_sample: dict[str, Any] = {}
+    """Options that make the result (B,), of an op that has a gradient."""
+    formula: Callable[[Any], Callable[..., Tensor]] | None = None
+    """From a float64 case to a function in plain PyTorch of what gets a gradient; value and gradient are the op's."""
+    has_stats: bool = False
+    """Whether `return_stats=True` gives figures too."""
+    own: tuple[str, ...] = ()
+    """Contracts beside `EVERY_OP`."""
+    lacks: dict[str, str] = {}
+    """Those of `EVERY_OP` that say nothing of this op, and why."""
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        return self.case.GRADIENTS
+
+    @property
+    def arguments(self) -> ArgumentList:
+        return library.ops[self.name].arguments
+
+    def entry(self, name: str) -> Argument:
+        return next(entry for entry in self.arguments.entries if entry.name == name)
+
+
+def raw_fdiv(dtype: torch.dtype = torch.float32, **changes: Any) -> FdivArguments:
+    """Changes may be of its weighting."""
+    case, generator = make((4, 3, 6, 5), dtype), torch.Generator().manual_seed(1)
+
+    def levels(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return 0.2 + torch.rand(size, generator=generator, dtype=dtype)
+
+    of_weighting = {name: changes.pop(name) for name in list(changes) if name in WeightArguments._fields}
+    call = FdivArguments(
+        student=case.student, teacher=case.teacher, fake=case.fake, teacher_uncond=case.teacher + 0.1,
+        fake_uncond=case.fake - 0.1, guidance_scale=2.0, fake_guidance_scale=1.5, noisy=case.student + 0.3,
+        prediction="epsilon", alpha=Table(levels(4, 3, dtype=torch.float64), 30),
+        sigma=Table(levels(4, 3), 30), fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, weight=None,
+        dmd_scale=True, eps=1e-6, floor=0.1, kept_only=True, multiplier=Table(levels(4, 45), 2),
+        mask=Table(levels(4, 90) < 0.9, 1), zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True,
+        with_stats=True, weighting=raw_weight(dtype, **of_weighting),
+    )  # fmt: skip
+    return FdivArguments(*map(place, call._replace(**changes)))
+
+
+def raw_weight(dtype: torch.dtype = torch.float32, **changes: Any) -> WeightArguments:
+    case = make((4, 3, 6, 5), dtype)
+    call = WeightArguments(
+        logits=case.logits, t=case.t, ratio_mean=torch.ones(5),
+        edges=torch.linspace(0.2, 0.8, 4, dtype=torch.float64), t_min=0.0, t_max=1.0, decay=0.9, update=True,
+        divergence="js", amari_alpha=0.0, log_ratio_min=-2.0, log_ratio_max=2.0, normalize_weight=True,
+    )  # fmt: skip
+    return WeightArguments(*map(place, call._replace(**changes)))
+
+
+WITHOUT_RATIO = {"logits": None, "t": None, "ratio_mean": None, "edges": None, "update": False}
+
+
+def make_weight(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any
+) -> WeightCase:
+    case = make(shape[:1], dtype, seed=seed)
+    assert case.logits is not None
+    return WeightCase(case.logits.to(dtype), case.t, options)
+
+
+def pseudo_target(case: Case) -> Callable[[Tensor], Tensor]:
+    """The form that every peer writes: 0.5·mse(x, stop_gradient(x - g))."""
+    target = case.student - torch.from_numpy(case.expected().grad) * case.student.numel()
+    return lambda student: 0.5 * (student - target).square().mean()
+
+
+def edm(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    case = make(shape, dtype)
+    return case.but(
+        prediction=fdk.Prediction("edm", torch.ones_like(case.student), sigma=torch.linspace(0.5, 2, shape[0]))
+    )
+
+
+OPS = {
+    "fdiv": Tested(
+        "fdiv", Case, make,
+        variants={
+            "plain": make,
+            "state": lambda *of: make(*of, normalizer=normalizer(), divergence="jeffreys"),
+            "none, zero": lambda *of: make(*of, reduction="none", nonfinite="zero"),
+            "kl, mask": lambda *of: make(*of, divergence="kl", mask=make(of[0]).student[:1] > -0.5),
+            "weight": lambda *of: make(*of, heads=None, weight=torch.linspace(0.1, 2, of[0][0])),
+            "edm": edm,
+        },
+        raw=raw_fdiv,
+        raw_variants={
+            "all": {},
+            "none": {"reduction": "none", "with_stats": False},
+            "weight": {**WITHOUT_RATIO, "weight": torch.ones(4), "with_stats": False},
+            "no grad": {"with_grad": False, "update": False},
+            "x0": {
+                "noisy": None, "prediction": "sample", "alpha": Table(), "sigma": Table(), "dmd_scale": False,
+                "mask": Table(), "multiplier": Table(), "fake_uncond": None, "teacher_uncond": None, "edges": None,
+            },
+        },
+        raw_beside={
+            "weight": {**WITHOUT_RATIO, "weight": torch.ones(4)},
+            "divisor": {"divisor": torch.tensor(50.0)},
+        },
+        samples=("student", "teacher", "fake"),
+        per_sample={"reduction": "none"},
+        has_stats=True,
+        formula=pseudo_target,
+        own=(
+            "predictions", "masks", "reductions", "nonfinite", "state", "stats", "distributed", "peers", "properties",
+        ),
+    ),
+    "fdiv_weight": Tested(
+        "fdiv_weight", WeightCase, make_weight,
+        variants={
+            "plain": lambda *of: make_weight(*of, divergence="kl"),
+            "state": lambda *of: make_weight(*of, divergence="jeffreys", normalizer=normalizer()),
+        },
+        raw=raw_weight,
+        raw_variants={"all": {}, "no state": {"ratio_mean": None, "edges": None, "update": False}},
+        own=("state",),
+        lacks={"autograd": "the weight is a constant of the loss"},
+    ),
+}  # fmt: skip
+
+AXES: dict[str, Callable[[Tested], Any]] = {
+    "sample": lambda op: (*op.samples, "all") if op.samples else (),
+    "tensor": lambda op: op.case.ORDER,
+    "constant": lambda op: [name for name in op.case.ORDER if name not in op.gradients],
+    "variant": lambda op: tuple(op.variants),
+    "raw_variant": lambda op: tuple(op.raw_variants),
+    "spoiled": lambda op: refusals.of_list(op.arguments),
+    "misused": lambda op: refusals.of_tensors([op.entry(name) for name in op.case.ORDER]),
+}
+"""What a test may take beside `op`: its values are the op's."""
+
+
+def contracts() -> list[tuple[str, str]]:
+    """(op, contract) of every cell that a whole run has to fill."""
+    return [
+        (name, contract) for name, op in OPS.items() for contract in (*EVERY_OP, *op.own) if contract not in op.lacks
+    ]
