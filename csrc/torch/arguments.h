@@ -128,7 +128,10 @@ template <class Arguments>
 Arguments unpacked(StableIValue* stack, uint64_t count) {
   Stack values(stack, count);
   Arguments call{};
-  call.each([&](const char*, auto& field) { values.take(field); });
+  call.each([&](const char* name, auto& field) {
+    values.take(field);
+    if constexpr (std::is_same_v<decltype(field), Tensor&>) expect(field.defined(), name, ": expected a tensor");
+  });
   OptionalTensor numbers;
   values.take(numbers);
   values.end();

@@ -64,6 +64,7 @@ inline std::optional<cuda::RealType> real_type(ScalarType type) {
 inline RealValues real_values(const Tensor& given, const Tensor& like, int64_t count, const char* name) {
   expect(same_device(given, like) && given.numel() == count, name, ": expected ", count,
          " values on the others' device");
+  expect_real(given, name);
   const bool readable = real_type(given.scalar_type()).has_value();
   Tensor dense = readable ? given : torch::stable::to(given, ScalarType::Double);
   if (!dense.is_contiguous()) dense = torch::stable::contiguous(dense);

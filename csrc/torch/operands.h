@@ -99,8 +99,16 @@ inline int64_t heads_of(const Tensor& logits, int64_t batch) {
   return heads;
 }
 
+inline void expect_real(const Tensor& tensor, const char* name) {
+  const ScalarType dtype = tensor.scalar_type();
+  const bool is_complex = dtype == ScalarType::ComplexHalf || dtype == ScalarType::ComplexFloat ||
+                          dtype == ScalarType::ComplexDouble;
+  expect(!is_complex, name, ": expected a real dtype");
+}
+
 // A real (B,) or () tensor in double.
 inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
+  expect_real(tensor, name);
   expect(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
          ": expected a CPU tensor with one value per sample");
   const ScalarType dtype = tensor.scalar_type();

@@ -94,7 +94,7 @@ def _raw(op: Op, backend: str) -> Any:
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and operands[0].requires_grad:
+        if torch.is_grad_enabled() and operands[0] is not None and operands[0].requires_grad:
             at = op.arguments.names.index("with_grad")
             given = (*operands[:at], True, *operands[at + 1 :])
             return _RawLoss.apply(given[0], op, backend, given)

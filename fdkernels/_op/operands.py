@@ -31,8 +31,8 @@ def check(arguments: ArgumentList, call: Any) -> None:
         refuse(arguments.names[0], "shape (B, ...)", tensor)
     shape = tensor.shape
     first = _First(shape, tensor.device, shape[0], math.prod(shape[1:]))
-    if first.elements == 0:
-        refuse(arguments.names[0], "at least one element a sample", tensor)
+    if first.elements == 0 or first.batch == 0:
+        refuse(arguments.names[0], "at least one sample and one element a sample", tensor)
     operands = iter(arguments.flat(call))
     bins = 0
     for entry in arguments.entries:

@@ -17,7 +17,6 @@ from fdkernels._op.autograd import inside_backward
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels._triton.operands import readable, samples, scalar, shared_levels, table
 from fdkernels._triton.plan import next_power_of_2
-from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import (
     FDIV,
     FDIV_WEIGHT,
@@ -41,6 +40,7 @@ WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
 def fdiv(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op `fdiv_triton`."""
     call = FDIV.call(*operands)
+    check_fdiv(call)
     with on(call.student.device):
         outputs, launches = forward_launches(call)
         start(launches)
@@ -74,12 +74,9 @@ def forward_plan(call: FdivArguments) -> Plan:
 
 
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((loss, gradient, unscale, stats), the launches that write them)."""
-    check_fdiv(call)
+    """((loss, gradient, unscale, stats), the launches that write them) of a call that has been checked."""
     student, weighting, weight = call.student, call.weighting, call.weight
     batch, elements = student.shape[0], math.prod(student.shape[1:])
-    if batch == 0:  # an empty rank: there is nothing to launch over
-        return reference.fdiv(call), []
     outputs = loss, gradient, unscale, stats = fdiv_outputs(call)
     spread = forward_plan(call)
     split = spread.schedule == "split"

@@ -8,7 +8,7 @@ import torch
 from fdkernels import backends
 from fdkernels._op import library, operands
 from fdkernels._op.arguments import ArgumentList, Edges, Logits, MaskTable, PerSample, Samples, State, Table
-from tests import contracts, device, refusals
+from tests import device, refusals
 from tests.device import place
 from tests.ops import OPS
 
@@ -27,19 +27,7 @@ def test_the_call_that_others_spoil(op, backend):
         assert result.isfinite().all()
 
 
-# Faults of the kernels, none of which reads past a tensor: complex values are cut to their real parts, and what is
-# missing is refused without its name. Who mends one has to delete it here.
-COMPLEX = ("fdiv, t: complex", "fdiv, weight: complex", "fdiv, divisor: complex", "fdiv_weight, t: complex")
-KNOWN = {
-    "native": (*COMPLEX, "fdiv, student: missing", "fdiv, teacher: missing", "fdiv, fake: missing"),
-    contracts.SOFTWARE: (*COMPLEX, "fdiv, student: missing"),
-    "triton": ("fdiv, student: missing",),
-}
-
-
-def test_refused(request, op, backend, spoiled):
-    if f"{op.name}, {spoiled}" in KNOWN[contracts.SOFTWARE if device.on_software else backend]:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="a fault of the kernel, known"))
+def test_refused(op, backend, spoiled):
     name = spoiled.partition(":")[0]
     call = op.raw(**op.raw_beside.get(name, {}))
     assert refusals.is_refused(raw(op, backend), refusals.spoiled(op.arguments, call, spoiled), name)

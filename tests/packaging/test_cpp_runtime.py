@@ -21,9 +21,9 @@ SOURCES = {str(source.relative_to(ROOT)) for source in (ROOT / "csrc").rglob("*.
 # Not those of sources that have gone since.
 OBJECTS = [file for file in BUILT if str(file).partition(".dir/")[2].removesuffix(".o") in SOURCES]
 CALLS = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
+import sys, torch, torch._dynamo.testing  # without whose libraries a refusal ends the process, as of torch 2.13
 from fdkernels.fdiv.arguments import FDIV
+torch.ops.load_library(sys.argv[1])
 from tests.ops import raw_fdiv
 call = raw_fdiv()
 good = FDIV.operands(call)
