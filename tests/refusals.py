@@ -9,89 +9,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdkernels._op.arguments import Argument, ArgumentList, Table
+from fdkernels._op.arguments import Argument, ArgumentList
 
-
-def _gaps(v: Tensor) -> Tensor:
-    return torch.stack((v, v), -1)[..., 0]
-
-
-def _complex(v: Tensor) -> Tensor:
-    return v.to(torch.complex64)
-
-
-def _with(entries: Callable[[Tensor], Tensor]) -> Callable[[Table], Table]:
-    return lambda table: Table(entries(table.entries), table.inner)
-
-
-def _runs(inner: int) -> Callable[[Table], Table]:
-    return lambda table: Table(table.entries, inner)
-
-
-_TABLE = {
-    "another batch": _with(lambda v: v[:-1]),
-    "another rank": _with(lambda v: v[0]),
-    "no entries": _with(lambda v: v[:, :0]),
-    "another dtype": _with(lambda v: v.half()),
-    "gaps": _with(_gaps),
-    **{f"runs of {inner}": _runs(inner) for inner in (0, -1, 7, 1 << 62, (1 << 63) - 1)},
+# From a good tensor to a bad one; which of them are faults is the kind's to say.
+OF_TENSORS: dict[str, Callable[[Tensor], Any]] = {
+    "another shape": lambda v: v[..., :-1].contiguous(),
+    "another batch": lambda v: v[:-1],
+    "one for all": lambda v: v[:1],
+    "one dimension less": lambda v: v.flatten(1) if v.dim() > 2 else v[0],
+    "one dimension more": lambda v: v[..., None] if v.dim() > 1 else v[:, None, None],
+    "one too many": lambda v: torch.cat((v, v[-1:])),
+    "two values": lambda v: torch.stack((v, v)),
+    "no batch": lambda v: v.flatten()[0],
+    "none": lambda v: v[..., :0],
+    "integers": Tensor.int,
+    "complex": lambda v: v.to(torch.complex64),
+    "booleans": Tensor.bool,
+    "another float": lambda v: v.to(torch.float32 if v.dtype == torch.float64 else torch.float64),
+    "half": Tensor.half,
+    "gaps": lambda v: torch.stack((v, v), -1)[..., 0],
+    "expanded": lambda v: v[..., :1].expand(v.shape),
+    "elsewhere": lambda v: v.to("meta"),
+    "sparse": Tensor.to_sparse,
+    "a list": Tensor.tolist,
+    "missing": lambda v: None,
 }
-# By kind: fault -> from a good operand to a bad one.
-RAW: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "samples": {
-        "another shape": lambda v: v[..., :-1].contiguous(),
-        "another batch": lambda v: v[:-1],
-        "another rank": lambda v: v.flatten(1),
-        "integers": Tensor.int,
-        "complex": _complex,
-        "gaps": _gaps,
-        "expanded": lambda v: v[..., :1].expand(v.shape),
-    },
-    "per_sample": {
-        "another batch": lambda v: v[:-1],
-        "one for all": lambda v: v[:1],
-        "another rank": lambda v: v[:, None],
-        "complex": _complex,
-    },
-    "logits": {
-        "another batch": lambda v: v[:-1],
-        "rank 3": lambda v: v[..., None],
-        "no heads": lambda v: v[:, :0],
-        "integers": Tensor.int,
-        "complex": _complex,
-    },
-    "scalar": {"two values": lambda v: torch.stack((v, v)), "complex": _complex},
-    "state": {
-        "no bins": lambda v: v[:0],
-        "another rank": lambda v: v[None],
-        "another dtype": Tensor.double,
-        "gaps": _gaps,
-    },
-    "edges": {
-        "one too many": lambda v: torch.cat((v, v[-1:])),
-        "another rank": lambda v: v[None],
-        "another dtype": Tensor.float,
-        "gaps": _gaps,
-    },
-    "table": _TABLE,
-    "mask": {**_TABLE, "another dtype": _with(Tensor.float)},
-    "choice": {"unknown": lambda v: f"{v}?"},
-    "number": {"not finite": lambda v: torch.inf},
-    "flag": {},
+TABLE = ("another batch", "one dimension less", "none", "gaps")
+RUNS = {f"runs of {inner}": inner for inner in (0, -1, 7, 1 << 62, (1 << 63) - 1)}
+# Faults by kind. A flag has none.
+OF_RAW: dict[str, tuple[str, ...]] = {
+    "samples": (
+        "another shape", "another batch", "one dimension less", "integers", "complex", "gaps", "expanded", "missing",
+    ),
+    "per_sample": ("another batch", "one for all", "one dimension more", "complex", "missing"),
+    "logits": ("another batch", "one dimension more", "none", "integers", "complex", "missing"),
+    "scalar": ("two values", "complex"),
+    "state": ("none", "two values", "another float", "gaps"),
+    "edges": ("one too many", "two values", "another float", "gaps"),
+    "table": (*TABLE, "half", *RUNS),
+    "mask": (*TABLE, "half", *RUNS),
+    "choice": ("unknown",),
+    "number": ("not finite",),
+    "flag": (),
+}  # fmt: skip
+ANY = ("one for all", "another batch", "one dimension more", "complex", "booleans", "elsewhere", "sparse", "a list")
+OF_PUBLIC = {
+    "samples": (*ANY, "another shape", "one dimension less", "integers"),
+    "logits": (*ANY, "none", "integers"),
+    "per_sample": ANY,
 }
-# Of a tensor that nothing comes before: the others have to fit to it, so its own shape is wrong in these ways alone.
-FIRST = {"no batch": lambda v: v.flatten()[0], "nothing in a sample": lambda v: v[..., :0]}
-BESIDE_OTHERS = ("another shape", "another batch", "another rank")
-TENSORS = ("samples", "per_sample", "logits", "scalar", "state", "edges", "table", "mask")
+# The others have to fit to the first tensor: of these faults they are to blame, or none is.
+BESIDE_OTHERS = (
+    "another shape",
+    "another batch",
+    "one for all",
+    "one dimension less",
+    "one dimension more",
+    "elsewhere",
+)
+TENSORS = tuple(kind for kind in OF_RAW if kind not in ("choice", "number", "flag"))
 
 
-def _faults(entry: Argument, first: bool) -> dict[str, Callable[[Any], Any]]:
-    faults = dict(RAW[entry.kind])
+def _faults(entry: Argument, first: bool) -> Iterable[str]:
+    faults = OF_RAW[entry.kind]
     if first:
-        faults = {fault: of for fault, of in faults.items() if fault not in BESIDE_OTHERS} | FIRST
-    if entry.kind in ("samples", "per_sample", "logits") and (first or not entry.optional):
-        faults["missing"] = lambda v: None
-    return faults
+        return dict.fromkeys((*(fault for fault in faults if fault not in BESIDE_OTHERS), "no batch", "none"))
+    return [fault for fault in faults if fault != "missing" or not entry.optional]
 
 
 def of_list(arguments: ArgumentList) -> list[str]:
@@ -100,34 +83,31 @@ def of_list(arguments: ArgumentList) -> list[str]:
     return [f"{entry.name}: {fault}" for at, entry in entries for fault in _faults(entry, at == 0)]
 
 
+def of_tensors(entries: Iterable[Argument]) -> list[str]:
+    """The same for the tensors of a public call, the first of which everything is held against."""
+    return [
+        f"{entry.name}: {fault}"
+        for at, entry in enumerate(entries)
+        for fault in OF_PUBLIC[entry.kind]
+        if at > 0 or fault not in BESIDE_OTHERS
+    ]
+
+
 def spoiled(arguments: ArgumentList, call: Any, what: str) -> list[Any]:
-    """The operands of a call with one of those faults."""
+    """The operands of a raw call with one of those faults."""
     name, _, fault = what.partition(": ")
-    at = next(i for i, entry in enumerate(arguments.entries) if entry.name == name)
-    return _replaced(arguments, call, name, _faults(arguments.entries[at], at == 0)[fault])
-
-
-def elsewhere(arguments: ArgumentList, call: Any, name: str) -> list[Any]:
-    """The operands of a call, a tensor of which is on a device without memory, or on the CPU beside those on a GPU."""
-
-    def moved(value: Any) -> Any:
-        return Table(moved(value.entries), value.inner) if isinstance(value, Table) else value.to(device)
-
-    device = "meta" if arguments.flat(call)[0].device.type == "cpu" else "cpu"
-    return _replaced(arguments, call, name, moved)
-
-
-def _replaced(arguments: ArgumentList, call: Any, name: str, change: Callable[[Any], Any]) -> list[Any]:
     operands, at = arguments.operands(call), arguments.names.index(name)
-    if name in arguments.numbers:  # a graph computes them: those that it was called with are checked before
-        numbers = [operands[arguments.names.index(each)] for each in arguments.numbers]
-        numbers[arguments.numbers.index(name)] = change(operands[at])
+    good = operands[at]
+    if name in arguments.numbers:  # those that a graph has computed: the others were checked before
+        numbers = [torch.inf if each == name else operands[arguments.names.index(each)] for each in arguments.numbers]
         operands[-1] = torch.tensor(numbers, dtype=torch.float64)
-    elif f"{name}_inner" in arguments.names:
-        operands[at : at + 2] = change(Table(*operands[at : at + 2]))
+    elif fault in RUNS:
+        operands[at + 1] = RUNS[fault]
+    elif fault == "elsewhere":
+        operands[at] = good.to("meta" if arguments.flat(call)[0].device.type == "cpu" else "cpu")
     else:
-        assert operands[at] is not None, f"{name}: the call to be spoiled has none"
-        operands[at] = change(operands[at])
+        assert good is not None, f"{name}: the call to be spoiled has none"
+        operands[at] = f"{good}?" if fault == "unknown" else OF_TENSORS[fault](good)
     return operands
 
 
@@ -140,56 +120,18 @@ def is_refused(run: Callable[..., Any], operands: list[Any], name: str) -> bool:
     return False
 
 
-# The same of a public call: kind -> fault -> (from a good tensor to a bad one, what the message says has come).
-def _shape(v: Tensor) -> str:
-    return str(tuple(v.shape))
-
-
-def _dtype(v: Tensor) -> str:
-    return str(v.dtype)
-
-
-_Public = dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], str]]]
-_ANY: _Public = {
-    "complex": (_complex, _dtype),
-    "booleans": (Tensor.bool, _dtype),
-    "elsewhere": (lambda v: v.to("meta"), lambda v: "meta"),
-    "sparse": (Tensor.to_sparse, lambda v: "layout torch.sparse_coo"),
-    "a list": (Tensor.tolist, lambda v: "list"),
-    "one for all": (lambda v: v[:1], _shape),
-    "another batch": (lambda v: v[:-1], _shape),
-}
-PUBLIC: dict[str, _Public] = {
-    "samples": {
-        **_ANY,
-        "integers": (Tensor.int, _dtype),
-        "another shape": (lambda v: v[..., :-1], _shape),
-        "another rank": (lambda v: v.flatten(1), _shape),
-    },
-    "logits": {
-        **_ANY,
-        "integers": (Tensor.int, _dtype),
-        "another rank": (lambda v: v.reshape(len(v), -1, 1), _shape),
-        "no heads": (lambda v: v.reshape(len(v), -1)[:, :0], _shape),
-    },
-    "per_sample": {**_ANY, "another rank": (lambda v: v[:, None], _shape)},
-}  # fmt: skip
-_OF_FIRST = ("complex", "booleans", "sparse", "a list", "integers", "no heads")
-
-
-def of_tensors(entries: Iterable[Argument]) -> list[str]:
-    """'argument: fault', for the tensors of a public call."""
-    return [
-        f"{entry.name}: {fault}"
-        for at, entry in enumerate(entries)
-        for fault in PUBLIC[entry.kind]
-        if at > 0 or fault in _OF_FIRST
-    ]
-
-
-def misused(entry: Argument, fault: str, tensor: Tensor) -> tuple[Any, str]:
-    """(what to pass in place of a tensor, a pattern of the message)."""
-    spoil, came = PUBLIC[entry.kind][fault]
-    bad, shape = spoil(tensor), str(tuple(tensor.shape)) if entry.kind == "samples" else f"({len(tensor)},"
-    expected = re.escape(shape) if came is _shape else ""
-    return bad, rf"^{entry.name}: expected .*{expected}.*got {re.escape(came(bad))}"
+def misused(entry: Argument, fault: str, good: Tensor) -> tuple[Any, str]:
+    """(what to pass in place of a public call's tensor, a pattern of the message)."""
+    bad, expected = OF_TENSORS[fault](good), ""
+    if not isinstance(bad, Tensor):
+        came = type(bad).__name__
+    elif bad.layout != good.layout:
+        came = f"layout {bad.layout}"
+    elif bad.device.type == "meta":
+        came = "meta"
+    elif bad.dtype != good.dtype:
+        came = str(bad.dtype)
+    else:
+        came = str(tuple(bad.shape))
+        expected = str(tuple(good.shape)) if entry.kind == "samples" else f"({len(good)},"
+    return bad, rf"^{entry.name}: expected .*{re.escape(expected)}.*got {re.escape(came)}"
