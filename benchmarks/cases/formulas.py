@@ -230,7 +230,7 @@ def _exact_self_forcing(v: Inputs) -> Tensor:
 # ---- the table
 
 # The peers of rkl add no epsilon to mean|x - τ|.
-_RKL: dict[str, Any] = {"divergence": "rkl", "eps": 0.0}
+_RKL: dict[str, Any] = {"divergence": "rkl", "scale": fdk.DmdScale(eps=0.0)}
 
 
 _FASTGEN: dict[str, Any] = {
