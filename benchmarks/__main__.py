@@ -6,7 +6,6 @@ import argparse
 import functools
 import importlib
 import math
-import os
 import re
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.cases.formulas import FORMULAS, OPS
-from benchmarks.cases.setting import setting_of_run, why_no_measurement
+from benchmarks.cases.setting import setting_of_run
 from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
 from benchmarks.cases.variants import COMPILE_MODES, MODES
 from benchmarks.measure.rows import Options, Skipped
@@ -42,8 +41,8 @@ DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
 # What a device is timed with. Triton on a CPU is its interpreter: for tests, not for timing.
 KERNELS = {"cpu": ("native",), "cuda": ("native", "triton")}
 PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
-# Exit codes, beside argparse's 2; the last two are a shell's, for Ctrl-C and a broken pipe.
-WORSE, NOT_COMPARED, INTERRUPTED, UNREAD = 1, 3, 130, 141
+# Exit codes, beside argparse's 2; the last is a shell's, for Ctrl-C.
+WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks                                        a quick choice of everything
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
@@ -52,11 +51,11 @@ EXAMPLES = """examples:
   python -m benchmarks --compare old.json new.json            the same, without a run
 
 exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) is worse beyond the noise or lost a row;
-3 where nothing is worse, but --compare found no times to compare: no row in common, another machine, other work on the
-machine in one of the runs, more threads than cores; 2 for a bad argument; 130 after Ctrl-C.
+3 where nothing is worse, but --compare found no times to compare: no row in common, or another machine; 2 for a bad
+argument; 130 after Ctrl-C.
 """
 # Options that say where to write, not what is measured.
-WHERE = re.compile(r" --(?:json|html|tolerance)[ =]('[^']*'|\S)+| --compare(?:[ =](?!--)('[^']*'|\S)+)+")
+WHERE = re.compile(r" --(?:json|html|compare)[ =]('[^']*'|\S)+")
 
 
 def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -121,17 +120,12 @@ def command_line() -> argparse.ArgumentParser:
         " baselines; default: all, but for max-autotune on a CPU, where it makes the same code")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--rounds", type=number(int, FEWEST_FOR_AN_INTERVAL), help="default: 40 on a CPU, 30 on a GPU")
-    add("--case-seconds", type=number(float, 0), default=6.0, metavar="S",
-        help="of a case's rounds on a CPU, which then end early (%(default)s)")  # fmt: skip
     add("--seconds", type=number(float, 0), metavar="S", help="after which no case is begun; default: no limit, but"
         f" {QUICK_SECONDS['cpu']:g} for the quick choice on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
-    add("--threads", type=number(int, 1), help="default: torch's")
     add("--json", type=Path, metavar="F", help="write the report there")
     add("--html", type=Path, metavar="F", help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
         " two without a run")  # fmt: skip
-    add("--tolerance", type=number(float, 0), default=0.15, metavar="PART",
-        help="of a time, which intervals have to be apart by as well for --compare (%(default)s)")  # fmt: skip
     return parser
 
 
@@ -191,13 +185,11 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
     for name, path in (("--json", given.json), ("--html", given.html)):
         if path is not None and not path.parent.is_dir():
             error(f"{name} {path}: there is no folder {path.parent}")
-        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-            error(f"{name} {path}: {'is a folder' if path.is_dir() else 'cannot be written'}")
-    for package in ("jinja2", "matplotlib") if given.html is not None else ():
-        try:
-            importlib.import_module(package)
-        except ImportError as failure:
-            error(f"--html: {failure}: pip install {package}")
+    try:
+        if given.html is not None:
+            importlib.import_module("benchmarks.report.page")
+    except ImportError as failure:
+        error(f"--html: {failure}: pip install {failure.name}")
     if len(given.compare or ()) > 2:
         error(f"--compare: expected OLD.json or OLD.json NEW.json, got {len(given.compare)} files")
     try:
@@ -209,19 +201,17 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
 def finish(report: Report, given: argparse.Namespace, old: Report | None, say: Callable[[str], object]) -> int:
     """Write the page, compare, and tell the exit code."""
     if given.html is not None:
-        from benchmarks.report import page
-
-        page.write(report, given.html)
+        importlib.import_module("benchmarks.report.page").write(report, given.html)
     faults = faults_of(report)
     for fault in faults:
         say(f"fdkernels {fault}")
     if old is None:
         return WORSE if faults else 0
-    verdict = comparisons.changed(old, report, given.tolerance)
-    say(f"\nagainst {given.compare[0]}\n{terminal.report_changes(verdict, given.tolerance)}")
-    if faults or verdict.regressions:
+    changes = comparisons.changed(old, report)
+    say(f"\nagainst {given.compare[0]}\n{terminal.report_changes(changes, comparisons.apart(old, report))}")
+    if faults or any(change.verdict == "worse" for change in changes):
         return WORSE
-    return 0 if verdict.times_compared else NOT_COMPARED
+    return 0 if any(change.ratio is not None for change in changes) else NOT_COMPARED
 
 
 def faults_of(report: Report) -> list[str]:
@@ -241,14 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = functools.partial(print, flush=True)
     if len(old) == 2:
         for name, value in vars(parser.parse_args([])).items():
-            if name not in ("compare", "tolerance", "html") and getattr(given, name) != value:
+            if name not in ("compare", "html") and getattr(given, name) != value:
                 parser.error(f"{name}: expected a run, but --compare OLD NEW makes none")
         return finish(old[1], given, old[0], say)
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
     # Two videos are the shape under test; what a batch of two does to the weights is not.
     warnings.filterwarnings("ignore", message="normalize_weight over")
     cases = cases_of(given, device, parser.error)
@@ -259,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--mode: expected a baseline, but --baseline is none")
     modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or DEFAULT_MODES[device]]
     rounds = given.rounds or (40 if device == "cpu" else 30)
-    options = Options(device, backends_of(given, device, parser.error), modes, rounds, given.case_seconds)
+    options = Options(device, backends_of(given, device, parser.error), modes, rounds)
     quick = given.shapes is None and given.dtype is None and given.baseline is None
     seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if quick else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
@@ -272,21 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=missing, say=say)
     for each in report["skipped"]:
         say(f"skipped {each['what']}: {each['why']}")
-    say("\n".join(["", *terminal.summary(report["comparisons"]), *test_run(report["setting"])]))
+    say("\n".join(["", *terminal.summary(report["comparisons"])]))
     code = finish(report, given, old[0] if old else None, say)
     return INTERRUPTED if any(each["kind"] == "stopped" for each in report["skipped"]) else code
 
 
-def test_run(here: dict[str, Any]) -> list[str]:
-    why = why_no_measurement(here) if here["kind"] == "cpu" else None
-    return [f"Take these figures for a test run, not for a measurement: {why}."] if why else []
-
-
 def introduction(here: dict[str, Any], count: int) -> str:
-    names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit")
+    names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit", "load_average")
     said = ", ".join(f"{name} {here[name]}" for name in names if here.get(name) is not None)
     what = "forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant, in brackets"
-    return "\n".join([said, *test_run(here), f"{count} cases, {what} its interval"])
+    return f"{said}\n{count} cases, {what} its interval"
 
 
 if __name__ == "__main__":
@@ -294,6 +277,3 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # `python -m benchmarks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(UNREAD)

@@ -11,7 +11,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,6 @@ import fdkernels
 
 ROOT = Path(__file__).parents[2]
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem")
-MOST_BUSY = 10.0  # percent
-# Other work's share of all cores, and when that was.
-BUSY = {"cpu_busy_before_percent": "just before the run", "cpu_busy_while_timing_percent": "in a case's rounds"}
 QUERIED = ("driver_version", *CLOCKS, "temperature.gpu", "power.draw")
 
 
@@ -58,19 +54,15 @@ def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[
         "clocks": clocks(device),
         "command": command,
         "load_average": round(os.getloadavg()[0], 2),
-        "cpu_busy_before_percent": cpu_busy_percent(),
         "compile_modes": compile_modes,
     }
 
 
 def clocks(device: str) -> str | None:
-    """At this moment; what Linux reports of a virtual machine's CPU is often nominal."""
-    if device == "cuda":
-        asked = gpu()["nvidia_smi"] or {}
-        now = [f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem") if asked]
-        return f"sm {now[0]}, memory {now[1]}" if now else None
-    found = [float(value) for value in re.findall(r"^cpu MHz\s*: ([\d.]+)", cpuinfo(), re.MULTILINE)]
-    return f"{min(found):.0f} to {max(found):.0f} MHz" if found else None
+    """A GPU's at this moment."""
+    asked = (gpu()["nvidia_smi"] if device == "cuda" else None) or {}
+    now = [f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem") if asked]
+    return f"sm {now[0]}, memory {now[1]}" if now else None
 
 
 def gpu() -> dict[str, Any]:
@@ -93,49 +85,6 @@ def gpu() -> dict[str, Any]:
 def cpu_name() -> str:
     name = re.search(r"^model name\s*: (.*)$", cpuinfo(), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
-
-
-def is_busy(setting: dict[str, Any]) -> bool:
-    """Whether other work ran on the machine, just before or in some case's rounds."""
-    return any((setting.get(name) or 0) > MOST_BUSY for name in BUSY)
-
-
-def why_no_measurement(setting: dict[str, Any]) -> str | None:
-    """Why the CPU's times of a run are no measurement, if so."""
-    if is_busy(setting):
-        shares = [f"{setting[name]:g} % {when}" for name, when in BUSY.items() if setting.get(name) is not None]
-        return f"other work took part of the CPU, {', '.join(shares)}"
-    threads, cores = setting.get("threads"), setting.get("cores")
-    return f"{threads} threads shared {cores} cores" if threads and cores and threads > cores else None
-
-
-class OtherWork:
-    """What other processes take of all cores from here on, as Linux tells: all that is not idle, less our own."""
-
-    def __init__(self) -> None:
-        self.begun = self.ticks()
-
-    @staticmethod
-    def ticks() -> tuple[int, float] | None:
-        file = Path("/proc/stat")
-        if not file.exists():
-            return None
-        spent = [int(field) for field in file.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
-        ours = sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")
-        return sum(spent), spent[3] + spent[4] + ours  # all; idle, waiting for a disk, or ours
-
-    def percent(self) -> float | None:
-        now = self.ticks()
-        if self.begun is None or now is None:
-            return None
-        every, not_others = (after - before for before, after in zip(self.begun, now, strict=True))
-        return max(0.0, round(100 * (1 - not_others / max(1, every)), 1))
-
-
-def cpu_busy_percent(seconds: float = 0.5) -> float | None:
-    other = OtherWork()
-    time.sleep(seconds)
-    return other.percent()
 
 
 def last_level_cache() -> int:

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.formulas import FORMULAS, Formula, Inputs, Step, make_inputs, rotation
-from benchmarks.cases.setting import OtherWork, clocks, last_level_cache
+from benchmarks.cases.setting import clocks, last_level_cache
 from benchmarks.cases.shapes import Case
 from benchmarks.cases.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
 from benchmarks.measure.counting import extra_memory, tensor_traffic, trace
 from benchmarks.measure.gpu_timing import WINDOW, Copy, Replay, device_timings, syncs, wait_for
-from benchmarks.measure.predicted import predicted_bytes
 from benchmarks.measure.timing import WARM_UP, Timing, time_interleaved
 from fdkernels.fdiv.t_range import LOOKS
 
@@ -40,6 +39,7 @@ TRACED_SETS = 4
 RECOMPILE_LIMIT = 64
 COPIED_BYTES = 1 << 30
 FEWEST_CALLS, MOST_CALLS = 3, 50  # of a sample by plain calls on a GPU
+CASE_SECONDS = 6.0  # of a case's timing on a CPU, after which its rounds end
 # What the streaming limit is measured on where a case has no N-sized tensors.
 STREAMED = FORMULAS["fastgen"].case("pixels512", (8, 3, 512, 512), "fp32")
 
@@ -84,7 +84,6 @@ class Row:
     """GPU: kernels, copies and fills of a call. CPU: dispatched ops that touch memory; unknown of compiled code."""
     syncs: float | None = None  # GPU: times that a call waits for it
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
-    predicted_us: float | None = None  # predicted bytes over ceiling_gb_per_s
 
 
 Kind = Literal["failed", "unavailable", "no time", "stopped"]
@@ -104,7 +103,6 @@ class Measured:
     ceiling: Timing
     ceiling_bytes: int
     clocks: str | None  # right after the timing
-    busy: float | None = None  # percent of all cores that other work took during it
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ class Options:
     backends: Sequence[str]
     modes: Sequence[str]
     rounds: int = 40
-    seconds: float = math.inf  # of one case's timing, after which its rounds end
 
 
 def described(error: Exception) -> str:
@@ -176,9 +173,8 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
             eager = relative_error(formula.peer_step(formula.chain, device)(data[0]), exact)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
-    before, other = graphs_compiled(), OtherWork()
+    before = graphs_compiled()
     timed = timings(formula, {name: each.step for name, each in found.items()}, data, options)
-    busy = other.percent()
     if graphs_compiled() > before:
         why = "compiled again while they were timed: their times are too long"
         skipped.append(Skipped(f"{case} {', '.join(options.modes)}", why, "failed", ours=False))
@@ -187,8 +183,8 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
     for each in found.values():
         because = wrong_because(each.variant, formula, case.dtype, each.error, device, eager)
         row = timed_row(case, formula, each, timed, because, len(data))
-        rows.append(counted(row, each.step, data[:1], formula, case, device) if device == "cpu" else row)
-    return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device), busy)
+        rows.append(counted(row, each.step, data[:1], device) if device == "cpu" else row)
+    return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device))
 
 
 class Checked(NamedTuple):
@@ -214,19 +210,12 @@ def timed_row(case: Case, formula: Formula, each: Checked, timed: Timed, because
     variant, times = each.variant, timed.times[each.variant.name]
     least, ceiling = formula.minimum_bytes(case), timed.ceiling_bytes / timed.ceiling.median / 1e9
     gb_per_s = least / times["time_us"] / 1e3
-    row = Row(
+    return Row(
         **case._asdict(), variant=variant.name, ours=variant.ours, backend=variant.backend, mode=variant.mode,
         wrong=because is not None, wrong_because=because, min_bytes=least, gb_per_s=gb_per_s,
         percent_of_ceiling=100 * gb_per_s / ceiling if formula.images else None, ceiling_gb_per_s=ceiling,
         gradient_error=each.error, input_sets=sets, rounds=timed.ceiling.rounds, graphs=each.graphs, **times,
     )  # fmt: skip
-    return predicted(row, formula, case)
-
-
-def predicted(row: Row, formula: Formula, case: Case) -> Row:
-    device = "cpu" if row.timed_by == "calls" else "cuda"
-    moved = predicted_bytes(formula, case, row.backend, row.counted_bytes, device)
-    return replace(row, predicted_us=None if moved is None else moved / row.ceiling_gb_per_s / 1e3)
 
 
 class Timed(NamedTuple):
@@ -248,7 +237,7 @@ def rotating(steps: dict[str, Step], data: list[Inputs]) -> dict[str, Callable[[
 def cpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
     stream = Stream(data) if formula.images else Stream([make_inputs(STREAMED, "cpu", seed) for seed in range(3)])
     timed: dict[str, Callable[[int], object]] = {**rotating(steps, data), "ceiling": stream}
-    timings = time_interleaved(timed, rounds=options.rounds, seconds=options.seconds)
+    timings = time_interleaved(timed, rounds=options.rounds, seconds=CASE_SECONDS)
     ceiling, _ = timings.pop("ceiling")
     times = {name: {**named(timing), "timed_by": "calls"} for name, (timing, _) in timings.items()}
     return Timed(times, ceiling, stream.bytes, {})
@@ -307,8 +296,8 @@ def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
     return Timed(times, on_device["ceiling"], copy.bytes, uncaptured)
 
 
-def counted(row: Row, step: Step, data: list[Inputs], formula: Formula, case: Case, device: str) -> Row:
-    """The row with what profiler, allocator and dispatcher see of its calls, and the prediction from that."""
+def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
+    """The row with what profiler, allocator and dispatcher see of its calls."""
     compiled = row.mode is not None and row.mode != "eager"
     # A normalizer looks at t in its first calls: what every later call does is what counts.
     for i in range(max(len(data), LOOKS)):
@@ -324,7 +313,7 @@ def counted(row: Row, step: Step, data: list[Inputs], formula: Formula, case: Ca
     else:
         extra = trace(lambda: step(data[0]), device).peak_bytes
         row = replace(row, launches=ops)
-    return predicted(replace(row, counted_bytes=moved, extra_bytes=extra), formula, case)
+    return replace(row, counted_bytes=moved, extra_bytes=extra)
 
 
 def count_later(found: Measured, formula: Formula, case: Case, options: Options, compiled: bool) -> None:
@@ -337,7 +326,7 @@ def count_later(found: Measured, formula: Formula, case: Case, options: Options,
         if made[row.variant].compiled != compiled:
             continue
         try:
-            found.rows[i] = counted(row, made[row.variant].make(), data, formula, case, options.device)
+            found.rows[i] = counted(row, made[row.variant].make(), data, options.device)
         except Exception as error:
             what = f"{case} {row.variant}: launches and memory"
             found.skipped.append(Skipped(what, described(error), "failed", row.ours))

@@ -116,10 +116,9 @@ def make_report(
     rows = json.loads(text, parse_constant=lambda _: None)
     used = {case.formula for case in done}
     timed_at = list(dict.fromkeys(found.clocks for found in done.values() if found.clocks))
-    busy = max((found.busy for found in done.values() if found.busy is not None), default=None)
     return {
         "schema": SCHEMA,
-        "setting": setting | {"clocks_while_timing": timed_at, "cpu_busy_while_timing_percent": busy},
+        "setting": setting | {"clocks_while_timing": timed_at},
         "method": method(device),
         "formulas": {name: formula.title for name, formula in FORMULAS.items() if name in used},
         "ceiling": ceiling(done, device),

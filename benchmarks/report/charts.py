@@ -6,22 +6,23 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.report.reading import Report, compared_rows, ours_to_show, row_of
-from benchmarks.report.shown import COLOURS, MARKS, MODES, Form, duration, mark, short, size
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from benchmarks.report.reading import Report, Row, compared_rows, ours_to_show, row_of
+from benchmarks.report.shown import COLOURS, MARKS, MODES, duration, mark, short, size
 
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-WIDTH, NARROW = 8.0, 6.0  # inches, so that 10 points are legible in a README's column, and in half of the page's
+WIDTH = 8.0  # inches, so that 10 points are legible in a README's column
 LINE = 0.27  # of a line in the chart of speed-ups
 LABEL_ROOM = 0.028  # between two upright labels, of the axes' width
 BELOW_LIMIT = 60  # the room for labels, as a factor of the time
-CLOSE = 1.25  # a prediction within this factor of the measurement counts as met
 
 
 class Point(NamedTuple):
@@ -88,22 +89,16 @@ def speedups(axes: Axes, report: Report) -> None:
     axes.set_title("Speed-up (no difference where the interval crosses one)", loc="left")
 
 
-def timed(report: Report, key: str) -> tuple[list[Report], Points]:
-    """Rows with tensors of N elements, so that bandwidth has a ceiling; and their times over another field."""
-    found = {i: row for i, row in enumerate(report["rows"])
-             if row["time_us"] and row["percent_of_ceiling"] is not None and row[key]}  # fmt: skip
-    marks = Points()
-    for i, row in sorted(found.items(), key=lambda each: list(MARKS).index(mark(each[1]))):
-        marks.setdefault((mark(row), row["timed_by"] == "wall"), []).append(Point(row[key], row["time_us"], i))
-    return list(found.values()), marks
-
-
 def roofline(axes: Axes, report: Report) -> None:
     """Time against fewest bytes: the report's ceiling as a line, each case's own limit as a dash."""
-    rows, marks = timed(report, "min_bytes")
-    low, high = min(row["min_bytes"] for row in rows) / 1.4, max(row["min_bytes"] for row in rows) * 1.4
+    rows = {i: row for i, row in enumerate(report["rows"]) if has_a_limit(row)}
+    bytes_moved = [row["min_bytes"] for row in rows.values()]
+    low, high = min(bytes_moved) / 1.4, max(bytes_moved) * 1.4
+    marks = Points()
+    for i, row in sorted(rows.items(), key=lambda each: list(MARKS).index(mark(each[1]))):
+        marks.setdefault((mark(row), row["timed_by"] == "wall"), []).append(Point(row["min_bytes"], row["time_us"], i))
     scatter(axes, marks)
-    limits = {(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3): row for row in rows[::-1]}
+    limits = {(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3): row for row in rows.values()}
     axes.plot(*zip(*sorted(limits), strict=True), "_", color=LIGHT["text"], ms=12, mew=2.5, label="limit at this size")
     ceiling = report["ceiling"]
     if ceiling["gb_per_s"]:
@@ -117,53 +112,32 @@ def roofline(axes: Axes, report: Report) -> None:
             axes.annotate(f"{row['shape_name']} {row['dtype']}", (moved, limit), (0, -6), rotation=90,
                           textcoords="offset points", ha="center", va="top", fontsize=8, color=LIGHT["text"],
                           bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 1})  # fmt: skip
-    axes.set(
-        xlim=(low, high), ylim=(min(us for _, us in limits) / BELOW_LIMIT, 2 * max(row["time_us"] for row in rows))
-    )
-    scales(axes, size, "fewest bytes", "time of a call", "Time against bytes")
-
-
-def predictions(axes: Axes, report: Report) -> None:
-    """Measured against predicted time; the line is where both are the same, in a band of what counts as met."""
-    rows, marks = timed(report, "predicted_us")
-    both = [row[key] for row in rows for key in ("time_us", "predicted_us")]
-    ends = [min(both) / 1.6, max(both) * 1.6]
-    scatter(axes, marks)
-    axes.plot(ends, ends, "--", color=LIGHT["soft"], lw=1.2, label="as predicted")
-    axes.fill_between(ends, [end / CLOSE for end in ends], [end * CLOSE for end in ends], color=LIGHT["line"],
-                      lw=0, label="within a quarter of it")  # fmt: skip
-    axes.set(xlim=ends, ylim=ends)
-    scales(axes, duration, "predicted", "measured", "Measured against predicted")
-
-
-def scales(axes: Axes, form: Form, x: str, y: str, title: str) -> None:
-    from matplotlib.ticker import LogLocator
-
-    def ticks(form: Form) -> Callable[[float, float], str]:
-        return lambda value, _: short(form(value))
-
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left")
-    for axis, shown, (low, high) in ((axes.xaxis, form, axes.get_xlim()), (axes.yaxis, duration, axes.get_ylim())):
-        axis.set_major_locator(LogLocator(10, subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter(ticks(shown))
+    top, bottom = 2 * max(row["time_us"] for row in rows.values()), min(us for _, us in limits) / BELOW_LIMIT
+    axes.set(xlim=(low, high), ylim=(bottom, top), xscale="log", yscale="log", xlabel="fewest bytes",
+             ylabel="time of a call")  # fmt: skip
+    axes.set_title("Time against bytes", loc="left")
+    for axis, form, span in ((axes.xaxis, size, high / low), (axes.yaxis, duration, top / bottom)):
+        axis.set_major_locator(LogLocator(10, subs=(1.0,) if span > 300 else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda value, _, form=form: short(form(value)))
     axes.minorticks_off()
 
 
-CHARTS = {"speedups": speedups, "roofline": roofline, "predictions": predictions}
+def has_a_limit(row: Row) -> bool:
+    """Whether it has a time, and tensors of N elements, so that bandwidth has a ceiling."""
+    return bool(row["time_us"]) and row["percent_of_ceiling"] is not None
+
+
+CHARTS = {"speedups": speedups, "roofline": roofline}
 
 
 def drawable(report: Report) -> list[str]:
     """The charts that have something to show."""
-    found = (compared_rows(report), timed(report, "min_bytes")[0], timed(report, "predicted_us")[0])
-    return [name for name, there in zip(CHARTS, found, strict=True) if there]
+    found = {"speedups": bool(compared_rows(report)), "roofline": any(map(has_a_limit, report["rows"]))}
+    return [name for name, there in found.items() if there]
 
 
-def save(report: Report, names: Sequence[str], target: Any, width: float, **options: Any) -> None:
+def save(report: Report, names: Sequence[str], target: Any, **options: Any) -> None:
     """Charts in one column, with one legend."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     colours = {
         "text": ("text.color", "axes.labelcolor", "axes.titlecolor"), "soft": ("xtick.labelcolor", "ytick.labelcolor"),
         "field": ("axes.edgecolor", "xtick.color", "ytick.color"), "card": ("axes.facecolor", "figure.facecolor"),
@@ -177,21 +151,21 @@ def save(report: Report, names: Sequence[str], target: Any, width: float, **opti
     lines = len(compared_rows(report)) + len({row["formula"] for row in report["rows"]})
     heights = [0.9 + LINE * lines if name == "speedups" else 4.4 for name in names]
     with rc_context(style):
-        figure = Figure(figsize=(width, sum(heights) + 0.7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, sum(heights) + 0.7), layout="constrained")
         handles: dict[str, Any] = {}
-        for axes, name in zip(
-            figure.subplots(len(names), height_ratios=heights, squeeze=False).flat, names, strict=True
-        ):
+        places = figure.subplots(len(names), height_ratios=heights, squeeze=False).flat
+        for axes, name in zip(places, names, strict=True):
             CHARTS[name](axes, report)
             drawn, labels = axes.get_legend_handles_labels()
             handles = dict(zip(labels, drawn, strict=True)) | handles
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3 if width == WIDTH else 2)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
         figure.savefig(target, dpi=150, **options)
 
 
-def png(report: Report, names: Sequence[str], source: Path, path: Path) -> None:
+def png(report: Report, source: Path, path: Path) -> None:
     """With what it was drawn from in it."""
-    save(report, names, path, WIDTH, format="png", metadata={"Drawn-From-SHA256": digest(source), "Software": None})
+    drawn_from = {"Drawn-From-SHA256": digest(source), "Software": None}
+    save(report, list(CHARTS), path, format="png", metadata=drawn_from)
 
 
 def digest(source: Path) -> str:
@@ -203,7 +177,7 @@ def digest(source: Path) -> str:
 def svg(report: Report, name: str, title: str) -> str:
     """For a page: with that page's colours, light or dark, and without names that two charts would share."""
     written, metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    save(report, [name], written, WIDTH if name == "speedups" else NARROW, format="svg", metadata=metadata)
+    save(report, [name], written, format="svg", metadata=metadata)
     text = written.getvalue()
     text = re.sub(r'<g id="[\w.]+_\d+">', "<g>", text[text.index("<svg") :])
     for colour, light in LIGHT.items():

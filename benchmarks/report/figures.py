@@ -6,7 +6,6 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks.cases.setting import is_busy
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report import charts
 from benchmarks.report.reading import Report, Row, compared_rows, load
@@ -16,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 README = ROOT / "README.md"
 IMAGES = ROOT / "docs/images"
-CHARTS = ("speedups", "roofline")
 BEGIN, END = "<!-- speed -->\n", "<!-- end -->"
 BY_CALLS = " †"
 
@@ -66,7 +64,6 @@ def section(report: Report, source: Path) -> str:
     on_cpu = setting["kind"] == "cpu"
     machine = f"{setting['device']}, {setting['threads']} threads" if on_cpu else setting["device"]
     kind = "A virtual machine, " if on_cpu and setting.get("virtual_machine") else ""
-    busy = " **Other work ran on the machine.**" if is_busy(setting) else ""
     cuda = "" if on_cpu else f"CUDA {setting['cuda']}, driver {setting['driver']}, "
     place, image = (path.relative_to(ROOT).as_posix() for path in (source, figure_path(source)))
     lines = table(report)
@@ -79,7 +76,7 @@ def section(report: Report, source: Path) -> str:
         f"(`{place}`). "
         f"{ceiling['name'].capitalize()}: {shown(ceiling['gb_per_s'], rate)} on {ceiling['measured_on']}; in the table "
         f"each case has its own limit. A time is the median of {'calls' if on_cpu else 'graph replays'}, a ratio "
-        f"the other's time over ours; in brackets what the 95 % intervals of both medians allow.{busy}\n\n"
+        f"the other's time over ours; in brackets what the 95 % intervals of both medians allow.\n\n"
         f"![{machine}: speed-ups with their intervals, and time against bytes; the table has the numbers]({image})\n\n"
         f"{lines}{by_calls if BY_CALLS in lines else ''}" + (f"\n{'; '.join(formulas)}.\n" if formulas else "")
     ).replace("\u00a0", " ")  # fmt: skip
@@ -109,11 +106,8 @@ def main() -> None:
     found = reports(RESULTS)
     if not found:
         raise SystemExit(f"{RESULTS}: neither cpu.json nor gpu*.json")
-    try:
-        for source, report in found.items():
-            charts.png(report, CHARTS, source, figure_path(source))
-    except ImportError as failure:
-        raise SystemExit(f"{failure}: pip install matplotlib") from None
+    for source, report in found.items():
+        charts.png(report, source, figure_path(source))
     README.write_text(readme(README.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 

@@ -7,13 +7,16 @@ and each of its figures on the page has its path there in `data-from`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
+from markupsafe import Markup
+
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report import charts, shown
-from benchmarks.report.reading import Report, compared_rows, ours_to_show, row_of
+from benchmarks.report.reading import Report, ours_to_show, row_of
 from benchmarks.report.shown import Form, duration, error, percent, plain, rate, significant, size, times, variant
 
 # What the header says of the setting, where it is there.
@@ -23,8 +26,6 @@ CAPTIONS = {
     " wrong result is not compared.",
     "roofline": "A dash is what memory allows a case at its own size, in cache if it fits there. What lies above its"
     " dash moves more than the fewest bytes, or waits.",
-    "predictions": "Predicted: bytes over the ceiling measured beside the row. Above the line a call takes longer:"
-    " launches or arithmetic decide there; below it, caches.",
 }
 VARIANTS = {
     "native": "fdkernels' kernels in C++ or CUDA",
@@ -51,7 +52,6 @@ COLUMNS = (
     Column("of ceiling", "percent_of_ceiling", percent, "bandwidth, of the ceiling in this row", descending=True),
     Column("bandwidth", "gb_per_s", rate, "fewest bytes over time", descending=True),
     Column("ceiling", "ceiling_gb_per_s", rate, "measured beside it, on a CPU on as many bytes", descending=True),
-    Column("predicted", "predicted_us", duration, "predicted bytes over the ceiling in this row"),
     Column("error", "gradient_error", error, "of the gradient (or weight), relative, against double precision"),
     Column("launches", "launches", shown.count, "kernels, copies and fills; on a CPU ops that touch memory"),
     Column("syncs", "syncs", shown.count, "how often the host waits for the device"),
@@ -73,9 +73,6 @@ def write(report: Report, path: Path) -> None:
 
 
 def render(report: Report) -> str:
-    import jinja2  # here, so that the rest works without it
-    from markupsafe import Markup
-
     def at(path: str, form: Form = plain) -> Markup:
         return Markup('<span data-from="{}">{}</span>').format(path, shown.shown(value_at(report, path), form))
 
@@ -86,7 +83,7 @@ def render(report: Report) -> str:
     setting = report["setting"]
     forms = {form.__name__: form for form in (significant, times, variant, dimensions, rate)}
     return environment.get_template("page.html.in").render(
-        report=report, at=at, colours=shown.COLOURS, captions=CAPTIONS, glance=glance(report), judged=judged(report),
+        report=report, at=at, colours=shown.COLOURS, captions=CAPTIONS, judged=judged(report),
         columns=[c for c in COLUMNS if any(row.get(c.key) is not None for row in report["rows"])],
         header={key: form for key, form in HEADER.items() if setting.get(key)}, settings=list(paths(setting)),
         charts={name: Markup(charts.svg(report, name, CAPTIONS[name])) for name in charts.drawable(report)},
@@ -114,39 +111,3 @@ def paths(setting: Report) -> Iterable[str]:
 def judged(report: Report) -> dict[tuple[int, str], int]:
     """By row of a baseline and variant of ours: the number of their comparison."""
     return {(row_of(report, c, "other"), c["ours"]): i for i, c in enumerate(report["comparisons"])}
-
-
-# ---- the first table
-
-
-def glance(report: Report) -> list[dict[str, Any]]:
-    """For each formula the comparisons and rows that are worst, median (of an even number the lower) and best; and how
-    often ours is not faster, by verdict."""
-    rows, comparisons, found = report["rows"], report["comparisons"], compared_rows(report)
-    lines: dict[tuple[str, str, str], list[int]] = {}
-    for i in found:
-        lines.setdefault((rows[i]["op"], rows[i]["formula"], rows[i]["variant"]), []).append(i)
-
-    def against(numbers: Sequence[int]) -> dict[str, Any]:
-        verdicts = [comparisons[n]["verdict"] for n in numbers]
-        notes = {name: verdicts.count(name) for name in ("slower", "no difference", "wrong") if name in verdicts}
-        return {"spread": spread([(comparisons[n]["ratio"], n) for n in numbers]), "notes": notes}
-
-    def better(compared: dict[str, int]) -> list[int]:
-        """The fastest of what is compiled; one that is wrong only where none is right."""
-        compiled = [n for mode, n in compared.items() if mode != "eager"]
-        return sorted(compiled, key=lambda n: comparisons[n]["ratio"] or float("inf"))[:1]
-
-    return [
-        {
-            "first": here[0], "eager": against([found[i]["eager"] for i in here if "eager" in found[i]]),
-            "compiled": against([n for i in here for n in better(found[i])]),
-            "ceiling": spread([(rows[i]["percent_of_ceiling"], i) for i in here if not rows[i]["wrong"]]),
-        }
-        for here in lines.values()
-    ]  # fmt: skip
-
-
-def spread(values: Iterable[tuple[float | None, int]]) -> list[int]:
-    ordered = [number for value, number in sorted((v, n) for v, n in values if v is not None)]
-    return [ordered[place] for place in sorted({0, (len(ordered) - 1) // 2, len(ordered) - 1})] if ordered else []

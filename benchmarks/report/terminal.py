@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.cases.shapes import dimensions
-from benchmarks.report.comparisons import Verdict
+from benchmarks.report.comparisons import TOLERANCE, Change
 from benchmarks.report.reading import CASE, Row, case_of
 from benchmarks.report.shown import duration, error, percent, significant, size
 
-HEADER = "variant|median|95 % interval|GB/s|of limit|predicted|memory|B/elem.|launches|error|fdkernels is"
+HEADER = "variant|median|95 % interval|GB/s|of limit|memory|B/elem.|launches|error|fdkernels is"
 
 
 def name_of(row: Row) -> str:
@@ -22,7 +22,7 @@ def name_of(row: Row) -> str:
 def cells(row: Row, verdicts: Sequence[str]) -> list[str]:
     moved = row["counted_bytes"] and row["counted_bytes"] / math.prod(row["shape"])
     forms: list[tuple[Any, Any]] = [
-        (row["gb_per_s"], significant), (row["percent_of_ceiling"], percent), (row["predicted_us"], duration),
+        (row["gb_per_s"], significant), (row["percent_of_ceiling"], percent),
         (row["extra_bytes"], size), (moved, significant), (row["launches"], str), (row["gradient_error"], error),
     ]  # fmt: skip
     interval = f"{duration(row['low_us'])} – {duration(row['high_us'])}"
@@ -73,8 +73,9 @@ def summary(comparisons: Sequence[Row]) -> list[str]:
     return lines
 
 
-def report_changes(verdict: Verdict, tolerance: float) -> str:
-    worse, better = len(verdict.regressions), len(verdict.changes) - len(verdict.regressions)
-    times = f"times: beyond both intervals and {100 * tolerance:g} %" if verdict.times_compared else "no times"
-    count = f"{verdict.compared} rows of fdkernels compared: {worse} worse, {better} better ({times})"
-    return "\n".join([*verdict.notes, *map(str, verdict.changes), count])
+def report_changes(changes: Sequence[Change], apart: Sequence[str]) -> str:
+    counts = {verdict: sum(c.verdict == verdict for c in changes) for verdict in ("worse", "better", "no difference")}
+    lines = [f"{change.verdict}: {change.row}: {change.what}" for change in changes]
+    machine = [*apart, "another machine: times are not compared"] if apart else []
+    total = f"{sum(counts.values())} rows of fdkernels compared: {', '.join(f'{n} {v}' for v, n in counts.items())}"
+    return "\n".join([*machine, *lines, f"{total} (older time over newer, beyond both intervals and {TOLERANCE:.0%})"])

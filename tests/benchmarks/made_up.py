@@ -62,7 +62,6 @@ def report(kind: str) -> dict[str, Any]:
                     low_us=0.97 * us, high_us=1.04 * us, min_bytes=least, gb_per_s=least / us / 1e3,
                     percent_of_ceiling=100 * least / us / 12.3e3 if formula.images else None,
                     ceiling_gb_per_s=12.3 + s, gradient_error=math.nan if wrong else 5.09e-8 * us, input_sets=1 + s,
-                    predicted_us=least / 12.3e3 if formula.images and made in ("", "eager") else None,
                     launches=None if made in modes[1:] else 3, **gpu,
                 ))  # fmt: skip
             done[case] = measured(case, *rows)

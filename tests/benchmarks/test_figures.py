@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.cases.setting import is_busy
 from benchmarks.report import charts, figures, shown, traffic
 from benchmarks.report.comparisons import changed
 from benchmarks.report.reading import load
@@ -101,10 +100,9 @@ def test_the_command_writes_figures_and_readme(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_second_run_reproduces_the_first() -> None:
-    """Of the same commit, on a machine that did nothing else."""
+    """Of the same commit."""
     runs = [load(figures.RESULTS / name) for name in ("cpu.json", "cpu_again.json")]
-    assert len({run["setting"]["commit"] for run in runs}) == 1 and not any(is_busy(run["setting"]) for run in runs)
+    assert len({run["setting"]["commit"] for run in runs}) == 1
     for old, new in (runs, runs[::-1]):
-        verdict = changed(old, new, 0.15)
-        assert verdict.times_compared and verdict.compared == sum(row["ours"] for row in new["rows"])
-        assert verdict.changes == []
+        ours = sum(row["ours"] for row in new["rows"])
+        assert [change.verdict for change in changed(old, new)] == ours * ["no difference"]

@@ -7,7 +7,6 @@ import html
 import json
 import math
 import re
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +61,6 @@ def test_every_number_shown_is_the_reports_and_has_its_path(text: str, report: R
         else:
             assert agrees(said, value), (path, said, value)
     rest = re.sub(r'(?s)<(svg|script|style)\b.*?</\1>|<dt>.*?</dt>|<span data-from="[^"]*">[^<]*</span>', "", text)
-    rest = re.sub(r'<span class="note [\w-]+">\W* \d+ (slower|no difference|wrong)</span>', "", rest)
     found = re.search(r".*\d.*", html.unescape(re.sub(r"(?s)<[^>]*>", "", rest)))
     assert not found, found
 
@@ -87,30 +85,8 @@ def test_a_line_of_the_table_is_its_row_and_sorts_by_what_it_shows(text: str, re
         wanted = {f"comparisons/{n}/{key}" for key in ("ratio", "low", "high")}
         assert wanted <= said or c["verdict"] == "wrong" or c["ours"] == "reference"
     keys = {key for row in rows for key in row if row[key] is not None} - {"op", "ours", "backend", "mode", "wrong"}
+    keys -= {"predicted_us"}  # which the page leaves out: older reports have it
     assert keys <= {path.split("/")[2] for path in said if path.startswith("rows")}
-
-
-def test_the_glance_has_worst_median_and_best(text: str, report: Report) -> None:
-    rows = report["rows"]
-    (table,) = re.findall(r'(?s)<table class="glance">.*?</table>', text)
-    lines = re.findall(r"(?s)<tr><th scope=\"row\">.*?</tr>", table)
-    assert len(lines) == len({(c["formula"], c["ours"]) for c in report["comparisons"] if c["ours"] != "reference"})
-    for line in lines:
-        name, eager, compiled, ceiling = (sourced(cell) for cell in re.findall(r"(?s)<t[hd].*?</t[hd]>", line))
-        formula, ours = name[0][1], (name[1:] or [("", "native")])[0][1]
-        here = [c for c in report["comparisons"] if (c["formula"], c["ours"]) == (formula, ours)]
-        best: dict[tuple[str, str], float] = {}
-        for c in (c for c in here if not c["other"].endswith("eager") and c["ratio"]):
-            best[c["shape_name"], c["dtype"]] = min(c["ratio"], best.get((c["shape_name"], c["dtype"]), math.inf))
-        own = [rows[i] for i in {row_of(report, c, "ours") for c in here}]
-        limits = [row["percent_of_ceiling"] for row in own if row["percent_of_ceiling"] and not row["wrong"]]
-        eagers = [c["ratio"] for c in here if c["other"].endswith("eager") and c["ratio"]]
-        for found, among in ((eager, eagers), (compiled, list(best.values())), (ceiling, limits)):
-            wanted = sorted({min(among), statistics.median_low(among), max(among)}) if among else []
-            assert len(found) == len(wanted)
-            assert all(agrees(said, v) for (_, said), v in zip(found, wanted, strict=True))
-        slower = sum(c["verdict"] == "slower" and c["other"].endswith("eager") for c in here)
-        assert (f"▼ {slower} slower" in line.partition("against eager")[2].partition("</td>")[0]) == (slower > 0)
 
 
 def test_the_report_is_embedded_and_nothing_is_fetched(text: str, report: Report) -> None:
@@ -125,9 +101,7 @@ def test_a_report_may_lack_everything_and_cannot_break_the_page() -> None:
     whole = REPORTS["made-up cuda"]
     empty = {"setting": {"device": "</script><script>alert(1)</script>"}, "rows": [], "comparisons": [], "skipped": [],
              "method": [], "formulas": {}, "ceiling": dict.fromkeys(whole["ceiling"], None)}  # fmt: skip
-    assert "Nothing was compared" in (text := page.render(empty)) and "<script>alert" not in text
-    rows = [{**row, **dict.fromkeys(("time_us", "low_us", "high_us", "gb_per_s"))} for row in whole["rows"][:4]]
-    assert "–" in page.render({**empty, "rows": rows})
+    assert "<svg" not in (text := page.render(empty)) and "<script>alert" not in text
 
 
 def drawn(draw: Callable[[Axes, Report], None], report: Report) -> tuple[Axes, dict[int, list[tuple[float, float]]]]:
@@ -165,15 +139,11 @@ def test_speedups(report: Report) -> None:
         assert ("ours wrong" if ours else "eager wrong" if c["other"].endswith("eager") else "compile wrong") in notes
 
 
-@pytest.mark.parametrize(("chart", "key"), [(charts.roofline, "min_bytes"), (charts.predictions, "predicted_us")])
-def test_times_over_what_is_known_before(report: Report, chart: Any, key: str) -> None:
-    axes, points = drawn(chart, report)
-    rows = [row for row in report["rows"] if row["percent_of_ceiling"] is not None and row[key]]
-    assert points == {report["rows"].index(row): [(row[key], row["time_us"])] for row in rows}
+def test_roofline(report: Report) -> None:
+    axes, points = drawn(charts.roofline, report)
+    rows = [row for row in report["rows"] if row["percent_of_ceiling"] is not None]
+    assert points == {report["rows"].index(row): [(row["min_bytes"], row["time_us"])] for row in rows}
     lines = {str(line.get_label()): set(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines}
-    if chart is charts.predictions:
-        assert all(x == y for x, y in lines["as predicted"])
-        return
     limits = {(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3) for row in rows}
     assert lines["limit at this size"] == limits
     ceiling = report["ceiling"]

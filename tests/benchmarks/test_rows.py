@@ -1,4 +1,4 @@
-"""From steps to rows: sets of inputs, figures of a row, counts, predictions."""
+"""From steps to rows: sets of inputs, figures of a row, counts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import torch
 
 from benchmarks.cases import formulas, variants
 from benchmarks.cases.formulas import FORMULAS
-from benchmarks.cases.shapes import SHAPES
 from benchmarks.cases.variants import Variant
-from benchmarks.measure import predicted, rows
+from benchmarks.measure import rows
 from benchmarks.measure.counting import Trace
 from benchmarks.measure.gpu_timing import Copy
 from benchmarks.measure.rows import Options
 from benchmarks.measure.timing import Timing
-from fdkernels.devices import PRESETS
 from tests.benchmarks import made_up
 
 pytestmark = pytest.mark.filterwarnings("ignore:normalize_weight over")
@@ -43,7 +41,7 @@ def test_sets_of_inputs(monkeypatch, device, sizes, cache, sets):
     assert rows.input_sets(FASTGEN, FASTGEN.case("", sizes, "fp32"), device) == sets
 
 
-def test_inputs_take_turns_that_lie_apart_in_memory():
+def test_inputs_take_turns_that_lie_apart_in_memory(monkeypatch):
     data = formulas.rotation(FORMULAS["self_forcing"].tiny(), "cpu", 6)
     for name in formulas.Inputs._fields:
         tensors = [getattr(v, name) for v in data if getattr(v, name) is not None]
@@ -51,7 +49,8 @@ def test_inputs_take_turns_that_lie_apart_in_memory():
         assert [w.requires_grad for w in tensors] == [name == "student"] * len(tensors)
     assert len({v.student.sum().item() for v in data}) == formulas.DISTINCT == 4
     seen = []
-    found = rows.cpu_timings(PIXEL, {"a": seen.append}, data[:3], Options("cpu", [], [], rounds=100, seconds=0.0))
+    monkeypatch.setattr(rows, "CASE_SECONDS", 0.0)
+    found = rows.cpu_timings(PIXEL, {"a": seen.append}, data[:3], Options("cpu", [], [], rounds=100))
     assert all(v is data[i % 3] for i, v in enumerate(seen))
     assert len(seen) > 10 and found.ceiling.rounds == 12  # those that are made in any case
 
@@ -70,7 +69,7 @@ def test_the_streaming_limit_reads_three_and_writes_one(dtype):
 
 @pytest.mark.parametrize("name", ["dmd2_pixel", "weight"])
 def test_figures_of_a_row(monkeypatch, name):
-    """Its bytes, its limit and its prediction, by known times: 10 µs at 4 GB/s; each set of inputs has its turn."""
+    """Its bytes and its limit, by known times: 10 µs at 4 GB/s; each set of inputs has its turn."""
     formula = FORMULAS[name]
     least, ceiling = formula.minimum_bytes(formula.tiny()), Timing(1e-3, 9e-4, 2e-3, 30, 1)
     times = {"time_us": 10.0, "low_us": 9.0, "high_us": 12.0, "timed_by": "calls"}
@@ -83,10 +82,9 @@ def test_figures_of_a_row(monkeypatch, name):
         assert (row.input_sets, row.rounds, row.call_us, row.wall_us) == (3, 30, None, None)
         assert row.gb_per_s == pytest.approx(least / 10e-6 / 1e9) and row.ceiling_gb_per_s == pytest.approx(4.0)
         if name == "weight":
-            assert row.percent_of_ceiling is row.predicted_us is None
+            assert row.percent_of_ceiling is None
         else:
             assert row.percent_of_ceiling == pytest.approx(100 * least / 10e-6 / 4e9)
-            assert row.predicted_us == pytest.approx(row.counted_bytes / 4e9 * 1e6)
     assert peer.counted_bytes > least and peer.launches > 1 and peer.extra_bytes > 0
 
 
@@ -152,24 +150,3 @@ def test_counts_of_a_gpu_are_those_of_a_call(monkeypatch, recorded):
     assert (row.launches, row.syncs, row.kernel_us, row.extra_bytes) == expected
     (skipped,) = found.skipped
     assert skipped.what.endswith("native: launches and memory") and (skipped.kind, skipped.ours) == ("failed", True)
-
-
-def test_predicted_bytes():
-    """A backward that scales reads and writes the gradient once more."""
-    for formula in FORMULAS.values():
-        case = formula.case("", SHAPES["wan" if formula.video else "pixels1024"].sizes, "bf16")
-        if not formula.images:
-            assert predicted.predicted_bytes(formula, case, "native", 123, "cpu") is None
-            continue
-        least = formula.minimum_bytes(case)
-        assert least == 2 * (formula.images + 1) * case.elements
-        assert (
-            predicted.native_bytes(formula, case, PRESETS["a100"]) >= least <= predicted.triton_bytes(formula, case, 0)
-        )
-        passes = {dtype: 0 if dtype == "bf16" and formula.upstream == 1 else 2 for dtype in ("bf16", "fp16")}
-        for dtype, more in passes.items():
-            found = predicted.predicted_bytes(formula, case._replace(dtype=dtype), "native", None, "cpu")
-            assert found == least + more * 2 * case.elements
-    case = FASTGEN.case("", SHAPES["pixels1024"].sizes, "bf16")
-    assert predicted.native_bytes(FASTGEN, case, PRESETS["h200"]) == FASTGEN.minimum_bytes(case)
-    assert predicted.predicted_bytes(FASTGEN, case, None, 123, "cpu") == 123.0

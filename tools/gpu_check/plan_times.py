@@ -23,7 +23,6 @@ from torch import Tensor
 from benchmarks.cases.formulas import BINS, FORMULAS, Formula, Inputs, rotation
 from benchmarks.cases.shapes import LARGE, PRACTICE, SHAPES
 from benchmarks.measure.gpu_timing import Replay, device_timings
-from benchmarks.measure.predicted import present
 from benchmarks.measure.rows import input_sets
 from fdkernels import RatioNormalizer, _core, devices
 from tools.gpu_check.stage import PLAN
@@ -67,7 +66,7 @@ def times_of(name: str, shape: str, dtype: str, rounds: int, device: str) -> lis
     """A row for each schedule, the one that is planned first."""
     formula = FORMULAS[name]
     case = formula.case(shape, SHAPES[shape].sizes, dtype)
-    limits = present() if device == "cuda" else devices.PRESETS["h100"]
+    limits = devices.present(torch.cuda.current_device()) if device == "cuda" else devices.PRESETS["h100"]
     elements = case.elements // case.shape[0]
     plans = _core.plans(case.shape[0], elements, limits=limits, student=dtype, **formula.plan(case))
     plans = [plan for plan in plans if plan["seconds"] <= SLOW * plans[0]["seconds"]]
