@@ -102,6 +102,7 @@ def bench(monkeypatch):
 def test_only_the_page_needs_jinja2_and_matplotlib(bench, monkeypatch, tmp_path, capsys, missing):
     for name in ("page", "charts"):
         monkeypatch.delitem(sys.modules, f"benchmarks.report.{name}", raising=False)
+        monkeypatch.delattr(f"benchmarks.report.{name}", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     assert cli.main([*TINY, "--json", str(tmp_path / "report.json")]) == 0
     asked = stopped([*TINY, "--html", str(tmp_path / "page.html")], capsys)
