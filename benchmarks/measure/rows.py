@@ -86,7 +86,7 @@ class Row:
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
 
 
-Kind = Literal["failed", "unavailable", "no time", "stopped"]
+Kind = Literal["failed", "unavailable", "no time"]
 
 
 class Skipped(NamedTuple):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.cases.formulas import FORMULAS
 from benchmarks.cases.shapes import Case
@@ -21,15 +21,6 @@ from benchmarks.report.terminal import brief, table
 
 # The part of a run's seconds after which no case is begun: on a GPU, counting comes after all timing.
 TIMED = {"cpu": 1.0, "cuda": 0.75}
-
-
-class Task(NamedTuple):
-    what: str
-    case: Case
-    do: Callable[[Case], None]
-    until: float  # seconds into the run, after which it is not begun
-    counts: bool = False
-    ours: bool = True
 
 
 def run(
@@ -43,8 +34,6 @@ def run(
     say: Callable[[str], object] = print,
 ) -> Report:
     """Measure the cases, print each as it is done, and let the JSON file grow on the way.
-
-    An interrupt (Ctrl-C) ends the run early, with what is done so far in the report and the rest among the skipped.
 
     Args:
         seconds: after which nothing further is begun; that is then among the skipped. On a GPU a quarter is kept for
@@ -63,45 +52,32 @@ def run(
             file.write_text(text + "\n", encoding="utf-8")
         return report
 
+    def attempt(what: str, do: Callable[[], object], until: float, ours: bool = True) -> None:
+        if time.monotonic() - begun > until:
+            skipped.append(Skipped(what, f"no time: {until:g} s were over", "no time", ours))
+            return
+        try:
+            do()
+        except Exception as error:
+            skipped.append(Skipped(what, described(error), "failed", ours))
+        write()
+
     def show(case: Case, form: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> None:
-        rows = [asdict(row) for row in done[case].rows]
+        rows = [asdict(row) for row in done[case].rows] if case in done else []
         if rows:
             say(form(rows, compared(rows)))
 
     def time_case(case: Case) -> None:
         done[case] = measure(FORMULAS[case.formula], case, options)
 
-    def count_case(case: Case, compiled: bool) -> None:
-        count_later(done[case], FORMULAS[case.formula], case, options, compiled)
-
-    tasks = [Task(str(case), case, time_case, TIMED[options.device] * seconds) for case in cases]
-    if on_gpu:  # what has to be compiled once more comes last
-        for compiled, more in ((False, ""), (True, ", compiled")):
-            count = functools.partial(count_case, compiled=compiled)
-            tasks += [
-                Task(f"{case}{more}: launches and memory", case, count, seconds, counts=True, ours=not compiled)
-                for case in cases
-            ]
-    stopped = False
-    for task in tasks:
-        if task.counts and task.case not in done:
-            continue
-        late = time.monotonic() - begun > task.until
-        if stopped or late:
-            why = "stopped by hand" if stopped else f"no time: {task.until:g} s were over"
-            skipped.append(Skipped(task.what, why, "stopped" if stopped else "no time", task.ours))
-            continue
-        try:
-            task.do(task.case)
-        except KeyboardInterrupt:
-            stopped = True
-            skipped.append(Skipped(task.what, "stopped by hand", "stopped", task.ours))
-            continue
-        except Exception as error:
-            skipped.append(Skipped(task.what, described(error), "failed", task.ours))
-        write()
-        if not task.counts and task.case in done:
-            show(task.case, brief if on_gpu else table)
+    for case in cases:
+        attempt(str(case), functools.partial(time_case, case), TIMED[options.device] * seconds)
+        show(case, brief if on_gpu else table)
+    # On a GPU counting comes after all timing; what has to be compiled once more comes last.
+    for compiled in (False, True) if on_gpu else ():
+        for case, found in done.items():
+            count = functools.partial(count_later, found, FORMULAS[case.formula], case, options, compiled)
+            attempt(f"{case}{', compiled' * compiled}: launches and memory", count, seconds, ours=not compiled)
     for case in done if on_gpu else ():
         show(case, table)
     setting["load_average_after"] = round(os.getloadavg()[0], 2)

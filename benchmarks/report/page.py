@@ -27,15 +27,6 @@ CAPTIONS = {
     "roofline": "A dash is what memory allows a case at its own size, in cache if it fits there. What lies above its"
     " dash moves more than the fewest bytes, or waits.",
 }
-VARIANTS = {
-    "native": "fdkernels' kernels in C++ or CUDA",
-    "triton": "fdkernels' kernels in Triton",
-    "reference": "fdkernels' specification, in plain PyTorch",
-    "eager": "the peer's chain, op by op",
-    "compile": "that chain under torch.compile, forward and backward together",
-    "max-autotune": "the same in mode max-autotune-no-cudagraphs",
-}
-"""By the last word of a variant's name."""
 
 
 class Column(NamedTuple):
@@ -87,7 +78,7 @@ def render(report: Report) -> str:
         columns=[c for c in COLUMNS if any(row.get(c.key) is not None for row in report["rows"])],
         header={key: form for key, form in HEADER.items() if setting.get(key)}, settings=list(paths(setting)),
         charts={name: Markup(charts.svg(report, name, CAPTIONS[name])) for name in charts.drawable(report)},
-        variants=VARIANTS, ours=ours_to_show(report),
+        ours=ours_to_show(report),
         embedded=json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"), **forms,
     )  # fmt: skip
 

@@ -36,16 +36,7 @@ def load(path: Path) -> Report:
         missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
         if missing:
             raise ValueError(f"{path}: rows: row {i} has no {missing[0]!r}")
-        for key in TIME:
-            if row[key] is not None and not numbers(row[key]):
-                raise ValueError(f"{path}: rows: row {i}, {key}: expected a number, got {row[key]!r}")
-        if not (isinstance(row["shape"], list) and numbers(*row["shape"])):
-            raise ValueError(f"{path}: rows: row {i}, shape: expected a list of sizes, got {row['shape']!r}")
     return report
-
-
-def numbers(*values: Any) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
 
 
 def case_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
