@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import math
 import re
 import shlex
@@ -46,13 +47,12 @@ WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks                                        a quick choice of everything
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
-  python -m benchmarks --shapes 8,4,128,128 16,3,64,64 --baseline fastgen --mode eager,compile,max-autotune
+  python -m benchmarks --shapes 8,4,128,128 --baseline fastgen --mode eager,compile,max-autotune
   python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse
   python -m benchmarks --compare old.json new.json            the same, without a run
 
 exit code: 1 where fdkernels is wrong, fails, was not measured, or (--compare) is worse beyond the noise or lost a row;
-3 where nothing is worse, but --compare found no times to compare: no row in common, or another machine; 2 for a bad
-argument; 130 after Ctrl-C.
+3 where --compare found no times to compare (no row in common, another machine); 2 for a bad argument; 130 after Ctrl-C.
 """
 # Options that say where to write, not what is measured.
 WHERE = re.compile(r" --(?:json|html|compare)[ =]('[^']*'|\S)+")
@@ -62,7 +62,7 @@ def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
     names = tuple(known)
 
     def parse(text: str) -> list[str]:
-        found = text.split(",")
+        found = list(dict.fromkeys(text.split(",")))
         for name in found:
             if name not in names:
                 raise argparse.ArgumentTypeError(f"unknown {what} {name!r}{did_you_mean(name, names)}")
@@ -71,31 +71,15 @@ def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
+def shapes(text: str) -> dict[str, tuple[int, ...]]:
     """Names, or one shape's sizes."""
-    parts = text.replace("x", ",").split(",") if text[:1].isdecimal() else text.split(",")
-    if parts[0][:1].isdecimal():
-        sizes = tuple(int(part) if part.isdecimal() else 0 for part in parts)
-        if len(sizes) < 2 or min(sizes) < 1:
-            what = "expected two sizes or more, of at least 1, as in 8,4,128,128"
-            raise argparse.ArgumentTypeError(f"{what}; got {text!r}")
-        return [(",".join(map(str, sizes)), sizes)]
-    named = choice_of("shape", (*SHAPES, *GROUPS))(text)
-    names = [name for each in named for name in GROUPS.get(each, (each,))]
-    return [(name, SHAPES[name].sizes) for name in names]
-
-
-def number(kind: type, least: float) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a number of at least {least:g}, got {text!r}")
-        return value
-
-    return parse
+    if not text[:1].isdecimal():
+        named = choice_of("shape", (*SHAPES, *GROUPS))(text)
+        return {name: SHAPES[name].sizes for each in named for name in GROUPS.get(each, (each,))}
+    sizes = tuple(int(part) if part.isdecimal() else 0 for part in text.replace("x", ",").split(","))
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected two sizes or more, of at least 1, as in 8,4,128,128; got {text!r}")
+    return {",".join(map(str, sizes)): sizes}
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -103,76 +87,76 @@ def command_line() -> argparse.ArgumentParser:
         prog="python -m benchmarks", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         description="fdkernels against the peers' chains, eager and compiled, and against the machine's bandwidth."
-        " A list is separated by commas or blanks.",
+        " Lists are separated by commas.",
     )  # fmt: skip
     add = parser.add_argument
-    add("ops", nargs="*", type=choice_of("op", OPS), metavar="op", help=f"of {', '.join(OPS)}; default: all")
-    add("--shapes", nargs="+", type=shapes, metavar="SHAPE", help=f"{', '.join(SHAPES)}, a group of them"
-        f" ({', '.join(GROUPS)}), or sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
-    add("--dtype", nargs="+", type=choice_of("dtype", DTYPES), metavar="DTYPE", help=f"of {', '.join(DTYPES)}; default:"
+    add("ops", nargs="?", type=choice_of("op", OPS), help=f"of {', '.join(OPS)}; default: all")
+    add("--shapes", type=shapes, help=f"{', '.join(SHAPES)}, a group of them ({', '.join(GROUPS)}), or one shape's"
+        " sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
+    add("--dtype", type=choice_of("dtype", DTYPES), help=f"of {', '.join(DTYPES)}; default:"
         f" {', '.join(DEFAULT_DTYPES)}; fdiv_weight has fp32 alone")  # fmt: skip
-    add("--backend", nargs="+", type=choice_of("backend", ("auto", *backends.BACKENDS)), metavar="BACKEND",
-        help=f"of auto, {', '.join(backends.BACKENDS)}; default: what the device has of native and triton")  # fmt: skip
-    add("--baseline", nargs="+", type=choice_of("baseline", (*PEERS, "none")), metavar="NAME",
-        help=f"the peer whose formula is timed, ours and theirs: {', '.join(PEERS)}; none: fastgen's, ours alone."
-        " Default: those that are trained at a shape")  # fmt: skip
-    add("--mode", nargs="+", type=choice_of("mode", MODES), metavar="MODE", help=f"of {', '.join(MODES)}, of the"
-        " baselines; default: all, but for max-autotune on a CPU, where it makes the same code")  # fmt: skip
+    add("--backend", type=choice_of("backend", ("auto", *backends.BACKENDS)), help=f"of auto,"
+        f" {', '.join(backends.BACKENDS)}; default: what the device has of native and triton")  # fmt: skip
+    add("--baseline", type=choice_of("baseline", (*PEERS, "none")), help="the peer whose formula is timed, ours and"
+        f" theirs: {', '.join(PEERS)}; none: fastgen's, ours alone. Default: those trained at a shape")  # fmt: skip
+    add("--mode", type=choice_of("mode", MODES), help=f"of {', '.join(MODES)}, of the baselines; default: all, but for"
+        " max-autotune on a CPU, where it makes the same code")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    add("--rounds", type=number(int, FEWEST_FOR_AN_INTERVAL), help="default: 40 on a CPU, 30 on a GPU")
-    add("--seconds", type=number(float, 0), metavar="S", help="after which no case is begun; default: no limit, but"
-        f" {QUICK_SECONDS['cpu']:g} for the quick choice on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
-    add("--json", type=Path, metavar="F", help="write the report there")
-    add("--html", type=Path, metavar="F", help="write a page there")
+    add("--rounds", type=int, help=f"{FEWEST_FOR_AN_INTERVAL} or more; default: 40 on a CPU, 30 on a GPU")
+    add("--seconds", type=float, help="after which no case is begun; default: no limit, but for the quick choice"
+        f" {QUICK_SECONDS['cpu']:g} on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
+    add("--json", type=Path, help="write the report there")
+    add("--html", type=Path, help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
         " two without a run")  # fmt: skip
     return parser
 
 
-def flat(lists: Sequence[list[Any]] | None) -> list[Any]:
-    return list(dict.fromkeys(item for found in lists or () for item in found))
-
-
 def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
     """The cases that are asked for, formula by formula."""
-    ops, baselines = flat(given.ops), flat(given.baseline)
-    peers = ["fastgen"] if baselines == ["none"] else baselines
+    ops = given.ops or OPS
+    peers = ["fastgen"] if given.baseline == ["none"] else given.baseline or []
     if "none" in peers:
         error("--baseline: expected none alone, or names without it")
-    if baselines and "fused_fdiv_loss" not in (ops or OPS):
+    if peers and "fused_fdiv_loss" not in ops:
         error(f"--baseline: the peers of {ops[0]} are fixed")
-    found: list[Case] = []
     quick = [[names.split(",") for names in line.split()] for line in QUICK[device].split(";")]
-    if given.shapes is None and given.dtype is None and not baselines:
-        for formula_names, shape_names, dtypes in quick:
-            chosen = [FORMULAS[name] for name in formula_names if not ops or FORMULAS[name].op in ops]
-            found += [f.case(s, SHAPES[s].sizes, d) for f in chosen for s in shape_names for d in dtypes]
-        return found
-    shape_list = flat(given.shapes) or flat([shapes(",".join(names)) for _, names, _ in quick])
+    if is_quick(given):
+        return [
+            FORMULAS[name].case(shape, SHAPES[shape].sizes, dtype)
+            for names, shape_names, dtypes in quick
+            for name, shape, dtype in itertools.product(names, shape_names, dtypes)
+            if FORMULAS[name].op in ops
+        ]
+    found: list[Case] = []
+    shape_list = given.shapes or {shape: SHAPES[shape].sizes for _, names, _ in quick for shape in names}
     for name, formula in FORMULAS.items():
-        if (ops and formula.op not in ops) or (baselines and name not in peers):
+        if formula.op not in ops or (peers and name not in peers):
             continue
-        for shape_name, sizes in shape_list:
+        for shape_name, sizes in shape_list.items():
             why_not = formula.why_not(sizes)
             if why_not is not None:
-                if name in peers and given.shapes is not None:
+                if name in peers and given.shapes:
                     error(f"--shapes {shape_name}: {why_not}")
                 continue
             natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
-            if name in peers or (not peers and (not formula.images or name in natural)):
-                found += [formula.case(shape_name, sizes, dtype) for dtype in flat(given.dtype) or DEFAULT_DTYPES]
+            if name in peers or not formula.images or name in natural:
+                found += [formula.case(shape_name, sizes, dtype) for dtype in given.dtype or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))
 
 
+def is_quick(given: argparse.Namespace) -> bool:
+    return not (given.shapes or given.dtype or given.baseline)
+
+
 def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[str]:
-    asked = flat(given.backend)
-    if not asked:
+    if not given.backend:
         return [name for name in KERNELS[device] if backends.unavailable(name, device) is None] or ["reference"]
-    for name in asked:
+    for name in given.backend:
         reason = None if name == "auto" else backends.unavailable(name, device)
         if reason is not None:
             error(f"--backend {name}: not available on {device}: {reason}")
-    return list(dict.fromkeys(backends.choose(name, device) for name in asked))
+    return list(dict.fromkeys(backends.choose(name, device) for name in given.backend))
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -242,14 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = cases_of(given, device, parser.error)
     if not cases:
         parser.error("nothing to time: no formula of these ops is trained at these shapes; name it with --baseline")
-    alone = flat(given.baseline) == ["none"]
+    alone = given.baseline == ["none"]
     if alone and given.mode:
         parser.error("--mode: expected a baseline, but --baseline is none")
-    modes = [] if alone else [MODES[mode] for mode in flat(given.mode) or DEFAULT_MODES[device]]
-    rounds = given.rounds or (40 if device == "cpu" else 30)
+    modes = [] if alone else [MODES[mode] for mode in given.mode or DEFAULT_MODES[device]]
+    rounds = given.rounds if given.rounds is not None else 40 if device == "cpu" else 30
+    if rounds < FEWEST_FOR_AN_INTERVAL:
+        parser.error(f"--rounds: expected at least {FEWEST_FOR_AN_INTERVAL}, got {rounds}")
     options = Options(device, backends_of(given, device, parser.error), modes, rounds)
-    quick = given.shapes is None and given.dtype is None and given.baseline is None
-    seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if quick else math.inf
+    seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if is_quick(given) else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
     here = setting_of_run(device, command(arguments), compile_modes)
     say(introduction(here, len(cases)))

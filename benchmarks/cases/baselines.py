@@ -7,34 +7,16 @@ values recorded from the original functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-# h(r) as FastGen has it: constant factors of squared Hellinger and Neyman dropped, since h is normalized.
-FASTGEN_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "kl": lambda r: r,
-    "js": lambda r: 1 - 1 / (1 + r),
-    "sf": lambda r: 1 / (1 + r),
-    "neyman": lambda r: 1 / r,
-    "sh": lambda r: r**0.5,
-    "jf": lambda r: 1 + r,
-}
-
 
 def fastgen_weight(
-    logits: Tensor,
-    t: Tensor,
-    bins: Tensor,
-    *,
-    divergence: str = "js",
-    t_range: tuple[float, float] = (0.0, 1.0),
-    decay: float = 0.9,
+    logits: Tensor, t: Tensor, bins: Tensor, *, t_range: tuple[float, float] = (0.0, 1.0), decay: float = 0.9,
     ratio_range: tuple[float, float] = (0.1, 20.0),
-) -> Tensor:
-    """h per sample, normalized over the batch; `bins` (fp32) takes the update.
+) -> Tensor:  # fmt: skip
+    """js weights h = r/(1+r) per sample, normalized over the batch; `bins` (fp32) takes the update.
 
     r = clamp(exp(clamp(mean_k logits, ±10))), divided by the running mean of its bin of t; h(r) over its batch mean.
     Counts, bin means and the mean of h each get 1e-6 added.
@@ -49,7 +31,7 @@ def fastgen_weight(
     updated = bins.float()
     updated[seen] = updated[seen] * decay + (1 - decay) * batch_mean[seen]
     bins.copy_(updated.to(bins.dtype))
-    h = FASTGEN_WEIGHTS[divergence](ratio / (updated[index] + 1e-6))
+    h = 1 - 1 / (1 + ratio / (updated[index] + 1e-6))
     return (h / (h.sum() / len(h) + 1e-6)).to(logits.dtype)
 
 
@@ -64,11 +46,9 @@ def fastgen_loss(student: Tensor, teacher: Tensor, fake: Tensor, weight: Tensor 
     return 0.5 * mse_loss(student, target)
 
 
-def fastgen_chain(
-    student: Tensor, teacher: Tensor, fake: Tensor, logits: Tensor, t: Tensor, bins: Tensor, divergence: str = "js"
-) -> Tensor:
+def fastgen_chain(student: Tensor, teacher: Tensor, fake: Tensor, logits: Tensor, t: Tensor, bins: Tensor) -> Tensor:
     """FastGen's f-distill loss: weight, then loss."""
-    return fastgen_loss(student, teacher, fake, fastgen_weight(logits, t, bins, divergence=divergence))
+    return fastgen_loss(student, teacher, fake, fastgen_weight(logits, t, bins))
 
 
 def _per_sample(v: Tensor, like: Tensor) -> Tensor:
@@ -98,13 +78,9 @@ def dmd2_latent_epsilon_chain(
 
 
 def self_forcing_chain(
-    student: Tensor,
-    teacher_cond: Tensor,
-    teacher_uncond: Tensor,
-    fake: Tensor,
-    guidance_w: float,
+    student: Tensor, teacher_cond: Tensor, teacher_uncond: Tensor, fake: Tensor, guidance_w: float,
     mask: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Self-Forcing's DMD: τ = c + w (c - u), g = (f - τ) / mean|x - τ|, float64 loss over kept elements."""
     with torch.no_grad():
         teacher = teacher_cond + (teacher_cond - teacher_uncond) * guidance_w

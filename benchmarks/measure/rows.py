@@ -122,20 +122,16 @@ def method(device: str) -> list[str]:
     """How all of this is measured, in words, for a report."""
     beyond = f"sets of inputs take turns, together {BEYOND_CACHE[device]} times the last cache or more"
     timed = {
-        "cpu": [
-            "A time is that of plain calls.",
-            f"Beyond {RESIDENT_BYTES >> 20} MiB {beyond} (at most {MOST_ROTATED >> 30} GiB); less is timed in cache.",
-        ],
-        "cuda": [
-            "A time is the GPU's own, from replays of a CUDA graph that holds a call for each set of inputs; what syncs"
-            " cannot be captured: it is timed by plain calls, and compared with plain calls.",
-            f"{beyond.capitalize()} (at most {MOST_SETS} sets).",
-        ],
+        "cpu": "A time is that of plain calls."
+        f" Beyond {RESIDENT_BYTES >> 20} MiB {beyond} (at most {MOST_ROTATED >> 30} GiB); less is timed in cache.",
+        "cuda": "A time is the GPU's own, from replays of a CUDA graph that holds a call for each set of inputs; what"
+        " syncs cannot be captured: it is timed by plain calls, and compared with plain calls."
+        f" {beyond.capitalize()} (at most {MOST_SETS} sets).",
     }
     return [
         "Every round times each variant once, in a random order; a figure is the median over rounds, with the 95 %"
         " interval of that median.",
-        *timed[device],
+        timed[device],
         f"Before: {WARM_UP} calls or more of each variant, and every set of inputs once through compiled code.",
         f"The ceiling ({CEILING[device]}) is measured among them, on a CPU for each size.",
         "A variant is compared with the exact result in float64 first; a wrong one is not compared for speed.",

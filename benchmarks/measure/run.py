@@ -17,7 +17,7 @@ from benchmarks.cases.shapes import Case
 from benchmarks.measure.rows import CEILING, Measured, Options, Skipped, count_later, described, measure, method
 from benchmarks.report.comparisons import compared
 from benchmarks.report.reading import SCHEMA, Report
-from benchmarks.report.terminal import brief, table
+from benchmarks.report.terminal import table
 
 # The part of a run's seconds after which no case is begun: on a GPU, counting comes after all timing.
 TIMED = {"cpu": 1.0, "cuda": 0.75}
@@ -62,24 +62,25 @@ def run(
             skipped.append(Skipped(what, described(error), "failed", ours))
         write()
 
-    def show(case: Case, form: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> None:
+    def show(case: Case) -> None:
         rows = [asdict(row) for row in done[case].rows] if case in done else []
         if rows:
-            say(form(rows, compared(rows)))
+            say(table(rows, compared(rows)))
 
     def time_case(case: Case) -> None:
         done[case] = measure(FORMULAS[case.formula], case, options)
 
     for case in cases:
         attempt(str(case), functools.partial(time_case, case), TIMED[options.device] * seconds)
-        show(case, brief if on_gpu else table)
+        if not on_gpu:
+            show(case)
     # On a GPU counting comes after all timing; what has to be compiled once more comes last.
     for compiled in (False, True) if on_gpu else ():
         for case, found in done.items():
             count = functools.partial(count_later, found, FORMULAS[case.formula], case, options, compiled)
             attempt(f"{case}{', compiled' * compiled}: launches and memory", count, seconds, ours=not compiled)
     for case in done if on_gpu else ():
-        show(case, table)
+        show(case)
     setting["load_average_after"] = round(os.getloadavg()[0], 2)
     return write()
 

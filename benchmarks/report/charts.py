@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.report.reading import Report, Row, compared_rows, ours_to_show, row_of
-from benchmarks.report.shown import COLOURS, MARKS, MODES, duration, mark, short, size
+from benchmarks.report.shown import COLOURS, MARKS, MODES, Form, duration, mark, short, size
 
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 WIDTH = 8.0  # inches, so that 10 points are legible in a README's column
@@ -116,9 +117,13 @@ def roofline(axes: Axes, report: Report) -> None:
     axes.set(xlim=(low, high), ylim=(bottom, top), xscale="log", yscale="log", xlabel="fewest bytes",
              ylabel="time of a call")  # fmt: skip
     axes.set_title("Time against bytes", loc="left")
-    for axis, form, span in ((axes.xaxis, size, high / low), (axes.yaxis, duration, top / bottom)):
+
+    def ticks(axis: Axis, form: Form, span: float) -> None:
         axis.set_major_locator(LogLocator(10, subs=(1.0,) if span > 300 else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter(lambda value, _, form=form: short(form(value)))
+        axis.set_major_formatter(lambda value, _: short(form(value)))
+
+    ticks(axes.xaxis, size, high / low)
+    ticks(axes.yaxis, duration, top / bottom)
     axes.minorticks_off()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -102,10 +101,7 @@ def figure_path(source: Path) -> Path:
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.report.figures", description=__doc__).parse_args()
     found = reports(RESULTS)
-    if not found:
-        raise SystemExit(f"{RESULTS}: neither cpu.json nor gpu*.json")
     for source, report in found.items():
         charts.png(report, source, figure_path(source))
     README.write_text(readme(README.read_text(encoding="utf-8"), found), encoding="utf-8")

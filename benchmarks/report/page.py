@@ -17,7 +17,7 @@ from markupsafe import Markup
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report import charts, shown
 from benchmarks.report.reading import Report, ours_to_show, row_of
-from benchmarks.report.shown import Form, duration, error, percent, plain, rate, significant, size, times, variant
+from benchmarks.report.shown import Form, duration, percent, plain, rate, significant, size, times, variant
 
 # What the header says of the setting, where it is there.
 HEADER = {"threads": plain, "torch": plain, "cuda": plain, "driver": plain, "commit": shown.commit, "date": shown.day}
@@ -43,7 +43,9 @@ COLUMNS = (
     Column("of ceiling", "percent_of_ceiling", percent, "bandwidth, of the ceiling in this row", descending=True),
     Column("bandwidth", "gb_per_s", rate, "fewest bytes over time", descending=True),
     Column("ceiling", "ceiling_gb_per_s", rate, "measured beside it, on a CPU on as many bytes", descending=True),
-    Column("error", "gradient_error", error, "of the gradient (or weight), relative, against double precision"),
+    Column(
+        "error", "gradient_error", "{:.1e}".format, "of the gradient (or weight), relative, against double precision"
+    ),
     Column("launches", "launches", shown.count, "kernels, copies and fills; on a CPU ops that touch memory"),
     Column("syncs", "syncs", shown.count, "how often the host waits for the device"),
     Column("CPU time", "call_us", duration, "until a call returns, the GPU at work", ("call_low_us", "call_high_us")),

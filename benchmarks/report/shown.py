@@ -85,10 +85,6 @@ def percent(value: float) -> str:
     return f"{significant(value)}\u00a0%"
 
 
-def error(value: float) -> str:
-    return f"{value:.1e}"
-
-
 def count(mean: float) -> str:
     """A count, or the mean of several."""
     return f"{mean:.3g}"

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report.comparisons import TOLERANCE, Change
 from benchmarks.report.reading import CASE, Row, case_of
-from benchmarks.report.shown import duration, error, percent, significant, size
+from benchmarks.report.shown import duration, percent, significant, size
 
 HEADER = "variant|median|95 % interval|GB/s|of limit|memory|B/elem.|launches|error|fdkernels is"
 
@@ -22,8 +22,8 @@ def name_of(row: Row) -> str:
 def cells(row: Row, verdicts: Sequence[str]) -> list[str]:
     moved = row["counted_bytes"] and row["counted_bytes"] / math.prod(row["shape"])
     forms: list[tuple[Any, Any]] = [
-        (row["gb_per_s"], significant), (row["percent_of_ceiling"], percent),
-        (row["extra_bytes"], size), (moved, significant), (row["launches"], str), (row["gradient_error"], error),
+        (row["gb_per_s"], significant), (row["percent_of_ceiling"], percent), (row["extra_bytes"], size),
+        (moved, significant), (row["launches"], str), (row["gradient_error"], "{:.1e}".format),
     ]  # fmt: skip
     interval = f"{duration(row['low_us'])} – {duration(row['high_us'])}"
     shown = ("–" if value is None else form(value) for value, form in forms)
@@ -55,12 +55,6 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
     title = f"{first['op']}, {first['formula']}: {first['shape_name']} {dimensions(first['shape'])} {first['dtype']}"
     title += f", {residence}, limit {first['ceiling_gb_per_s']:.3g} GB/s, {first['rounds']} rounds"
     return "\n".join(["", title, *(form.format(*line).rstrip() for line in lines)])
-
-
-def brief(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
-    """One case in a line, before it is counted."""
-    times = [f"{name_of(row)} {duration(row['time_us'])}" for row in rows]
-    return f"timed {rows[0]['formula']}, {rows[0]['shape_name']} {rows[0]['dtype']}: {', '.join(times)}"
 
 
 def summary(comparisons: Sequence[Row]) -> list[str]:

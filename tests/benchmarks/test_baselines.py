@@ -47,25 +47,13 @@ def test_loss_and_gradient(name: str, dtype: str) -> None:
     torch.testing.assert_close(loss.double(), case["loss"].double(), rtol=10 * TOLERANCE[dtype], atol=0)
 
 
-@pytest.mark.parametrize("divergence", sorted(baselines.FASTGEN_WEIGHTS))
 @pytest.mark.parametrize("batch", [6, 64])
-def test_fastgen_weight(divergence: str, batch: int) -> None:
-    case = load(f"fastgen_weight_{divergence}_b{batch}")
+def test_fastgen_weight(batch: int) -> None:
+    case = load(f"fastgen_weight_js_b{batch}")
     bins = case["bins_before"].clone()
     weight = baselines.fastgen_weight(
-        case["logits"], case["t"], bins, divergence=divergence, t_range=tuple(case["t_range"].tolist()),
+        case["logits"], case["t"], bins, t_range=tuple(case["t_range"].tolist()),
         decay=case["decay"].item(), ratio_range=tuple(case["ratio_range"].tolist()),
     )  # fmt: skip
     torch.testing.assert_close(weight, case["weight"], rtol=1e-6, atol=0)
     torch.testing.assert_close(bins, case["bins_after"], rtol=1e-6, atol=0)
-
-
-def test_fastgen_chain_is_weight_then_loss() -> None:
-    image, weight = load("fastgen_vsd_image_fp32"), load("fastgen_weight_kl_b64")
-    logits, t = weight["logits"][:8], weight["t"][:8]
-    bins, chain_bins = torch.ones(10), torch.ones(10)
-    images = (image["student"], image["teacher"], image["fake"])
-    h = baselines.fastgen_weight(logits, t, bins, divergence="kl")
-    found = baselines.fastgen_chain(*images, logits, t, chain_bins, "kl")
-    assert torch.equal(found, baselines.fastgen_loss(*images, h))
-    assert torch.equal(bins, chain_bins) and not torch.equal(bins, torch.ones(10))

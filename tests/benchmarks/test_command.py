@@ -35,7 +35,7 @@ def stopped(arguments, capsys):
         ("--backend triton --device cpu", "--backend triton: not available on cpu"),
         ("--baseline none --mode eager", "--mode: expected a baseline, but --baseline is none"),
         ("--baseline self_forcing --shapes cifar", "self_forcing takes videos"),
-        ("--rounds 5", "expected a number of at least 6, got '5'"),
+        ("--rounds 5", "expected at least 6, got 5"),
         ("--json /nowhere/at/all.json", "there is no folder"),
         ("--compare /nowhere.json", "No such file"),
     ],
@@ -58,18 +58,18 @@ def test_the_quick_choice_has_every_formula(device):
 
 
 def test_what_is_asked_for():
-    cases = chosen("fused_fdiv_loss --shapes sdxl,wan 2,3,4,4 --dtype bf16")
-    found = [("fastgen", "sdxl"), ("fastgen", "wan"), ("fastgen", "2,3,4,4"), ("dmd2_latent", "sdxl")]
+    cases = chosen("fused_fdiv_loss --shapes sdxl,wan --dtype bf16")
+    found = [("fastgen", "sdxl"), ("fastgen", "wan"), ("dmd2_latent", "sdxl")]
     assert [case[:3] for case in cases] == [(*case, "bf16") for case in [*found, ("self_forcing", "wan")]]
     assert cases[-1][3] == (1, 21, 16, 60, 104)
     assert [case[0] for case in chosen("--shapes 2x3x4x4 --dtype fp32 --baseline none")] == ["fastgen"]
-    assert [case[3] for case in chosen("fdiv_weight --shapes 64,3 cifar")] == [(64, 3), (64, 2)]
+    assert [case[3] for case in chosen("fdiv_weight --shapes 64,3")] == [(64, 3)]
     assert {case[1] for case in chosen("--shapes large --baseline fastgen")} >= {"wan_large", "cifar_large"}
 
 
 def test_the_command_that_is_recorded_names_no_files():
-    given = ["--json=F", "fdiv_weight", "--html", "/a/b c", "--shapes", "a b", "4,2", "--compare", "/c.json"]
-    assert cli.command(given) == "python -m benchmarks fdiv_weight --shapes 'a b' 4,2"
+    given = ["--json=F", "fdiv_weight", "--html", "/a/b c", "--shapes", "4,2", "--compare", "/c.json"]
+    assert cli.command(given) == "python -m benchmarks fdiv_weight --shapes 4,2"
 
 
 TINY = ["--shapes", "tiny", "--dtype", "fp32", "--baseline", "fastgen", "--device", "cpu"]
@@ -162,7 +162,7 @@ def test_exit_codes(bench, tmp_path, capsys, after, code, compared, said):
 def test_a_run_and_its_report(tmp_path):
     """Whose layout is that of what is kept in benchmarks/results."""
     file, html = tmp_path / "report.json", tmp_path / "page.html"
-    settings = "fused_fdiv_loss fdiv_weight --shapes tiny --dtype fp32 --rounds 7 --mode eager --device cpu"
+    settings = "fused_fdiv_loss,fdiv_weight --shapes tiny --dtype fp32 --rounds 7 --mode eager --device cpu"
     command = [sys.executable, "-m", "benchmarks", *settings.split(), "--json", str(file), "--html", str(html)]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

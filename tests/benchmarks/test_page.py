@@ -14,7 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report import charts, page, shown
+from benchmarks.report import charts, page
 from benchmarks.report.shown import COLOURS, MARKS, mark
 from tests.benchmarks.conftest import REPORTS
 from tests.benchmarks.made_up import agrees, number_of
@@ -163,12 +163,3 @@ def test_svg_has_links_and_the_colours_of_the_page(report: Report, name: str) ->
     assert len(re.findall(r'xlink:href="#row-\d+"', text)) > 10
     assert set(re.findall(r"var\(--([\w-]+)\)", text)) <= set(COLOURS) and not re.search(r"#[0-9a-f]{6}\b", text)
     assert len({light for light, _ in COLOURS.values()}) == len(COLOURS)
-
-
-@pytest.mark.parametrize(
-    ("form", "value", "said"),
-    [(shown.duration, 31.74, "31.7\u00a0µs"), (shown.duration, 2.5e6, "2.50\u00a0s"),
-     (shown.size, 1536, "1.54\u00a0kB"), (shown.rate, 3020.4, "3,020\u00a0GB/s")],
-)  # fmt: skip
-def test_numbers(form: Any, value: float, said: str) -> None:
-    assert form(value) == said
