@@ -77,21 +77,10 @@ class Counted(TorchDispatchMode):
         if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
             # These write their first operand, which is also their result, without reading it.
             read = args[1:] if func.name().split("::")[1].split(".")[0] in ("copy_", "fill_", "zero_") else args
-            if func.name().startswith("fdkernels::scale_") and func.name().endswith("_"):
-                operands = _scaled_in_place(*args)
-            else:
-                operands = (read, kwargs, result)
-            touched = [v for v in tree_leaves(operands) if isinstance(v, Tensor)]
+            touched = [v for v in tree_leaves((read, kwargs, result)) if isinstance(v, Tensor)]
             self.ops += 1
             self.bytes += sum(_own_elements(v) * v.element_size() for v in touched)
         return result
-
-
-def _scaled_in_place(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> tuple[Tensor, ...]:
-    """What our backward reads and writes: at an upstream of 1 that number alone, else the gradient as well."""
-    if unscale.numel() == 0 and bool((upstream == 1).all()):
-        return (upstream,)
-    return upstream, gradient, gradient
 
 
 def _own_elements(v: Tensor) -> int:

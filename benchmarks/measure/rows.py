@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Row:
     wall_high_us: float | None = None
     graphs: int | None = None
     """Of compiled code: how many graphs torch.compile made of it for all sets of inputs, forward alone."""
-    counted_bytes: int | None = None  # tensor bytes that dispatched ops read and write; unknown of compiled code
+    counted_bytes: int | None = None  # of eager peers: tensor bytes that dispatched ops read and write
     extra_bytes: int | None = None  # peak memory beside the inputs, the result included
     launches: int | None = None
     """GPU: kernels, copies and fills of a call. CPU: dispatched ops that touch memory; unknown of compiled code."""
@@ -86,13 +86,10 @@ class Row:
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
 
 
-Kind = Literal["failed", "unavailable", "no time"]
-
-
 class Skipped(NamedTuple):
     what: str
     why: str
-    kind: Kind
+    kind: str  # failed, unavailable, or no time
     ours: bool = True  # whether a row of fdkernels is missing for it, or something of one
 
 
@@ -309,7 +306,7 @@ def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
     else:
         extra = trace(lambda: step(data[0]), device).peak_bytes
         row = replace(row, launches=ops)
-    return replace(row, counted_bytes=moved, extra_bytes=extra)
+    return replace(row, counted_bytes=None if row.ours else moved, extra_bytes=extra)
 
 
 def count_later(found: Measured, formula: Formula, case: Case, options: Options, compiled: bool) -> None:

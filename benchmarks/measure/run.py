@@ -24,15 +24,9 @@ TIMED = {"cpu": 1.0, "cuda": 0.75}
 
 
 def run(
-    cases: Sequence[Case],
-    options: Options,
-    setting: dict[str, Any],
-    *,
-    seconds: float = math.inf,
-    file: Path | None = None,
-    unavailable: Sequence[Skipped] = (),
-    say: Callable[[str], object] = print,
-) -> Report:
+    cases: Sequence[Case], options: Options, setting: dict[str, Any], *, seconds: float = math.inf,
+    file: Path | None = None, unavailable: Sequence[Skipped] = (), say: Callable[[str], object] = print,
+) -> Report:  # fmt: skip
     """Measure the cases, print each as it is done, and let the JSON file grow on the way.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report import charts
 from benchmarks.report.reading import Report, Row, compared_rows, load
-from benchmarks.report.shown import MARKS, MODES, commit, day, duration, percent, rate, shown, significant
+from benchmarks.report.shown import MARKS, MODES, commit, duration, percent, rate, shown, significant
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -71,7 +71,7 @@ def section(report: Report, source: Path) -> str:
     formulas = [f"`{name}`: {title}" for name, title in report.get("formulas", {}).items()]
     return (
         f"### {machine}\n\n"
-        f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {day(setting['date'])} "
+        f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {setting['date'][:10]} "
         f"(`{place}`). "
         f"{ceiling['name'].capitalize()}: {shown(ceiling['gb_per_s'], rate)} on {ceiling['measured_on']}; in the table "
         f"each case has its own limit. A time is the median of {'calls' if on_cpu else 'graph replays'}, a ratio "

@@ -1,7 +1,4 @@
-const text = document.getElementById("report").textContent, form = document.getElementById("filters");
-const download = document.getElementById("download");
-download.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-download.hidden = false;
+const form = document.getElementById("filters");
 
 if (form) {
   const body = document.querySelector("#table tbody"), rows = [...body.rows], words = document.getElementById("words");

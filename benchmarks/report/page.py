@@ -19,8 +19,9 @@ from benchmarks.report import charts, shown
 from benchmarks.report.reading import Report, ours_to_show, row_of
 from benchmarks.report.shown import Form, duration, percent, plain, rate, significant, size, times, variant
 
+COUNT = "{:.3g}".format  # or the mean of several
 # What the header says of the setting, where it is there.
-HEADER = {"threads": plain, "torch": plain, "cuda": plain, "driver": plain, "commit": shown.commit, "date": shown.day}
+HEADER = {"threads": plain, "torch": plain, "cuda": plain, "driver": plain, "commit": shown.commit, "date": plain}
 CAPTIONS = {
     "speedups": "Right of the line fdkernels is faster, left of it slower; a mark has the interval of its ratio. A"
     " wrong result is not compared.",
@@ -46,8 +47,8 @@ COLUMNS = (
     Column(
         "error", "gradient_error", "{:.1e}".format, "of the gradient (or weight), relative, against double precision"
     ),
-    Column("launches", "launches", shown.count, "kernels, copies and fills; on a CPU ops that touch memory"),
-    Column("syncs", "syncs", shown.count, "how often the host waits for the device"),
+    Column("launches", "launches", COUNT, "kernels, copies and fills; on a CPU ops that touch memory"),
+    Column("syncs", "syncs", COUNT, "how often the host waits for the device"),
     Column("CPU time", "call_us", duration, "until a call returns, the GPU at work", ("call_low_us", "call_high_us")),
     Column("wall time", "wall_us", duration, "of plain calls, to the GPU's end", ("wall_low_us", "wall_high_us")),
     Column("kernel time", "kernel_us", duration, "sum of its kernels' times under the profiler"),
@@ -55,9 +56,9 @@ COLUMNS = (
     Column("counted bytes", "counted_bytes", size, "what its ops really read and write", descending=True),
     Column("extra memory", "extra_bytes", size, "at its peak, beside the inputs", descending=True),
     Column("timed by", "timed_by", plain, "calls, a CUDA graph, or wall: calls to the GPU's end"),
-    Column("graphs", "graphs", shown.count, "that torch.compile made for all sets of inputs, forward alone"),
-    Column("input sets", "input_sets", shown.count, "in rotation; a single one stays in cache"),
-    Column("rounds", "rounds", shown.count, "of interleaved timing"),
+    Column("graphs", "graphs", COUNT, "that torch.compile made for all sets of inputs, forward alone"),
+    Column("input sets", "input_sets", COUNT, "in rotation; a single one stays in cache"),
+    Column("rounds", "rounds", COUNT, "of interleaved timing"),
 )
 
 

@@ -22,10 +22,8 @@ def load(path: Path) -> Report:
     """A report. Raises ValueError where the file is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     found = report.get("schema") if isinstance(report, dict) else None
     if found != SCHEMA:
         raise ValueError(f"{path}: expected a report of schema {SCHEMA}, got {found!r}")

@@ -85,11 +85,6 @@ def percent(value: float) -> str:
     return f"{significant(value)}\u00a0%"
 
 
-def count(mean: float) -> str:
-    """A count, or the mean of several."""
-    return f"{mean:.3g}"
-
-
 def short(text: str) -> str:
     """Of a tick: without zeros after the point."""
     number, unit = text.split("\u00a0")
@@ -114,7 +109,3 @@ def commit(name: str) -> str:
     """Shortened, but for what says that files differed from it."""
     hash_, dash, rest = name.partition("-")
     return hash_[:7] + dash + rest
-
-
-def day(date: str) -> str:
-    return date[:10]

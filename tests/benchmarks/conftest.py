@@ -8,7 +8,7 @@ from benchmarks.report import figures
 from benchmarks.report.reading import Report
 from tests.benchmarks.made_up import report as made_up
 
-REPORTS = {"made-up cpu": made_up("cpu"), "made-up cuda": made_up("cuda")}
+REPORTS = {"made up": made_up()}
 REPORTS |= {path.stem: report for path, report in figures.reports(figures.RESULTS).items()}
 
 

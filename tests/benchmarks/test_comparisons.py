@@ -109,7 +109,7 @@ def test_times_count_on_the_same_machine_alone_rightness_everywhere(before, now,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "Expecting property name"),
         ({"schema": 1}, "setting: expected a dict, got NoneType"),
         (report(row(), 3), "rows: row 1 has no 'op'"),
     ],

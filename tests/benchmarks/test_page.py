@@ -98,7 +98,7 @@ def test_the_report_is_embedded_and_nothing_is_fetched(text: str, report: Report
 
 
 def test_a_report_may_lack_everything_and_cannot_break_the_page() -> None:
-    whole = REPORTS["made-up cuda"]
+    whole = REPORTS["made up"]
     empty = {"setting": {"device": "</script><script>alert(1)</script>"}, "rows": [], "comparisons": [], "skipped": [],
              "method": [], "formulas": {}, "ceiling": dict.fromkeys(whole["ceiling"], None)}  # fmt: skip
     assert "<svg" not in (text := page.render(empty)) and "<script>alert" not in text
