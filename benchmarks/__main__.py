@@ -185,7 +185,8 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
 def finish(report: Report, given: argparse.Namespace, old: Report | None, say: Callable[[str], object]) -> int:
     """Write the page, compare, and tell the exit code."""
     if given.html is not None:
-        importlib.import_module("benchmarks.report.page").write(report, given.html)
+        page = importlib.import_module("benchmarks.report.page").render(report)
+        given.html.write_text(page, encoding="utf-8")
     faults = faults_of(report)
     for fault in faults:
         say(f"fdkernels {fault}")
@@ -240,8 +241,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(introduction(here, len(cases)))
     why_not = {name: None if given.backend else backends.unavailable(name, device) for name in KERNELS[device]}
     missing = [Skipped(name, f"unavailable: {why}", "unavailable") for name, why in why_not.items() if why]
-    for each in missing:
-        say(f"without {each.what}: {each.why}")
     report = run(cases, options, here, seconds=seconds, file=given.json, unavailable=missing, say=say)
     for each in report["skipped"]:
         say(f"skipped {each['what']}: {each['why']}")
@@ -252,8 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def introduction(here: dict[str, Any], count: int) -> str:
     names = ("device", "threads", "clocks", "torch", "triton", "driver", "cuda", "fdkernels", "commit", "load_average")
     said = ", ".join(f"{name} {here[name]}" for name in names if here.get(name) is not None)
-    what = "forward + backward (fdiv_weight: forward); × = how many times faster than the row's variant, in brackets"
-    return f"{said}\n{count} cases, {what} its interval"
+    return (
+        f"{said}\n{count} cases, forward + backward (fdiv_weight: forward); ×: a row's time over ours, and its interval"
+    )
 
 
 if __name__ == "__main__":

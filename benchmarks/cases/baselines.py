@@ -51,7 +51,7 @@ def fastgen_chain(student: Tensor, teacher: Tensor, fake: Tensor, logits: Tensor
     return fastgen_loss(student, teacher, fake, fastgen_weight(logits, t, bins))
 
 
-def _per_sample(v: Tensor, like: Tensor) -> Tensor:
+def per_sample(v: Tensor, like: Tensor) -> Tensor:
     return v.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -69,7 +69,7 @@ def dmd2_latent_epsilon_chain(
 ) -> Tensor:
     """DMD2's Stable Diffusion guidance: raw ε predictions become x0 in float64, then as in pixel space."""
     with torch.no_grad():
-        a, s = _per_sample(alpha.double(), student), _per_sample(sigma.double(), student)
+        a, s = per_sample(alpha.double(), student), per_sample(sigma.double(), student)
         p_fake = student - (noisy.double() - s * fake.double()) / a
         p_teacher = student - (noisy.double() - s * teacher.double()) / a
         dims = tuple(range(1, student.ndim))

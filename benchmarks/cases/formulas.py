@@ -152,7 +152,7 @@ def _predictions(case: Case, draw: Draw) -> Inputs:
     v, dtype = _images(case, draw), DTYPES[case.dtype]
     alpha = draw.uniform(case.shape[0], 0.2, 0.9)
     sigma = (1 - alpha**2).sqrt()
-    a, s = _samples(alpha, v.student), _samples(sigma, v.student)
+    a, s = baselines.per_sample(alpha, v.student), baselines.per_sample(sigma, v.student)
     noisy = (a * v.student.detach() + s * draw.normal(*case.shape)).to(dtype)
     teacher, fake = (((noisy.float() - a * x0) / s).to(dtype) for x0 in (v.teacher, v.fake))
     return v._replace(teacher=teacher, fake=fake, noisy=noisy, alpha=alpha, sigma=sigma)
@@ -183,10 +183,6 @@ def copied(v: Inputs) -> Inputs:
 # ---- exact results, in float64
 
 
-def _samples(v: Tensor, like: Tensor) -> Tensor:
-    return v.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def exact_weight(v: Inputs) -> Tensor:
     """h of js over its batch mean, for fresh bins and decay 0.9."""
     r = v.logits.double().mean(1).exp().clamp(0.1, 20.0)
@@ -203,7 +199,7 @@ def exact_gradient(
 ) -> Tensor:
     """h (f - τ) / (mean|x - τ| + eps) / N, with N and the gradient of kept elements alone."""
     w = 1 / ((x - teacher).abs().flatten(1).mean(1) + eps)
-    gradient = _samples(w if h is None else h * w, x) * (fake - teacher)
+    gradient = baselines.per_sample(w if h is None else h * w, x) * (fake - teacher)
     return gradient / x.numel() if mask is None else torch.where(mask, gradient, 0) / mask.sum()
 
 
@@ -218,7 +214,7 @@ def _exact_fastgen(v: Inputs) -> Tensor:
 
 def _exact_dmd2_latent(v: Inputs) -> Tensor:
     x, teacher, fake, noisy, alpha, sigma = _doubles(v.student, v.teacher, v.fake, v.noisy, v.alpha, v.sigma)
-    a, s = _samples(alpha, x), _samples(sigma, x)
+    a, s = baselines.per_sample(alpha, x), baselines.per_sample(sigma, x)
     return exact_gradient(x, (noisy - s * teacher) / a, (noisy - s * fake) / a)
 
 

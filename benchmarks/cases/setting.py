@@ -1,16 +1,13 @@
-"""python -m benchmarks.cases.setting: the machine, versions and commit that figures belong to, as JSON."""
+"""The machine, versions and commit that figures belong to."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +43,11 @@ def setting(device: str) -> dict[str, Any]:
 
 def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[str, Any]:
     """What a report says of its run."""
-    found = {"driver": None, "cuda": None} | setting(device)
     return {
-        **found,
-        "kind": device,
-        "threads": torch.get_num_threads(),
-        "clocks": clocks(device),
-        "command": command,
-        "load_average": round(os.getloadavg()[0], 2),
+        "driver": None, "cuda": None, **setting(device), "kind": device, "threads": torch.get_num_threads(),
+        "clocks": clocks(device), "command": command, "load_average": round(os.getloadavg()[0], 2),
         "compile_modes": compile_modes,
-    }
+    }  # fmt: skip
 
 
 def clocks(device: str) -> str | None:
@@ -120,16 +112,3 @@ def output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip() if run.returncode == 0 else None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cases.setting", description=__doc__)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
-    device = parser.parse_args().device
-    if device == "cuda" and not torch.cuda.is_available():
-        sys.exit(f"torch {torch.__version__} sees no CUDA or ROCm device")
-    print(json.dumps(setting(device), indent=1))
-
-
-if __name__ == "__main__":
-    main()

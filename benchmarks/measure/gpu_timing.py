@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from benchmarks.measure.timing import Timing, orders, summarize
 
 WINDOW = 2e-3  # seconds that a sample lasts, at least
 NEAR = 0.25  # part by which a replay may differ from a plain call
-T = TypeVar("T")
 
 
 def wait_for(device: str) -> None:
@@ -63,14 +62,14 @@ class Copy:
         self.target.copy_(self.source)
 
 
-class Replay(Generic[T]):
+class Replay:
     """A call for each set of inputs in one CUDA graph, their results kept, so that they lie apart as the inputs do.
 
     Raises RuntimeError where a replay leaves a result unwritten, or far from that of a plain call: work that escaped
     the capture would look fast.
     """
 
-    def __init__(self, step: Callable[[T], Tensor], data: Sequence[T]) -> None:
+    def __init__(self, step: Callable[[Any], Tensor], data: Sequence[Any]) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -76,8 +76,6 @@ class Row:
     wall_us: float | None = None
     wall_low_us: float | None = None
     wall_high_us: float | None = None
-    graphs: int | None = None
-    """Of compiled code: how many graphs torch.compile made of it for all sets of inputs, forward alone."""
     counted_bytes: int | None = None  # of eager peers: tensor bytes that dispatched ops read and write
     extra_bytes: int | None = None  # peak memory beside the inputs, the result included
     launches: int | None = None
@@ -184,19 +182,15 @@ class Checked(NamedTuple):
     variant: Variant
     step: Step
     error: float
-    graphs: int | None
 
 
 def checked(variant: Variant, data: list[Inputs], exact: Tensor) -> Checked:
     """A variant with its error. Its state has moved then; the times do not depend on it."""
-    before = graphs_compiled()
     step = variant.make()
     error = relative_error(step(data[0]), exact)
-    if not variant.compiled:
-        return Checked(variant, step, error, None)
-    for v in data[1:]:
+    for v in data[1:] if variant.compiled else ():
         step(v)
-    return Checked(variant, step, error, graphs_compiled() - before)
+    return Checked(variant, step, error)
 
 
 def timed_row(case: Case, formula: Formula, each: Checked, timed: Timed, because: str | None, sets: int) -> Row:
@@ -207,7 +201,7 @@ def timed_row(case: Case, formula: Formula, each: Checked, timed: Timed, because
         **case._asdict(), variant=variant.name, ours=variant.ours, backend=variant.backend, mode=variant.mode,
         wrong=because is not None, wrong_because=because, min_bytes=least, gb_per_s=gb_per_s,
         percent_of_ceiling=100 * gb_per_s / ceiling if formula.images else None, ceiling_gb_per_s=ceiling,
-        gradient_error=each.error, input_sets=sets, rounds=timed.ceiling.rounds, graphs=each.graphs, **times,
+        gradient_error=each.error, input_sets=sets, rounds=timed.ceiling.rounds, **times,
     )  # fmt: skip
 
 
@@ -259,14 +253,11 @@ def as_float32(tensor: Tensor) -> Tensor:
     return flat[: flat.numel() // each * each].view(torch.float32)
 
 
-@functools.cache
-def the_copy(device: str) -> Copy:
-    """One for all cases of a run."""
-    return Copy(COPIED_BYTES, device)
+the_copy = functools.cache(Copy)  # one for all cases of a run
 
 
 def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], options: Options) -> Timed:
-    copy = the_copy(options.device)
+    copy = the_copy(COPIED_BYTES, options.device)
     wait = functools.partial(wait_for, options.device)
     calls = time_interleaved(
         rotating(steps, data), rounds=options.rounds, window=WINDOW, fewest=FEWEST_CALLS, most=MOST_CALLS, wait=wait

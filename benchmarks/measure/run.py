@@ -19,9 +19,6 @@ from benchmarks.report.comparisons import compared
 from benchmarks.report.reading import SCHEMA, Report
 from benchmarks.report.terminal import table
 
-# The part of a run's seconds after which no case is begun: on a GPU, counting comes after all timing.
-TIMED = {"cpu": 1.0, "cuda": 0.75}
-
 
 def run(
     cases: Sequence[Case], options: Options, setting: dict[str, Any], *, seconds: float = math.inf,
@@ -65,7 +62,7 @@ def run(
         done[case] = measure(FORMULAS[case.formula], case, options)
 
     for case in cases:
-        attempt(str(case), functools.partial(time_case, case), TIMED[options.device] * seconds)
+        attempt(str(case), functools.partial(time_case, case), (0.75 if on_gpu else 1.0) * seconds)
         if not on_gpu:
             show(case)
     # On a GPU counting comes after all timing; what has to be compiled once more comes last.

@@ -7,7 +7,6 @@ and each of its figures on the page has its path there in `data-from`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,14 +55,9 @@ COLUMNS = (
     Column("counted bytes", "counted_bytes", size, "what its ops really read and write", descending=True),
     Column("extra memory", "extra_bytes", size, "at its peak, beside the inputs", descending=True),
     Column("timed by", "timed_by", plain, "calls, a CUDA graph, or wall: calls to the GPU's end"),
-    Column("graphs", "graphs", COUNT, "that torch.compile made for all sets of inputs, forward alone"),
     Column("input sets", "input_sets", COUNT, "in rotation; a single one stays in cache"),
     Column("rounds", "rounds", COUNT, "of interleaved timing"),
 )
-
-
-def write(report: Report, path: Path) -> None:
-    path.write_text(render(report), encoding="utf-8")
 
 
 def render(report: Report) -> str:
@@ -75,14 +69,14 @@ def render(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     setting = report["setting"]
-    forms = {form.__name__: form for form in (significant, times, variant, dimensions, rate)}
     return environment.get_template("page.html.in").render(
         report=report, at=at, colours=shown.COLOURS, captions=CAPTIONS, judged=judged(report),
         columns=[c for c in COLUMNS if any(row.get(c.key) is not None for row in report["rows"])],
-        header={key: form for key, form in HEADER.items() if setting.get(key)}, settings=list(paths(setting)),
+        header={key: form for key, form in HEADER.items() if setting.get(key)}, settings=list(setting),
         charts={name: Markup(charts.svg(report, name, CAPTIONS[name])) for name in charts.drawable(report)},
         ours=ours_to_show(report),
-        embedded=json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"), **forms,
+        embedded=json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        significant=significant, times=times, variant=variant, dimensions=dimensions, rate=rate,
     )  # fmt: skip
 
 
@@ -91,15 +85,6 @@ def value_at(report: Report, path: str) -> Any:
     for key in path.split("/"):
         found = found[int(key)] if isinstance(found, list) else found.get(key)
     return found
-
-
-def paths(setting: Report) -> Iterable[str]:
-    """Within the setting, those of nested tables too."""
-    for name, value in setting.items():
-        if isinstance(value, dict):
-            yield from (f"{name}/{inner}" for inner in paths(value))
-        else:
-            yield name
 
 
 def judged(report: Report) -> dict[tuple[int, str], int]:

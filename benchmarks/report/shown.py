@@ -73,16 +73,11 @@ def size(count: float) -> str:
     return f"{count:.0f}\u00a0B"
 
 
-def rate(gb_per_s: float) -> str:
-    return f"{significant(gb_per_s)}\u00a0GB/s"
+def with_unit(unit: str) -> Form:
+    return lambda value: f"{significant(value)}\u00a0{unit}"
 
 
-def times(ratio: float) -> str:
-    return f"{significant(ratio)}\u00a0×"
-
-
-def percent(value: float) -> str:
-    return f"{significant(value)}\u00a0%"
+rate, times, percent = map(with_unit, ("GB/s", "×", "%"))
 
 
 def short(text: str) -> str:
@@ -94,6 +89,8 @@ def short(text: str) -> str:
 def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

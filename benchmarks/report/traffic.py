@@ -26,12 +26,7 @@ from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
 PAGES = tuple(Path(__file__).parents[2] / "docs" / name for name in ("kernels.md", "cuda.md"))
 SHAPES = {shape.title: shape.sizes for shape in PRACTICE.values()}
 CACHE = 50 << 20  # bytes of L2: an H100's, and no more than an H200's or B200's
-PEERS = {
-    "FastGen, f-distill": "fastgen",
-    "DMD2, pixels": "dmd2_pixel",
-    "DMD2, latents (epsilon)": "dmd2_latent",
-    "Self-Forcing (guided)": "self_forcing",
-}
+PEERS = ("fastgen", "dmd2_pixel", "dmd2_latent", "self_forcing")
 Cells = Iterator[tuple[Any, ...]]
 
 
@@ -74,7 +69,7 @@ def native_rows() -> Cells:
 def peer_rows() -> Cells:
     """Forward and backward on 8 samples of 12,288 elements, without a mask."""
     yield ("chain", "dtype", "its ops", "its bytes an element", "ours, held whole", "ours, split", "ours against it")
-    for title, name in PEERS.items():
+    for name in PEERS:
         for dtype in ("bf16", "fp32"):
             formula, size = FORMULAS[name], DTYPES[dtype].itemsize
             case, bins = formula.case("", (8, 3, 1, 64, 64), dtype), torch.ones(BINS)
@@ -83,7 +78,7 @@ def peer_rows() -> Cells:
             whole, split = (formula.images + 1) * size, (formula.images + 1 + formula.reread) * size
             moved = count / case.elements
             fewer = f"{moved / split:.1f} to {moved / whole:.1f} × fewer"
-            yield title, dtype, ops, f"{moved:.0f}", whole, split, fewer
+            yield name, dtype, ops, f"{moved:.0f}", whole, split, fewer
 
 
 def tables() -> dict[str, str]:

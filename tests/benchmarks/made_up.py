@@ -70,8 +70,9 @@ def report() -> dict[str, Any]:
 
 SETTING = {
     "device": "An H100 <Accelerator> & more", "kind": "cuda", "threads": 2, "torch": "2.13.0+cu130", "triton": None,
-    "driver": "580.65", "cuda": "13.0", "date": "2026-07-14T09:30:00+00:00", "commit": "7d6a2e0c51a3f9e2b7d8c4a6e1f05b93d27a8c64-dirty",
-    "compile_modes": ["default", "max-autotune-no-cudagraphs"], "nvidia_smi": {"clocks.sm": "1980 MHz"},
+    "driver": "580.65", "cuda": "13.0", "nvidia_smi": {"clocks.sm": "1980 MHz"},
+    "date": "2026-07-14T09:30:00+00:00", "commit": "7d6a2e0c51a3f9e2b7d8c4a6e1f05b93d27a8c64-dirty",
+    "compile_modes": ["default", "max-autotune-no-cudagraphs"],
 }  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_a_run_and_its_report(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     report, kept = json.loads(file.read_text()), json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    assert set(report) == set(kept) and set(report["rows"][0]) | {"predicted_us"} == set(kept["rows"][0])
+    assert set(report) == set(kept) and set(report["rows"][0]) | {"predicted_us", "graphs"} == set(kept["rows"][0])
     assert (
         set(report["setting"]) >= set(kept["setting"]) - {"cpu_busy_before_percent"}
         and report["setting"]["threads"] == 1

@@ -21,9 +21,6 @@ def test_peak_memory():
     x = torch.zeros(64, 64)
     assert counting.trace(lambda: two_at_a_time(x), "cpu").peak_bytes == pytest.approx(2 * BYTES, rel=0.01)
     assert counting.trace(lambda: x.add_(1), "cpu").peak_bytes < 100
-    compiled = torch.compile(lambda v: (v + 1).cumsum(0), dynamic=False, backend="aot_eager")
-    compiled(x)
-    assert counting.trace(lambda: compiled(x), "cpu").peak_bytes >= BYTES
 
 
 @pytest.mark.parametrize(

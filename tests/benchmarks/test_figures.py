@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from benchmarks.report import charts, figures, shown, traffic
 from benchmarks.report.comparisons import changed
-from benchmarks.report.reading import load
+from benchmarks.report.reading import Report, load, row_of
 from tests.benchmarks.made_up import agrees
-from tests.benchmarks.test_page import row_of
 
 MEASURED = figures.reports(figures.RESULTS)
-Report = dict[str, Any]
 
 
 @pytest.mark.parametrize("path", traffic.PAGES, ids=lambda path: path.name)

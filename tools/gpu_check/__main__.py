@@ -36,6 +36,9 @@ EXPERIMENTS: dict[str, Callable[[Stage], None]] = {
 }
 KNOWN = STAGES | EXPERIMENTS
 FATAL = ("build", "test", "sanitize", "cases")
+PRINT_SETTING = (
+    "import json, sys; from benchmarks.cases.setting import setting; print(json.dumps(setting(sys.argv[1])))"
+)
 SHOWN = ("device", "driver", "torch", "triton", "cuda", "commit")
 
 
@@ -57,7 +60,7 @@ def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
     parser.add_argument("--tests", nargs="+", default=["tests/gpu", "tests/fdkernels"], metavar="PATH")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    asked = children.run([sys.executable, "-m", "benchmarks.cases.setting", "--device", given.device], 120, {})
+    asked = children.run([sys.executable, "-c", PRINT_SETTING, given.device], 120, {})
     if asked.status != "ok":
         parser.error(f"{sys.executable} cannot serve --device {given.device}:\n{asked.tail()}")
     setting = json.loads(asked.output[asked.output.index("{") :])
