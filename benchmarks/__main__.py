@@ -45,7 +45,6 @@ PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused
 # Exit codes, beside argparse's 2; the last is a shell's, for Ctrl-C.
 WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
-  python -m benchmarks                                        a quick choice of everything
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
   python -m benchmarks --shapes 8,4,128,128 --baseline fastgen --mode eager,compile,max-autotune
   python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse

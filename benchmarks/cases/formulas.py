@@ -173,11 +173,11 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
 def rotation(case: Case, device: str, count: int) -> list[Inputs]:
     """Sets of inputs that lie apart in memory."""
     sets = [make_inputs(case, device, seed) for seed in range(min(count, DISTINCT))]
-    return sets + [copied(sets[i % DISTINCT]) for i in range(len(sets), count)]
 
+    def copied(w: Tensor | None) -> Any:
+        return None if w is None else w.detach().clone().requires_grad_(w.requires_grad)
 
-def copied(v: Inputs) -> Inputs:
-    return Inputs(*(None if w is None else w.detach().clone().requires_grad_(w.requires_grad) for w in v))  # type: ignore[arg-type]
+    return sets + [Inputs(*map(copied, sets[i % DISTINCT])) for i in range(len(sets), count)]
 
 
 # ---- exact results, in float64

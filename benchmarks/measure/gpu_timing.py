@@ -79,14 +79,12 @@ class Replay:
         self.graph = torch.cuda.CUDAGraph()
         # What earlier cases leave behind is collected now: a module that is unloaded amid a capture breaks it.
         gc.collect()
-        was_on = gc.isenabled()
         gc.disable()
         try:
             with torch.cuda.graph(self.graph):
                 self.results = [step(v) for v in data]
         finally:
-            if was_on:
-                gc.enable()
+            gc.enable()
         for result in self.results:
             result.fill_(torch.nan)
         self.graph.replay()

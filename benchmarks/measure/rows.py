@@ -24,7 +24,7 @@ from benchmarks.cases.shapes import Case
 from benchmarks.cases.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
 from benchmarks.measure.counting import extra_memory, tensor_traffic, trace
 from benchmarks.measure.gpu_timing import WINDOW, Copy, Replay, device_timings, syncs, wait_for
-from benchmarks.measure.timing import WARM_UP, Timing, time_interleaved
+from benchmarks.measure.timing import Timing, time_interleaved
 from fdkernels.fdiv.t_range import LOOKS
 
 CEILING = {"cpu": "streaming limit (3 reads, 1 write)", "cuda": "device copy"}
@@ -78,8 +78,7 @@ class Row:
     wall_high_us: float | None = None
     counted_bytes: int | None = None  # of eager peers: tensor bytes that dispatched ops read and write
     extra_bytes: int | None = None  # peak memory beside the inputs, the result included
-    launches: int | None = None
-    """GPU: kernels, copies and fills of a call. CPU: dispatched ops that touch memory; unknown of compiled code."""
+    launches: int | None = None  # GPU: kernels, copies, fills. CPU: ops that touch memory; unknown of compiled code
     syncs: float | None = None  # GPU: times that a call waits for it
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
 
@@ -115,22 +114,18 @@ def described(error: Exception) -> str:
 
 def method(device: str) -> list[str]:
     """How all of this is measured, in words, for a report."""
-    beyond = f"sets of inputs take turns, together {BEYOND_CACHE[device]} times the last cache or more"
+    beyond = f"Sets of inputs take turns, together {BEYOND_CACHE[device]} times the last cache or more"
     timed = {
-        "cpu": "A time is that of plain calls."
-        f" Beyond {RESIDENT_BYTES >> 20} MiB {beyond} (at most {MOST_ROTATED >> 30} GiB); less is timed in cache.",
+        "cpu": f"A time is that of plain calls. {beyond}; less than {RESIDENT_BYTES >> 20} MiB is timed in cache.",
         "cuda": "A time is the GPU's own, from replays of a CUDA graph that holds a call for each set of inputs; what"
-        " syncs cannot be captured: it is timed by plain calls, and compared with plain calls."
-        f" {beyond.capitalize()} (at most {MOST_SETS} sets).",
+        f" syncs is timed by plain calls, and compared with plain calls. {beyond}.",
     }
     return [
         "Every round times each variant once, in a random order; a figure is the median over rounds, with the 95 %"
-        " interval of that median.",
+        " interval of that median. Where two intervals overlap, no difference is claimed.",
         timed[device],
-        f"Before: {WARM_UP} calls or more of each variant, and every set of inputs once through compiled code.",
         f"The ceiling ({CEILING[device]}) is measured among them, on a CPU for each size.",
         "A variant is compared with the exact result in float64 first; a wrong one is not compared for speed.",
-        "A difference is claimed where the intervals do not overlap; a ratio's interval is that of the extremes.",
     ]
 
 

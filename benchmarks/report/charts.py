@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -20,31 +20,26 @@ from benchmarks.report.reading import Report, Row, compared_rows, ours_to_show, 
 from benchmarks.report.shown import COLOURS, MARKS, MODES, Form, duration, mark, short, size
 
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-WIDTH = 8.0  # inches, so that 10 points are legible in a README's column
 LINE = 0.27  # of a line in the chart of speed-ups
 LABEL_ROOM = 0.028  # between two upright labels, of the axes' width
 BELOW_LIMIT = 60  # the room for labels, as a factor of the time
 
 
-class Point(NamedTuple):
-    x: float
-    y: float
-    row: int
-
-
-Points = dict[tuple[str, bool], list[Point]]  # by mark, and whether a GPU's time is that of plain calls
+# (x, y, number of the row), by mark, and whether a GPU's time is that of plain calls
+Points = dict[tuple[str, bool], list[tuple[float, float, int]]]
 
 
 def scatter(axes: Axes, found: Points) -> None:
     """Filled marks; hollow ones by plain calls. On the page each leads to its row."""
     for (name, by_calls), points in found.items():
         drawn, colour = MARKS[name], LIGHT[MARKS[name].colour]
+        x, y, rows = zip(*points, strict=True)
         marks = axes.scatter(
-            [p.x for p in points], [p.y for p in points], 38, marker=drawn.marker, linewidths=1.4, zorder=3,
+            x, y, 38, marker=drawn.marker, linewidths=1.4, zorder=3,
             edgecolors=colour, facecolors=LIGHT["card"] if by_calls else colour,
             label=drawn.text + (", by plain calls" if by_calls else ""),
         )  # fmt: skip
-        marks.set_urls([f"#row-{p.row}" for p in points])
+        marks.set_urls([f"#row-{row}" for row in rows])
 
 
 def speedups(axes: Axes, report: Report) -> None:
@@ -66,7 +61,7 @@ def speedups(axes: Axes, report: Report) -> None:
                 continue
             other, at = row_of(report, c, "other"), len(ticks) + 0.36 * (n / max(1, len(found[i]) - 1) - 0.5)
             name = mark(rows[other])
-            marks.setdefault((name, c["timed_by"] == "wall"), []).append(Point(c["ratio"], at, other))
+            marks.setdefault((name, c["timed_by"] == "wall"), []).append((c["ratio"], at, other))
             axes.hlines(at, c["low"], c["high"], LIGHT[MARKS[name].colour], lw=1.4)
             ends += [c["low"], c["high"]]
         axes.text(1.01, len(ticks), "\n".join(dict.fromkeys(notes)), color=LIGHT["wrong"], fontsize=8, va="center",
@@ -97,7 +92,7 @@ def roofline(axes: Axes, report: Report) -> None:
     low, high = min(bytes_moved) / 1.4, max(bytes_moved) * 1.4
     marks = Points()
     for i, row in sorted(rows.items(), key=lambda each: list(MARKS).index(mark(each[1]))):
-        marks.setdefault((mark(row), row["timed_by"] == "wall"), []).append(Point(row["min_bytes"], row["time_us"], i))
+        marks.setdefault((mark(row), row["timed_by"] == "wall"), []).append((row["min_bytes"], row["time_us"], i))
     scatter(axes, marks)
     limits = {(row["min_bytes"], row["min_bytes"] / row["ceiling_gb_per_s"] / 1e3): row for row in rows.values()}
     axes.plot(*zip(*sorted(limits), strict=True), "_", color=LIGHT["text"], ms=12, mew=2.5, label="limit at this size")
@@ -156,7 +151,7 @@ def save(report: Report, names: Sequence[str], target: Any, **options: Any) -> N
     lines = len(compared_rows(report)) + len({row["formula"] for row in report["rows"]})
     heights = [0.9 + LINE * lines if name == "speedups" else 4.4 for name in names]
     with rc_context(style):
-        figure = Figure(figsize=(WIDTH, sum(heights) + 0.7), layout="constrained")
+        figure = Figure(figsize=(8.0, sum(heights) + 0.7), layout="constrained")
         handles: dict[str, Any] = {}
         places = figure.subplots(len(names), height_ratios=heights, squeeze=False).flat
         for axes, name in zip(places, names, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.cases.shapes import dimensions
@@ -65,7 +65,7 @@ def apart(old: Report, new: Report) -> list[str]:
 def changed(old: Report, new: Report) -> list[Change]:
     """What became of each row of ours. It is worse where it is wrong now, or lost though the newer run had its case;
     on the same machine also where its time is longer, with intervals apart by more than TOLERANCE."""
-    before, after = keyed(old["rows"]), keyed(new["rows"])
+    before, after = ({key_of(row): row for row in each["rows"] if row["ours"]} for each in (old, new))
     tried, same_machine = {key_of(row)[:-1] for row in new["rows"]}, not apart(old, new)
     found = []
     for key, row in before.items():
@@ -86,8 +86,3 @@ def changed(old: Report, new: Report) -> list[Change]:
 
 def key_of(row: Row) -> tuple[str, ...]:
     return (*(row[key] for key in CASE), dimensions(row["shape"]), row["variant"])
-
-
-def keyed(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
-    """Our rows, by what they measure."""
-    return {key_of(row): row for row in rows if row["ours"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from benchmarks.cases.shapes import dimensions
@@ -90,10 +89,10 @@ def reports(folder: Path) -> dict[Path, Report]:
 def readme(text: str, found: dict[Path, Report]) -> str:
     """The README with the sections between its marks."""
     written = "\n".join(section(report, path) for path, report in found.items())
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"README: expected one {BEGIN.strip()} … {END}")
-    return pattern.sub(lambda _: BEGIN + written + END, text)
+    before, _, rest = text.partition(BEGIN)
+    if END not in rest:
+        raise ValueError(f"README: expected {BEGIN.strip()} … {END}")
+    return before + BEGIN + written + END + rest.partition(END)[2]
 
 
 def figure_path(source: Path) -> Path:

@@ -69,8 +69,9 @@ def render(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     setting = report["setting"]
+    judged = {(row_of(report, c, "other"), c["ours"]): i for i, c in enumerate(report["comparisons"])}
     return environment.get_template("page.html.in").render(
-        report=report, at=at, colours=shown.COLOURS, captions=CAPTIONS, judged=judged(report),
+        report=report, at=at, colours=shown.COLOURS, captions=CAPTIONS, judged=judged,
         columns=[c for c in COLUMNS if any(row.get(c.key) is not None for row in report["rows"])],
         header={key: form for key, form in HEADER.items() if setting.get(key)}, settings=list(setting),
         charts={name: Markup(charts.svg(report, name, CAPTIONS[name])) for name in charts.drawable(report)},
@@ -85,8 +86,3 @@ def value_at(report: Report, path: str) -> Any:
     for key in path.split("/"):
         found = found[int(key)] if isinstance(found, list) else found.get(key)
     return found
-
-
-def judged(report: Report) -> dict[tuple[int, str], int]:
-    """By row of a baseline and variant of ours: the number of their comparison."""
-    return {(row_of(report, c, "other"), c["ours"]): i for i, c in enumerate(report["comparisons"])}

@@ -8,8 +8,8 @@ from benchmarks.report import figures
 from benchmarks.report.reading import Report
 from tests.benchmarks.made_up import report as made_up
 
-REPORTS = {"made up": made_up()}
-REPORTS |= {path.stem: report for path, report in figures.reports(figures.RESULTS).items()}
+MEASURED = figures.reports(figures.RESULTS)
+REPORTS = {"made up": made_up(), **{path.stem: report for path, report in MEASURED.items()}}
 
 
 @pytest.fixture(scope="module", params=REPORTS)

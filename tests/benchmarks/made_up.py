@@ -85,6 +85,6 @@ def number_of(text: str) -> float:
 
 def agrees(text: str, value: float | None) -> bool:
     """Whether a reader takes the number from the text, to the half of its third digit."""
-    return (
-        text == "–" if value is None else math.isclose(number_of(text), value, rel_tol=0.051 if "e" in text else 0.0051)
-    )
+    if value is None:
+        return text == "–"
+    return math.isclose(number_of(text), value, rel_tol=0.051 if "e" in text else 0.0051)

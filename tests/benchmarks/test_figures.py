@@ -11,9 +11,8 @@ from PIL import Image
 from benchmarks.report import charts, figures, shown, traffic
 from benchmarks.report.comparisons import changed
 from benchmarks.report.reading import Report, load, row_of
+from tests.benchmarks.conftest import MEASURED
 from tests.benchmarks.made_up import agrees
-
-MEASURED = figures.reports(figures.RESULTS)
 
 
 @pytest.mark.parametrize("path", traffic.PAGES, ids=lambda path: path.name)

@@ -29,7 +29,6 @@ FASTGEN, PIXEL = FORMULAS["fastgen"], FORMULAS["dmd2_pixel"]
         ("cpu", (8, 87382), 0, 32),  # 256 MiB at least
         ("cpu", (8, 2**18), 200 * MIB, 17),  # twice the cache, in sets of 24 MiB
         ("cpu", (8, 2**18), 4096 * MIB, 86),  # 2 GiB at most
-        ("cpu", (8, 2**22), 0, 2),  # but two
         ("cuda", (8, 2**16), 50 * MIB, 34),  # four times the cache
         ("cuda", (8, 2**24), 50 * MIB, 2),
         ("cuda", (8, 16), 50 * MIB, 512),  # at most
