@@ -101,8 +101,8 @@ inline int64_t heads_of(const Tensor& logits, int64_t batch) {
 
 inline void expect_real(const Tensor& tensor, const char* name) {
   const ScalarType dtype = tensor.scalar_type();
-  const bool is_complex = dtype == ScalarType::ComplexHalf || dtype == ScalarType::ComplexFloat ||
-                          dtype == ScalarType::ComplexDouble;
+  const bool is_complex =
+      dtype == ScalarType::ComplexHalf || dtype == ScalarType::ComplexFloat || dtype == ScalarType::ComplexDouble;
   expect(!is_complex, name, ": expected a real dtype");
 }
 
