@@ -1,5 +1,4 @@
 const form = document.getElementById("filters");
-
 if (form) {
   const body = document.querySelector("#table tbody"), rows = [...body.rows], words = document.getElementById("words");
   const search = () => {
@@ -20,11 +19,13 @@ if (form) {
     head.append(button);
     button.addEventListener("click", () => {
       const direction = directions[directions.indexOf(head.getAttribute("aria-sort")) + 1];
-      const value = row => row.cells[column].dataset.value, last = row => value(row) === "" || row.classList.contains("wrong");
+      const value = row => row.cells[column].dataset.value;
+      const last = row => value(row) === "" || row.classList.contains("wrong");
       const order = (a, b) => isNaN(a - b) ? a.localeCompare(b) : a - b, sign = direction === "descending" ? -1 : 1;
       for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
       if (direction) head.setAttribute("aria-sort", direction);
-      body.append(...(direction ? [...rows].sort((a, b) => last(a) - last(b) || sign * order(value(a), value(b))) : rows));
+      const compare = (a, b) => last(a) - last(b) || sign * order(value(a), value(b));
+      body.append(...(direction ? [...rows].sort(compare) : rows));
     });
   });
 }
