@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fdkernels as fdk
 from fdkernels._op import library
+from tests import device
 from tests.cases import make, normalizer
 from tests.device import place
 from tests.ops import OPS
@@ -88,7 +89,7 @@ def test_raw_op(op, raw_variant, backend, dtype):
     assert not any(v.isnan().any() for v in real[:-1])
     for each, fake in zip(real, registered.outputs(call), strict=True):
         assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
-    if backend == "reference":
+    if backend == "reference" or device.on_software:  # whose ops are others than those that PyTorch is told of
         return
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     opcheck(raw, tuple(op.arguments.operands(call)), real)
