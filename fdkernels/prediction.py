@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fdkernels import schedulers
 from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
-from fdkernels._op.views import broadcastable
+from fdkernels._op.views import broadcastable, readable
 
 # Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
 MIN_EPSILON_ALPHA = 1e-4
@@ -76,9 +76,9 @@ class Prediction:
     Args:
         kind: one of the above.
         noisy: x_t, what both networks were given, shaped like the student sample (None for `sample`).
-        alpha, sigma: the noise level; a float, (B,), or broadcastable to student with its rank (per frame, say). A
-            kind that does not name alpha above does without it, so a schedule's pair can be passed as it is. With
-            `affine`, alpha holds a and sigma holds c, of any sign.
+        alpha, sigma: the noise level; a float, of student's leading dimensions, as (B,) or (B, F), or broadcastable to
+            it at its rank. A kind that does not name alpha above does without it, so a schedule's pair can be passed as
+            it is. With `affine`, alpha holds a and sigma holds c, of any sign.
         sigma_data: EDM's σd, the data's standard deviation.
 
     Raises:
@@ -235,17 +235,11 @@ class Prediction:
 
     def levels(self) -> tuple[float | Tensor, float | Tensor]:
         """(alpha, sigma) as the kernels read them: tensors in float32 or float64; 1 where the kind needs none."""
-        needs = KINDS[self.kind].needs
-        return _readable(self.alpha if "alpha" in needs else 1.0), _readable(self.sigma if needs else 1.0)
-
-
-def _readable(level: float | Tensor | None) -> float | Tensor:
-    if not isinstance(level, Tensor):
-        return float(level)  # type: ignore[arg-type]  # no None: checked
-    level = level.detach()
-    if level.dtype in (torch.float32, torch.float64):
-        return level
-    return level.float() if level.dtype in (torch.float16, torch.bfloat16) else level.double()
+        alpha, sigma = (getattr(self, name) if name in KINDS[self.kind].needs else 1.0 for name in ("alpha", "sigma"))
+        return (
+            readable(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha),
+            readable(sigma.detach()) if isinstance(sigma, Tensor) else float(sigma),
+        )
 
 
 def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:

@@ -211,9 +211,13 @@ def score_difference(
     else:
         h = np.ones(batch)
     a, c = (np.zeros(()), np.ones(())) if prediction is None else coefficients(prediction, x)
-    anchor = 0.0 if prediction is None or prediction.noisy is None else a * float64(prediction.noisy)
+    anchor = (
+        0.0
+        if prediction is None or prediction.noisy is None or prediction.kind == "sample"
+        else a * float64(prediction.noisy)
+    )
 
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         raw_teacher, teacher_size = _guided(teacher, teacher_uncond, guidance_scale, exact)
         raw_fake, fake_size = _guided(fake, fake_uncond, fake_guidance_scale, exact)
         difference = np.broadcast_to(c * (raw_fake - raw_teacher), x.shape)
@@ -229,7 +233,7 @@ def score_difference(
         s = np.ones(sets)
         if scale is not None:
             eps, floor = (1e-6, 0.0) if scale == "dmd" else (scale.eps, scale.floor)
-            s = 1 / (np.maximum(gap, floor) + eps)
+            s = np.where(np.asarray(counted) > 0, 1 / (np.maximum(gap, floor) + eps), 1.0)
         s = np.repeat(s, x.size // sets).reshape(x.shape)
         w = h.reshape(column) * s * m
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)

@@ -50,8 +50,10 @@ struct Sums {
 FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double h, Sums& sums) {
   const double multiplier =
       p.multiplier.data != nullptr && p.multiplier.entries == 1 ? table_entry(p.multiplier, b, 0) : 1.0;
-  const double mean = sums.distance / (p.kept_only ? ::fmax(1.0, sums.kept) : static_cast<double>(p.elements));
-  const double divisor = p.dmd_scale ? (mean < p.floor ? p.floor : mean) + p.eps : 1.0;  // NaN stays NaN
+  const double counted = p.kept_only ? sums.kept : static_cast<double>(p.elements);
+  const double mean = sums.distance / ::fmax(1.0, counted);
+  // NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+  const double divisor = p.dmd_scale && counted > 0 ? (mean < p.floor ? p.floor : mean) + p.eps : 1.0;
   const double w = h / divisor * multiplier;
   sums.nonfinite = sums.nonfinite || !(w - w == 0) || !(multiplier - multiplier == 0);
   if (!sums.nonfinite) return w;

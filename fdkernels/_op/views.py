@@ -52,15 +52,28 @@ def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
     return value.reshape(*value.shape, *(1,) * missing) if missing else value
 
 
+def unexpanded(value: Tensor) -> Tensor:
+    """A small operand without the dimensions that the caller has expanded: its own storage is smaller."""
+    for d in range(value.dim()):
+        if value.stride(d) == 0 and value.shape[d] > 1:
+            value = value.narrow(d, 0, 1)
+    return value
+
+
+def readable(value: Tensor) -> Tensor:
+    """A real operand in float32 or float64, as tables have it."""
+    if value.dtype in (torch.float32, torch.float64):
+        return value
+    value = unexpanded(value)
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value.double()
+
+
 def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None) -> Table:
     """A small operand as the table that elements read in the student's memory order."""
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     if value.dim() == 1 and value.shape[0] == batch and value.device == student.device:
         return Table(value[:, None], elements)
-    value = broadcastable(name, value, student)
-    for d in range(value.dim()):
-        if value.stride(d) == 0 and value.shape[d] > 1:  # expanded by the caller: its own storage is smaller
-            value = value.narrow(d, 0, 1)
+    value = unexpanded(broadcastable(name, value, student))
     shape = student.shape
     if order is not None:
         value, shape = value.permute(order), torch.Size(student.shape[d] for d in order)

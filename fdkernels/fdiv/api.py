@@ -38,6 +38,7 @@ from fdkernels.fdiv.validation import (
     check_weighting,
 )
 from fdkernels.fdiv.weight import fdiv_weight as weight_in_torch
+from fdkernels.fdiv.weight import given_weight, given_weight_stats
 from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
 
@@ -85,6 +86,7 @@ class FDivStats(NamedTuple):
     relative_gap: Tensor
     """mean|f-τ| / mean|x-τ| over the finite samples: how much of the error the score difference sees."""
     nonfinite_samples: Tensor
+    """Of sets, where `DmdScale(over=...)` takes its mean over others than samples."""
 
 
 def fused_fdiv_loss(
@@ -190,19 +192,22 @@ def fused_fdiv_loss(
     if mask is not None:
         check_mask(mask)
     if multiplier is not None:
-        multiplier = check_multiplier(multiplier, student)
+        multiplier = check_multiplier(multiplier)
     given_count, count = count, check_count(count, reduction, student)
-    if dmd is not None and dmd.over != "sample":
-        h, weight_stats = _weight_ahead(backend, weighting, weight, student)
+    chosen = backends.choose(backend, student.device.type)
+    backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
+    if dmd is not None and dmd.over != "sample" and student.shape[0]:
+        weighed = Weighed(chosen, weighting, weight, student)
+        tensors = {
+            "student": student, "teacher": teacher, "fake": fake, "teacher_uncond": teacher_uncond,
+            "fake_uncond": fake_uncond,
+        }  # fmt: skip
         result = over_sets(
-            fused_fdiv_loss, dmd,
-            {"student": student, "teacher": teacher, "fake": fake, "teacher_uncond": teacher_uncond,
-             "fake_uncond": fake_uncond},
-            {"multiplier": multiplier, "mask": mask}, prediction, h, reduction, guidance_scale=guidance_scale,
-            fake_guidance_scale=fake_guidance_scale, nonfinite=nonfinite, count=given_count, backend=backend,
-            divergence="rkl", return_stats=return_stats,
+            fused_fdiv_loss, dmd, tensors, {"multiplier": multiplier, "mask": mask}, prediction, weighed.weigh,
+            reduction, guidance_scale=guidance_scale, fake_guidance_scale=fake_guidance_scale, nonfinite=nonfinite,
+            count=given_count, backend=backend, divergence="rkl", return_stats=return_stats,
         )  # fmt: skip
-        return result if not return_stats else (result[0], _figures(h, weight_stats, result[1]))
+        return (result[0], weighed.figures(result[1])) if return_stats else result
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
@@ -211,9 +216,6 @@ def fused_fdiv_loss(
         else Table()
         for name, value in (("alpha", alpha), ("sigma", sigma), ("multiplier", multiplier), ("mask", mask))
     ]
-    chosen = backends.choose(backend, student.device.type)
-    backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
-
     arguments = weighting.arguments
     ahead: Tensor | None = None
     if logits is not None and weighting.in_torch:
@@ -323,17 +325,28 @@ def fdiv_weight(
     return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double()))
 
 
-def _weight_ahead(backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor) -> tuple[Tensor, Tensor]:
-    """(h in float64, its statistics) of a call, wherever h comes from."""
-    if weighting.arguments.logits is not None:
-        return _weigh(backends.choose(backend, student.device.type), weighting)
-    h = reference.given_weight(weight, weighting.arguments.t, student)
-    return h, reference.given_weight_stats(h)
+class Weighed:
+    """h of a call whose kernels get it as weight=, wherever it comes from."""
 
+    def __init__(self, backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor) -> None:
+        self.backend, self.weighting, self.weight, self.student = backend, weighting, weight, student
+        self.h: Tensor | None = None
+        self.stats: Tensor | None = None
 
-def _figures(h: Tensor, weight_stats: Tensor, of_elements: FDivStats) -> FDivStats:
-    """The weight's own figures, and those of the elements."""
-    return FDivStats._make((h, *weight_stats.unbind(0), *of_elements[1 + WEIGHT_STATS :]))
+    def weigh(self) -> Tensor | None:
+        """In float64; None where it is 1 for every sample."""
+        call = self.weighting.arguments
+        if call.logits is not None:
+            self.h, self.stats = _weigh(self.backend, self.weighting)
+        elif self.weight is not None or call.t is not None:
+            self.h = given_weight(self.weight, call.t, self.student)
+        return self.h
+
+    def figures(self, of_elements: FDivStats) -> FDivStats:
+        """The weight's own figures, and those of the elements."""
+        h = given_weight(None, None, self.student) if self.h is None else self.h
+        stats = given_weight_stats(h) if self.stats is None else self.stats
+        return FDivStats._make((h, *stats.unbind(0), *of_elements[1 + WEIGHT_STATS :]))
 
 
 def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:

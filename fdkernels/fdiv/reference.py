@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fdkernels._op.arguments import Table
-from fdkernels.fdiv.arguments import FDIV, WEIGHT_STATS, FdivArguments
-from fdkernels.fdiv.weight import fdiv_weight
+from fdkernels.fdiv.arguments import FDIV, FdivArguments
+from fdkernels.fdiv.weight import fdiv_weight, given_weight, given_weight_stats
 from fdkernels.prediction import KINDS
 
 
@@ -49,6 +49,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if v is not None:
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
     a, c = _coefficients(call, shape)
+    if call.dmd_scale and call.noisy is not None:
+        finite = finite & (torch.isfinite(a) | ~keep).all(1)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
     if call.dmd_scale or call.with_stats:
         error = call.student.reshape(shape).to(dtype) - _x0(raw_teacher, call.noisy, a, c)
@@ -57,8 +59,10 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Step 3: everything that multiplies the gap.
     w = h
     if call.dmd_scale:
-        mean = distance / (keep.sum(1).clamp(min=1) if call.kept_only else n)
-        w = w / (torch.where(mean < call.floor, call.floor, mean) + call.eps)  # NaN stays NaN
+        counted = keep.sum(1) if call.kept_only else torch.full((batch,), n, device=device)
+        mean = distance / counted.clamp(min=1)
+        # NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+        w = w / torch.where(counted > 0, torch.where(mean < call.floor, call.floor, mean) + call.eps, 1.0)
     multiplier = _column_or_elements(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
     if call.prediction != "sample":
@@ -140,29 +144,6 @@ def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor, c: Tensor) -> Tensor:
         return raw
     # In float64: rounding a and c would shift a whole sample the same way, which no mean averages out.
     return a * noisy.reshape(raw.shape).double() + c * raw.double()
-
-
-def given_weight(weight: Tensor | None, t: Tensor | None, student: Tensor) -> Tensor:
-    """h of a call without logits; NaN where t is not finite."""
-    if weight is None:
-        h = torch.ones(student.shape[0], dtype=torch.float64, device=student.device)
-    else:
-        h = weight.detach().double()
-    return h if t is None else torch.where(torch.isfinite(t.double()), h, torch.nan)
-
-
-def given_weight_stats(h: Tensor) -> Tensor:
-    """The first four statistics of weights that the caller gave; the others NaN."""
-    stats = h.new_full((WEIGHT_STATS,), torch.nan)
-    if h.numel():
-        finite = torch.isfinite(h)
-        used, count = torch.where(finite, h, 0.0), finite.sum()
-        stats[0] = torch.where(finite, h, torch.inf).amin()
-        stats[1] = used.sum() / count
-        stats[2] = torch.where(finite, h, -torch.inf).amax()
-        stats[3] = used.sum().square() / (h.numel() * used.square().sum())
-        stats[:4] += torch.where(finite.any(), 0.0, torch.nan)
-    return stats
 
 
 def _gradient(

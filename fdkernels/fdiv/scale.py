@@ -16,8 +16,8 @@ class DmdScale:
         floor: of the mean, in units of x, at least 0: trainers that write `clamp(min=1e-5)` in place of `+ eps` are
             `DmdScale(eps=0.0, floor=1e-5)`.
         over: the set that one mean is taken over: "sample", "batch", "frame", or k, blocks of k frames; frames are
-            dimension 1 of student. A set stands and falls as one: where one of its elements is not finite,
-            `nonfinite` goes for all of the set. Other than "sample", the weights are computed ahead of the kernel.
+            dimension 1 of student. If one element or weight of a set is not finite, the whole set counts as
+            non-finite. Other than "sample", the weights are computed ahead of the kernel.
         kept_only: take the mean over the elements that a mask keeps, not over all (cosmos-framework's rule; with many
             masked elements the other is a multiple of it); so is `FDivStats.relative_gap`.
 

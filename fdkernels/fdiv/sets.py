@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fdkernels._op.views import as_table, broadcastable
 from fdkernels.fdiv.scale import DmdScale
-from fdkernels.prediction import Prediction
+from fdkernels.prediction import KINDS, Prediction
 
 
 def over_sets(
@@ -24,7 +24,7 @@ def over_sets(
     tensors: dict[str, Tensor | None],
     tables: dict[str, Tensor | None],
     prediction: Prediction | None,
-    h: Tensor,
+    weigh: Callable[[], Tensor | None],
     reduction: str,
     **options: Any,
 ) -> Any:
@@ -33,37 +33,41 @@ def over_sets(
     Args:
         tensors: N-sized, the student among them.
         tables: multiplier and mask.
-        h: (B,), the weights as used.
+        weigh: h (B,), None where it is 1; called when nothing is left that could be refused, since it moves state.
     """
     student = tensors["student"]
     assert student is not None
-    per_set = _over_batch(scale, reduction) if scale.over == "batch" else _over_frames(scale, student)
+    per_set = _over_batch(reduction) if scale.over == "batch" else _over_frames(scale, student)
     views = {name: None if v is None else per_set(v) for name, v in tensors.items()}
     tables = {name: None if v is None else per_set(broadcastable(name, v, student)) for name, v in tables.items()}
-    if prediction is not None:
-        levels = {name: getattr(prediction, name) for name in ("alpha", "sigma")}
-        levels = {
-            name: per_set(broadcastable(prediction.argument(name), v, student)) if isinstance(v, Tensor) else v
-            for name, v in levels.items()
-        }
-        noisy = None if prediction.noisy is None else per_set(prediction.noisy)
-        prediction = replace(prediction, noisy=noisy, **levels)
+    if prediction is not None and prediction.kind != "sample":
+        prediction = _prediction_of(prediction, student, per_set)
     options |= {"scale": replace(scale, over="sample"), "prediction": prediction, "reduction": reduction}
+    h = weigh()
     if scale.over == "batch":
-        column = h.view(1, -1, *(1,) * (student.dim() - 1))
-        given = tables["multiplier"]
-        tables["multiplier"] = column if given is None else column * given
+        if h is not None:
+            column, given = h.view(1, -1, *(1,) * (student.dim() - 1)), tables["multiplier"]
+            tables["multiplier"] = column if given is None else column * given
         return loss(**views, **tables, **options)
     blocks = views["student"].shape[0] // student.shape[0]  # type: ignore[union-attr]
-    result = loss(**views, **tables, weight=h.repeat_interleave(blocks), **options)
+    result = loss(**views, **tables, weight=None if h is None else h.repeat_interleave(blocks), **options)
     if reduction != "none":
         return result
     losses, stats = result if options["return_stats"] else (result, None)
-    losses = _of_samples(losses.view(-1, blocks), tables["mask"], views["student"])
-    return losses if stats is None else (losses, stats)
+    losses, norm = _of_samples(losses.view(-1, blocks), tables["mask"], views["student"])
+    return losses if stats is None else (losses, stats._replace(grad_norm=norm))
 
 
-def _over_batch(scale: DmdScale, reduction: str) -> Callable[[Tensor], Tensor]:
+def _prediction_of(prediction: Prediction, student: Tensor, per_set: Callable[[Tensor], Tensor]) -> Prediction:
+    changed: dict[str, Any] = {"noisy": None if prediction.noisy is None else per_set(prediction.noisy)}
+    for name in KINDS[prediction.kind].needs:
+        level = getattr(prediction, name)
+        if isinstance(level, Tensor):
+            changed[name] = per_set(broadcastable(prediction.argument(name), level, student))
+    return replace(prediction, **changed)
+
+
+def _over_batch(reduction: str) -> Callable[[Tensor], Tensor]:
     if reduction == "none":
         raise ValueError(
             "reduction: expected 'mean' or 'sum' with over='batch', got 'none'; its samples share one mean"
@@ -88,12 +92,16 @@ def _over_frames(scale: DmdScale, student: Tensor) -> Callable[[Tensor], Tensor]
     return per_block
 
 
-def _of_samples(losses: Tensor, mask: Tensor | None, sets: Tensor | None) -> Tensor:
-    """Each sample's mean over its elements, of its blocks' means (B, blocks)."""
-    if mask is None or sets is None:
-        return losses.mean(1)
-    kept = as_table("mask", mask, sets.detach(), None).entries.double().mean(1)  # type: ignore[union-attr]
-    kept = kept.expand(sets.shape[0]).view_as(losses)
-    return (
-        (losses * (kept / kept.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny))).sum(1).to(losses.dtype)
-    )
+def _of_samples(losses: Tensor, mask: Tensor | None, sets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(each sample's mean over its elements, the gradient's norm at upstream 1), of its blocks' means (B, blocks)."""
+    assert sets is not None
+    kept = torch.ones_like(losses, dtype=torch.float64) * sets[:1].numel()
+    if mask is not None:
+        entries = as_table("mask", mask, sets.detach(), None).entries
+        assert entries is not None
+        kept = kept * entries.double().mean(1).expand(sets.shape[0]).view_as(losses)
+    of_sample = kept.sum(1, keepdim=True).clamp(min=1.0)
+    part = kept / of_sample
+    # A block's loss is ½ Σ g² / kept.
+    norm = (2 * losses.detach().double() * kept / of_sample.square()).sum().sqrt()
+    return (losses * part).sum(1).to(losses.dtype), norm

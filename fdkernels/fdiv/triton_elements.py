@@ -197,8 +197,9 @@ def sample_weight(operands, h, distance, bad, b, inside, count, eps, floor, DMD:
     """
     w = h
     if DMD:
-        mean = distance / count
-        w = w / (tl.where(mean < floor, floor, mean) + eps)  # NaN stays NaN
+        mean = distance / tl.maximum(count, 1)
+        # NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+        w = w / tl.where(count > 0, tl.where(mean < floor, floor, mean) + eps, 1.0)
     nonfinite = bad > 0
     if operands.multiplier is not None:
         entry = table_entry(operands.multiplier, b, tl.zeros_like(b))

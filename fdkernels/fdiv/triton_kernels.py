@@ -134,7 +134,7 @@ def fdiv_fwd_kernel(
 
     counted = elements
     if KEPT_ONLY:
-        counted = tl.maximum(tl.sum(keep.to(tl.int32)), 1)
+        counted = tl.sum(keep.to(tl.int32))
     w, nonfinite = sample_weight(operands, h, distance, bad, b, b < batch, counted, eps, floor, DMD, ZERO)
     divisor = _divisor(operands.mask, operands.count, b, batch, elements, REDUCTION, SHARED_MASK)
     coefficient = _coefficient(written, w, divisor, b, b < batch, REDUCTION)
@@ -275,7 +275,7 @@ def _weigh_all(
         bad = _pieces(written, 3, b, batch, programs, SAMPLES, PIECES)
         counted = elements
         if KEPT_ONLY:
-            counted = tl.maximum(_pieces(written, 4, b, batch, programs, SAMPLES, PIECES), 1.0)
+            counted = _pieces(written, 4, b, batch, programs, SAMPLES, PIECES)
         w, nonfinite = sample_weight(operands, h, sample_distance, bad, b, inside, counted, eps, floor, DMD, ZERO)
         divisor = tl.full((SAMPLES,), 1.0, tl.float64)
         if REDUCTION == "none":

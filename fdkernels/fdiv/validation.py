@@ -24,6 +24,7 @@ from fdkernels._op.checks import (
     warn_once,
 )
 from fdkernels._op.floats import filled, logarithm
+from fdkernels._op.views import readable
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv import t_range
 from fdkernels.fdiv.arguments import WeightArguments
@@ -207,12 +208,11 @@ def check_prediction(prediction: Prediction, student: Tensor) -> None:
         check_like_student("noisy", prediction.noisy, student)
 
 
-def check_multiplier(multiplier: Tensor, student: Tensor) -> Tensor:
+def check_multiplier(multiplier: Tensor) -> Tensor:
     check_tensor("multiplier", multiplier)
     if multiplier.dtype not in FLOATS:
         raise ValueError(f"multiplier: expected a floating dtype, got {multiplier.dtype}")
-    multiplier = multiplier.detach()
-    return multiplier.double() if student.dtype == torch.float64 else multiplier.float()
+    return readable(multiplier.detach())
 
 
 def check_mask(mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fdkernels._op.autograd import inside_backward
 from fdkernels.divergences import Divergence, from_kernel
-from fdkernels.fdiv.arguments import FDIV_WEIGHT, WeightArguments
+from fdkernels.fdiv.arguments import FDIV_WEIGHT, WEIGHT_STATS, WeightArguments
 
 _library = torch.library.Library("fdkernels", "FRAGMENT")
 _library.define("may_update(Tensor state) -> Tensor")
@@ -139,3 +139,26 @@ def _summarize(log_h: Tensor, finite: Tensor) -> Tensor:
     ess = total.square() / (log_h.numel() * relative.square().sum())
     mean = high.exp() * total / finite.sum()
     return torch.stack((low.exp(), mean, high.exp(), ess)) + torch.where(finite.any(), 0.0, torch.nan)
+
+
+def given_weight(weight: Tensor | None, t: Tensor | None, student: Tensor) -> Tensor:
+    """h of a call without logits; NaN where t is not finite."""
+    if weight is None:
+        h = torch.ones(student.shape[0], dtype=torch.float64, device=student.device)
+    else:
+        h = weight.detach().double()
+    return h if t is None else torch.where(torch.isfinite(t.double()), h, torch.nan)
+
+
+def given_weight_stats(h: Tensor) -> Tensor:
+    """The first four statistics of weights that the caller gave; the others NaN."""
+    stats = h.new_full((WEIGHT_STATS,), torch.nan)
+    if h.numel():
+        finite = torch.isfinite(h)
+        used, count = torch.where(finite, h, 0.0), finite.sum()
+        stats[0] = torch.where(finite, h, torch.inf).amin()
+        stats[1] = used.sum() / count
+        stats[2] = torch.where(finite, h, -torch.inf).amax()
+        stats[3] = used.sum().square() / (h.numel() * used.square().sum())
+        stats[:4] += torch.where(finite.any(), 0.0, torch.nan)
+    return stats

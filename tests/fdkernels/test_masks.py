@@ -109,7 +109,10 @@ def test_kept_only(backend, shape, reduction):
     assert not torch.equal(masked.run(backend).grad, masked.but(scale="dmd").run(backend).grad)
     noisy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     masked.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=torch.linspace(0.1, 0.9, 4))).check(backend)
-    case.but(mask=torch.zeros(4, dtype=torch.bool)).check(backend)
+    # Where nothing is kept there is no mean to divide by, not even an eps.
+    for scale in (case.options["scale"], fdk.DmdScale(eps=0.0, kept_only=True)):
+        case.but(mask=torch.zeros(4, dtype=torch.bool), scale=scale).check(backend)
+        case.but(mask=torch.tensor([True, True, False, True]), scale=scale).check(backend)
     case.check(backend)
 
 

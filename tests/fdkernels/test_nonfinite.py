@@ -63,6 +63,17 @@ def test_weight_and_multiplier(backend, value, nonfinite):
     check(case.but(weight=good, multiplier=poison(per_row, 1, value)), backend)
 
 
+@pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
+@pytest.mark.parametrize("frames", (False, True))
+def test_an_infinite_coefficient_of_x_t(backend, nonfinite, frames):
+    """Of levels that the host can't look at: a = 1/alpha is infinite where sigma, and so c, is 0."""
+    case = make((4, 3, 6, 5), heads=None, nonfinite=nonfinite)
+    a = torch.ones(4, 3) if frames else torch.ones(4)
+    prediction = fdk.Prediction.affine(case.teacher + 0.5, a, torch.ones(4))
+    a[1] = torch.inf
+    check(case.but(prediction=prediction), backend)
+
+
 @pytest.mark.parametrize("value", BAD)
 def test_guidance_and_noisy(backend, value):
     case = make((4, 3, 6, 5), nonfinite="zero")

@@ -56,6 +56,7 @@ def test_none(backend, over, mask):
     keep = None if mask is None else uniform(*mask, seed=4) < 0.6
     checked = case(over, reduction="none", mask=keep)
     checked.check(backend)
+    test_stats.check(checked, backend)
     checked.check(backend, torch.tensor([0.5, 3.0, -1.0]))
     checked.but(mask=torch.zeros(3, dtype=torch.bool)).check(backend)
 
@@ -83,6 +84,50 @@ def test_given_weights_and_none(backend):
         weighed.check(backend)
         test_stats.check(weighed, backend)
         make(SHAPE, heads=None, scale=fdk.DmdScale(over=over)).check(backend)
+
+
+def test_weights_beyond_float32(backend):
+    """h = 2 e^90 for a sample, of which eps leaves a loss of 5e18."""
+    options = {"divergence": "pearson", "ratio_range": None, "normalize_weight": False}
+    for over in ("sample", "frame", "batch"):
+        huge = make((1, 2, 3), heads=0, scale=fdk.DmdScale(eps=1e30, over=over), **options).but(
+            logits=torch.tensor([45.0])
+        )
+        assert huge.check(backend).loss.isfinite()
+
+
+@pytest.mark.host_code("no kernel runs over an empty batch")
+def test_an_empty_batch(backend):
+    for over in OVERS:
+        empty = make(SHAPE, heads=None, weight=torch.ones(0), scale=fdk.DmdScale(over=over))
+        empty = empty.but(**{name: getattr(empty, name)[:0] for name in ("student", "teacher", "fake")})
+        outcome = empty.run(backend, stats=True)
+        assert outcome.loss == 0 and outcome.grad.shape == empty.student.shape and outcome.stats.weight.shape == (0,)
+
+
+def test_levels_that_a_kind_does_not_read(backend):
+    unread = {"flow_prediction": {"alpha": torch.ones(7), "sigma": torch.full((3,), 0.5)}, "sample": {}}
+    for kind, levels in unread.items():
+        noisy = torch.zeros(SHAPE if levels else (2, 2))
+        case(2, prediction=fdk.Prediction(kind, noisy, **levels)).check(backend)
+
+
+BAD = {
+    "over": {"scale": fdk.DmdScale(over=4)},
+    "reduction": {"scale": fdk.DmdScale(over="batch"), "reduction": "none"},
+    "mask": {"mask": torch.ones(3, 5, dtype=torch.bool)},
+    "sigma": {"prediction": fdk.Prediction("flow_prediction", torch.zeros(SHAPE), sigma=torch.ones(2))},
+}
+
+
+@pytest.mark.contract("bad input")
+@pytest.mark.parametrize("name", BAD)
+def test_no_state_moves_before_an_error(backend, name):
+    state = normalizer(4)
+    before = state.mean.clone()
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        case("frame", normalizer=state).but(**BAD[name]).call(backend)
+    assert torch.equal(state.mean, before)
 
 
 @pytest.mark.contract("bad input")
