@@ -7,6 +7,7 @@ from fdistill.config import MixtureConfig, TeacherConfig
 from fdistill.digits import new_unet
 from fdistill.gmm import Mixture, log_density_of_samples
 from fdistill.networks import MLPDenoiser, UNetDenoiser, heun_sample
+from fdkernels.prediction import KINDS
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def test_the_unet_adapter_is_the_unet(denoiser, batch):
 
 def test_the_kernel_is_given_the_same_x0(denoiser, batch):
     noisy, sigma = batch
-    a, c = denoiser.prediction(noisy, sigma).coefficients(noisy)
+    prediction = denoiser.prediction(noisy, sigma)
+    alpha, level = (torch.as_tensor(each, dtype=torch.float64) for each in prediction.levels())
+    a, c = KINDS[prediction.kind].coefficients(alpha, level.view(-1, 1, 1, 1), prediction.sigma_data)
     raw = denoiser(noisy, sigma)
     torch.testing.assert_close((a * noisy + c * raw).float(), denoiser.denoise(noisy, sigma))
 

@@ -16,6 +16,13 @@ pytestmark = pytest.mark.contract("properties")
 
 DTYPES = st.sampled_from((torch.bfloat16, torch.float16, torch.float32, torch.float64))
 HALVES = st.sampled_from((torch.bfloat16, torch.float16, torch.float32))
+SCALES = (
+    None,
+    fdk.DmdScale(0.0),
+    fdk.DmdScale(kept_only=True),
+    fdk.DmdScale(0.1, floor=0.4),
+    fdk.DmdScale(over="frame"),
+)
 NAMES = st.sampled_from((*oracle.F, *oracle.ALIASES, "alpha(0.5)", "alpha(-1)", "alpha(1.5)"))
 SHAPES = st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple)
 SEEDS = st.integers(0, 2**31)
@@ -46,9 +53,7 @@ def cases(draw):
         case = case.but(mask=torch.rand(broadcast, generator=generator) < 0.7)
     if draw(st.booleans()):
         case = case.but(multiplier=torch.rand(broadcast, generator=generator) + 0.1)
-    case = case.but(
-        scale=draw(st.sampled_from((None, *map(fdk.DmdScale, (0.0, 1e-6, 0.1), (0.0, 0.0, 0.4), (False, True, False)))))
-    )
+    case = case.but(scale=draw(st.sampled_from(SCALES)))
     kind = draw(st.sampled_from((None, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine")))
     if kind:
         angle = 0.1 + 1.3 * torch.rand(shape[0], generator=generator, dtype=torch.float64)
