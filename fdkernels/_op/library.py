@@ -47,11 +47,6 @@ ops: dict[str, Op] = {}
 kernels: dict[str, Callable[..., Any]] = {}
 """Registered ops by name, past their own autograd kernels: around them is an autograd function already."""
 
-# Of the gradient that a loss has stored (`autograd.py`); in place, a factor of 1 moves nothing.
-_SCALE = {
-    "scale": "(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor",
-    "scale_": "(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()",
-}
 # The limits of a GPU, which native plans its launches by: `csrc/core/plan.h`, DeviceLimits in its order.
 CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
 
@@ -81,10 +76,13 @@ def define(library: torch.library.Library, op: Op, backend: str) -> None:
 
 
 def define_scale(library: torch.library.Library, backend: str) -> None:
-    """The two ops that scale a stored gradient: `scale_<backend>`, and `scale_<backend>_` in place."""
+    """The two ops that scale the gradient a loss has stored (`autograd.py`): `scale_<backend>`, `scale_<backend>_`.
+
+    In place, a factor of 1 moves nothing.
+    """
     scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
-    library.define(scaled + _SCALE["scale"])
-    library.define(in_place + _SCALE["scale_"])
+    library.define(f"{scaled}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
+    library.define(f"{in_place}(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
     torch.library.register_fake(f"{library.ns}::{scaled}", lambda gradient, *_: torch.empty_like(gradient), lib=library)
     torch.library.register_fake(f"{library.ns}::{in_place}", lambda *_: None, lib=library)
 
@@ -119,5 +117,5 @@ for _backend in KERNELS:
     define_scale(_library, _backend)
     for _name in (f"scale_{_backend}", f"scale_{_backend}_"):
         kernels[_name] = getattr(torch.ops.fdkernels, _name).default
-for _name in ("scale", "scale_"):
-    _implement_in_triton(_name.replace("scale", "scale_triton"), "fdkernels._triton.scale", _name)
+_implement_in_triton("scale_triton", "fdkernels._triton.scale", "scale")
+_implement_in_triton("scale_triton_", "fdkernels._triton.scale", "scale_")

@@ -296,9 +296,8 @@ def fdiv_weight(
 
     Returns:
         (B,), float32 (float64 for float64 logits), or (that, FDivStats), whose figures of the loss are NaN; without
-        gradient. NaN for a sample whose combined logit or t is not
-        finite, which takes part in no mean. So for one whose log h is not below infinity, as in a bin whose running
-        mean was loaded as 0.
+        gradient. The weight is NaN where the combined logit or t is not finite, or log h overflows, as in a bin whose
+        running mean was loaded as 0; such a sample takes part in no mean.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `fused_fdiv_loss`.
