@@ -19,6 +19,7 @@ INTERPRETED = Limits(
     tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
 
+SETTINGS = pytest.StashKey()
 NOTHING_RUNS = ("bad input", "raw operands")  # contracts of what is refused
 
 # On a GPU: what has nothing to do with it, and may need packages that its machine has not. Without hypothesis, on any
@@ -170,6 +171,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"shown on the CPU: {only_cpu.args[0]}"))
         if item.get_closest_marker("gpu") and not (device.name() == "cuda" and torch.cuda.is_available()):
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and -m gpu or --device cuda"))
+
+
+def _settings():
+    """What decides how fdkernels and Triton run: a test that leaves it changed changes the tests after it."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("FDKERNELS_", "TRITON_"))}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[SETTINGS] = _settings()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    result = yield
+    before, after = item.stash[SETTINGS], _settings()
+    if before != after:
+        for name in after:
+            del os.environ[name]
+        os.environ.update(before)
+        pytest.fail(f"left in the environment: {dict(after.items() ^ before.items())}", pytrace=False)
+    return result
 
 
 def pytest_generate_tests(metafunc):

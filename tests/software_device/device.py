@@ -76,6 +76,15 @@ class Traffic(NamedTuple):
     written: int
 
 
+@contextlib.contextmanager
+def planned(plan: str) -> Iterator[None]:
+    """Native kernels take this plan inside. A test's own `monkeypatch` would put it back after `Setting.in_force` has
+    ended: what it found is then the setting's plan, and every later test of the process gets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLAN, plan)
+        yield
+
+
 class Software:
     """A library, and the device that it runs on."""
 
@@ -166,8 +175,7 @@ class Software:
             if NO_SCHEDULE not in str(error):
                 raise
         self.fallbacks += 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(PLAN, "")
+        with planned(""):
             return op(*arguments)
 
     # ---- streams and graphs

@@ -11,10 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
-
 from tests.software_device import device
-from tools.gpu_check.stage import PLAN
 
 PLANS = ("auto", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2")
 
@@ -47,8 +44,7 @@ class Setting:
         software.use(self.description)
         software.schedule(self.scheduler, self.seed)
         software.count_of_host = self.seed % 2 == 1
-        with pytest.MonkeyPatch.context() as patch, software.serves():
-            patch.setenv(PLAN, self.plan)
+        with device.planned(self.plan), software.serves():
             yield software
 
     def check(self, software: device.Software, may_launch_none: bool = False) -> None:

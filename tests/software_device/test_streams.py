@@ -10,7 +10,6 @@ from tests.cases import ORDER, make, normalizer
 from tests.gpu.calls import make_batch, same
 from tests.software_device import device
 from tests.software_device.settings import Setting
-from tools.gpu_check.stage import PLAN
 
 PLANS = ("cluster:1", "cluster:2", "grid")
 SHAPE = (5, 3, 8, 8)
@@ -105,19 +104,18 @@ def test_two_graphs_and_an_eager_call_at_once(software):
 
 
 @pytest.mark.parametrize(("plan", "other"), itertools.combinations_with_replacement(PLANS, 2))
-def test_two_streams_at_once(scheduler, plan, other, monkeypatch):
+def test_two_streams_at_once(scheduler, plan, other):
     with Setting(90, plan, scheduler, seed=5).in_force() as software:
         cases = [make_batch(SHAPE, option="plain", seed=seed) for seed in (1, 2)]
         streams = [software.new_stream() for _ in cases]
         alone, found = [], [[], []]
         for case, allowed in zip(cases, (plan, other), strict=True):
-            monkeypatch.setenv(PLAN, allowed)
-            alone.append(eager(case))
+            with device.planned(allowed):
+                alone.append(eager(case))
         with software.held_back():
             for _ in range(3):
                 for which, allowed in enumerate((plan, other)):
-                    monkeypatch.setenv(PLAN, allowed)
-                    with software.on_stream(streams[which]):
+                    with device.planned(allowed), software.on_stream(streams[which]):
                         found[which].append(eager(cases[which]))
         for expected, outcomes in zip(alone, found, strict=True):
             assert all(same(expected, outcome) for outcome in outcomes)

@@ -11,7 +11,6 @@ from tests.cases import assert_stats, make, normalizer, same_bits
 from tests.gpu.calls import WEIGH, make_batch, same
 from tests.software_device import device
 from tests.software_device.settings import Setting
-from tools.gpu_check.stage import PLAN
 
 LIMITS = {
     90: device.SMALL._replace(multiprocessors=8),
@@ -76,34 +75,34 @@ def test_options(architecture, scheduler, option):
     case.hold(outcome, case.expected(), torch.ones(5) if option == "none" else None)
 
 
-def test_a_ticket_is_used_again_at_once(scheduler, monkeypatch):
+def test_a_ticket_is_used_again_at_once(scheduler):
     """By launches of other numbers of teams and by clusters, on one stream, while nothing waits for the host."""
     plans = ("grid:4", "cluster:2", "grid:1", "grid:2", "cluster:1", "grid:3", "grid:4")
     cases = [make_batch((9, 3, 8, 8), option=option, seed=seed) for seed, option in ((0, "plain"), (1, "mask per row"))]
     with on(90, scheduler, "auto") as software:
         alone = []
         for plan, case in itertools.product(plans, cases):
-            monkeypatch.setenv(PLAN, plan)
-            alone.append(case.run("native", stats=True))
+            with device.planned(plan):
+                alone.append(case.run("native", stats=True))
         with software.held_back():
             found = []
             for plan, case in itertools.product(plans, cases):
-                monkeypatch.setenv(PLAN, plan)
-                found.append(case.run("native", stats=True))
+                with device.planned(plan):
+                    found.append(case.run("native", stats=True))
         assert all(same(a, b) for a, b in zip(alone, found, strict=True))
 
 
-def test_captured_calls_have_whole_tickets(monkeypatch):
+def test_captured_calls_have_whole_tickets():
     """Those of two graphs lie side by side: of the most teams, and of one."""
     case = make((64, 1, 2, 4), torch.float32, heads=None, scale=None)
     with on(90, "random", "auto", multiprocessors=128, cache=1 << 20) as software:
         software.use_unused(LIMITS[90]._replace(multiprocessors=128, cache=1 << 20))
         captured = []
         for plan in ("grid:64", "grid:1"):
-            monkeypatch.setenv(PLAN, plan)
-            alone = case.run("native")
-            with software.captured() as graph:
-                captured.append((graph, case.run("native"), alone))
+            with device.planned(plan):
+                alone = case.run("native")
+                with software.captured() as graph:
+                    captured.append((graph, case.run("native"), alone))
         with software.held_back():
             for graph, *_ in captured:
                 graph.replay(software.new_stream())
