@@ -9,7 +9,7 @@ _sys.meta_path.insert(0, _binaries.CoreFinder)
 try:
     import torch as _torch  # noqa: F401
 except (ImportError, OSError) as _error:
-    # `python -m fdkernels` and `fdkernels._core` work where torch is missing or broken; the rest says what is wrong.
+    # Without a working torch, `python -m fdkernels` and `fdkernels._core` still work; all other names raise the reason.
     _why = f"{type(_error).__name__}: {_error}"
 
     def __getattr__(name: str) -> object:

@@ -1,8 +1,7 @@
 """`python -m fdkernels`: versions, compiled parts, devices, and what backend="auto" picks for each device and why.
 `python -m fdkernels plan`: how the CUDA backend would spread a call over a GPU (`plans.py`).
 
-What may be broken is looked at in a process of its own, so that a damaged library that kills the process it is loaded
-into still leaves a report.
+The checks run in a child process, because a damaged library can kill the process that loads it: the report survives.
 """
 
 from __future__ import annotations

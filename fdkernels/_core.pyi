@@ -20,70 +20,70 @@ def divergences() -> list[str]: ...
 def arguments(op: str) -> list[tuple[str, str]]: ...
 def log_weight(name: str, log_ratio: ArrayLike, alpha: float | None = None) -> NDArray[np.float64]: ...
 
-# ---- plans of the CUDA backend; csrc/core/plan.h
+# ---- plans of the CUDA backend, from csrc/core/plan.h
 
 DType = Literal["bf16", "fp16", "fp32", "fp64"]
 
 class DeviceLimits(TypedDict):
     capability: int  # 10 major + minor
     multiprocessors: int
-    shared_per_block: int  # bytes that a block may ask for, the opt-in limit
+    shared_per_block: int  # bytes, the opt-in limit of a block
     shared_per_multiprocessor: int  # bytes
     cache: int  # bytes of L2
     bandwidth: float  # of memory, bytes/s
-    active_clusters: Sequence[int]  # resident ones of the sizes 1, 2, 4, 8, 16; 0: cannot be scheduled
+    active_clusters: Sequence[int]  # resident clusters of size 1, 2, 4, 8, 16; 0: this size cannot be scheduled
 
 class CallOptions(TypedDict, total=False):
-    """A forward call: what its launcher finds in the tensors."""
+    """A forward call, as its launcher reads it from the tensors."""
 
-    student: DType  # "bf16" by default; the gradient's too
+    student: DType  # of x and the gradient; "bf16" by default
     prediction: DType | None  # of τ and its unconditional output; None: student's
     fake: DType | None  # of f and its unconditional output; None: prediction's
-    noisy: DType | None  # of x_t, whose coefficients come with it; None: x_t is not read
-    guidance: bool  # an unconditional output beside τ
-    fake_guidance: bool
+    noisy: DType | None  # of x_t, which implies coefficients; None: x_t is not read
+    guidance: bool  # τ has an unconditional output
+    fake_guidance: bool  # f has an unconditional output
     coefficients: bool  # raw predictions, c·(f - τ)
-    scale: int  # entries a sample of a scale table; 0: no table
-    mask: tuple[int, int] | None  # rows (1 or batch) and entries a row
+    scale: int  # entries per sample of a multiplier table; 0: no table
+    mask: tuple[int, int] | None  # rows (1 or batch) and entries per row
     heads: int  # of the logits; 0: no logits
-    bins: int  # of the normalizer
+    bins: int  # of the normalizer; 0: no normalizer
     dmd_scale: bool  # True by default
     with_stats: bool
     with_grad: bool  # True by default
     reduction: Literal["mean", "sum", "none"]
-    allowed: str  # "auto", "grid", "cluster", "cluster:1" to "cluster:16"
+    allowed: str  # "auto", "cluster", "cluster:1" to "cluster:16", "grid", "grid:1" to "grid:64"
 
 class Plan(TypedDict):
     schedule: Literal["cluster", "grid"]
     team: int  # blocks that share a sample
-    teams: int  # that run side by side
+    teams: int  # teams that run side by side
     blocks: int  # team x teams
-    threads: int  # a block
-    share: int  # elements of a sample that a block takes
-    held: int  # vectors of them that it holds on chip
-    buffers: int  # samples that it holds at a time
-    shared_bytes: int  # dynamic, a block
-    again: int  # elements of a sample that its gradient has read a second time
-    prefetched: int  # elements of each share of the next sample that go to L2 ahead of their loads
-    weigh_first: bool  # launches of their own, one or three, compute h
-    count_first: bool  # another counts a mask's entries
+    threads: int  # per block
+    share: int  # elements of a sample per block
+    held: int  # vectors of its share that a block holds on chip
+    buffers: int  # samples that a block holds at a time
+    shared_bytes: int  # dynamic shared memory per block
+    again: int  # elements of a sample that are read a second time, for its gradient
+    prefetched: int  # elements of each share of the next sample that are prefetched into L2
+    weigh_first: bool  # one or three extra launches compute h first
+    count_first: bool  # an extra launch counts the mask's entries first
     wide_offsets: bool  # an element's index in its sample needs more than 32 bits
     launches: int
     phases: float  # how often inputs are read: 1 + again / elements
-    loads: str  # the kernel's types
-    general: bool  # beyond x, τ and f, or an odd mix of types
-    vector: int  # elements of a 16-byte access of the widest stored type
-    minimum_bytes: float  # of N-sized inputs read once and the gradient written once
-    bytes: float  # predicted, between memory and chip
+    loads: str  # the kernel's combination of types
+    general: bool  # reads more than x, τ and f, or finds types at run time
+    vector: int  # elements per 16-byte access of the widest stored type
+    minimum_bytes: float  # N-sized inputs read once and the gradient written once
+    bytes: float  # predicted traffic between memory and chip
     seconds: float  # predicted
 
 def plan(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> Plan:
-    """How the CUDA backend spreads a call over a device: the very function that its launcher obeys.
+    """How the CUDA backend spreads a call over a device. Its launcher calls the same function.
 
     Raises:
-        ValueError: an argument is out of range, or nothing that is allowed can hold a sample.
+        ValueError: an argument is out of range, or no allowed schedule can hold a sample.
     """
 
 def plans(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> list[Plan]:
-    """Every schedule that is allowed and can run; the first is `plan`'s. Their order is that of the same call's seconds
-    with figures and a gradient, by which schedules are chosen."""
+    """Every allowed schedule that can run, in the order of the choice; the first is `plan`'s. The choice compares the
+    seconds of the same call with figures and a gradient, so that neither option changes the schedule."""

@@ -1,1 +1,1 @@
-"""What every op shares: its argument list and all that follows from it, registration, autograd, views, checks."""
+"""The code that every op shares: argument lists and what follows from them, registration, autograd, views, checks."""

@@ -1,7 +1,7 @@
 """An op's argument list: a NamedTuple whose annotations say what each argument is.
 
 The list is written once in Python, in `<op>/arguments.py`, and once in C++, in `csrc/<op>/arguments.h`; a test compares
-the two. The op's schema, the order of its operands and the checks of a raw call follow from it.
+the two. The list determines the op's schema, the order of its operands and the checks of a raw call.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fdkernels._op import floats
 
 
 class Table(NamedTuple):
-    """A small operand: (B or 1, R) entries, of which element i of a sample reads (i // inner) % R (`views.py`)."""
+    """A small operand: (B or 1, R) entries. Element i of a sample reads entry (i // inner) % R (`views.py`)."""
 
     entries: Tensor | None = None
     inner: int = 1
 
 
 Samples = Annotated[Tensor, "samples"]
-"""(B, *S), floating: N-sized, with the batch first and each sample dense in the student's memory order."""
+"""(B, *S), floating: N-sized, batch first, each sample dense in the student's memory order."""
 PerSample = Annotated[Tensor, "per_sample"]
 """(B,), real."""
 Logits = Annotated[Tensor, "logits"]
@@ -38,10 +38,10 @@ FloatTable = Annotated[Table, "table"]
 MaskTable = Annotated[Table, "mask"]
 """bool entries."""
 Number = Annotated[float | Tensor, "number"]
-"""A finite float; a tensor where torch.compile makes one of it (`floats.py`), and in no launcher."""
+"""A finite float. torch.compile can turn it into a tensor (`floats.py`); a launcher always gets a float."""
 Flag = Annotated[bool, "flag"]
 Choice = Annotated[str, "choice"]
-"""One of the names that follow it: Annotated[Choice, "mean", "sum", "none"]."""
+"""One of the names that the annotation lists: Annotated[Choice, "mean", "sum", "none"]."""
 
 _SCHEMA = {
     "samples": "Tensor", "per_sample": "Tensor", "logits": "Tensor", "scalar": "Tensor", "state": "Tensor(a!)",
@@ -59,7 +59,7 @@ class Argument(NamedTuple):
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """Its names in the schema: a table has two."""
+        """The argument's names in the schema: a table has two."""
         return (self.name, f"{self.name}_inner") if self.kind in ("table", "mask") else (self.name,)
 
     @property
@@ -69,13 +69,13 @@ class Argument(NamedTuple):
 
 
 class ArgumentList:
-    """The list that a NamedTuple class is; one of its fields may be another list, whose entries stand in its place."""
+    """The argument list of a NamedTuple class. A field may be another list, whose entries take the field's place."""
 
     def __init__(self, arguments: type[Any]) -> None:
         self.tuple = arguments
         self.entries: tuple[Argument, ...] = ()
         self._tuples: dict[int, Any] = {}
-        """Fields that are tuples themselves, by position: a table, or a list."""
+        """Fields that are themselves tuples, by position: tables and nested lists."""
         for position, (name, hint) in enumerate(get_type_hints(arguments, include_extras=True).items()):
             if isinstance(hint, type):
                 self._tuples[position] = ArgumentList(hint)
@@ -91,7 +91,7 @@ class ArgumentList:
 
     @property
     def schema(self) -> str:
-        """Of an op that takes these."""
+        """The schema of an op that takes these arguments."""
         return ", ".join(entry.schema for entry in self.entries) + ", Tensor? numbers=None"
 
     def flat(self, call: Any) -> list[Any]:
@@ -106,7 +106,7 @@ class ArgumentList:
         return values
 
     def operands(self, call: Any) -> list[Any]:
-        """What the op is called with: `flat`, and `numbers`, which holds the floats where some are no constants."""
+        """The op's operands: `flat`, then `numbers`, which carries all floats if some of them are not constants."""
         values = self.flat(call)
         numbers = floats.carried([values[at] for at in self._numbers_at])
         if numbers is not None:
@@ -116,17 +116,17 @@ class ArgumentList:
         return values
 
     def call(self, *operands: Any) -> Any:
-        """The call that an op's operands are, its `numbers` read; for a launcher."""
+        """The call, rebuilt from an op's operands for a launcher; floats come from `numbers` if it is given."""
         *values, numbers = operands if len(operands) > len(self.names) else (*operands, None)
         return self.build(values if numbers is None else self._with(values, floats.checked(numbers, self.numbers)))
 
     def build(self, values: Sequence[Any]) -> Any:
-        """The call of operands whose floats are where they stand, or do not matter."""
+        """The call, rebuilt from operands without `numbers`."""
         return self._take(iter(values))
 
     def traced(self, call: Any) -> Any:
-        """A call for code that a compiler may be tracing: floats that are no constants as 0-d tensors of the samples'
-        device."""
+        """A call for code that a compiler may be tracing: if some floats are not constants, all floats become 0-d
+        tensors on the samples' device."""
         *values, numbers = self.operands(call)
         if numbers is None:
             return call

@@ -1,7 +1,7 @@
-"""The autograd function around every loss: a forward stores the gradient too, so that the backward only scales it.
+"""The autograd function around every loss: the forward also stores the gradient, and the backward only scales it.
 
-A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). The gradient is that of an
-upstream of 1; where float16 would lose it, it is stored times a power of two, which `unscale` takes out again.
+A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). The stored gradient is for
+an upstream of 1. A float16 gradient would underflow, so it is stored times a power of two; `unscale` is its inverse.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fdkernels._op.library import KERNELS, Op
 
 def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
     """(loss, figures), differentiable with respect to the first argument alone."""
-    # Not is_exporting(), which torch 2.10 and 2.11 take as true in every graph of torch.compile.
+    # Do not use is_exporting(): torch 2.10 and 2.11 treat it as true in every torch.compile graph.
     if torch.compiler._is_exporting_flag:
         return _exported(op, backend, call)
     return _Loss.apply(call[0], op, backend, call)
 
 
 def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
-    """An exported graph keeps no autograd function: it has to hold an op that knows its own gradient."""
+    """An exported graph loses an autograd function, so it must hold an op that knows its own gradient."""
     if backend not in KERNELS and call.with_grad:
         raise RuntimeError(
             f"{op.public}: torch.export would lose the gradient of the {backend} backend; export with backend= "
@@ -46,9 +46,9 @@ def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...]) -> tuple[
 class _Loss(Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
-        # Every other tensor travels inside `call`, unseen by autograd: a constant of the loss.
+        # All other tensors are inside `call`, where autograd does not see them: they are constants of the loss.
         loss, _, _, figures = _keep(ctx, op, backend, op.run(backend, call, first))
-        # A saved-tensor hook may hand its own tensor back, which is not ours to write to.
+        # A saved-tensor hook may return a tensor of its own, which the backward must not write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
         ctx.mark_non_differentiable(figures)
@@ -59,7 +59,7 @@ class _Loss(Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"{ctx.op.public}: double backward (create_graph=True) is not supported")
         upstream = upstreams[0]
-        if upstream is None:  # the loss fed something that sent no gradient back
+        if upstream is None:  # what consumed the loss sent no gradient back
             return None, None, None, None
         gradient, unscale = ctx.saved_tensors
         if ctx.backend == "reference":
@@ -73,7 +73,7 @@ class _Loss(Function):
 
 
 class _RawLoss(_Loss):
-    """The same around the raw op, of which a graph without the autograd function is made, such as an exported one."""
+    """The autograd function of a raw op, for graphs that do not hold `_Loss`, such as exported ones."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, op: Op, backend: str, operands: Any) -> tuple[Tensor, ...]:
@@ -84,7 +84,7 @@ class _RawLoss(_Loss):
 
 
 def differentiable(op: Op) -> Op:
-    """Teach the raw ops their own gradient."""
+    """Register the gradient of the raw ops."""
     for backend in KERNELS:
         library.implement_autograd(op, backend, _raw(op, backend))
     return op
@@ -98,7 +98,8 @@ def _raw(op: Op, backend: str) -> Any:
             at = op.arguments.names.index("with_grad")
             given = (*operands[:at], True, *operands[at + 1 :])
             return _RawLoss.apply(given[0], op, backend, given)
-        with torch._C._AutoDispatchBelowAutograd():  # also while a compiler traces, when `kernels` would come back here
+        # Not `kernels`: while a compiler traces, it would call this function again.
+        with torch._C._AutoDispatchBelowAutograd():
             return raw(*operands)
 
     return call
@@ -115,7 +116,7 @@ def scaled(gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
 
 
 def _graph_is_freed() -> bool:
-    """Inside a backward: whether nothing will read the saved tensors again."""
+    """Whether the running backward is the last one to read the saved tensors."""
     if torch.compiler.is_compiling():
         return False
     keep_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
@@ -123,15 +124,15 @@ def _graph_is_freed() -> bool:
 
 
 def inside_backward() -> bool:
-    """Whether autograd is running here: a forward is then the second one of an activation checkpoint.
+    """Whether autograd is running in this thread: a forward is then the second one of an activation checkpoint.
 
-    State was updated by the first. A second update would give this forward, and so the gradient, other weights than the
-    loss had.
+    Do not update state then. The first forward updated it; a second update would give this forward, and so the
+    gradient, different weights from those of the loss.
     """
     return torch._C._current_graph_task_id() != -1
 
 
 def mark_updated(state: Tensor | None, updated: bool) -> None:
-    """Tell autograd of a kernel's raw write, as an in-place op of PyTorch's own would."""
+    """Tell autograd that a kernel wrote to `state`, as PyTorch's own in-place ops do."""
     if state is not None and updated and not torch.compiler.is_compiling() and not inside_backward():
         increment_version(state)

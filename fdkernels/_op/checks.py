@@ -1,4 +1,4 @@
-"""Checks of user input that several ops share. Each error names the argument, what was expected and what came."""
+"""Checks of user input that several ops share. Each error names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
-warned: set[str] = set()  # what this process has been warned of
+warned: set[str] = set()  # keys of the warnings that this process has given
 
 LONGEST = 200  # characters of a user's value in a message
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """A plain tensor: a DTensor's shard would be taken for the whole."""
+    """A dense tensor outside of any torch.func transform."""
     check_dense(name, value)
     if _transforms_are_active() and torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise TypeError(
@@ -35,7 +35,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_dense(name: str, value: Any) -> None:
-    """A tensor whose sizes and strides are what they seem; one inside a torch.func transform too."""
+    """A strided tensor, also inside a torch.func transform. A DTensor is refused: its shard would pass as the whole."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.is_nested:
@@ -54,9 +54,9 @@ def check_real(name: str, value: Tensor) -> None:
 
 
 def is_readable(value: Tensor) -> bool:
-    """Whether the host may look at a tensor's values: a plain CPU tensor, where nothing traces or fakes its ops.
+    """Whether the host may read a tensor's values: it is a plain CPU tensor, and nothing traces or fakes its ops.
 
-    Elsewhere a look costs a device sync, bakes one value into a graph, or raises.
+    Otherwise a read costs a device sync, bakes one value into a graph, or raises.
     """
     return (
         not is_traced()
@@ -77,20 +77,20 @@ def is_traced() -> bool:
 
 
 def _fakes(mode: Any) -> bool:
-    """Of torch's own modes, those that trace or fake; FlopCounterMode and a user's run what they see."""
+    """Whether a dispatch mode traces or fakes ops. FlopCounterMode and a user's own modes run them."""
     return getattr(mode, "_mode_key", None) is not None
 
 
 def check_number(name: str, value: Any) -> float:
-    """A finite real number, NumPy's scalars included."""
+    """A finite real number as a float; NumPy scalars are accepted."""
     number = as_float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if number - number != 0.0:  # not finite; torch.compile does not trace math.isfinite of a float that varies
+    if number - number != 0.0:  # not finite; torch.compile cannot trace math.isfinite of a float that varies
         raise ValueError(f"{name}: expected a finite number, got {shown(value)}")
     return number
 
 
 def as_float(value: Any) -> float:
-    """As float(), but infinite for a whole number or fraction that no float holds."""
+    """float(value), but infinite where an int or a fraction is too large for a float."""
     try:
         return float(value)
     except OverflowError:
@@ -132,7 +132,7 @@ def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *,
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """The end of an unknown-name error: the nearest name, where one is near, and all of them."""
+    """The end of an unknown-name error: the nearest known name, if one is near, then all known names."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
     written = name[:LONGEST].lower() if isinstance(name, str) else ""
@@ -147,7 +147,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """As of the line that called the library, through however much of it and of torch."""
+    """Warn at the line outside of fdkernels and torch that called the library."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fdkernels", "torch"):
         frame, level = frame.f_back, level + 1
@@ -161,18 +161,18 @@ def warn_once(key: str, message: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A user's value as a message prints it: as repr does, but short, soon done, and never an error of its own."""
+    """A user's value for a message: like repr, but short and fast, and it never raises."""
     try:
         text = _abridged(value, 3)
-    except Exception:  # of a __repr__ or __len__ that is not ours
+    except Exception:  # from the __repr__ or __len__ of a user's class
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _abridged(value: Any, depth: int) -> str:
-    """Numbers, strings and the first elements of containers; of anything else its type.
+    """Numbers, strings and the first elements of containers; only the type of anything else.
 
-    A repr of another's may run without end: over a few lines of YAML whose aliases nest, say.
+    The repr of an arbitrary object may not end, for example that of nested YAML aliases.
     """
     if isinstance(value, (str, bytes)):
         return repr(value) if len(value) <= LONGEST else f"{value[:LONGEST]!r}..."

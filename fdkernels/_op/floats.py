@@ -1,8 +1,8 @@
-"""The float options of the raw ops: constants of a graph, or data where a compiled graph is called with changing ones.
+"""The float options of the raw ops: constants of a graph, or data where they change between calls of a compiled graph.
 
-torch.compile turns a float that changes from call to call into a symbol. Do not hand a symbol to an op: Inductor
-remembers what it stood for where the graph computed it (`1 + w`), and later calls get old numbers. One tensor of all
-the floats, `numbers`, is right under every compiler.
+Do not pass a symbol to an op. torch.compile turns a float that changes from call to call into a symbol. Where the graph
+computes with it (`1 + w`), Inductor keeps the first value, and later calls get old numbers. One tensor that holds all
+floats, `numbers`, is right under every compiler.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SYMBOLS = (torch.SymFloat, torch.SymInt)
 
 
 def carried(options: Sequence[float | Tensor]) -> Tensor | None:
-    """None where all are constants, else `numbers`: float64 on the CPU, where launchers read it."""
+    """None if all options are constants, else `numbers`: float64 on the CPU, where launchers read it."""
     if not torch.compiler.is_compiling() and all(type(option) is float for option in options):
-        return None  # an eager call: soon done
+        return None  # the fast path of an eager call
     return None if all(map(is_constant, options)) else torch.cat([_as_data(option) for option in options])
 
 
@@ -38,11 +38,11 @@ def _as_data(option: float | Tensor) -> Tensor:
 
 
 def filled(shape: tuple[int, ...], value: float, device: torch.device) -> Tensor:
-    """A float64 tensor of one value."""
+    """A float64 tensor filled with one value, which may be a symbol."""
     if is_constant(value):
         return torch.full(shape, value, dtype=torch.float64, device=device)
-    # A product keeps a symbol one; torch.full, torch.tensor and math's functions ask for its value, and each new value
-    # is then a new graph.
+    # A product keeps the symbol. torch.full, torch.tensor and the math module read its value, and each new value then
+    # compiles a new graph.
     return torch.ones(shape, dtype=torch.float64, device=device) * value
 
 
@@ -51,7 +51,7 @@ def logarithm(value: float) -> float | Tensor:
 
 
 def checked(numbers: Tensor, names: Sequence[str]) -> list[float]:
-    """The values of a raw op's `numbers`, checked: no one could before, where a graph computed them."""
+    """The values of a raw op's `numbers`, checked here because a graph computed them after the public checks."""
     if numbers.shape != (len(names),) or numbers.dtype != torch.float64 or numbers.device.type != "cpu":
         raise RuntimeError(
             f"numbers: expected float64 ({len(names)},) on the CPU, got {tuple(numbers.shape)}, {numbers.dtype} on "

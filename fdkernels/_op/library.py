@@ -1,6 +1,6 @@
-"""How an op is registered: one schema and one fake for every backend, Triton's implementation behind its first call.
+"""How an op is registered: one schema and one fake for every backend. The first call imports Triton's implementation.
 
-`csrc/torch/` registers the implementations `<op>_native`, for the same schemas.
+`csrc/torch/` registers the implementations `<op>_native` for the same schemas.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Op(NamedTuple):
     """The function that users call, as errors name it."""
     arguments: ArgumentList
     results: str
-    """As a schema has them."""
+    """The results as written in a schema."""
     outputs: Callable[[Any], tuple[Tensor, ...]]
-    """From a call to its results, uninitialized: what the fakes return."""
+    """Maps a call to its results, uninitialized; the fakes return these."""
     reference: Callable[[Any], tuple[Tensor, ...]]
-    """The specification, from a call to its results."""
+    """The specification: maps a call to its results."""
 
     def run(self, backend: str, call: Any, first: Tensor) -> Any:
-        """The results of a call, `first` in the place of its first argument.
+        """The results of a call whose first argument is replaced by `first`.
 
-        No kernel runs over an empty batch: its results are the reference's on every backend.
+        An empty batch runs no kernel: on every backend its results are the reference's.
         """
         if backend == "reference" or first.shape[0] == 0:
             return self.reference(call._replace(**{self.arguments.names[0]: first}))
@@ -45,9 +45,9 @@ class Op(NamedTuple):
 
 ops: dict[str, Op] = {}
 kernels: dict[str, Callable[..., Any]] = {}
-"""Registered ops by name, past their own autograd kernels: around them is an autograd function already."""
+"""Registered ops by name, called below their own autograd kernels: the caller is already an autograd function."""
 
-# The limits of a GPU, which native plans its launches by: `csrc/core/plan.h`, DeviceLimits in its order.
+# The limits of a GPU, from which native plans its launches: the fields of DeviceLimits in `csrc/core/plan.h`, in order.
 CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
 
 _library = torch.library.Library("fdkernels", "DEF")
@@ -55,7 +55,7 @@ _library.define(CUDA_LIMITS)
 
 
 def register(op: Op, triton: str) -> Op:
-    """Make an op callable on every backend; `triton`: the module with a function of its name for that backend."""
+    """Make an op callable on every backend. `triton` names the module with Triton's function of the op's name."""
     ops[op.name] = op
     for backend in KERNELS:
         define(_library, op, backend)
@@ -66,7 +66,7 @@ def register(op: Op, triton: str) -> Op:
 
 
 def define(library: torch.library.Library, op: Op, backend: str) -> None:
-    """An op's schema in a library's namespace, and its fake."""
+    """Define an op's schema and its fake in a library's namespace."""
     library.define(f"{op.name}_{backend}({op.arguments.schema}) -> ({op.results})")
 
     def fake(*operands: Any) -> tuple[Tensor, ...]:
@@ -76,9 +76,9 @@ def define(library: torch.library.Library, op: Op, backend: str) -> None:
 
 
 def define_scale(library: torch.library.Library, backend: str) -> None:
-    """The two ops that scale the gradient a loss has stored (`autograd.py`): `scale_<backend>`, `scale_<backend>_`.
+    """Define the ops that scale a loss's stored gradient (`autograd.py`): `scale_<backend>` and `scale_<backend>_`.
 
-    In place, a factor of 1 moves nothing.
+    The in-place op moves no data where the factor is 1.
     """
     scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
     library.define(f"{scaled}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
@@ -92,17 +92,17 @@ def implement_autograd(op: Op, backend: str, function: Callable[..., Any]) -> No
 
 
 def _implement_in_triton(op: str, module: str, function: str) -> None:
-    """The module is imported, and Triton with it, by the first call."""
+    """The first call imports the module, and Triton with it."""
 
     def implementation(*operands: Any) -> Any:
         return getattr(importlib.import_module(module), function)(*operands)
 
-    for key in ("CUDA", "CPU"):  # ROCm's devices are CUDA's to PyTorch; on CPU, Triton's interpreter
+    for key in ("CUDA", "CPU"):  # PyTorch dispatches ROCm as CUDA; Triton's interpreter runs on the CPU
         _library.impl(op, implementation, key)
 
 
 def below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
-    """`op` past its own autograd kernel."""
+    """`op` without its own autograd kernel."""
 
     def call(*operands: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""What keeps a direct call of a raw op from reading past a tensor. Public calls have been validated before.
+"""Checks that keep a direct call of a raw op from reading past a tensor. Public calls are validated before.
 
 `csrc/torch/operands.h` makes the same checks for the native backend.
 """
@@ -16,7 +16,7 @@ from fdkernels._op.checks import FLOATS
 
 
 class _First(NamedTuple):
-    """What the others are held against."""
+    """The first argument's properties, with which the other arguments must agree."""
 
     shape: torch.Size
     device: torch.device
@@ -25,7 +25,7 @@ class _First(NamedTuple):
 
 
 def check(arguments: ArgumentList, call: Any) -> None:
-    """Raises a RuntimeError, as PyTorch's own ops do. A good call pays for comparisons alone, some microseconds."""
+    """Raises RuntimeError, as PyTorch's own ops do. A valid call costs only comparisons, some microseconds."""
     tensor: Tensor | None = call[0]
     if tensor is None or tensor.dim() == 0:
         refuse(arguments.names[0], "shape (B, ...)", tensor)

@@ -1,7 +1,7 @@
 """How tensors of any strides reach kernels that read each sample as one dense run of memory.
 
-Sums over a sample and elementwise maps do not care about the order of elements, so every tensor is viewed in the
-*student's memory order*: channels_last stays as it is. A tensor that is not dense in that order costs one copy.
+Sums over a sample and elementwise maps do not depend on the order of elements, so every tensor is viewed in the
+*student's memory order*: channels_last needs no copy. A tensor that is not dense in that order costs one copy.
 
 Small operands (per sample, per frame, per channel, spatial) keep their own storage. In memory order, element i of a
 sample reads entry (i // inner) % R of a (B or 1, R) table.
@@ -18,7 +18,7 @@ from fdkernels._op.arguments import Table
 
 
 def memory_order(x: Tensor) -> tuple[int, ...] | None:
-    """The permutation of x's dimensions, batch first, that sorts the others from slow to fast; None if they are."""
+    """The permutation that keeps the batch first and sorts x's other dimensions from slow to fast; None if sorted."""
     if x.is_contiguous():
         return None
     inner = sorted(range(1, x.dim()), key=lambda d: (x.stride(d), x.size(d)), reverse=True)
@@ -39,7 +39,7 @@ def dense_samples(x: Tensor) -> Tensor:
 
 
 def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
-    """value with student's rank: it has student's leading dimensions, () and (B,) among them, or broadcasts to it."""
+    """value with student's rank. value has student's leading dimensions, such as () or (B,), or broadcasts to it."""
     if value.device != student.device:
         raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
     fits = value.dim() <= student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape, strict=False))
@@ -53,7 +53,7 @@ def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
 
 
 def unexpanded(value: Tensor) -> Tensor:
-    """A small operand without the dimensions that the caller has expanded: its own storage is smaller."""
+    """A small operand with the dimensions that the caller expanded reduced to size 1, as in its storage."""
     for d in range(value.dim()):
         if value.stride(d) == 0 and value.shape[d] > 1:
             value = value.narrow(d, 0, 1)
@@ -61,7 +61,7 @@ def unexpanded(value: Tensor) -> Tensor:
 
 
 def readable(value: Tensor) -> Tensor:
-    """A real operand in float32 or float64, as tables have it."""
+    """A real operand in float32 or float64, the dtypes of a table."""
     if value.dtype in (torch.float32, torch.float64):
         return value
     value = unexpanded(value)
@@ -69,7 +69,7 @@ def readable(value: Tensor) -> Tensor:
 
 
 def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None) -> Table:
-    """A small operand as the table that elements read in the student's memory order."""
+    """A small operand as a table for elements in the student's memory order."""
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     if value.dim() == 1 and value.shape[0] == batch and value.device == student.device:
         return Table(value[:, None], elements)
