@@ -1,18 +1,19 @@
-"""Which backends can serve a device, and what "auto" picks.
+"""Which backends can serve a device, and which one "auto" picks.
 
     cpu    native, else reference
     cuda   native, else triton, else reference    on a compute capability of `CHECKED`
            triton, else native, else reference    on every other, and on ROCm
     other  reference
 
-On GPUs `native` is CUDA C++, for NVIDIA's alone and those that the library was compiled for; `triton` serves NVIDIA and
-ROCm. Both need compute capability 8.0. A machine with several kinds of GPU is judged by its current one.
+On GPUs `native` is CUDA C++. It serves only NVIDIA GPUs, and only those that the library was compiled for. `triton`
+serves NVIDIA and ROCm. On NVIDIA both need compute capability 8.0. If a machine has several kinds of GPU, the one that
+is current at the first call decides.
 
-The order depends on the GPU alone, not on the call: a step keeps its backend, and its bits, when an option changes.
+The order depends only on the GPU, not on the call: a step keeps its backend, and its bits, when an option changes.
 
-`reference` is eager PyTorch and runs anywhere; where a kernel should have served, "auto" takes it with a warning. A
-backend asked for by name is used or refused, never replaced. With FDKERNELS_LOG=1 the first use of each (op, device)
-names its backend and, where one that "auto" prefers is missing, why.
+`reference` is eager PyTorch and runs anywhere. If "auto" takes it where a kernel should serve, it warns. A backend
+asked for by name is used or refused, never replaced. With FDKERNELS_LOG=1 the first use of each (op, device type) logs
+its backend, and why a backend that "auto" prefers is missing.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from fdkernels._op.checks import shown, warn
 BACKENDS = ("reference", "native", "triton")
 NATIVE_FIRST, TRITON_FIRST = ("native", "triton", "reference"), ("triton", "native", "reference")
 
-# Compute capabilities of which a GPU passed `make gpu-check`, and its results. The blocks of native's CUDA kernels wait
-# for each other: on hardware that they have not run on, they could hang a training run. Triton's programs never wait.
+# Compute capabilities on which a GPU passed `make gpu-check`, and the results. The blocks of native's CUDA kernels wait
+# for each other, so on hardware where they have not run they could hang a training run. Triton's programs never wait.
 CHECKED = {(9, 0): "benchmarks/results/h100_check.json"}
-# The same of earlier kernels, whose blocks waited in another way; a check anew moves an entry up.
+# The same for earlier kernels, whose blocks waited in another way. A new check moves an entry to CHECKED.
 CHECKED_BEFORE: dict[tuple[int, int], str] = {}
 
 OLDEST_TRITON = (3, 6)
@@ -66,7 +67,7 @@ def load_native(device_type: str) -> str | None:
 
 
 def unavailable(backend: str, device_type: str) -> str | None:
-    """Why `backend` can't serve tensors of this device type; None where it can."""
+    """Why `backend` can't serve tensors of this device type; None if it can."""
     if backend == "reference":
         return None
     if backend == "native":
@@ -95,7 +96,7 @@ def _why_not_gpu() -> str | None:
 
 
 def _why_not_compiled(capability: tuple[int, int]) -> str | None:
-    """Why the CUDA library has no code for a GPU, or this machine's driver can't run it."""
+    """Why the CUDA library has no code for a GPU, or why this machine's driver can't run that code; None if it can."""
     try:
         from fdkernels import _core
     except ImportError as error:
@@ -106,7 +107,7 @@ def _why_not_compiled(capability: tuple[int, int]) -> str | None:
         held = ", ".join(info["cuda_archs"]) or "nothing"
         return f"the CUDA library was compiled for {held}; this GPU has compute capability {capability}"
     built = tuple(int(number) for number in info["cuda"].split("."))
-    # A driver runs machine code of its own major version of CUDA, but compiles PTX of no later version than its own.
+    # A driver runs machine code of any CUDA up to its own major version, but compiles PTX only up to its exact version.
     needed = built if all(arch.endswith("+PTX") for arch in serving) else built[:1]
     driver = _driver_version()
     if driver < needed:
@@ -130,7 +131,7 @@ def _driver_version() -> tuple[int, int]:
 
 @functools.cache
 def _installed_triton() -> str | None:
-    """Triton's version, without importing it; ROCm's builds of torch bring it under a name of their own."""
+    """Triton's version, found without importing Triton. torch's ROCm builds install it under another name."""
     if importlib.util.find_spec("triton") is None:
         return None
     for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
@@ -155,17 +156,17 @@ def _why_not_triton(device_type: str) -> str | None:
 
 
 def available(device_type: str) -> dict[str, str | None]:
-    """Each backend's name, mapped to None where it can serve the device type, else to why not."""
+    """Maps each backend's name to None if it can serve the device type, else to the reason why not."""
     return {backend: unavailable(backend, device_type) for backend in BACKENDS}
 
 
 def preference(device_type: str) -> tuple[tuple[str, ...], str]:
-    """What "auto" takes on a device type, in order, and why; on "cuda" by the current GPU."""
+    """(the backends that "auto" tries on a device type, in order; why). On "cuda" the current GPU decides."""
     if device_type == "cpu":
         return ("native", "reference"), "native is faster"
     if device_type != "cuda":
         return ("reference",), f"there are kernels for cpu and cuda, not for {device_type}"
-    if torch.version.hip is not None:  # which has capabilities of its own: an MI200's is (9, 0)
+    if torch.version.hip is not None:  # ROCm's capabilities are not CUDA's: an MI200 reports (9, 0), like an H100
         return TRITON_FIRST, "native is for NVIDIA's GPUs"
     if not torch.cuda.is_available():
         return TRITON_FIRST, "no GPU is here"
@@ -181,7 +182,7 @@ def choose(requested: str, device_type: str) -> str:
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a backend asked for by name is not available; says why.
+        RuntimeError: a backend asked for by name is not available; the message says why.
     """
     if not isinstance(requested, str):
         raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {shown(requested)}")
@@ -200,7 +201,7 @@ def choose(requested: str, device_type: str) -> str:
 
 
 def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> None:
-    """Nobody gets eager PyTorch, or loses native to binaries that lie there and do not fit, without being told."""
+    """Warn if "auto" falls back to eager PyTorch, or skips native because its library exists but does not fit."""
     skipped = order[: order.index(chosen)]
     if skipped and (chosen == "reference" or binaries.misfit(f"libfdkernels_{device_type}.so")):
         reasons = "; ".join(f"{backend}: {unavailable(backend, device_type)}" for backend in skipped)
@@ -211,7 +212,7 @@ def _warn_of_fallback(chosen: str, order: tuple[str, ...], device_type: str) -> 
 
 
 def log_choice(op: str, backend: str, device_type: str) -> None:
-    """Name the backend of an op once per device type, where FDKERNELS_LOG=1."""
+    """Log the backend of an op once per device type, if FDKERNELS_LOG=1."""
     if not LOGGING or (op, device_type) in _logged:
         return
     _logged.add((op, device_type))
@@ -220,7 +221,7 @@ def log_choice(op: str, backend: str, device_type: str) -> None:
     _log.warning("%s on %s: %s%s", op, device_type, backend, f" ({'; '.join(skipped)})" if skipped else "")
 
 
-# What torch.compiler.assume_constant_result sets: both run once, when a call is traced. Calling that here would import
-# all of torch._dynamo.
+# The mark that torch.compiler.assume_constant_result sets: both functions run once, when a call is traced. Calling
+# assume_constant_result here would import all of torch._dynamo.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 log_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]

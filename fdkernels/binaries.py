@@ -1,11 +1,11 @@
-"""Where the compiled files are, and whether they belong to these sources. Free of torch.
+"""Where the compiled files are, and whether they belong to these sources. Does not import torch.
 
-They lie beside the package's Python files. A checkout, which has csrc/ beside the package, has them there only after
-`make build`. Whoever stands in it after `pip install .` imports the checkout's Python files, which hide the installed
-ones; then the installed binaries serve.
+The compiled files lie beside the package's Python files. A checkout, which has csrc/ beside the package, has them there
+only after `make build`. After `pip install .`, a Python that starts in the checkout imports the checkout's Python
+files, which hide the installed ones; then the installed binaries serve.
 
-Every binary holds a digest of the csrc/ that it was built from. A checkout uses none of another csrc/, whether they lie
-in it or are installed: Python passes arguments by a schema that those sources may not share.
+Every binary holds a digest of the csrc/ that it was built from. A checkout never uses binaries of another csrc/,
+whether they lie in it or are installed: Python passes arguments by a schema that those sources may not share.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ SUFFIXES = (".cpp", ".h", ".cu", ".cuh")
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """A compiled file, and why it can't be used, in one sentence: None where it can, as far as is known unloaded.
+    """(a compiled file, why it can't be used). The reason is one sentence, or None. The file is not loaded here.
 
-    It lies in the package itself, or where that is a checkout without fitting ones, in one that it hides.
+    The file lies in the package itself. If that is a checkout without fitting binaries, the packages that the checkout
+    hides are searched.
     """
     sources = digest()
     packages = [PACKAGE] if sources is None else [p for p in (PACKAGE, *_hidden()) if (p / CORE).exists()]
@@ -47,13 +48,13 @@ def locate(name: str) -> tuple[Path, str | None]:
 
 
 def misfit(name: str) -> str | None:
-    """Why a file that is there can't be used: it is not known to belong to these sources."""
+    """Why an existing file can't be used: it was not built from these sources. None if it fits or does not exist."""
     file, reason = locate(name)
     return reason if file.exists() else None
 
 
 class CoreFinder:
-    """Imports `fdkernels._core` from where it fits, or says why there is none to import."""
+    """Imports `fdkernels._core` from the package where it fits, or raises ImportError with the reason."""
 
     @staticmethod
     def find_spec(name: str, *_: Any) -> ModuleSpec | None:
@@ -66,12 +67,12 @@ class CoreFinder:
 
 
 def digest() -> str | None:
-    """Of the checkout's csrc/, as CMakeLists.txt makes it; None where this is no checkout."""
+    """The digest of the checkout's csrc/, computed as in CMakeLists.txt; None if this is not a checkout."""
     csrc = PACKAGE.parent / "csrc"
     if not (csrc / "core").is_dir():
         return None
     names = sorted(file.relative_to(csrc).as_posix() for file in csrc.rglob("*") if file.suffix in SUFFIXES)
-    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]  # an editor's
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]  # an editor's files
     lines = (f"{hashlib.sha256((csrc / name).read_bytes()).hexdigest()} {name}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -83,6 +84,6 @@ def built_from(file: Path) -> str | None:
 
 
 def _hidden() -> list[Path]:
-    """Every other fdkernels on the path."""
+    """Where else on sys.path an fdkernels package may lie."""
     packages = (Path(entry or ".").resolve() / "fdkernels" for entry in sys.path)
     return [package for package in packages if package != PACKAGE.resolve()]

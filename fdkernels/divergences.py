@@ -37,12 +37,12 @@ class Divergence:
     """An f-divergence, given by its weight h(r) = r² f''(r).
 
     Args:
-        name: what `divergence=` calls it.
+        name: the name that `divergence=` takes.
         log_weight: maps L = log r, a float64 tensor of any shape, to log h(e^L), elementwise and differentiable or not.
-        aliases: other names for it.
+        aliases: other names that `divergence=` takes.
 
-    Built-in ones also carry `kernel`, their row in the kernels' own tables, and `alpha`, the parameter of Amari's; a
-    divergence of yours has neither, and runs `log_weight` in PyTorch.
+    A built-in divergence also has `kernel`, its row in the kernels' tables, and Amari's has `alpha`, its parameter. A
+    user's divergence has neither: its `log_weight` runs in PyTorch.
 
     Raises:
         TypeError: a name or alias that is not a string, or a log_weight that can't be called.
@@ -69,15 +69,15 @@ class Divergence:
             raise TypeError(f"log_weight: expected a function of log r, got {type(self.log_weight).__name__}")
 
     def __reduce__(self) -> Any:
-        # Built-in ones are found by name, so that modules that hold one can be pickled although theirs are lambdas; so
-        # are registered ones whose function pickle can't find.
+        # A built-in divergence is pickled by name, because pickle can't store its lambda. So is a registered one whose
+        # function pickle can't find.
         if self.kernel is not None or (_registry.get(self.name) is self and not _is_importable(self.log_weight)):
             return resolve, (self.name,)
         return Divergence, (self.name, self.log_weight, self.aliases)
 
 
 def _is_importable(function: Callable[..., Any]) -> bool:
-    """Whether pickle finds it: by its name in its module, or as an object."""
+    """Whether pickle can find a function, by its name in its module or as an object."""
     function = _unwrapped(function)
     return not isinstance(function, FunctionType) or "<" not in function.__qualname__
 
@@ -132,21 +132,22 @@ def alpha(a: float) -> Divergence:
         ValueError: a is not finite.
     """
     a = check_number("alpha", a)
-    name = f"alpha({a!r})" if is_constant(a) else "alpha"  # a symbol of torch.compile's has no value to name
+    name = f"alpha({a!r})" if is_constant(a) else "alpha"  # a torch.compile symbol has no value to put into the name
     return _builtin(name, lambda L: a * L, row="alpha", alpha=a)
 
 
 def divergences() -> dict[str, Divergence]:
-    """The table: every registered divergence by its name (`alpha(a)` is a family, made on demand)."""
+    """Every registered divergence by its name. `alpha(a)` is a family, made on demand, and is not listed."""
     return dict(_registry)
 
 
 def register_divergence(divergence: Divergence) -> Divergence:
     """Make a divergence of your own available by name.
 
-    On every backend its weight runs in PyTorch (`log_weight` on a float64 tensor), followed by the fused kernel.
-    Registered again from the same place, as by a notebook's cell that runs twice, it replaces the earlier one. All
-    cells are one place, in which functions are told apart by name: lambdas of two cells replace each other.
+    On every backend its weight runs in PyTorch (`log_weight` on a float64 tensor), followed by the fused kernel. A name
+    that is registered again from the same place, as when a notebook cell runs twice, replaces the earlier divergence.
+    All cells count as one place, where functions are told apart by name only: under one divergence name, lambdas of two
+    cells replace each other.
 
     Raises:
         TypeError: not a `Divergence`.
@@ -173,12 +174,12 @@ def register_divergence(divergence: Divergence) -> Divergence:
 
 
 def _place(divergence: Divergence) -> Any:
-    """Where its function was written: the same for what a cell, a reload or a repeated call defines anew."""
+    """Where its function was written. It stays the same when a cell, a reload or a repeated call defines it again."""
     function = _unwrapped(divergence.log_weight)
     function = inspect.unwrap(getattr(function, "__func__", function))
     if isinstance(function, FunctionType):
         name, code = (function.__module__, function.__qualname__), function.__code__
-        # A cell's file name changes with its text; no such file exists, except for ipykernel's debugger.
+        # A cell's file name changes with its text. No such file exists, unless ipykernel's debugger wrote it.
         from_cell = not os.path.exists(code.co_filename) or "ipykernel_" in code.co_filename
         return name if from_cell or "<lambda>" not in name[1] else (*name, code.co_filename, code.co_firstlineno)
     kind = type(function)
@@ -187,14 +188,14 @@ def _place(divergence: Divergence) -> Any:
 
 
 def from_kernel(row: str, alpha_parameter: float | Tensor) -> Divergence:
-    """The divergence of a row of the kernels' tables, as the ops name it. The parameter may be a 0-d tensor."""
+    """The divergence of a row in the kernels' tables, as ops name it. Alpha's parameter may be a 0-d tensor."""
     if row == "alpha":
         return _builtin("alpha", lambda L: alpha_parameter * L, row=row, alpha=alpha_parameter)
     return _registry[row]
 
 
 def resolve(divergence: str | Divergence) -> Divergence:
-    """Find a divergence by name or alias; a `Divergence` passes through."""
+    """The divergence of a name or alias; a `Divergence` is returned as it is."""
     if isinstance(divergence, str):
         found = _by_alias.get(divergence)
         return found if found is not None else _resolve_unlisted(divergence)

@@ -1,1 +1,1 @@
-"""What the Triton kernels of all ops share. Imported with the first call that Triton serves, never before."""
+"""The code that the Triton kernels of all ops share. The first call that Triton serves imports it, nothing before."""

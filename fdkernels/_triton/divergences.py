@@ -13,7 +13,7 @@ LOG_2: tl.constexpr = tl.constexpr(0.693147180559945309417232121458176568)
 
 @triton.jit
 def log1p(u):
-    """log(1 + u) for u >= 0, to rounding: the error of w = 1 + u cancels in log(w)·u / (w - 1)."""
+    """log(1 + u) for u >= 0, accurate to rounding: the error of w = 1 + u cancels in log(w)·u / (w - 1)."""
     w = 1.0 + u
     lost = w == 1.0
     return tl.where(lost, u, tl.log(w) * (u / tl.where(lost, 1.0, w - 1.0)))
@@ -27,9 +27,9 @@ def softplus(x):
 
 @triton.jit
 def log_weight(L, alpha, DIVERGENCE: tl.constexpr):
-    """log h(e^L); `alpha` is the parameter of Amari's family and of nothing else."""
+    """log h(e^L). Only Amari's family uses `alpha`, its parameter."""
     if DIVERGENCE == "rkl":
-        log_h = tl.zeros_like(L)  # also of an L that is not finite
+        log_h = tl.zeros_like(L)  # also where L is not finite
     elif DIVERGENCE == "kl":
         log_h = L
     elif DIVERGENCE == "js":

@@ -1,4 +1,4 @@
-"""What kernels of every op do with elements: loads, guidance, masks, float16's power of two. Device functions."""
+"""Device functions on elements for the kernels of every op: loads, guidance, masks, float16's power of two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def is_finite(v):
 
 @triton.jit
 def float64(number):
-    """Interpreted, a float64 parameter is a Python number, which some functions make float32."""
+    """A float64 parameter as a float64 value. In Triton's interpreter it is a Python number, which some functions turn
+    into float32."""
     return tl.full((), number, tl.float64)
 
 
@@ -25,13 +26,13 @@ def load_samples(samples, b, i, inside, WIDE: tl.constexpr):
 
 @triton.jit
 def table_entry(table, b, i):
-    """Where the values of elements i are. Those past the end wrap around: a load without a mask is safe."""
+    """Pointers to the table entries of elements i. Elements past the end wrap around, so a load needs no mask."""
     return table.data + b.to(tl.int64) * table.row_stride + (i // table.inner) % table.entries
 
 
 @triton.jit
 def guided(cond, uncond, guidance_scale, b, i, inside, WIDE: tl.constexpr):
-    """u + g·(v - u) of a prediction v, or v."""
+    """u + g·(v - u) of a prediction v; v itself without an unconditional prediction u."""
     v = load_samples(cond, b, i, inside, WIDE)
     if uncond is not None:
         u = load_samples(uncond, b, i, inside, WIDE)
@@ -49,7 +50,7 @@ def kept_elements(mask, b, i, inside):
 
 @triton.jit
 def count_kept(mask, b, rows, elements, TILE: tl.constexpr):
-    """Kept elements of `rows` samples from b on, counted in the mask's own entries."""
+    """The number of kept elements in `rows` samples from b on, counted over the mask's own entries."""
     kept = tl.sum(tl.zeros((TILE,), tl.int32)).to(tl.float64)
     for start in range(0, rows * mask.entries, TILE):
         j = start + tl.arange(0, TILE)
@@ -60,7 +61,7 @@ def count_kept(mask, b, rows, elements, TILE: tl.constexpr):
 
 @triton.jit
 def given_count(count):
-    """N where a caller gives it: at least 1; NaN stays NaN."""
+    """The N that a caller gives: at least 1; NaN stays NaN."""
     given = tl.load(count).to(tl.float64)
     return tl.where(given < 1.0, 1.0, given)
 

@@ -1,4 +1,4 @@
-"""How every op launches: what a launch is, the device it runs on, and the tickets that programs of one launch draw."""
+"""How every op launches: the launch itself, its device, and the tickets that the programs of one launch draw."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TICKETS = 4096  # of a device: one for each stream, and one for each call that is captured
+TICKETS = 4096  # per device: one for each stream, and one for each captured call
 
 
 class Launch(NamedTuple):
-    """A kernel with everything it is started with; on meta tensors, what `make check-kernels` compiles."""
+    """A kernel and all its arguments. `make check-kernels` compiles launches on meta tensors."""
 
     kernel: Any
     programs: int
@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make `device` the current one, as Triton's launches and capturing want it; costs nothing where it is."""
+    """Make `device` the current device, as Triton's launches and captures need; free if it already is."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return contextlib.nullcontext()
@@ -38,9 +38,9 @@ def start(launches: Iterable[Launch]) -> None:
 
 
 def _zeros(device: torch.device) -> tuple[Tensor, torch.cuda.Event]:
-    """The tickets, and when they are zero."""
+    """(the tickets, the event after which they are zero)"""
     with torch.cuda.device(device):
-        # 16 bytes apart: a pointer's alignment is part of what a kernel is compiled for.
+        # 16 bytes apart, because Triton compiles a kernel for the alignment of its pointers.
         memory = torch.zeros((TICKETS, 4), dtype=torch.int32, device=device)
         zeroed = torch.cuda.Event()
         zeroed.record()
@@ -48,11 +48,11 @@ def _zeros(device: torch.device) -> tuple[Tensor, torch.cuda.Event]:
 
 
 class _Tickets:
-    """A device's tickets: zeros that outlive every stream and graph that counts in them."""
+    """A device's tickets: zeros that outlive every stream and graph that uses them."""
 
     def __init__(self, device: torch.device) -> None:
         self.by_stream: dict[int, Tensor] = {}
-        # In a thread of its own: what the calling one allocates may belong to graphs that Inductor is about to record.
+        # Allocate in another thread: this thread's allocations may belong to a graph that Inductor is about to record.
         with ThreadPoolExecutor(1) as maker:
             self.memory, self.zeroed = maker.submit(_zeros, device).result()
         self.free = list(self.memory.unbind(0))
@@ -67,11 +67,12 @@ _first_call = threading.Lock()
 
 
 def ticket(device: torch.device) -> Tensor:
-    """An int32 zero that the programs of one launch count up, and whose last one sets back to zero.
+    """An int32 zero. The programs of one launch count it up, and the last program sets it back to zero.
 
-    Launches that may overlap never share one: each stream has its own, and so has each call that a CUDA graph captures,
-    since a graph replays on any stream. All come from memory that the first eager call on the device zeroes; a capture
-    before it, or beyond `TICKETS`, zeroes its own as part of the graph. `device` is the current one.
+    Launches that may overlap never share a ticket. Each stream has one, and so has each call that a CUDA graph
+    captures, because a graph replays on any stream. The first eager call on a device zeroes the memory of all tickets.
+    A capture before that call, or beyond `TICKETS`, zeroes its own ticket inside the graph. `device` is the current
+    device.
     """
     if device.type != "cuda":
         return torch.empty(4, dtype=torch.int32, device=device) if device.type == "meta" else _on_cpu

@@ -1,4 +1,4 @@
-"""An op's tensors as its kernels take them: named tuples, which Triton specializes member by member."""
+"""An op's tensors in the form its kernels take: named tuples, which Triton specializes member by member."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     data: Any
     row_stride: int
     entries: int
-    """1 is known when a kernel is compiled."""
+    """Triton compiles the value 1 in as a constant."""
     inner: int
 
 
@@ -47,20 +47,20 @@ def table(small: arguments.Table) -> Table | None:
 
 
 def shared_levels(alpha: Table | None, sigma: Table | None, image: Tensor) -> int:
-    """How many elements of a 128-bit load of an N-sized tensor share their levels; 0 where all of a sample do."""
+    """How many neighboring elements of a 128-bit load of `image` share their levels; 0 if a whole sample does."""
     inner = [levels.inner for levels in (alpha, sigma) if levels is not None and levels.entries > 1]
     return math.gcd(16 // image.element_size(), *inner) if inner else 0
 
 
 def scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """One value on a device. A number of the host's is filled in, not copied: a copy would make the host wait."""
+    """One value on a device. A value on the CPU is filled in, not copied: a copy would make the host wait."""
     if tensor is None or tensor.device == device:
         return readable(tensor)
     return torch.full((), tensor.item(), dtype=torch.float64, device=device)
 
 
 def readable(tensor: Tensor | None) -> Tensor | None:
-    """In a dtype that kernels load, dense."""
+    """A contiguous tensor in a dtype that kernels can load."""
     if tensor is None:
         return None
     return (tensor if tensor.dtype in _READABLE else tensor.double()).contiguous()

@@ -1,6 +1,6 @@
-"""What the networks predict, as device functions: (a, c) of x0 = a·x_t + c·prediction, in float64.
+"""The prediction kinds as device functions: (a, c) of x0 = a·x_t + c·prediction, in float64.
 
-The table of `fdkernels/prediction.py` for Triton: the same expressions in the same order, since float64 results are to
+The table of `fdkernels/prediction.py` for Triton. Keep the same expressions in the same order: float64 results must
 have the same bits. A test compares the two.
 """
 
@@ -14,7 +14,7 @@ from fdkernels._triton.elements import float64, table_entry
 
 @triton.jit
 def coefficients(alpha, sigma, sigma_data, KIND: tl.constexpr):
-    """(a, c) of levels that are numbers or blocks. The compiler drops what a kernel does not use."""
+    """(a, c) from levels that are numbers or blocks. The compiler drops results that a kernel does not use."""
     if KIND == "sample":
         a = tl.zeros_like(sigma)
         c = tl.zeros_like(sigma) + 1.0
@@ -41,7 +41,7 @@ def coefficients(alpha, sigma, sigma_data, KIND: tl.constexpr):
 
 @triton.jit
 def level(table, number, b, i):
-    """Of elements i of sample b, in float64: a table's, or the number in its place."""
+    """The level of elements i of sample b in float64: from the table, or the number if there is no table."""
     v = float64(number)
     if table is not None:
         v = tl.load(table_entry(table, b, i)).to(tl.float64)
@@ -50,10 +50,11 @@ def level(table, number, b, i):
 
 @triton.jit
 def tile_coefficients(operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr):
-    """(a, c) of elements [start, start + TILE) of sample b: two numbers where RUN is 0, since all of them share theirs.
+    """(a, c) of elements [start, start + TILE) of sample b; two numbers if RUN is 0, when a sample has one level.
 
-    Else RUN elements share their levels, and (a, c) are formed once for them: a division an element would halve the
-    warps in flight. The tables' loads have no mask: an alpha of 0 past the end would make 0 · ∞ of what counts as 0.
+    Otherwise each run of RUN elements shares its levels, and (a, c) are computed once per run: a division per element
+    would halve the warps in flight. Do not mask the tables' loads: a masked alpha would be 0, and the infinite
+    coefficient times an element past the end, which is 0, would be NaN.
     """
     alpha, sigma = scalars.alpha, scalars.sigma
     if RUN == 0:

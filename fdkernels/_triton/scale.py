@@ -1,4 +1,4 @@
-"""The backward of every loss in Triton: it scales the gradient that the forward has stored (`_op/autograd.py`)."""
+"""The backward of every loss in Triton: it scales the gradient that the forward stored (`_op/autograd.py`)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def scale_launches(gradient: Tensor, upstream: Tensor, unscale: Tensor, out: Ten
 
 
 # out_bi = upstream_b · unscale_b · gradient_bi: (runs, elements), where a run is a sample if upstream is (B,), else the
-# whole batch. Reads and writes the gradient once: 4 bytes an element in half precision, 8 in float32, 16 in float64.
-# In place and with a factor of 1 it moves nothing: each program reads the factor on the device and returns.
+# whole batch. Reads and writes the gradient once: 4 bytes per element in half precision, 8 in float32, 16 in float64.
+# In place with a factor of 1, it moves no data: each program reads the factor on the device and returns.
 @triton.jit
 def scale_kernel(
     gradient, out, upstream, upstream_stride, unscale, elements, programs, tiles,

@@ -1,4 +1,4 @@
-"""Sums over programs in a fixed order: each program stores its own, and the last one adds all. Device functions."""
+"""Device functions for sums over programs in a fixed order: each program stores its sum, and the last one adds all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import triton.language as tl
 
 @triton.jit
 def is_last(ticket):
-    """Whether all other programs have drawn their ticket: what they stored before is visible then, to every thread.
+    """Whether this program draws the last ticket; then each of its threads sees what the other programs stored.
 
-    The barrier puts all of a program's stores before its draw, acq_rel puts all draws before the last one, and Triton's
-    own barrier behind a scalar atomic puts the last one before what each thread loads next. The `.cv` of those loads
-    asks to bypass caches as well; nothing depends on it, and Triton 3.6 drops it.
+    The barrier orders a program's stores before its draw. acq_rel orders all draws before the last one. Triton's own
+    barrier after a scalar atomic orders the last draw before the next loads of each thread. Those loads also ask to
+    bypass caches (`.cv`); nothing depends on that, and Triton 3.6 drops it.
     """
     tl.debug_barrier()
     last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
@@ -23,15 +23,15 @@ def is_last(ticket):
 
 @triton.jit
 def load_stored(at, inside):
-    """What other programs stored: for the last one."""
+    """Loads, in the last program, what the other programs stored."""
     return tl.load(at, mask=inside, other=0.0, cache_modifier=".cv")
 
 
 @triton.jit
 def sum_of_pieces(partials, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
-    """[SAMPLES] sums of samples b over what the programs of each stored in `partials` [batch, programs]."""
-    # Blocks are added before they are reduced: `total += tl.sum(block, 1)` in a loop trips an assertion in Triton 3.8's
-    # OptimizeThreadLocality where the total is used twice.
+    """[SAMPLES] sums of `partials` [batch, programs] over the programs of each sample in b."""
+    # Add blocks, then reduce: `total += tl.sum(block, 1)` in a loop fails an assertion in Triton 3.8's
+    # OptimizeThreadLocality if the total is used twice.
     total = tl.zeros((SAMPLES, PIECES), tl.float64)
     row = partials + b.to(tl.int64) * programs
     for start in range(0, programs, PIECES):
