@@ -20,28 +20,29 @@ DTYPES = {"mean": torch.float32, "edges": torch.float64}
 class RatioNormalizer(nn.Module):
     """Divides each sample's density ratio by the running mean of the ratio in its noise-level bin.
 
-    E_q[p/q] = 1 at every noise level, for every q that covers p. A learned ratio violates it; with i_b the bin of t_b,
+    E_q[p/q] = 1 at every noise level, for every q that covers p. A learned ratio violates it. With i_b the bin of t_b,
+    this update enforces it:
 
         m_i ← decay·m_i + (1-decay)·mean{ r_b : i_b = i }     for bins that received samples
         r_b ← r_b / m_{i_b}                                    after the update
 
-    enforces it. The state changes once per call of the loss, in training mode only (also under `no_grad`), in float32
-    whatever `.to(dtype)` the model gets. `decay` weights the old value, unlike BatchNorm's `momentum`. Source:
-    f-distill (arXiv 2502.15681), section 4, with a running mean in place of the batch's.
+    The state changes once per call of the loss, only in training mode (also under `no_grad`). It stays float32 whatever
+    `.to(dtype)` the model gets. `decay` weights the old value, unlike BatchNorm's `momentum`. Source: f-distill
+    (arXiv 2502.15681), section 4, with a running mean in place of the batch's.
 
     Args:
-        bins: how many; `mean` has shape (bins,), ones at first.
+        bins: number of bins; `mean` has shape (bins,) and starts at ones.
         t_range: (t0, t1); bin i covers t0 + [i, i+1)·(t1-t0)/bins, and values outside go to the end bins.
         decay: in [0, 1); 0 takes the current batch alone, which at small batches drives every ratio towards 1.
         edges: the bins-1 interior edges of unequal bins within t_range, increasing and right-open, in place of uniform
             ones; a tensor or numbers. Saved in state_dict, unlike t_range: build the module with the same arguments
             before loading.
 
-    A call inside a backward, such as the second forward of an activation checkpoint, reads the state and leaves it. Its
-    weights are the first forward's where no other call updated the state in between: with several checkpointed calls
-    before one backward, compute `fdiv_weight` outside and pass `weight=`.
+    With several activation-checkpointed calls before one backward, compute `fdiv_weight` outside and pass `weight=`. A
+    call inside a backward, such as a checkpoint's second forward, reads the state but does not update it. Its weights
+    equal the first forward's only if no other call updated the state in between.
 
-    A module made on the meta device starts at ones, with its edges, wherever `to_empty` puts it.
+    `to_empty` fills a module that was made on the meta device with ones and its edges.
 
     Raises:
         ValueError: bins < 1, decay outside [0, 1), t0 >= t1 or not finite, edges of a wrong number or order.
@@ -52,7 +53,7 @@ class RatioNormalizer(nn.Module):
     bins: int
     t_range: tuple[float, float]
     decay: float
-    # What has been seen of t (`fdiv/t_range.py`).
+    # The checks of t against t_range (`fdiv/t_range.py`).
     watch: Any = None
     # The edges that the module was built with, on the host: the meta device keeps no values.
     _first_edges: tuple[float, ...] | None = None
@@ -90,7 +91,7 @@ class RatioNormalizer(nn.Module):
     def from_samples(cls, t: Tensor, bins: int = 10, decay: float = 0.9) -> RatioNormalizer:
         """Bins of equal population, from samples of the noise level as training will draw it.
 
-        Karras' noise levels put 64 % of their mass into the first of ten uniform bins; this puts 10 % into each.
+        Karras' noise levels put 64 % of their mass into the first of ten uniform bins; these bins get 10 % each.
 
         Raises:
             ValueError: non-finite values, or too few distinct ones for that many bins.
@@ -104,7 +105,7 @@ class RatioNormalizer(nn.Module):
         ordered = t.double().cpu().reshape(-1).sort().values
         if ordered.numel() < max(2, bins):
             raise ValueError(f"t: expected at least {max(2, bins)} samples, got {ordered.numel()}")
-        # Picked, not interpolated, and without torch.quantile's limit of 16 million elements.
+        # Edges are samples, not interpolated between them. torch.quantile is limited to 16 million elements.
         picked = torch.tensor([i * ordered.numel() // bins for i in range(1, bins)], dtype=torch.int64, device="cpu")
         edges = ordered[picked]
         if not is_readable(ordered):
@@ -116,7 +117,7 @@ class RatioNormalizer(nn.Module):
         return cls(bins, (float(ordered[0]), float(ordered[-1])), decay, edges)
 
     def reset_parameters(self) -> None:
-        """Back to the start: a mean of ones, and the edges that the module was built with."""
+        """Reset the mean to ones, and the edges to those that the module was built with."""
         for name in self._buffers:
             self._reset(name)
 
@@ -128,16 +129,16 @@ class RatioNormalizer(nn.Module):
         if name == "mean":
             buffer.fill_(1.0)
         elif self._first_edges is None:
-            buffer.fill_(torch.nan)  # built on the meta device from edges without values: a call refuses these
+            buffer.fill_(torch.nan)  # built on the meta device from edges without values; a call refuses NaN edges
         else:
             buffer.copy_(torch.tensor(self._first_edges, dtype=torch.float64, device="cpu"))
 
     def knows_edges(self) -> bool:
-        """False between a construction from edges without values (on the meta device) and `load_state_dict`."""
+        """False after a construction from edges without values (on the meta device), until `load_state_dict`."""
         if self.edges is None or self._first_edges is not None:
             return True
         values = _values(self.edges)
-        if values is None:  # nothing to know, where ops are faked
+        if values is None:  # there are no values to know while ops are faked
             return True
         if not all(map(math.isfinite, values)):
             return False
@@ -162,7 +163,7 @@ class RatioNormalizer(nn.Module):
         for name, dtype in DTYPES.items():
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and not value.is_complex():
-                # load_state_dict(assign=True) takes a tensor as it comes, from a checkpoint in half precision too.
+                # load_state_dict(assign=True) would keep the dtype of a checkpoint, also half precision.
                 state_dict[prefix + name] = value.detach().to(dtype).contiguous()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -182,7 +183,7 @@ def _check_bins(bins: Any) -> None:
 
 
 def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
-    """edges in float64, on the CPU and checked where they have values that the host can look at."""
+    """edges in float64. Their values are checked if the host can read them."""
     if not isinstance(edges, Tensor):
         try:
             edges = torch.as_tensor(edges, dtype=torch.float64, device="cpu")
@@ -204,7 +205,7 @@ def _as_edges(edges: Any, bins: int, t_range: tuple[float, float]) -> Tensor:
 
 
 def _values(edges: Tensor) -> tuple[float, ...] | None:
-    """Of edges anywhere but on the meta device, nor traced or faked."""
+    """The values of edges; None on the meta device and while ops are traced or faked."""
     if edges.is_meta or is_traced():
         return None
     edges = edges.detach().cpu()

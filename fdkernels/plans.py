@@ -1,4 +1,4 @@
-"""`python -m fdkernels plan`: how the CUDA backend would spread a call over a GPU, which need not be here, and why."""
+"""`python -m fdkernels plan`: how the CUDA backend would spread a call over a GPU, and why. It needs no GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Report(NamedTuple):
-    """A device, where its limits come from, and how it would serve the call."""
+    """A device, the source of its limits, and how it would serve the call."""
 
     device: str
     note: str
@@ -111,7 +111,7 @@ def mask(text: str) -> tuple[int, int]:
 
 
 def call_options(given: argparse.Namespace) -> Any:
-    """The keywords of `_core.plan` but for the device."""
+    """The keywords of `_core.plan`, without limits and allowed."""
     return {
         "student": given.dtype,
         "prediction": given.predictions,
@@ -132,7 +132,7 @@ def call_options(given: argparse.Namespace) -> Any:
 
 
 def chosen_devices(parser: argparse.ArgumentParser, name: str | None) -> list[tuple[str, DeviceLimits, str]]:
-    """Name, limits and a remark of each device to plan for."""
+    """(name, limits, where the limits come from) of each device to plan for."""
     assumed = "an assumption; at run time the device is asked"
     if name is None:
         reason = why_not_present()
@@ -221,8 +221,8 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
 
 
 def considered(report: Report) -> list[tuple[str, str]]:
-    """Every schedule with its predicted time, and the clusters that can't run."""
-    every = (*report.candidates, report.plan)  # which may be one that was asked for by its teams
+    """Every schedule with its predicted time, and the cluster sizes that can't run."""
+    every = (*report.candidates, report.plan)  # a plan of --allow grid:N may be no candidate
     times = {name_of(candidate): f"{microseconds(candidate):>12}" for candidate in every}
     times[name_of(report.plan)] += "  taken"
     rest = {}

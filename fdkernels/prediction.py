@@ -1,4 +1,4 @@
-"""What the networks predict, as an affine map to x0: x0 = a·x_t + c·prediction.
+"""The prediction kinds as affine maps to x0: x0 = a·x_t + c·prediction.
 
 Sources: Ho et al. 2020 (epsilon), Salimans & Ho 2022 (v), Lipman et al. 2023 (flow), Karras et al. 2022, Table 1 (edm).
 """
@@ -19,20 +19,20 @@ from fdkernels import schedulers
 from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
 from fdkernels._op.views import broadcastable, readable
 
-# Below this alpha, 1/alpha turns the rounding of an epsilon prediction into the whole of x0.
+# Below this alpha, x0 is only the rounding error of the epsilon prediction, multiplied by 1/alpha.
 MIN_EPSILON_ALPHA = 1e-4
-# That aminmax knows.
+# The dtypes that aminmax supports.
 _ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-# What ties alpha and sigma together. Levels in half precision miss it by about 1e-3.
+# Zero for levels that are on a schedule. Half-precision levels miss zero by about 1e-3.
 _SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
     "VP": lambda alpha, sigma: alpha * alpha + sigma * sigma - 1,
     "VE": lambda alpha, sigma: alpha - 1,
     "flow": lambda alpha, sigma: alpha + sigma - 1,
 }
 SCHEDULE_TOLERANCE = 1e-2
-# Predictions that are looked at: it costs some 50 µs, and a schedule that is wrong is so from the first on.
+# How many predictions are checked. A check costs some 50 µs, and a wrong schedule is wrong from the first call on.
 _looks = iter(range(16))
 _FROM_CUMPROD = "from alphas_cumprod, alpha = alphas_cumprod.sqrt() and sigma = (1 - alphas_cumprod).sqrt()"
 
@@ -60,7 +60,7 @@ KINDS: dict[str, _Kind] = {
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The raw predictions' kind and noise level, for `fused_fdiv_loss(prediction=...)`.
+    """The kind and noise level of raw predictions, for `fused_fdiv_loss(prediction=...)`.
 
     | kind              | x_t             | x0 = a·x_t + c·prediction                              |
     |-------------------|-----------------|--------------------------------------------------------|
@@ -71,22 +71,22 @@ class Prediction:
     | `edm`             | x0 + σε         | σd²/(σ²+σd²)·x_t + σσd/√(σ²+σd²)·prediction            |
     | `affine`          | any             | a·x_t + c·prediction; write `Prediction.affine`        |
 
-    With a diffusers scheduler write `Prediction.from_scheduler(scheduler, noisy, t)`, which fills in all of it.
+    For a diffusers scheduler write `Prediction.from_scheduler(scheduler, noisy, t)`, which fills in everything.
 
     Args:
         kind: one of the above.
-        noisy: x_t, what both networks were given, shaped like the student sample (None for `sample`).
-        alpha, sigma: the noise level; a float, of student's leading dimensions, as (B,) or (B, F), or broadcastable to
-            it at its rank. A kind that does not name alpha above does without it, so a schedule's pair can be passed as
-            it is. With `affine`, alpha holds a and sigma holds c, of any sign.
+        noisy: x_t, the input of both networks, shaped like the student sample (None for `sample`).
+        alpha, sigma: the noise level; a float, or student's leading dimensions, as (B,) or (B, F), or student's rank
+            and broadcastable to it. A kind whose row has no α ignores alpha, so a schedule's pair can always be passed.
+            With `affine`, alpha holds a and sigma holds c, of any sign.
         sigma_data: EDM's σd, the data's standard deviation.
 
     Raises:
-        ValueError: unknown kind (the nearest is named), a missing alpha or sigma; and where the host can know the
-            values without a device sync (floats, CPU tensors): a non-finite or negative one, alpha below 1e-4 with
-            `epsilon`, α² + σ² other than 1 with `v_prediction`, σ beyond 1 with `flow_prediction`. With `epsilon` it
-            warns once of levels that no usual schedule has (α² + σ² = 1, α = 1, α + σ = 1): alphas_cumprod as alpha.
-        TypeError: alpha or sigma that is neither a number nor a real tensor.
+        ValueError: unknown kind (the message names the nearest), a missing alpha or sigma. If the host can read the
+            values without a device sync (floats, CPU tensors), also: a non-finite or negative value, alpha below 1e-4
+            with `epsilon`, α² + σ² other than 1 with `v_prediction`, σ above 1 with `flow_prediction`. `epsilon` warns
+            once of levels on no usual schedule (α² + σ² = 1, α = 1, α + σ = 1), such as alphas_cumprod given as alpha.
+        TypeError: alpha or sigma is neither a number nor a real tensor.
 
     Example:
         >>> prediction = fdk.Prediction("epsilon", noisy, alpha=alphas_cumprod[t].sqrt(),
@@ -115,15 +115,15 @@ class Prediction:
 
     @classmethod
     def affine(cls, noisy: Tensor, a: float | Tensor, c: float | Tensor) -> Prediction:
-        """x0 = a·noisy + c·prediction with coefficients of your own, for what the table of kinds does not have.
+        """x0 = a·noisy + c·prediction with coefficients of your own, for a prediction that is no kind of the table.
 
         Args:
             noisy: x_t, shaped like the student sample.
-            a, c: of any sign; a float, (B,), or broadcastable to student with its rank.
+            a, c: of any sign; with the shapes of alpha and sigma.
 
         Raises:
-            ValueError: a or c that is missing, or not finite where the host can know it.
-            TypeError: a or c that is neither a number nor a real tensor.
+            ValueError: a or c is missing, or is not finite and the host can know it.
+            TypeError: a or c is neither a number nor a real tensor.
 
         Example:
             >>> prediction = fdk.Prediction.affine(x_t, 1.0, 1 - sigma)  # x_t = (1-σ)ε + σx0, network: x0 - ε
@@ -132,7 +132,7 @@ class Prediction:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, noisy: Tensor, t: float | Tensor) -> Prediction:
-        """Kind and noise level of a diffusers scheduler at t: x0 is that of its step, without clipping.
+        """Kind and noise level of a diffusers scheduler at t; x0 is that of the scheduler's step, without clipping.
 
         | scheduler                                  | x_t of its add_noise, scale_noise | t                        |
         |--------------------------------------------|-----------------------------------|--------------------------|
@@ -147,14 +147,14 @@ class Prediction:
             scheduler: recognized by its attributes, not by its class.
             noisy: x_t as add_noise makes it, not as scale_model_input returns it, which divides by √(σ²+1).
             t: the scheduler's own timesteps, of any real dtype; a number, (), (B,), or (B, F) for noisy (B, F, ...).
-                A GPU is not waited for: there, a t that the scheduler does not have gives NaN.
+                On a GPU, a t that the scheduler does not have gives NaN, because a check would wait for the GPU.
 
-        The scheduler's tables move to t's device at the first call after each set_timesteps: make that call before a
-        CUDA graph is captured. Under torch.compile they are inputs of the graph, moved in each call.
+        Make the first call after each set_timesteps before a CUDA graph is captured: it moves the scheduler's tables to
+        t's device. Under torch.compile the tables are inputs of the graph, and every call moves them.
 
         Raises:
-            ValueError: a t that the scheduler does not have, where the host can know it (numbers, CPU tensors); an
-                unknown prediction_type; invert_sigmas; a DPMSolver, UniPC or DEIS scheduler before set_timesteps, whose
+            ValueError: a t that the scheduler does not have, if the host can know it (numbers, CPU tensors); an unknown
+                prediction_type; invert_sigmas; a DPMSolver, UniPC or DEIS scheduler before set_timesteps, whose
                 add_noise has its sigmas in reverse; and whatever `Prediction` refuses, such as `epsilon` at
                 zero terminal SNR.
             TypeError: a scheduler without such tables.
@@ -168,7 +168,7 @@ class Prediction:
         return cls(kind, noisy, alpha, sigma, sigma_data)
 
     def argument(self, name: str) -> str:
-        """What the caller knows a level by."""
+        """The caller's name for a level."""
         return {"alpha": "a", "sigma": "c"}.get(name, name) if self.kind == "affine" else name
 
     def _check_values(self) -> None:
@@ -204,7 +204,7 @@ class Prediction:
             raise ValueError(f"sigma: flow_prediction needs sigma in [0, 1], got {sigma[1]!r}")
 
     def _is_on_a_schedule(self) -> bool:
-        """Whether one schedule may have made all the levels: also where the host can't look at them."""
+        """Whether one schedule fits all the levels; True also if the host can't read them."""
         for difference in _SCHEDULES.values():
             off = self._largest(difference)
             if off is None or off <= SCHEDULE_TOLERANCE:
@@ -212,7 +212,7 @@ class Prediction:
         return False
 
     def _largest(self, difference: Callable[[Any, Any], Any]) -> float | None:
-        """The largest |difference(alpha, sigma)| over x_t; None where the host can't look at the levels."""
+        """The largest |difference(alpha, sigma)| over x_t; None if the host can't read the levels."""
         levels: tuple[Any, Any] = (self.alpha, self.sigma)
         tensors = [level for level in levels if isinstance(level, Tensor)]
         if not tensors:
@@ -224,7 +224,7 @@ class Prediction:
         return difference(*(self._aligned(name) for name in ("alpha", "sigma"))).abs().max().item()
 
     def _aligned(self, name: str) -> Tensor:
-        """A level known on the host, in float64 there, as it broadcasts over x_t."""
+        """A level that the host can read, in float64 on the CPU, with dimensions that broadcast over x_t."""
         value = getattr(self, name)
         if not isinstance(value, Tensor):
             return torch.tensor(float(value), dtype=torch.float64, device="cpu")
@@ -234,7 +234,7 @@ class Prediction:
         return broadcastable(name, value, torch.empty((), device="cpu").expand(self.noisy.shape))
 
     def levels(self) -> tuple[float | Tensor, float | Tensor]:
-        """(alpha, sigma) as the kernels read them: tensors in float32 or float64; 1 where the kind needs none."""
+        """(alpha, sigma) as the kernels read them: floats, or float32 or float64 tensors; 1 if the kind needs none."""
         alpha, sigma = (getattr(self, name) if name in KINDS[self.kind].needs else 1.0 for name in ("alpha", "sigma"))
         return (
             readable(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha),
@@ -254,7 +254,7 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
 
 
 def _host_range(value: float | Tensor) -> tuple[float, float] | None:
-    """(least, largest), NaN where one is; None where the host can't look at the values, or there are none."""
+    """(least, largest), NaN if a value is NaN; None if the host can't read the values, or there are none."""
     if not isinstance(value, Tensor):
         return as_float(value), as_float(value)
     if not is_readable(value) or not value.numel():

@@ -1,4 +1,4 @@
-"""What every command line here does before it prints."""
+"""What every command line of this repository does before it prints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def accept_any_text() -> None:
-    """Print "?" for a character that the terminal's encoding lacks (±, ×, a path), in place of a traceback.
+    """Make stdout print "?" for a character that the terminal's encoding lacks (±, ×, in a path), not raise.
 
-    stderr does so by itself.
+    stderr needs no change: Python already escapes such characters there.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -1,7 +1,7 @@
 """A diffusers scheduler's prediction kind and noise levels, read from its config and its tables.
 
-diffusers is never imported: a scheduler is what has the attributes in `_FAMILIES`. What is right is what the scheduler
-does itself: its add_noise or scale_noise makes x_t, its step or convert_model_output makes x0 (without clipping).
+diffusers is never imported: any object with the attributes of a family in `_FAMILIES` is a scheduler. The scheduler
+defines what is right: its add_noise or scale_noise makes x_t, its step or convert_model_output makes x0 (unclipped).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def _named(kind: str) -> Callable[[Tensor, Tensor, float], tuple[str, Tensor, Te
 
 
 def _scaled_v(alpha: Tensor, sigma: Tensor, data: float) -> tuple[str, Tensor, Tensor]:
-    """x0 = x_t/(σ²+1) - v·σ/√(σ²+1): v of x_t/√(σ²+1), which is what the network is given."""
+    """x0 = x_t/(σ²+1) - v·σ/√(σ²+1), where the network predicts v from its input x_t/√(σ²+1)."""
     square = sigma * sigma + 1
     return "affine", square.reciprocal(), -sigma / square.sqrt()
 
 
 def _negative_edm(alpha: Tensor, sigma: Tensor, data: float) -> tuple[str, Tensor, Tensor]:
-    """EDM's x0 with the sign of the network's output turned."""
+    """EDM's x0 with the opposite sign of the network's output."""
     square = sigma * sigma + data * data
     return "affine", data * data / square, -sigma * data / square.sqrt()
 
@@ -44,12 +44,12 @@ def _vp_of_ratio(ratio: Tensor) -> _Level:
 @dataclass(frozen=True)
 class _Family:
     name: str
-    has: tuple[str, ...]  # not None and not False; "config." for its config
+    has: tuple[str, ...]  # attributes that are neither None nor False; "config." names one of its config
     lacks: tuple[str, ...]
-    table: tuple[str, ...]  # what holds the level of each timestep: alphas_cumprod[t], or sigmas beside timesteps
-    levels: Callable[[Tensor], _Level]  # of the table's value
+    table: tuple[str, ...]  # attributes that hold each timestep's level: alphas_cumprod[t], or timesteps with sigmas
+    levels: Callable[[Tensor], _Level]  # from a value of the table
     x0: dict[str, Callable[[Tensor, Tensor, float], tuple[str, Tensor, Tensor]]]  # by prediction_type
-    is_continuous: bool = False  # t is sigma·num_train_timesteps, in the table or not
+    is_continuous: bool = False  # t is sigma·num_train_timesteps, also between the table's entries
 
 
 _SAMPLE = {"sample": _named("sample"), "original_sample": _named("sample")}
@@ -63,7 +63,8 @@ _FLOW = {
 }
 _EDM = {"epsilon": _named("edm"), "v_prediction": _negative_edm}
 _BY_SIGMAS = ("timesteps", "sigmas")
-# add_noise and step disagree: at every second timestep of KDPM2 and DPMSolverSDE, and in SASolver.
+# Attributes of schedulers that are refused because add_noise and step disagree: at every second timestep of KDPM2 and
+# DPMSolverSDE, and in SASolver.
 _MIDPOINTS = ("sigmas_interpol", "mid_point_sigma")
 _SA_SOLVER = "config.predictor_order"
 
@@ -126,7 +127,7 @@ _FAMILIES = (
 
 
 def levels(scheduler: Any, noisy: Tensor, t: float | Tensor) -> tuple[str, float | Tensor, float | Tensor, float]:
-    """(kind, alpha, sigma, sigma_data), as `Prediction` takes them for noisy; kind "affine" has (a, c) for levels."""
+    """(kind, alpha, sigma, sigma_data) as `Prediction` takes them; with kind "affine" the levels are (a, c)."""
     family = _family(scheduler)
     by_type, found = family.x0, _get(scheduler, "config.prediction_type")
     kind = "flow_prediction" if found is None else found  # FlowMatch schedulers have none
@@ -207,7 +208,7 @@ def _as_timesteps(t: float | Tensor, noisy: Tensor) -> Tensor:
 
 
 def _shaped(level: Tensor, noisy: Tensor) -> float | Tensor:
-    """A level as Prediction takes it: a number, or a tensor on noisy's device."""
+    """A level as `Prediction` takes it: a number, or a tensor on noisy's device."""
     if level.dim() == 0 and is_readable(level):
         return level.item()
     return level.to(noisy.device, non_blocking=noisy.device.type != "cpu")
@@ -215,14 +216,14 @@ def _shaped(level: Tensor, noisy: Tensor) -> float | Tensor:
 
 class _Table(NamedTuple):
     rows: Tensor  # timesteps in ascending order, alpha, sigma, all float64; the last column is NaN
-    dtype: torch.dtype  # of the scheduler's timesteps, in which it compares
+    dtype: torch.dtype  # of the scheduler's timesteps; the scheduler compares in it
 
 
 def _looked_up(scheduler: Any, family: _Family, t: Tensor) -> _Level:
-    """(alpha, sigma) at each t; NaN where there is none, which only the host can raise for."""
+    """(alpha, sigma) at each t; NaN where the scheduler has no such t, which raises if the host can read t."""
     table = _table(scheduler, family, t.device)
     wanted = t.to(table.dtype).double() if table.dtype.is_floating_point else t.double()
-    at = torch.searchsorted(table.rows[0, :-1], wanted.contiguous())  # the last column, where t is beyond all or NaN
+    at = torch.searchsorted(table.rows[0, :-1], wanted.contiguous())  # the last column if t is beyond all, or NaN
     found = table.rows[:, at]
     is_foreign = found[0] != wanted
     if family.is_continuous:
@@ -249,7 +250,7 @@ def _expected(scheduler: Any, family: _Family, table: _Table) -> str:
     )
 
 
-# By scheduler, which this must not keep alive; then by device.
+# By scheduler, held weakly so that it is not kept alive; then by device.
 _tables: weakref.WeakKeyDictionary[Any, dict[torch.device, tuple[list[Any], _Table]]] = weakref.WeakKeyDictionary()
 
 
@@ -258,11 +259,11 @@ def _table(scheduler: Any, family: _Family, device: torch.device) -> _Table:
     if is_traced():
         return _built(scheduler, family, device)
     sources = [getattr(scheduler, name) for name in family.table]
-    # Replaced by another tensor or written in place, a source counts as new. Inference tensors have no version.
+    # A source is new if it is another tensor, or was written in place. Inference tensors have no version.
     stamp = [(family, 0), *((source, 0 if source.is_inference() else source._version) for source in sources)]
     try:
         by_device = _tables.setdefault(scheduler, {})
-    except TypeError:  # of a class without hash or weak references
+    except TypeError:  # the scheduler's class has no hash, or allows no weak references
         return _built(scheduler, family, device)
     kept, table = by_device.get(device, ([], None))
     is_current = len(kept) == len(stamp) and all(
@@ -270,14 +271,14 @@ def _table(scheduler: Any, family: _Family, device: torch.device) -> _Table:
     )
     if table is None or not is_current:
         table = _built(scheduler, family, device)
-        if device.type == "cuda":  # once: any stream may read the table next
+        if device.type == "cuda":  # wait once, because any stream may read the table next
             torch.cuda.current_stream(device).synchronize()
         by_device[device] = (stamp, table)
     return table
 
 
 def _built(scheduler: Any, family: _Family, device: torch.device) -> _Table:
-    # To the CPU a copy has to block: the host reads it next.
+    # A copy to the CPU must block, because the host reads it next.
     is_async = device.type != "cpu"
     tensors = [getattr(scheduler, name).detach().to(device, non_blocking=is_async) for name in family.table]
     values = tensors[-1].double()
@@ -286,7 +287,8 @@ def _built(scheduler: Any, family: _Family, device: torch.device) -> _Table:
     else:
         timesteps, order = tensors[0].double().sort(stable=True)
         values, dtype = values[order], tensors[0].dtype
-        # As index_for_timestep: of several entries of one timestep, the second. Look-ups find the first.
+        # Look-ups find the first of several entries of one timestep. index_for_timestep takes the second, so the second
+        # value is copied to the first.
         values = torch.cat((values[:-1].where(timesteps[1:] != timesteps[:-1], values[1:]), values[-1:]))
     rows = torch.stack((timesteps, *family.levels(values)))
     return _Table(torch.nn.functional.pad(rows, (0, 1), value=torch.nan), dtype)

@@ -1,8 +1,8 @@
-"""Tolerances of the kernels' contracts, and comparisons with a float64 oracle, for users' own kernels too.
+"""Tolerances of the kernels' contracts, and comparisons with a float64 oracle. Use them for your own kernels, too.
 
-A gradient is computed in float32 (float64 for float64 inputs) and rounded once into its dtype. So a half-precision
-gradient is measured in units in the last place of the oracle's value, element by element, and a wider one by its
-relative L2 error. An oracle is any float64 computation from the same, already rounded, inputs.
+A gradient is computed in float32 (float64 for float64 inputs) and rounded once into its dtype. So the error of a
+half-precision gradient is measured per element, in units in the last place of the oracle's value, and that of a wider
+one as a relative L2 error. An oracle is any float64 computation from the same, already rounded, inputs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 GRADIENT_ULPS = 1.0
-"""Half-precision gradients, where the upstream gradient is 1."""
+"""Half-precision gradients, if the upstream gradient is 1."""
 SCALED_GRADIENT_ULPS = 2.0
-"""Half-precision gradients, where it is not: one more rounding."""
+"""Half-precision gradients, if the upstream gradient is not 1: one more rounding."""
 RELATIVE_L2 = {torch.float32: 1e-6, torch.float64: 1e-13}
 """Full-precision gradients."""
 NORMALIZED_RELATIVE_L2 = 1e-6
-"""Full-precision gradients behind a `RatioNormalizer`, whose state is float32."""
+"""Full-precision gradients with a `RatioNormalizer`, whose state is float32."""
 WEIGHT_RELATIVE = 1e-6
 """f-divergence weights, wherever the true value is a normal float32 number."""
 LOSS_RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -27,7 +27,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The spacing of `dtype`'s numbers at the binade of each value, in float64; at zero, its smallest positive number.
+    """The spacing of `dtype`'s numbers in the binade of each value, in float64; at zero, its smallest positive number.
 
     Args:
         value: float64, any shape; a value beyond the largest finite number gets that number's spacing.
@@ -51,9 +51,9 @@ def ulp_error(actual: Tensor, expected: Tensor) -> Tensor:
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    """‖actual - expected‖₂ / ‖expected‖₂ in float64 over the finite elements; infinity where the others differ in kind.
+    """‖actual - expected‖₂ / ‖expected‖₂ in float64 over the finite elements.
 
-    An oracle of zero demands exact zeros.
+    It is infinite if the non-finite elements differ (NaN, ∞, -∞), or if the oracle is zero and `actual` is not.
     """
     actual, expected = actual.double(), expected.double()
     finite = torch.isfinite(expected)
@@ -77,24 +77,24 @@ def assert_gradient(
     normalized: bool = False,
     bound: Tensor | None = None,
 ) -> None:
-    """Hold a gradient to the float64 oracle's.
+    """Compare a gradient with the float64 oracle's.
 
     Args:
         actual: the kernel's gradient, of any floating-point dtype.
         expected: the oracle's, in float64, not rounded.
-        upstream_is_one: whether the gradient was scaled after it was first computed.
+        upstream_is_one: False if the backward scaled the gradient, which costs one more rounding.
         normalized: whether a `RatioNormalizer` took part.
-        bound: an absolute error that every element may have beside one rounding (see `guidance_bound`).
+        bound: an absolute error that each element may have besides one rounding (see `guidance_bound`).
 
     Raises:
-        AssertionError: shapes differ, or the error is above the tolerance; the figure is in the message.
+        AssertionError: shapes differ, or the error is above the tolerance; the message has the error.
     """
     if actual.shape != expected.shape:
         raise AssertionError(f"gradient: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
     expected = expected.double()
     ulps = GRADIENT_ULPS if upstream_is_one else SCALED_GRADIENT_ULPS
     if bound is not None:
-        # float64's weight comes from the same float64 arithmetic, so there its error is not the last rounding's alone.
+        # A float64 gradient's weight comes from float64 arithmetic too, so its error is more than the last rounding.
         one_rounding = (
             RELATIVE_L2[torch.float64] * expected.abs()
             if actual.dtype == torch.float64
@@ -118,7 +118,7 @@ def assert_gradient(
 
 
 def assert_weight(actual: Tensor, expected: Tensor, *, relative: float = WEIGHT_RELATIVE) -> None:
-    """Hold f-divergence weights to the oracle's, where the oracle's is a normal float32 number (or NaN, like ours)."""
+    """Compare f-divergence weights with the oracle's where those are normal float32 numbers. NaN must match NaN."""
     if actual.shape != expected.shape:
         raise AssertionError(f"weight: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
     info = torch.finfo(torch.float32)
@@ -135,10 +135,10 @@ def assert_weight(actual: Tensor, expected: Tensor, *, relative: float = WEIGHT_
 def guidance_bound(
     other: Tensor, cond: Tensor, uncond: Tensor, guidance_scale: float, slope: Tensor, *, epsilon: float = 2.0**-24
 ) -> Tensor:
-    """What guidance may cost an element: 4·ε·(|other| + |u| + |g|·(|cond| + |u|))·|slope|.
+    """The error that guidance may add to an element: 4·ε·(|other| + |u| + |g|·(|cond| + |u|))·|slope|.
 
-    Guidance multiplies the rounding error of cond - u by g, however it is associated. `other` is the prediction on the
-    other side of the difference, `slope` everything the difference is multiplied by (c·w, upstream / N).
+    Guidance multiplies the rounding error of cond - u by g, in any order of the operations. `other` is the prediction
+    on the other side of the difference. `slope` is everything that multiplies the difference (c·w, upstream / N).
     """
     other, cond, uncond = other.double().abs(), cond.double().abs(), uncond.double().abs()
     return 4 * epsilon * (other + uncond + abs(guidance_scale) * (cond + uncond)) * slope.double().abs()

@@ -60,21 +60,21 @@ autograd.differentiable(_LOSS)
 
 
 class FDivStats(NamedTuple):
-    """What tells a healthy run from a sick one; 0-d float64 tensors (`weight`: (B,)) on the student's device, no sync.
+    """Figures that show a run's health: 0-d float64 tensors (`weight`: (B,)) on the student's device, without a sync.
 
-    The weight's statistics are over this process's samples that have one, before `normalize_weight`; ratio_mean and the
-    two fractions over those whose logit and t are finite. A figure that a call does not have (ratio_mean without
-    logits, out_of_range_fraction without a normalizer) is NaN.
+    The statistics of the weight cover this process's samples that have a weight, before `normalize_weight`. ratio_mean
+    and the two fractions cover the samples whose logit and t are finite. A figure that a call does not have (ratio_mean
+    without logits, out_of_range_fraction without a normalizer) is NaN.
     """
 
     weight: Tensor
-    """(B,), h as the loss used it: after `normalize_weight`, over all ranks of `group`; NaN where logit or t is not
-    finite, or log h not below infinity."""
+    """(B,), h as the loss uses it, after `normalize_weight` over all ranks of `group`; NaN where the logit or t is not
+    finite, or log h overflows."""
     weight_min: Tensor
     weight_mean: Tensor
     weight_max: Tensor
     effective_sample_size: Tensor
-    """(Σh)² / (B·Σh²), in (0, 1]: 1 where all samples weigh the same. NaN where every weight is 0."""
+    """(Σh)² / (B·Σh²), in (0, 1]: 1 if all samples weigh the same. NaN if every weight is 0."""
     ratio_mean: Tensor
     """mean of r, clamped to ratio_range, before the normalizer; 1 for a perfect discriminator."""
     clip_fraction: Tensor
@@ -86,7 +86,7 @@ class FDivStats(NamedTuple):
     relative_gap: Tensor
     """mean|f-τ| / mean|x-τ| over the finite samples: how much of the error the score difference sees."""
     nonfinite_samples: Tensor
-    """Of sets, where `DmdScale(over=...)` takes its mean over others than samples."""
+    """The number of non-finite samples, or of non-finite sets if `DmdScale(over=...)` is not "sample"."""
 
 
 def fused_fdiv_loss(
@@ -116,7 +116,7 @@ def fused_fdiv_loss(
     backend: str = "auto",
     return_stats: bool = False,
 ) -> Any:
-    """The f-distill loss of a one-step student: the teacher's and the fake score's difference, weighted by h(r).
+    """The f-distill loss of a one-step student: the difference of fake score and teacher, weighted by h(r).
 
         s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)  scale="dmd" = DmdScale(eps=1e-6, floor=0); None: 1
         g_bi = h_b · s_b · m_bi · (f_bi - τ_bi)              m: multiplier, else 1
@@ -124,44 +124,46 @@ def fused_fdiv_loss(
 
     with x the student's sample, τ the teacher's and f the fake score's x0 prediction at the same noised student sample,
     and h_b the f-divergence weight of the discriminator's logits (`fdiv_weight`). Only `student` receives a gradient:
-    teacher, fake, logits and everything else are constants of this loss, also where they require grad. The value is
-    that of 0.5·mse(x, stop_gradient(x - g)) without forming x - g, whose rounding costs bf16 up to 11 % of g.
+    teacher, fake, logits and everything else are constants of this loss, even if they require grad. The value is that
+    of 0.5·mse(x, stop_gradient(x - g)), but x - g is never formed: its rounding costs bf16 up to 11 % of g.
 
     Args:
         student: (B, *S), x; float16, bfloat16, float32 or float64; any strides.
         teacher, fake: (B, *S), τ and f, in any mix of those dtypes; raw network outputs where `prediction` is given.
-        logits: (B,) or (B, H), the discriminator's on x_t, log r = logit; H heads are averaged. Not needed for rkl.
+        logits: (B,) or (B, H), the discriminator's logits on x_t, log r = logit; H heads are averaged. Not needed for
+            rkl.
         t: (B,), the noise level in the normalizer's units, any real dtype.
         divergence: a name of `fdkernels.divergences()`, "alpha(0.5)", or a `Divergence`.
-        weight: h itself, in place of logits, normalizer and group: one number a sample, (B,) or (B, 1, ...), or one
+        weight: h itself, in place of logits, normalizer and group: one number per sample, (B,) or (B, 1, ...), or one
             for all, () or (1,).
         normalizer: divides r by its running mean per noise level (`RatioNormalizer`); needs logits and t.
         ratio_range: r is clamped to it; None means (e^-80, e^80).
         normalize_weight: divide h by its mean over the batch.
         scale: "dmd", a `DmdScale`, or None (s = 1).
-        multiplier: m, floating: student's leading dimensions, as (B,) or (B, F), or of student's rank and broadcastable
-            to it.
-        mask: bool, of the same shapes; True is kept. The loss divides by the number of kept elements; the dmd mean
-            is over all n unless `DmdScale(kept_only=True)`.
+        multiplier: m, floating: student's leading dimensions, as (B,) or (B, F), or student's rank and broadcastable to
+            it.
+        mask: bool, with the shapes of multiplier; True is kept. The loss divides by the number of kept elements; the
+            dmd mean is over all n unless `DmdScale(kept_only=True)`.
         prediction: how raw predictions map to x0 (`Prediction`); None: teacher and fake are x0.
         teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number,
             or a 0-d CPU tensor; 1 may be given without an unconditional output.
-        nonfinite: a sample is non-finite if its combined logit, t, weight or scale, or a kept element of x (with a
-            dmd scale), τ, f or the multiplier is. "propagate" makes its gradient and loss NaN; "zero" drops it (N is
-            unchanged).
+        nonfinite: a sample is non-finite if its combined logit, t, weight or scale is, or a kept element of τ, f, the
+            multiplier, the prediction's c, or, with a dmd scale, of x, x_t or the prediction's a. "propagate" makes its
+            gradient and loss NaN; "zero" drops it (N is unchanged).
         reduction: "mean", "sum" (½ Σ g²), or "none": (B,), ½ mean_i g_bi² of each sample.
-        count: N of reduction="mean", in place of this call's kept elements, where the call is a part of a batch: what
-            all micro-batches (or ranks, if gradients are then added) keep together. A whole number, or a tensor of one
-            value on the student's device or the CPU; below 1 it counts as 1.
+        count: N of reduction="mean", if this call is a part of a batch: the number of elements that all micro-batches
+            (or ranks, if their gradients are added) keep together. A whole number, or a tensor of one value on the
+            student's device or the CPU; below 1 it counts as 1. None: this call's kept elements.
         group: process group over which the batch statistics of r and h are taken; None: this process alone.
-        backend: "auto", "reference", "native" or "triton"; one asked for by name is used or refused.
+        backend: "auto", "reference", "native" or "triton"; a backend asked for by name is used or refused.
         return_stats: also return `FDivStats`.
 
     Returns:
         The loss, float32 (float64 for a float64 student), or (loss, FDivStats).
 
     Raises:
-        ValueError, TypeError: a bad argument, before anything ran; names it, what was expected and what came.
+        ValueError, TypeError: a bad argument, before anything runs; the message names it, what was expected and what
+            was given.
         RuntimeError: the backend is not available (says why); double backward, torch.func, forward-mode AD.
 
     Source: f-distill (arXiv 2502.15681), Algorithm 1; DMD (arXiv 2311.18828), equations 7 and 8, for the scale.
@@ -290,14 +292,15 @@ def fdiv_weight(
         h_b = r_b² f''(r_b) at r_b = e^L_b
         h_b = h_b / mean_b h_b                   normalize_weight
 
-    In float64 and in the log domain throughout. The arguments are those of `fused_fdiv_loss`, which computes the same
-    weight in its own pass. Call this one for gradient accumulation: once per optimizer step, over all its logits, then
-    pass slices as `weight=`.
+    Computed in float64 and in the log domain. The arguments are those of `fused_fdiv_loss`, which computes the same
+    weight in its own pass. Call this function for gradient accumulation: once per optimizer step, over all logits of
+    the step, then pass slices as `weight=`.
 
     Returns:
-        (B,), float32 (float64 for float64 logits), or (that, FDivStats), whose figures of the loss are NaN; without
-        gradient. The weight is NaN where the combined logit or t is not finite, or log h overflows, as in a bin whose
-        running mean was loaded as 0; such a sample takes part in no mean.
+        h (B,), float32 (float64 for float64 logits), without gradient, or (h, FDivStats), where grad_norm and
+        relative_gap are NaN. The weight is NaN where the combined logit or t is not finite, or log h overflows, as in a
+        bin whose running mean was loaded as 0. Such a sample takes part in no mean of h; in the last case its ratio
+        still counts.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `fused_fdiv_loss`.
@@ -325,7 +328,7 @@ def fdiv_weight(
 
 
 class Weighed:
-    """h of a call whose kernels get it as weight=, wherever it comes from."""
+    """h of a call that passes it to the kernels as weight=, whether computed or given."""
 
     def __init__(self, backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor) -> None:
         self.backend, self.weighting, self.weight, self.student = backend, weighting, weight, student
@@ -333,7 +336,7 @@ class Weighed:
         self.stats: Tensor | None = None
 
     def weigh(self) -> Tensor | None:
-        """In float64; None where it is 1 for every sample."""
+        """h in float64; None if it is 1 for every sample."""
         call = self.weighting.arguments
         if call.logits is not None:
             self.h, self.stats = _weigh(self.backend, self.weighting)
@@ -342,7 +345,7 @@ class Weighed:
         return self.h
 
     def figures(self, of_elements: FDivStats) -> FDivStats:
-        """The weight's own figures, and those of the elements."""
+        """`of_elements` with its figures of the weight replaced by those of h."""
         h = given_weight(None, None, self.student) if self.h is None else self.h
         stats = given_weight_stats(h) if self.stats is None else self.stats
         return FDivStats._make((h, *stats.unbind(0), *of_elements[1 + WEIGHT_STATS :]))

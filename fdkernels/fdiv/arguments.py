@@ -1,4 +1,4 @@
-"""The argument lists of the ops `fdiv` and `fdiv_weight`, and what follows from a call; `csrc/fdiv/arguments.h` too."""
+"""The argument lists of the ops `fdiv` and `fdiv_weight` (C++: `csrc/fdiv/arguments.h`), their outputs and checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fdkernels._op.operands import check, refuse
 
 # weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
 WEIGHT_STATS = 7
-# Then grad_norm, relative_gap, nonfinite_samples. The weights themselves follow.
+# Then grad_norm, relative_gap, nonfinite_samples. The B weights follow.
 STATS = WEIGHT_STATS + 3
 
 Row = Annotated[
@@ -36,12 +36,12 @@ Kind = Annotated[Choice, "sample", "epsilon", "v_prediction", "flow_prediction",
 
 
 class WeightArguments(NamedTuple):
-    """Of `fdiv_weight`, and of `fdiv`, where without logits nothing else but t counts."""
+    """The arguments of `fdiv_weight`, and a part of those of `fdiv`, which without logits reads only t of them."""
 
     logits: Logits | None = None
     t: PerSample | None = None
     ratio_mean: State | None = None
-    """The normalizer's state: updated in place where `update` is set."""
+    """The normalizer's state, updated in place if `update` is set."""
     edges: Edges | None = None
     t_min: Number = 0.0
     t_max: Number = 1.0
@@ -55,7 +55,7 @@ class WeightArguments(NamedTuple):
 
 
 class FdivArguments(NamedTuple):
-    """Of `fdiv`."""
+    """The arguments of `fdiv`."""
 
     student: Samples
     teacher: Samples
@@ -65,11 +65,11 @@ class FdivArguments(NamedTuple):
     guidance_scale: Number
     fake_guidance_scale: Number
     noisy: Samples | None
-    """x_t, where a call needs it."""
+    """x_t, if the call needs it."""
     prediction: Kind
     alpha: FloatTable
     sigma: FloatTable
-    """The levels; where a table has no entries, the number in its place."""
+    """alpha and sigma are the levels. If a table has no entries, fixed_alpha or fixed_sigma takes its place."""
     fixed_alpha: Number
     fixed_sigma: Number
     sigma_data: Number
@@ -83,7 +83,7 @@ class FdivArguments(NamedTuple):
     zero_nonfinite: Flag
     reduction: Annotated[Choice, "mean", "sum", "none"]
     divisor: Scalar | None
-    """N of the mean, in place of the number of unmasked elements."""
+    """N of the mean; None: the number of unmasked elements."""
     with_grad: Flag
     with_stats: Flag
     weighting: WeightArguments
@@ -94,7 +94,7 @@ class FdivArguments(NamedTuple):
         return [image for image in given if image is not None]
 
     def dtype(self) -> torch.dtype:
-        """That of the N-sized arithmetic."""
+        """The dtype of the N-sized arithmetic."""
         return torch.float64 if any(v.dtype == torch.float64 for v in self.images()) else torch.float32
 
 
@@ -103,7 +103,7 @@ FDIV_WEIGHT = ArgumentList(WeightArguments)
 
 
 def fdiv_outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradient, unscale, stats), uninitialized; empty where a call does not ask for one."""
+    """(loss, gradient, unscale, stats), uninitialized; an output that the call does not ask for is empty."""
     student = call.student
     per_loss = (student.shape[0],) if call.reduction == "none" else ()
     scaled = call.with_grad and student.dtype == torch.float16
@@ -118,7 +118,7 @@ def fdiv_outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def fdiv_weight_outputs(call: WeightArguments) -> tuple[Tensor, Tensor]:
     """(h, figures), uninitialized."""
     logits = call.logits
-    assert logits is not None  # the op's own check has seen to it
+    assert logits is not None  # the op's check requires it
     return (
         logits.new_empty((logits.shape[0],), dtype=torch.float64),
         logits.new_empty((WEIGHT_STATS,), dtype=torch.float64),
@@ -126,7 +126,7 @@ def fdiv_weight_outputs(call: WeightArguments) -> tuple[Tensor, Tensor]:
 
 
 def check_fdiv(call: FdivArguments) -> None:
-    """Of a raw call: what the kinds of its arguments do not say."""
+    """Check a raw call: each argument against its kind, then what arguments require of each other."""
     check(FDIV, call)
     _check_weighting(call.weighting)
     if call.weight is not None and call.weighting.logits is not None:

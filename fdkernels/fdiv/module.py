@@ -17,12 +17,12 @@ from fdkernels.normalizer import RatioNormalizer
 
 
 class FDivLoss(nn.Module):
-    """`fused_fdiv_loss` with its settings; stateless but for the normalizer.
+    """`fused_fdiv_loss` with fixed settings; the normalizer is its only state.
 
     Args:
-        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as there.
-        bins, t_range, decay: of the `RatioNormalizer`; bins=None does without one.
-        normalizer: one of your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
+        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as in `fused_fdiv_loss`.
+        bins, t_range, decay: arguments of the `RatioNormalizer`; bins=None: no normalizer.
+        normalizer: your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
 
     Example:
         >>> loss_fn = fdk.FDivLoss("kl", bins=10, t_range=(0.0, 1.0))
@@ -70,7 +70,7 @@ class FDivLoss(nn.Module):
     ) -> Any:
         """The loss; `per_call` takes any keyword of `fused_fdiv_loss` (mask, prediction, return_stats, ...)."""
         options = {"divergence": self.divergence, "normalizer": self.normalizer, **self.options, **per_call}
-        # Without logits there is no ratio, hence nothing to normalize or to reduce.
+        # Without logits there is no ratio: nothing to normalize, and no statistics to take over the group.
         if logits is None and (options.get("weight") is not None or resolve(options["divergence"]).kernel == "rkl"):
             options |= {"normalizer": None, "group": None}
         return fused_fdiv_loss(student, teacher, fake, logits, t, **options)
@@ -79,7 +79,7 @@ class FDivLoss(nn.Module):
         return f"divergence={self.divergence.name!r}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and torch.save, which can't hold a process group: it is left out."""
+        """The state for pickle and torch.save, without the process group, which they can't hold."""
         state = {**self._state(), "options": dict(self.options)}
         if self.options["group"] is not None:
             warn("FDivLoss: a pickle can't hold the process group: group is None once loaded")
@@ -92,7 +92,7 @@ class FDivLoss(nn.Module):
         return copied
 
     def _state(self) -> dict[str, Any]:
-        """Without what `compile()` made: it belongs to this process, and computes with this module."""
+        """All attributes but the function that `compile()` made: it belongs to this process and calls this module."""
         return {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FDivLoss:

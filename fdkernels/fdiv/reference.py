@@ -1,4 +1,4 @@
-"""The flagship op in eager PyTorch: the specification every other backend is held to. Any device, float64 too.
+"""The op `fdiv` in eager PyTorch: the specification of every other backend. Runs on any device, also in float64.
 
     s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
@@ -37,7 +37,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h = given_weight(call.weight, call.weighting.t, call.student)
         weight_stats = given_weight_stats(h)
 
-    # Step 2: the elements; masked ones are selected away.
+    # Step 2: the elements. Masked elements are replaced by 0, not multiplied with 0: they may be NaN.
     keep = (
         torch.ones(shape, dtype=torch.bool, device=device) if call.mask.entries is None else _elements(call.mask, shape)
     )
@@ -61,7 +61,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if call.dmd_scale:
         counted = keep.sum(1) if call.kept_only else torch.full((batch,), n, device=device)
         mean = distance / counted.clamp(min=1)
-        # NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+        # NaN stays NaN. If nothing is kept, there is no mean, and w is not divided.
         w = w / torch.where(counted > 0, torch.where(mean < call.floor, call.floor, mean) + call.eps, 1.0)
     multiplier = _column_or_elements(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
@@ -101,7 +101,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _elements(table: Table, shape: tuple[int, int]) -> Tensor:
-    """A table at every element: entry (i // inner) % R."""
+    """A table expanded to every element: element i has entry (i // inner) % R."""
     assert table.entries is not None
     batch, n = shape
     entries = table.entries.shape[1]
@@ -110,7 +110,7 @@ def _elements(table: Table, shape: tuple[int, int]) -> Tensor:
 
 
 def _column_or_elements(table: Table, shape: tuple[int, int]) -> Tensor | None:
-    """In float64: (B or 1, 1) where a sample has one entry, else at every element."""
+    """A table in float64: (B or 1, 1) if a sample has one entry, else expanded to every element."""
     if table.entries is None:
         return None
     return (table.entries if table.entries.shape[1] == 1 else _elements(table, shape)).double()
@@ -128,7 +128,7 @@ def _coefficients(call: FdivArguments, shape: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _counts(v: Tensor, keep: Tensor, call: FdivArguments) -> Tensor:
-    """Where |x-τ| and |c·(f-τ)| take part in their means: masked elements too, unless they are not finite."""
+    """Which elements enter the means of |x-τ| and |c·(f-τ)|: all kept ones, and unless kept_only finite masked ones."""
     return keep if call.kept_only else keep | torch.isfinite(v)
 
 
@@ -142,14 +142,14 @@ def _guided(cond: Tensor, uncond: Tensor | None, guidance_scale: float | Tensor,
 def _x0(raw: Tensor, noisy: Tensor | None, a: Tensor, c: Tensor) -> Tensor:
     if noisy is None:
         return raw
-    # In float64: rounding a and c would shift a whole sample the same way, which no mean averages out.
+    # In float64: rounded a and c would shift a whole sample in one direction, which no mean averages out.
     return a * noisy.reshape(raw.shape).double() + c * raw.double()
 
 
 def _gradient(
     student: Tensor, w: Tensor, direction: Tensor, keep: Tensor, divisor: Tensor, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """(g/N, empty); for float16, where g/N underflows, (g/N·2^k, 2^-k) with k = floor(log2 N)."""
+    """(g/N, empty); for float16, in which g/N underflows, (g/N·2^k, 2^-k) with k = floor(log2 N)."""
     unscale = torch.empty(0, dtype=torch.float32, device=student.device)
     if not with_grad:
         return student.new_empty(0), unscale

@@ -1,4 +1,4 @@
-"""The dmd scale: what a sample's gradient is divided by, so that its size says nothing of the noise level."""
+"""The dmd scale divides a sample's gradient, so that the gradient's size does not depend on the noise level."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class DmdScale:
 
     Args:
         eps: in units of x, at least 0.
-        floor: of the mean, in units of x, at least 0: trainers that write `clamp(min=1e-5)` in place of `+ eps` are
-            `DmdScale(eps=0.0, floor=1e-5)`.
-        over: the set that one mean is taken over: "sample", "batch", "frame", or k, blocks of k frames; frames are
+        floor: the smallest mean, in units of x, at least 0. A trainer that writes `clamp(min=1e-5)` in place of `+ eps`
+            has `DmdScale(eps=0.0, floor=1e-5)`.
+        over: the set over which one mean is taken: "sample", "batch", "frame", or k for blocks of k frames; frames are
             dimension 1 of student. If one element or weight of a set is not finite, the whole set counts as
-            non-finite. Other than "sample", the weights are computed ahead of the kernel.
-        kept_only: take the mean over the elements that a mask keeps, not over all (cosmos-framework's rule; with many
-            masked elements the other is a multiple of it); so is `FDivStats.relative_gap`.
+            non-finite. Unless it is "sample", the weights are computed before the kernel.
+        kept_only: take the mean over the elements that a mask keeps, not over all, also for `FDivStats.relative_gap`.
+            cosmos-framework does so. With many masked elements, the two means can differ by a large factor.
 
     Raises:
-        ValueError: a number that is not finite, or below 0; an unknown set.
-        TypeError: a kept_only that is no bool.
+        ValueError: a number is not finite or below 0; an unknown set.
+        TypeError: kept_only is not a bool.
 
     Source: DMD (arXiv 2311.18828), equation 8.
 

@@ -1,7 +1,7 @@
-"""`DmdScale(over=...)`: one mean for other sets than a sample, by the same kernels on a view whose samples are sets.
+"""`DmdScale(over=...)`: one mean for a set that is not a sample. The same kernels run on a view whose samples are sets.
 
-h is computed first. Over blocks of frames, (B, F, ...) becomes (B·F/k, k, ...), and a block's weight is its sample's.
-Over the batch, (B, ...) becomes (1, B, ...), and the weights are a multiplier.
+h is computed first. Over blocks of frames, (B, F, ...) becomes (B·F/k, k, ...), and each block gets its sample's
+weight. Over the batch, (B, ...) becomes (1, B, ...), and the weights become a multiplier.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def over_sets(
     reduction: str,
     **options: Any,
 ) -> Any:
-    """What `fused_fdiv_loss`, `loss` here, returns of the view.
+    """Call `loss`, which is `fused_fdiv_loss`, on the view, and return what it would for the samples.
 
     Args:
-        tensors: N-sized, the student among them.
+        tensors: the N-sized inputs, with the student.
         tables: multiplier and mask.
-        weigh: h (B,), None where it is 1; called when nothing is left that could be refused, since it moves state.
+        weigh: returns h (B,), or None if h is 1. It updates state, so it is called after all checks.
     """
     student = tensors["student"]
     assert student is not None
@@ -93,7 +93,7 @@ def _over_frames(scale: DmdScale, student: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def _of_samples(losses: Tensor, mask: Tensor | None, sets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(each sample's mean over its elements, the gradient's norm at upstream 1), of its blocks' means (B, blocks)."""
+    """(each sample's loss, the gradient's norm at upstream 1), from the losses of its blocks, (B, blocks)."""
     assert sets is not None
     kept = torch.ones_like(losses, dtype=torch.float64) * sets[:1].numel()
     if mask is not None:

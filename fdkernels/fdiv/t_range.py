@@ -1,6 +1,6 @@
-"""Tells of noise levels outside a normalizer's t_range: on the CPU at once, on a GPU some calls later, without a sync.
+"""Detects noise levels outside a normalizer's t_range: on the CPU at once, on a GPU some calls later, without a sync.
 
-All of them share the end bins. DDPM's integer timesteps with the default t_range are the usual case.
+All levels outside share the end bins. The usual case is DDPM's integer timesteps with the default t_range.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 from fdkernels._op.checks import is_readable, is_traced
 from fdkernels.normalizer import RatioNormalizer
 
-# How many calls of a normalizer are looked at: a wrong unit shows in the first already.
+# How many calls are checked per normalizer. A wrong unit already shows in the first call.
 LOOKS = 16
-DEVICES_THAT_COPY = ("cuda",)  # into pinned memory, behind an event; ROCm's are called so too
+DEVICES_THAT_COPY = ("cuda",)  # asynchronously into pinned memory; ROCm devices are "cuda" too
 
 
 class Levels(NamedTuple):
-    """What is seen of a batch's finite t; the others take part in nothing."""
+    """Figures of a batch's finite t."""
 
     least: float
     largest: float
-    outside: float  # the fraction outside of t_range
+    outside: float  # the fraction outside t_range
 
 
 def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
-    """What to warn of, where this t, or on a GPU an earlier one, lies outside."""
+    """The warning if this t, or on a GPU the t of an earlier call, lies outside t_range; else None."""
     watch = normalizer.watch
     if watch is None:
         watch = normalizer.watch = RangeWatch(LOOKS)
@@ -36,7 +36,8 @@ def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
         return None
     has_edges = normalizer.edges is not None
     t0, t1 = normalizer.t_range
-    # Rounding leaves uniform bins' range by a little. The samples that edges came from have tails.
+    # With uniform bins, rounding may put t slightly outside. With edges, t may have longer tails than the samples that
+    # t_range came from.
     slack = 0.0 if has_edges else 0.01 * (t1 - t0)
     levels = watch.look(t, t0 - slack, t1 + slack)
     if levels is None or not levels.outside > (0.5 if has_edges else 0.0):
@@ -54,18 +55,18 @@ def complaint(normalizer: RatioNormalizer, t: Tensor) -> str | None:
 
 
 class RangeWatch:
-    """The looks that a normalizer has left, and one whose result is still on its way from a GPU."""
+    """How many checks a normalizer has left, and the check whose result is still on its way from a GPU."""
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.pending: DeviceLevels | None = None
 
     def __reduce__(self) -> Any:
-        # For copies and pickles of the normalizer: an event and its memory belong to this process.
+        # Copies and pickles of the normalizer lose `pending`: an event and its memory belong to this process.
         return RangeWatch, (self.left,)
 
     def look(self, t: Tensor, low: float, high: float) -> Levels | None:
-        """At this t, or on a GPU at an earlier one; None where nothing is known yet."""
+        """The levels of this t, or on a GPU of an earlier call's t; None if nothing is known yet."""
         if is_traced() or not t.numel():
             return None
         if is_readable(t):
@@ -83,7 +84,7 @@ class RangeWatch:
 
 
 class DeviceLevels:
-    """Levels of a GPU's tensor, on their way to the host behind what is queued there."""
+    """Levels of a GPU tensor, copied to the host after the work that is queued on the stream."""
 
     def __init__(self, t: Tensor, low: float, high: float) -> None:
         with torch.cuda.device(t.device):

@@ -1,4 +1,4 @@
-"""What the flagship's Triton kernels do with a sample's elements: loads, the direction of the gradient, sums."""
+"""Device functions of the op `fdiv` on a sample's elements: loads, the direction of the gradient, sums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fdkernels._triton.predictions import level, tile_coefficients
 
 
 class Operands(NamedTuple):
-    """What the elements of a call are made of; None for what it has not."""
+    """The inputs of a call's elements; None for an input that the call does not have."""
 
     student: Any
     teacher: Any
@@ -21,26 +21,27 @@ class Operands(NamedTuple):
     fake_uncond: Any
     noisy: Any
     alpha: Any
-    """A Table, or None and a number in its place; so is sigma."""
+    """A Table, or None if `fixed_alpha` takes its place. The same holds for sigma."""
     sigma: Any
     multiplier: Any
-    """A Table of one entry a sample, or, in its place, `multiplier_table` of several."""
+    """A Table with one entry per sample. One with several entries is `multiplier_table` instead."""
     multiplier_table: Any
     mask: Any
     """A Table."""
     count: Any
-    """One value: N of a mean, where the caller gives it."""
+    """One value: the N of a mean that the caller gives."""
     end: None = None
-    """Triton 3.6 fails on a call whose last member is a tuple with a compile-time number (an int of 1) in it."""
+    """Keep this None last: Triton 3.6 fails if the last member is a tuple that holds a compile-time number (an int of
+    1)."""
 
 
 class Scalars(NamedTuple):
-    """What is one number for a program. Built inside a kernel: in a tuple argument they would arrive as float32."""
+    """The numbers of a program. Build them inside a kernel: in a tuple argument they would arrive as float32."""
 
     guidance_scale: Any
     fake_guidance_scale: Any
     alpha: Any
-    """Of the sample's first element: of all of them where RUN is 0. So is sigma."""
+    """The level of the sample's first element, and of all its elements if RUN is 0. The same holds for sigma."""
     sigma: Any
     sigma_data: Any
 
@@ -62,12 +63,12 @@ def _predictions(operands, scalars, b, i, inside, WIDE: tl.constexpr):
 
 @triton.jit
 def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
-    """|x - τ|, τ raw.
+    """|x - τ|, from the raw prediction `tau`.
 
-    To the last place: at high noise a·x_t and c·τ are large and cancel. One product keeps what its rounding lost, the
-    other is not rounded (Kahan's ab + cd: within two roundings of the result, and no contraction by a compiler can
-    change it). The float32 rests of a and c count as well: rounded away, they would shift a whole sample the same way,
-    which no mean averages out.
+    At high noise a·x_t and c·τ are large and cancel, so neither product may lose its rounding error. One product keeps
+    it in `lost`, the other is not rounded (Kahan's ab + cd: within two roundings of the result, and a compiler's
+    contraction can't change it). The parts of a and c that float32 cuts off are added too: without them a whole sample
+    would shift in one direction, which no mean averages out.
     """
     x = load_samples(operands.student, b, i, inside, WIDE)
     if operands.noisy is None:
@@ -75,7 +76,7 @@ def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
     else:
         noisy = load_samples(operands.noisy, b, i, inside, WIDE)
         if tl.float32 == WIDE:
-            # Blocks: a fused multiply-add takes operands of one shape.
+            # `+ zeros` makes blocks: tl.fma takes operands of one shape.
             a_high, c_high = a.to(WIDE) + tl.zeros_like(x), c.to(WIDE) + tl.zeros_like(x)
             a_low, c_low = (a - a.to(WIDE).to(tl.float64)).to(WIDE), (c - c.to(WIDE).to(tl.float64)).to(WIDE)
             product = c_high * tau
@@ -88,7 +89,7 @@ def _error(operands, tau, a, c, b, i, inside, WIDE: tl.constexpr):
 
 @triton.jit
 def _counts(v, keep, KEPT_ONLY: tl.constexpr):
-    """Where |x-τ| and |c·(f-τ)| take part in their means: masked elements too, unless they are not finite."""
+    """Which elements enter the means of |x-τ| and |c·(f-τ)|: all kept ones, and unless KEPT_ONLY finite masked ones."""
     counts = keep
     if not KEPT_ONLY:
         counts = keep | is_finite(v)
@@ -101,8 +102,8 @@ def tile(
     KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr,
     TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(m·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of some elements. The first is 0 where masked, so are the others if not
-    `_counts`."""
+    """(m·c·(f-τ), |c·(f-τ)|, |x-τ|, kept) of [TILE] elements. For a masked element the first is 0, and the next two are
+    0 unless they count (`_counts`)."""
     i = start + tl.arange(0, TILE)
     inside = i < end
     tau, f = _predictions(operands, scalars, b, i, inside, WIDE)
@@ -125,7 +126,7 @@ def tile(
     return direction, gap, error, keep
 
 
-CAREFUL: tl.constexpr = tl.constexpr(1024)  # elements at a time where speed is no concern: few registers
+CAREFUL: tl.constexpr = tl.constexpr(1024)  # elements at a time in `_careful_sums`: few, to take few registers
 
 
 @triton.jit
@@ -134,9 +135,9 @@ def _careful_sums(
     KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr, DMD: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(energy, gap, distance, bad) of elements [begin, end), one by one in float64: where a float32 sum overflowed,
-    underflowed or met a NaN, this finds out which."""
-    zeros = tl.zeros((CAREFUL,), tl.float64)  # makes a block of a table's single entry
+    """(energy, gap, distance, bad) of elements [begin, end), all in float64, with a finite check of each element. Runs
+    after a float32 sum overflowed, underflowed or met a NaN, and finds out which."""
+    zeros = tl.zeros((CAREFUL,), tl.float64)  # `+ zeros` makes a block of a number
     zero = tl.sum(zeros)
     energy, gaps, distance, bad = zero, zero, zero, zero
     for start in range(begin, end, CAREFUL):
@@ -176,11 +177,11 @@ def checked_sums(
     KIND: tl.constexpr, RUN: tl.constexpr, WITH_ERROR: tl.constexpr, KEPT_ONLY: tl.constexpr, DMD: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The sums of a program in float64, and how many elements were not finite. Healthy data takes the first branch."""
+    """A program's sums in float64, and how many of its elements are not finite. Healthy data skips the branch."""
     energy, gap, distance = energy.to(tl.float64), gap.to(tl.float64), distance.to(tl.float64)
     bad = tl.zeros_like(energy)
-    # Squares that float32 can hold, and either large enough that what underflowed in them is nothing, or of elements
-    # without energy: f = τ (a fake score that starts as the teacher), or all masked.
+    # The float32 sums hold if they are finite, and if the squares are so large that underflow does not matter, or there
+    # is no energy: f = τ (a fake score that starts as the teacher), or all elements are masked.
     held = is_finite(energy) & is_finite(gap) & is_finite(distance)
     if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
         energy, gap, distance, bad = _careful_sums(
@@ -191,14 +192,12 @@ def checked_sums(
 
 @triton.jit
 def sample_weight(operands, h, distance, bad, b, inside, count, eps, floor, DMD: tl.constexpr, ZERO: tl.constexpr):
-    """(w_b, whether the sample is non-finite): everything that multiplies a sample's direction. `b` one or a block.
-
-    count: of the elements that `distance` adds up.
-    """
+    """(w_b, whether the sample is non-finite). w_b is all that multiplies a sample's direction. `b` is one sample or a
+    block; `count` is the number of elements in the mean of `distance`."""
     w = h
     if DMD:
         mean = distance / tl.maximum(count, 1)
-        # NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+        # NaN stays NaN. If nothing is kept, there is no mean, and w is not divided.
         w = w / tl.where(count > 0, tl.where(mean < floor, floor, mean) + eps, 1.0)
     nonfinite = bad > 0
     if operands.multiplier is not None:
@@ -212,6 +211,6 @@ def sample_weight(operands, h, distance, bad, b, inside, count, eps, floor, DMD:
 
 @triton.jit
 def scaled_direction(direction, coefficient, keep, WIDE: tl.constexpr):
-    """coefficient · direction; 0 where masked, and of a dropped sample, whatever its direction is."""
+    """coefficient · direction; 0 for masked elements and for dropped samples, even if their direction is not finite."""
     g = tl.where(coefficient == 0.0, 0.0, coefficient.to(WIDE) * direction)
     return tl.where(keep, g, 0.0)

@@ -1,10 +1,10 @@
-"""The flagship op in Triton: from logits to the student's gradient.
+"""The op `fdiv` in Triton: from logits to the student's gradient.
 
     s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
     loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
 
-One launch where a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
+One launch if a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
 `triton_plan.py` decides. Each program stores its sums and draws a ticket. The program with the last ticket adds all
 sums by index. It also writes loss, figures and the normalizer's state, which no other program reads after that.
 """
@@ -33,27 +33,27 @@ from fdkernels.fdiv.triton_weight import (
 
 
 class Written(NamedTuple):
-    """What a forward writes; None for what a call does not ask for."""
+    """The tensors that a forward writes; None for one that the call does not ask for."""
 
     loss: Any
     gradient: Any
     unscale: Any
     stats: Any
     partials: Any
-    """(5, B, programs) float64: what each program leaves for the last one."""
+    """(5, B, programs) float64: the sums that each program stores for the last one."""
     coefficients: Any
-    """(B,) float64, of the split schedule: what multiplies a sample's direction."""
+    """(B,) float64, in the split schedule: the factor of each sample's direction."""
     ticket: Any
 
 
-# The figures: those of the weights, then gradient norm, relative gap and non-finite samples, then each sample's h.
+# Order of the figures: those of the weights, then gradient norm, relative gap and non-finite samples, then each h.
 WEIGHT_STATS: tl.constexpr = tl.constexpr(arguments.WEIGHT_STATS)
 STATS: tl.constexpr = tl.constexpr(arguments.STATS)
 
 
 @triton.jit
 def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MASK: tl.constexpr):
-    """N of the loss, where it can be known before the elements: the mask's own entries are counted."""
+    """N of the loss, found without reading the elements: it counts the mask's own entries."""
     one = tl.zeros_like(b).to(tl.float64) + 1.0
     if REDUCTION == "sum":
         divisor = one
@@ -74,7 +74,7 @@ def _divisor(mask, count, b, batch, elements, REDUCTION: tl.constexpr, SHARED_MA
 
 @triton.jit
 def _coefficient(written, w, divisor, b, inside, REDUCTION: tl.constexpr):
-    """w / N; for float16 times the power of two that `unscale` takes out again. `b` may be one sample or a block."""
+    """w / N, for float16 times a power of two, whose inverse goes to `unscale`. `b` is one sample or a block."""
     coefficient = w / divisor
     if written.unscale is not None:
         power = float16_power(divisor)
@@ -93,7 +93,7 @@ def _store_figures(written, norm, gap, distance, nonfinite):
 
 # x, τ, f [B, n] -> g / N [B, n], loss and figures in one launch. Program b holds sample b, [TILE] elements, in
 # registers from their reduction to their store. Every program computes the weights of the whole batch, in float64.
-# An element: reads x, τ and f (x_t, unconditional predictions, mask) once, writes g / N: 8 bytes in bfloat16, 16 in
+# Per element: reads x, τ and f (x_t, unconditional predictions, mask) once, writes g / N: 8 bytes in bfloat16, 16 in
 # float32.
 @triton.jit
 def fdiv_fwd_kernel(
@@ -170,7 +170,7 @@ def fdiv_fwd_kernel(
 
 @triton.jit
 def _added(written, batch, SAMPLES: tl.constexpr):
-    """Sums over all samples of what each left in `partials`; the figures' where they are wanted."""
+    """The sums of `partials` over all samples; those of the figures only if the call asks for figures."""
     total = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     norm, gap, distance, count = total, total, total, total
     field = tl.full((), batch, tl.int64)
@@ -187,8 +187,8 @@ def _added(written, batch, SAMPLES: tl.constexpr):
 
 
 # Σ (m·c·(f-τ))², Σ |c·(f-τ)|, Σ |x-τ| and counts of x, τ, f [B, n] -> w / N [B], loss and figures. Program `piece` of
-# sample b reduces up to `tiles` tiles of it; the last program of all weighs the batch.
-# An element: reads every input once, 6 bytes in bfloat16 (12 in float32), and writes nothing.
+# sample b reduces up to `tiles` tiles of it; the program with the last ticket weighs the batch.
+# Per element: reads every input once, 6 bytes in bfloat16 (12 in float32), and writes nothing.
 @triton.jit
 def fdiv_reduce_kernel(
     operands, weighting, written, batch, elements, programs, tiles, chunks,
@@ -239,7 +239,7 @@ def fdiv_reduce_kernel(
 
 @triton.jit
 def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: tl.constexpr):
-    """A field of `partials` [SAMPLES], added over each sample's programs."""
+    """[SAMPLES] sums of a field of `partials` over each sample's programs."""
     partials = written.partials + tl.full((), batch, tl.int64) * field * programs
     return sum_of_pieces(partials, b, batch, programs, SAMPLES, PIECES)
 
@@ -306,13 +306,13 @@ def _weigh_all(
         else:
             store_weight_stats(written.stats, weighting, summary, batch)
     if UPDATE:
-        tl.debug_barrier()  # every thread has read the old state
+        tl.debug_barrier()  # until every thread has read the old state
         store_bin_means(weighting, mean, BINS)
 
 
-# τ, f [B, n] and w / N [B] -> g / N [B, n]. Program `piece` of sample b stores `tiles` tiles of it. Samples go from the
-# last to the first: what the reduction read last is still in the cache.
-# An element: reads τ and f (unconditional predictions, mask) again, writes g / N: 6 bytes in bfloat16, 12 in float32.
+# τ, f [B, n] and w / N [B] -> g / N [B, n]. Each program of sample b stores up to `tiles` tiles of it. Samples go from
+# the last to the first, because the cache still holds what the reduction read last.
+# Per element: reads τ and f (unconditional predictions, mask) again, writes g / N: 6 bytes in bfloat16, 12 in float32.
 @triton.jit
 def fdiv_apply_kernel(
     operands, written, batch, elements, programs, tiles, guidance_scale: tl.float64, fake_guidance_scale: tl.float64,

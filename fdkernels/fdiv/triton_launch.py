@@ -1,7 +1,7 @@
 """The ops `fdiv` and `fdiv_weight` in Triton: from a call to its launches.
 
-Functions that list launches start none, so that what is compiled ahead of time and what the tests count is what runs.
-Nothing here reads a tensor's values.
+Functions that list launches do not start them: ahead-of-time compilation and the tests see the same launches that run.
+Nothing here reads the values of a GPU tensor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fdkernels.fdiv.triton_plan import Plan, heads_at_a_time, plan
 from fdkernels.fdiv.triton_weight import WeightOperands, fdiv_weight_kernel
 
 PARTIALS = 5
-WEIGHT_SAMPLES = 1024  # that fdiv_weight_kernel treats at a time, bins included
+WEIGHT_SAMPLES = 1024  # most samples that fdiv_weight_kernel weighs at a time
 
 
 def fdiv(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,7 +58,7 @@ def fdiv_weight(*operands: Any) -> tuple[Tensor, Tensor]:
 
 
 def forward_plan(call: FdivArguments) -> Plan:
-    """The plan that a call's launches obey."""
+    """The plan of a call's launches."""
     batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
     heads = bins = entries = 0
     if call.weighting.logits is not None:
@@ -74,13 +74,13 @@ def forward_plan(call: FdivArguments) -> Plan:
 
 
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((loss, gradient, unscale, stats), the launches that write them) of a call that has been checked."""
+    """((loss, gradient, unscale, stats), the launches that write them) of a checked call."""
     student, weighting, weight = call.student, call.weighting, call.weight
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     outputs = loss, gradient, unscale, stats = fdiv_outputs(call)
     spread = forward_plan(call)
     split = spread.schedule == "split"
-    leading = batch + batch % 2 if split else 0  # even, so that what follows is aligned to 16 bytes
+    leading = batch + batch % 2 if split else 0  # even, so that the partial sums are aligned to 16 bytes
     workspace = student.new_empty((leading + PARTIALS * batch * spread.programs,), dtype=torch.float64)
     written = Written(
         loss, gradient if call.with_grad else None, unscale if unscale.numel() else None,
@@ -138,7 +138,7 @@ def _weigh(call: WeightArguments, weight: Tensor, stats: Tensor) -> Launch:
 
 
 def _weight_options(call: WeightArguments) -> dict[str, Any]:
-    """What every kernel that weighs is compiled for; without logits it is compiled once."""
+    """Compile-time options of every kernel that weighs. All calls without logits share one set of them."""
     if call.logits is None:
         return {"DIVERGENCE": "rkl", "NORMALIZE": False, "UPDATE": False}
     update = call.update and call.ratio_mean is not None and not inside_backward()
@@ -146,7 +146,7 @@ def _weight_options(call: WeightArguments) -> dict[str, Any]:
 
 
 def _weight_numbers(call: WeightArguments, bins: int) -> tuple[Any, ...]:
-    """What `Constants` is made of, in its order."""
+    """The fields of `Constants`, in order."""
     width = (call.t_max - call.t_min) / bins
     return call.log_ratio_min, call.log_ratio_max, call.t_min, call.t_max, width, call.decay, call.amari_alpha
 

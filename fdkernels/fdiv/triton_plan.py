@@ -1,10 +1,10 @@
-"""How the Triton backend spreads a call over programs: a pure function of its shape, free of Triton and of any device.
+"""How the Triton backend spreads a call over programs: a pure function of the call's shape, without Triton or a device.
 
     whole   a program holds one sample in registers between reduction and store: one launch, every input read once
     split   a sample is too large for that: a launch reduces it in pieces, a second one reads τ and f again and stores
 
-The figures below were chosen from compiled register counts and from what keeps 132 multiprocessors busy; a change of
-one wants a measurement (docs/kernels.md).
+Measure before you change a limit (docs/kernels.md). The limits were chosen from compiled register counts, and so that
+132 multiprocessors stay busy.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
 
 
 class Limits(NamedTuple):
-    """What decides between the schedules and how finely a sample is cut."""
+    """The limits that choose the schedule and how finely a sample is cut."""
 
     whole_elements: int = 16_384
-    """Of a sample that one program holds: 32 a thread at 16 warps, of 128 registers."""
+    """Most elements of a sample that one program holds: 32 per thread at 16 warps, with 128 registers per thread."""
     whole_elements_general: int = 8_192
-    """The same where it reads more than x, τ and f, or float64."""
+    """The same limit for a general call: one that reads more than x, τ and f, or computes in float64."""
     counted_entries: int = 4_096
-    """Mask entries that every program may count for itself; a larger mask is counted by the split schedule."""
+    """Most mask entries that every program counts for itself. The split schedule counts a larger mask."""
     weighed: int = 2_048
-    """Samples × bins, and samples × heads, whose weights every program may compute for itself."""
+    """Largest samples × bins, and samples × heads, for which every program computes the weights itself."""
     tiles: tuple[int, ...] = (4_096, 2_048, 1_024)
-    """Elements that a program of the split schedule holds at a time, by preference; the first only of x, τ and f."""
+    """Elements that a program of the split schedule holds at a time, best first. A general call skips the first."""
     busy_programs: int = 264
-    """Two for each of 132 multiprocessors: fewer, and a smaller tile is taken."""
+    """Two for each of 132 multiprocessors. With fewer programs, a smaller tile is taken."""
     most_programs: int = 1_024
     most_tiles: int = 16
-    """Tiles whose float32 sums one program adds before they become float64."""
+    """Most tiles whose float32 sums one program adds before they become float64."""
 
 
 LIMITS = Limits()
@@ -44,20 +44,20 @@ class Plan(NamedTuple):
     tile: int
     """Elements of a sample that a program holds at a time."""
     tiles: int
-    """Tiles that a program passes over."""
+    """Tiles per program."""
     programs: int
-    """Programs a sample."""
+    """Programs per sample."""
     num_warps: int
     wide_offsets: bool
     """Whether an offset within a sample, to the end of its last program's share, needs 64 bits."""
     weigh_first: bool
-    """Whether a launch of its own computes the weights h."""
+    """Whether an extra launch computes the weights h first."""
     samples: int
-    """Samples that the program which weighs and reports treats at a time."""
+    """Samples that the program that weighs and reports handles at a time."""
     heads: int
-    """Heads of them that it loads at a time."""
+    """Heads per sample that this program loads at a time."""
     pieces: int
-    """Partial sums of each of them that it adds at a time."""
+    """Partial sums per sample that this program adds at a time."""
 
     @property
     def launches(self) -> int:
@@ -79,12 +79,12 @@ def plan(
 
     Args:
         batch, elements: B and n.
-        images: N-sized inputs that a call has.
-        float64: whether the elements' arithmetic is.
-        heads: of the logits; 0 where a call has none.
-        bins: of the normalizer; 0 where a call has none.
-        mask_entries: entries that have to be counted before the first gradient can be stored.
-        limits: in place of `LIMITS`.
+        images: number of N-sized inputs.
+        float64: whether the elements' arithmetic is float64.
+        heads: of the logits; 0 without logits.
+        bins: of the normalizer; 0 without a normalizer.
+        mask_entries: mask entries to count before the first gradient can be stored.
+        limits: used in place of `LIMITS`.
     """
     limits = limits or LIMITS
     block = next_power_of_2(elements)
@@ -96,7 +96,7 @@ def plan(
     wider = max(next_power_of_2(max(bins, 1)), block_of_heads)
     weigh_first = whole and heads > 0 and max(samples * wider, batch * heads) > limits.weighed
     if whole:
-        # Records of all samples are added in blocks; weights, where computed here, want the whole batch at once.
+        # The samples' sums are added in blocks. Weights that this launch computes need the whole batch at once.
         samples = samples if heads and not weigh_first else min(samples, 1024)
         warps = min(16, max(4, block // (256 if general else 512)))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
@@ -119,10 +119,10 @@ def bytes_moved(
     """Predicted bytes between the device's memory and its chip.
 
     Args:
-        read: bytes of inputs an element; every one is read once.
-        reread: those of them that the split schedule reads again, except what its first launch left in the cache.
-        written: bytes of gradient an element.
-        cache: bytes of cache, of which half is counted on.
+        read: bytes of inputs per element; each is read once.
+        reread: those of them that the split schedule reads again, unless its first launch left them in the cache.
+        written: bytes of gradient per element.
+        cache: bytes of cache; half of it is assumed to hold inputs.
     """
     total = float(batch * elements)
     again = 0.0 if plan.schedule == "whole" else max(0.0, total * reread - cache / 2 * reread / read)
@@ -130,7 +130,7 @@ def bytes_moved(
 
 
 def _split(batch: int, elements: int, sizes: tuple[int, ...], limits: Limits) -> tuple[int, int, int]:
-    """(tile, tiles a program, programs a sample)."""
+    """(tile, tiles per program, programs per sample)."""
     tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
     tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
     return tile, tiles, programs

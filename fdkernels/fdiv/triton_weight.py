@@ -1,7 +1,7 @@
-"""Steps 1 to 5 in Triton: from the discriminator's logits to the weight h, in float64 and in the log domain.
+"""Steps 1 to 5 (`weight.py`) in Triton: from the discriminator's logits to the weight h, in float64 and log domain.
 
 The functions take samples in blocks, so that one program can weigh a batch of any size. `fdiv_fwd_kernel` inlines them
-for a whole batch, since B·H arithmetic is cheaper than a launch; `fdiv_weight_kernel` is the op `fdiv_weight_triton`.
+for a whole batch, because B·H arithmetic is cheaper than a launch. `fdiv_weight_kernel` is the op `fdiv_weight_triton`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fdkernels._triton.elements import float64, is_finite
 
 
 class WeightOperands(NamedTuple):
-    """What the weights of a batch are made of; None for what a call has not."""
+    """The inputs of a batch's weights; None for an input that the call does not have."""
 
     logits: Any
     """(B, heads), contiguous."""
     heads: int
     head_chunks: int
-    """How many blocks of `HEADS` they are; 1 is known when a kernel is compiled, which then has no loop."""
+    """How many blocks of `HEADS` the heads fill. Triton compiles the value 1 in as a constant, without a loop."""
     t: Any
     weight: Any
     """(B,), h itself, in place of logits."""
@@ -34,7 +34,7 @@ class WeightOperands(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """The float64 scalars of steps 1 to 5. Built inside a kernel: in a tuple argument they would arrive as float32."""
+    """The float64 scalars of steps 1 to 5. Build them inside a kernel: a tuple argument would make them float32."""
 
     log_ratio_min: float
     log_ratio_max: float
@@ -47,10 +47,10 @@ class Constants(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Sums over the finite samples of a batch, weights relative to the largest so that nothing overflows."""
+    """Sums over the finite samples of a batch, with weights relative to the largest so that nothing overflows."""
 
     count: Any
-    """Of samples with a weight: those whose log h is below infinity."""
+    """Number of samples with a weight: log h is below infinity."""
     highest: Any
     """max log h"""
     total: Any
@@ -59,7 +59,7 @@ class Summary(NamedTuple):
     """Σ (h / max h)²"""
     lowest: Any
     samples: Any
-    """With finite logits and t: what ratios, clipped and outside are of."""
+    """Number of samples with finite logits and t, over which ratios, clipped and outside are summed."""
     ratios: Any
     """Σ r"""
     clipped: Any
@@ -76,9 +76,9 @@ def float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, dec
 
 @triton.jit
 def _ratio_bin(weighting, constants, t):
-    """The bin of each finite noise level, of shape t's."""
+    """The bin of each finite noise level, shaped like t."""
     if weighting.edges is None:
-        # Compared in float64: a huge t has no int32.
+        # Clamp in float64: a huge t has no int32.
         position = tl.floor((t - constants.t_min) / constants.bin_width)
         index = tl.minimum(tl.maximum(position, 0.0), weighting.bins - 1).to(tl.int32)
     else:
@@ -115,7 +115,7 @@ def bin_means(
     weighting, constants, batch, chunks,
     UPDATE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """m [BINS] of step 3, after this batch's update, rounded as the float32 state is; ones without a normalizer."""
+    """m [BINS] of step 3 after this batch's update, rounded to float32 like the state; ones without a normalizer."""
     i = tl.arange(0, BINS)
     if weighting.ratio_mean is None:
         mean = tl.full((BINS,), 1.0, tl.float64)
@@ -141,7 +141,7 @@ def _log_weights(
     DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Steps 1 to 4 of a block of samples: (log h, whether it is a weight, finite, ratio, clipped, out of range), each
-    [SAMPLES]. A log h that is not below infinity, as by a state that holds a bin's mean of 0, is none."""
+    [SAMPLES]. A log h that overflows, for example because the state holds 0 for its bin, is not a weight."""
     L, t, finite, clipped = _log_ratios(weighting, constants, b, inside, SAMPLES, HEADS)
     ratio = tl.exp(L)
     outside = finite & ((t < constants.t_min) | (t > constants.t_max))
@@ -168,7 +168,7 @@ def summarize(
             weighting, constants, mean, b, b < batch, DIVERGENCE, SAMPLES, BINS, HEADS
         )
         higher = tl.maximum(highest, tl.max(tl.where(weighted, log_h, -float("inf"))))
-        # Where all weights so far are 0, the sums are NaN: they leave nothing beside a larger weight.
+        # If all weights so far are 0, the sums are NaN. Drop them: beside a larger weight they add nothing.
         started = highest > -float("inf")
         shrink = tl.where(started, tl.exp(tl.minimum(highest - higher, 0.0)), 0.0)
         relative = tl.where(weighted, tl.exp(log_h - higher), 0.0)
@@ -186,7 +186,7 @@ def summarize(
 
 @triton.jit
 def store_weight_stats(stats, weighting, summary, batch):
-    """weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction."""
+    """Stores weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction."""
     count = summary.count
     nan = tl.where(count > 0, 0.0, float("nan")).to(tl.float64)
     tl.store(stats, tl.exp(summary.lowest) + nan)
@@ -207,7 +207,7 @@ def weights(
     NORMALIZE: tl.constexpr, DIVERGENCE: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
-    """h [SAMPLES] of step 5; NaN where a sample's combined logit or t is not finite, or its weight overflows."""
+    """h [SAMPLES] of step 5; NaN where a sample's combined logit or t is not finite, or its log h overflows."""
     log_h, weighted, _, _, _, _ = _log_weights(weighting, constants, mean, b, inside, DIVERGENCE, SAMPLES, BINS, HEADS)
     if NORMALIZE:
         log_h = log_h - (summary.highest + tl.log(summary.total / summary.count))
@@ -216,7 +216,7 @@ def weights(
 
 @triton.jit
 def given_weights(weighting, b, inside):
-    """h of samples whose weight was given, or 1; NaN where t is not finite. `b` may be one sample or a block."""
+    """The given h of samples, or 1 if none is given; NaN where t is not finite. `b` is one sample or a block."""
     if weighting.weight is None:
         h = tl.zeros_like(b).to(tl.float64) + 1.0
     else:
@@ -229,7 +229,7 @@ def given_weights(weighting, b, inside):
 
 @triton.jit
 def store_given_weight_stats(stats, weighting, batch, BLOCK: tl.constexpr):
-    """The first four figures of weights that were given, the others NaN."""
+    """Stores the first four figures of given weights; the others are NaN."""
     zero = tl.sum(tl.zeros((BLOCK,), tl.float64))
     count, total, squares = zero, zero, zero
     highest = zero - float("inf")
@@ -259,8 +259,8 @@ def store_bin_means(weighting, mean, BINS: tl.constexpr):
     tl.store(weighting.ratio_mean + i, mean.to(tl.float32), mask=i < weighting.bins)
 
 
-# Logits (B, heads) -> h (B,), figures (7,) and the normalizer's new state (bins,); one program, which passes over the
-# logits three times at most. Reads 4 bytes a logit in float32, writes 8 a sample.
+# Logits (B, heads) -> h (B,), figures (7,) and the normalizer's new state (bins,). One program, which passes over the
+# logits at most three times. Reads 4 bytes per logit in float32, writes 8 per sample.
 @triton.jit
 def fdiv_weight_kernel(
     weighting, weight, stats, batch, chunks,
@@ -278,5 +278,5 @@ def fdiv_weight_kernel(
         tl.store(weight + b, h, mask=b < batch)
     store_weight_stats(stats, weighting, summary, batch)
     if UPDATE:
-        tl.debug_barrier()  # every thread has read the old state
+        tl.debug_barrier()  # until every thread has read the old state
         store_bin_means(weighting, mean, BINS)

@@ -1,4 +1,4 @@
-"""The flagship's checks: what a call asks for, made sure of before any state changes."""
+"""Checks of the public functions' arguments. They all run before any state changes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ SMALLEST_BATCH = 8  # below it, dividing h by its batch mean leaves little of th
 
 
 class Weighting(NamedTuple):
-    """Everything that decides the weight h, checked."""
+    """The checked arguments that decide the weight h."""
 
     arguments: WeightArguments
     divergence: Divergence
     group: Any | None
     in_torch: bool
-    """Whether steps 1 to 5 run in PyTorch, ahead of the kernel. A field: torch 2.10's Dynamo traces no property of a
-    named tuple."""
+    """Whether steps 1 to 5 run in PyTorch, before the kernel. A field, because torch 2.10's Dynamo can't trace a
+    property of a named tuple."""
 
 
 def check_weighting(
@@ -102,15 +102,15 @@ def check_ratio_range(ratio_range: tuple[float, float] | None) -> tuple[float | 
     if not 0.0 < low < high < math.inf:
         raise ValueError(f"ratio_range: expected 0 < lo < hi < inf (None: the widest, e^±80), got ({low}, {high})")
     if low < WIDEST_RATIO[0] or high > WIDEST_RATIO[1]:
-        # Beyond, the normalizer's float32 mean overflows, and stays so.
+        # Beyond this range the normalizer's float32 mean overflows and never recovers.
         raise ValueError(f"ratio_range: expected within e^±80, {WIDEST_RATIO}, got ({low}, {high}); None is the widest")
     return logarithm(low), logarithm(high)
 
 
 def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tensor:
-    """weight as (B,): of one number a sample, (B,) or (B, 1, ...), or one for all, () or (1, ...).
+    """weight as (B,), from one number per sample, (B,) or (B, 1, ...), or one for all, () or (1, ...).
 
-    A Python number is refused: computed inside of a compiled function it would be a constant of the graph.
+    A Python number is refused: one that a compiled function computes would become a constant of the graph.
     """
     for name, value in excluded.items():
         if value is not None:
@@ -129,7 +129,7 @@ def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tens
 
 
 def check_options(scale: str | DmdScale | None, nonfinite: str, reduction: str) -> DmdScale | None:
-    """The scale, None where there is none."""
+    """The scale as a `DmdScale`, or None."""
     if isinstance(scale, str) and scale == "dmd":
         scale = DMD
     if isinstance(scale, Tensor):
@@ -146,7 +146,7 @@ def check_options(scale: str | DmdScale | None, nonfinite: str, reduction: str) 
 def check_guidance(
     name: str, uncond: Tensor | None, scale_name: str, scale: float | Tensor | None, student: Tensor
 ) -> float | Tensor:
-    """The scale, a tensor where the host cannot know it; 1 without guidance."""
+    """The guidance scale: a number, or a tensor if the host can't read it; 1 without guidance."""
     if uncond is None and scale is None:
         return 1.0
     if scale is None:
@@ -162,12 +162,12 @@ def check_guidance(
 
 
 def _as_tensor(value: Any) -> Any:
-    """NumPy's arrays as tensors: of NumPy's scalars torch.compile makes arrays."""
+    """NumPy arrays as tensors: torch.compile turns NumPy scalars into arrays."""
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _check_scalar(name: str, value: Tensor) -> float | Tensor:
-    """A 0-d CPU tensor's number; the tensor itself while a compiler or a fake mode traces, which must not read it."""
+    """The number in a 0-d CPU tensor; the tensor itself if its value must not be read (`is_readable`)."""
     check_tensor(name, value)
     if value.dim() or value.device.type != "cpu" or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(
@@ -178,7 +178,7 @@ def _check_scalar(name: str, value: Tensor) -> float | Tensor:
 
 
 def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> Tensor | None:
-    """N of the mean as the ops take it."""
+    """N of the mean, as the ops take it."""
     if count is None:
         return None
     if reduction != "mean":
@@ -188,7 +188,7 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
         whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
         if not whole or not 1 <= as_float(count) < math.inf:
             raise ValueError(f"count: expected a whole number of at least 1 or a tensor, got {shown(count)}")
-        # A host's number is read by the launcher; in a graph it would keep CUDA graphs from being used.
+        # The launcher reads a CPU tensor. In a compiled graph, a CPU tensor would keep CUDA graphs from being used.
         device = student.device if torch.compiler.is_compiling() else torch.device("cpu")
         return filled((), as_float(count), device)
     check_tensor("count", count)
@@ -250,7 +250,7 @@ def _check_normalizer(
 
 
 def _check_state(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """What a load, a wrapper or an assignment left in a normalizer's buffer."""
+    """Check a normalizer's buffer, which a load, a wrapper or an assignment may have changed."""
     check_tensor(f"normalizer.{name}", value)
     if value.device != device:
         raise ValueError(f"normalizer: expected device {device}, got {value.device}; call .to({str(device)!r})")
@@ -271,7 +271,7 @@ def _check_group(group: Any) -> None:
 
 
 def _warn_about_t(normalizer: RatioNormalizer, t: Tensor) -> None:
-    # Once for each t_range: a trainer may build its loss anew every step, and another range is another mistake.
+    # Once per t_range: a trainer may rebuild its loss every step, and another range is another mistake.
     complaint = t_range.complaint(normalizer, t)
     if complaint is not None:
         warn_once(f"t_range {normalizer.t_range}", complaint)

@@ -1,7 +1,8 @@
-"""Steps 1 to 5 of the brief in PyTorch: from the discriminator's logits to the f-divergence weight h, in float64.
+"""From the discriminator's logits to the weight h in PyTorch, in float64. The kernels' comments number the steps, too:
+1 mean over heads, 2 clamp, 3 normalizer, 4 log h, 5 division by the batch mean.
 
-The specification of the weights, and on every backend the path of what a single launch cannot do: statistics over a
-process group, and divergences that users register.
+This file specifies the weights. Every backend also runs it where a single launch can't serve: statistics over a process
+group, and divergences that users register.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _may_update(state: Tensor) -> Tensor:
     return state.new_full((), not inside_backward(), dtype=torch.bool)
 
 
-# An op, since the answer belongs to the run of a compiled graph, not to its tracing.
+# An op, because the answer is needed when a compiled graph runs, not when it is traced.
 _library.impl("may_update", _may_update, "CompositeExplicitAutograd")
 
 
@@ -33,14 +34,14 @@ _library.impl("may_update", _may_update, "CompositeExplicitAutograd")
 def fdiv_weight(
     call: WeightArguments, divergence: Divergence | None = None, group: Any | None = None
 ) -> tuple[Tensor, Tensor]:
-    """h of shape (B,), float64, and its statistics (WEIGHT_STATS,), of this process's samples.
+    """(h (B,) in float64, its statistics (WEIGHT_STATS,)) of this process's samples.
 
     A sample whose combined logit or t is not finite gets NaN and takes part in nothing. A sample whose log h is not
-    below infinity, by a state that holds a mean of 0 or by a registered divergence, gets NaN too and takes part in
-    nothing that is about h: neither the batch mean nor the first four statistics. Its ratio counts.
+    below infinity (the state holds a mean of 0, or a registered divergence returns it) gets NaN too. It takes no part
+    in the batch mean of h and the first four statistics, but its ratio counts.
 
     Args:
-        divergence: in place of the call's row, one that users registered.
+        divergence: a divergence that a user registered, in place of the call's.
         group: process group of the batch statistics.
     """
     call = FDIV_WEIGHT.traced(call)
@@ -55,7 +56,7 @@ def fdiv_weight(
     finite = torch.isfinite(log_ratio) if t is None else torch.isfinite(log_ratio) & torch.isfinite(t)
     log_ratio = torch.where(finite, log_ratio, 0.0)
     clipped = finite & ((log_ratio < call.log_ratio_min) | (log_ratio > call.log_ratio_max))
-    log_ratio = log_ratio.clamp(call.log_ratio_min, call.log_ratio_max)  # type: ignore[arg-type]  # one of each kind
+    log_ratio = log_ratio.clamp(call.log_ratio_min, call.log_ratio_max)  # type: ignore[arg-type]  # both of one type
     ratio_stats = _ratio_stats(log_ratio, clipped, t, finite, call)
     mean = None
     if call.ratio_mean is not None and t is not None:
@@ -63,7 +64,7 @@ def fdiv_weight(
     log_h = _log_weight(divergence, log_ratio)
     finite = finite & (log_h < torch.inf)  # log 0 = -inf is h = 0
     if call.update and call.ratio_mean is not None and mean is not None:
-        call.ratio_mean.copy_(mean)  # only now that a divergence of the user's own could no longer raise
+        call.ratio_mean.copy_(mean)  # after log_weight: a user's divergence that raises must leave the state unchanged
     stats = torch.cat((_summarize(log_h, finite), ratio_stats))
     if call.normalize_weight:
         log_h = log_h - _log_batch_mean(log_h, finite, group)
@@ -73,13 +74,14 @@ def fdiv_weight(
 def _normalize_ratio(
     log_ratio: Tensor, t: Tensor, finite: Tensor, mean: Tensor, call: WeightArguments, group: Any | None
 ) -> tuple[Tensor, Tensor]:
-    """(log_ratio - log m of its bin, m after the update)."""
+    """(log_ratio - log m of its bin, m), m after the update."""
     t = torch.where(finite, t, call.t_min)
     bins = mean.numel()
     if call.edges is not None:
         index = torch.bucketize(t, call.edges, right=True)
     else:
-        # A tensor: by a number, CUDA multiplies with its reciprocal, which moves an edge. The number may be a symbol.
+        # Divide by a tensor: for a number, CUDA multiplies by its reciprocal, which moves an edge. The number may also
+        # be a symbol.
         width = torch.zeros_like(t) + (call.t_max - call.t_min) / bins
         index = ((t - call.t_min) / width).floor().clamp(0, bins - 1).long()
     # A sum over a one-hot matrix: no atomics, so the same bits every time, and no host sync.
@@ -111,7 +113,7 @@ def _log_weight(divergence: Divergence, log_ratio: Tensor) -> Tensor:
 def _log_batch_mean(log_h: Tensor, finite: Tensor, group: Any | None) -> Tensor:
     log_h = torch.where(finite, log_h, -torch.inf)
     if group is None:
-        # Not clamped: without a finite sample the mean is 0/0, and every weight is NaN anyway.
+        # No clamp of the count: without a finite sample the mean is 0/0, and every weight is NaN anyway.
         return log_h.logsumexp(0) - finite.sum().double().log() if log_h.numel() else log_h.sum()
     totals = torch.stack((log_h.exp().sum(), finite.double().sum()))
     dist.all_reduce(totals, group=group)
@@ -119,7 +121,7 @@ def _log_batch_mean(log_h: Tensor, finite: Tensor, group: Any | None) -> Tensor:
 
 
 def _ratio_stats(log_ratio: Tensor, clipped: Tensor, t: Tensor | None, finite: Tensor, call: WeightArguments) -> Tensor:
-    """ratio_mean, clip_fraction and out_of_range_fraction; NaN where a call does not have them."""
+    """ratio_mean, clip_fraction and out_of_range_fraction; NaN if the call does not have them."""
     count = finite.sum().double()
     outside = torch.full_like(count, torch.nan)
     if call.ratio_mean is not None and t is not None:
@@ -128,12 +130,12 @@ def _ratio_stats(log_ratio: Tensor, clipped: Tensor, t: Tensor | None, finite: T
 
 
 def _summarize(log_h: Tensor, finite: Tensor) -> Tensor:
-    """min, mean and max of h over the finite samples, and (Σh)²/(B·Σh²); NaN where there are none."""
+    """min, mean and max of h over the finite samples, and (Σh)²/(B·Σh²); NaN if there are none."""
     if not log_h.numel():
         return log_h.new_full((4,), torch.nan)
     low = torch.where(finite, log_h, torch.inf).amin()
     high = torch.where(finite, log_h, -torch.inf).amax()
-    # Relative to the largest, so that a ratio of squares does not overflow; h = 0 throughout is an empty sample.
+    # Relative to the largest h, so that no square overflows. If every h is 0, the mean and the last figure are NaN.
     relative = torch.where(finite, (log_h - high).exp(), 0.0)
     total = relative.sum()
     ess = total.square() / (log_h.numel() * relative.square().sum())
