@@ -1,12 +1,12 @@
 """Builds fdkernels' binaries with CMake and ninja; all other metadata is in pyproject.toml.
 
-Variables of the environment that it reads:
+It reads these environment variables:
 
-    FDKERNELS_TORCH_DIR    torch's package directory, where the build does not find it
+    FDKERNELS_TORCH_DIR    torch's package directory, if the build does not find it
     FDKERNELS_CUDA_ARCHS   what the CUDA library is compiled for: a list such as "90" or "80;90+PTX" (+PTX adds code
                            that newer GPUs compile as they load it), "all", or "none". Unset: the GPUs of this machine
-                           where nvidia-smi names them, else all; no CUDA library where there is no nvcc
-    CUDACXX, CUDA_HOME     nvcc, and the folder with bin/nvcc; then PATH and /usr/local/cuda are looked at
+                           if nvidia-smi names them, else all; no CUDA library if there is no nvcc
+    CUDACXX, CUDA_HOME     nvcc, and the folder with bin/nvcc; after them, PATH and /usr/local/cuda are searched
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ uv and `python -m build` isolate the build from the environment that has torch; 
 
 
 def torch_version(directory: Path) -> tuple[int, int] | None:
-    """torch's (major, minor) from its version.py, or None where the directory holds no torch with stable headers."""
+    """torch's (major, minor) from its version.py, or None if the directory holds no torch with stable headers."""
     version_file = directory / "version.py"
     if not version_file.is_file() or not (directory / "include/torch/csrc/stable/library.h").is_file():
         return None
@@ -86,7 +86,7 @@ def find_torch() -> Path:
 
 
 def find_tool(name: str) -> str:
-    """A build tool: the Python package's own binary where there is one (its environment's bin may not be on PATH)."""
+    """A build tool's path: the Python package's own binary if there is one (its bin folder may not be on PATH)."""
     try:
         module = importlib.import_module(name)
     except ImportError:
@@ -103,18 +103,18 @@ class Nvcc(NamedTuple):
     path: str
     version: str
     archs: frozenset[str]
-    """What it writes machine code for, as in "90"."""
+    """Architectures for which it writes machine code, such as "90"."""
 
 
 class CudaPlan(NamedTuple):
     archs: tuple[str, ...]
-    """What the CUDA library holds, as in "90" (machine code) and "90+PTX" (PTX); empty: it is not built."""
+    """The code that the CUDA library holds, such as "90" (machine code) and "90+PTX" (PTX); empty: it is not built."""
     nvcc: str
     note: str
 
 
 def parse_cuda_archs(text: str) -> tuple[str, ...]:
-    """A CudaPlan's archs from FDKERNELS_CUDA_ARCHS. As torch spells them, 9.0 is 90, and 90+PTX both kinds of code."""
+    """A CudaPlan's archs from FDKERNELS_CUDA_ARCHS. As for torch, 9.0 means 90, and 90+PTX means both kinds of code."""
     if text == "none":
         return ()
     if text == "all":
@@ -142,7 +142,8 @@ def plan_cuda(requested: str, nvcc: Nvcc | None, present: list[str]) -> CudaPlan
     """What to build, from FDKERNELS_CUDA_ARCHS ("" where unset), the compiler and this machine's GPUs.
 
     Raises:
-        ValueError: a bad value, or something asked for that the compiler can't do. Unasked, it is left out.
+        ValueError: a bad value, or the compiler can't build what FDKERNELS_CUDA_ARCHS asks for. If it is unset, the
+            CUDA library is then left out.
     """
     archs = parse_cuda_archs(requested or ";".join(present) or "all")
     if not archs:
@@ -157,7 +158,7 @@ def plan_cuda(requested: str, nvcc: Nvcc | None, present: list[str]) -> CudaPlan
 
 
 def printed(*command: str) -> str:
-    """What a command prints; nothing where it is missing or fails."""
+    """The output of a command; empty if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
@@ -175,14 +176,14 @@ def find_nvcc() -> Nvcc | None:
 
 
 def present_archs() -> list[str]:
-    """The architectures of this machine's GPUs, those that the kernels can run on."""
+    """The architectures of this machine's GPUs on which the kernels can run."""
     capabilities = printed("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
     found = {major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", capabilities, re.MULTILINE)}
     return sorted((arch for arch in found if int(arch) >= OLDEST_ARCH), key=int)
 
 
 def cuda_options(plan: CudaPlan) -> list[str]:
-    """CMake's: 90-real is machine code, 90-virtual PTX."""
+    """CMake's options for the CUDA library: 90-real is machine code, 90-virtual is PTX."""
     if not plan.archs:
         return []
     archs = [arch.replace("+PTX", "-virtual") if arch.endswith("+PTX") else f"{arch}-real" for arch in plan.archs]
@@ -215,7 +216,7 @@ class CMakeBuild(build_ext):
             f"-DFDKERNELS_VERSION={self.distribution.get_version()}",
             *cuda_options(self._cuda),
         ]
-        # Every isolated build brings tools at new paths, which a configured tree would not follow.
+        # Each isolated build has its tools at new paths, which an already configured tree would not use.
         record = build_directory / "configured-by.txt"
         fresh = ["--fresh"] if not record.exists() or record.read_text() != str(configure) else []
         try:
@@ -227,7 +228,7 @@ class CMakeBuild(build_ext):
             sys.exit(f"fdkernels: the build failed, see above{hint}")
         subprocess.run([cmake, "--install", str(build_directory), "--prefix", str(self._destination())], check=True)
         if not self._cuda.archs:
-            (self._destination() / CUDA_LIBRARY).unlink(missing_ok=True)  # an earlier build's
+            (self._destination() / CUDA_LIBRARY).unlink(missing_ok=True)  # from an earlier build
 
     @functools.cached_property
     def _cuda(self) -> CudaPlan:

@@ -1,4 +1,4 @@
-"""The program."""
+"""The program `fdistill`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fdistill import stopping
 
 
 def main() -> int:
-    # KeyboardInterrupt inside of numpy's import is lost in torch's, which then fails with an ImportError.
+    # torch's import loses a KeyboardInterrupt inside numpy's import, and then fails with an ImportError.
     with stopping.handled(stopping.end_at_once):
         from fdistill import cli
 
         status = cli.main()
     for number in stopping.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # what was asked for is done; to take torch down takes another second
+        signal.signal(number, signal.SIG_IGN)  # the work is done, but torch takes another second to shut down
     return status
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and from which a run goes on bit for bit on the same CPU."""
+"""Checkpoints that are whole or not there at all, and from which a run continues bit for bit on the same CPU."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ from fdistill.files import (
     write_atomically,
 )
 
-SAVED = ".saved"  # in a run's folder: the trace of its checkpoints
+SAVED = ".saved"  # the file in a run's folder that names its last checkpoint
 STEP = re.compile(r"step-(\d{8,})")
 
 
 def files_of(networks: Iterable[str]) -> re.Pattern[str]:
-    """The names of the files of a checkpoint."""
+    """A pattern of the file names in a checkpoint."""
     weights = "|".join(re.escape(name) for name in networks)
     return re.compile(rf"({weights})\.safetensors|state\.pt|{SUMS}|\.{SUMS}\.partial")
 
 
 class Checkpoints:
-    """A folder of `step-…` folders: one safetensors file a network, `state.pt` for the rest, and their hashes.
+    """A folder of `step-…` folders: one safetensors file per network, `state.pt` for the rest, and their hashes.
 
     Args:
         folder: of the checkpoints.
-        keep: how many are kept, the newest.
-        trace: a file outside of the folder that says which was the last to be saved. With it, checkpoints that are gone
-            are missed.
+        keep: how many of the newest are kept.
+        trace: a file outside the folder that names the last saved checkpoint, so that `latest` notices if it is gone.
     """
 
     def __init__(self, folder: Path, keep: int, trace: Path | None = None) -> None:
@@ -65,12 +64,12 @@ class Checkpoints:
         torch.save(state, buffer)
         write(partial / "state.pt", buffer.getvalue())
         seal(partial)
-        remove(final, made)  # a damaged one that was passed over
+        remove(final, made)  # a damaged checkpoint of this step, which `latest` passed over
         install(partial, final)
         sync(self.folder)
         if self.trace is not None:
             write_atomically(self.trace, final.name + "\n")
-        # Newer ones are damaged, or this step would have gone on from them.
+        # Newer checkpoints are damaged, or training would have continued from them.
         steps = self._steps()
         at = steps.index(final)
         for old in [*steps[: max(0, at + 1 - self.keep)], *steps[at + 1 :]]:
@@ -78,10 +77,10 @@ class Checkpoints:
         return final
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; None where none was ever saved. Says which newer ones are passed over, and why.
+        """The newest whole checkpoint; None if none was ever saved. Prints which newer ones are passed over, and why.
 
         Raises:
-            FolderError: some were saved, and none of them is whole.
+            FolderError: checkpoints were saved, but none is whole.
         """
         faults, steps, last = [], self._steps(), self.last()
         if last is not None and last not in [step.name for step in steps]:
@@ -100,7 +99,7 @@ class Checkpoints:
         return None
 
     def last(self) -> str | None:
-        """The name of the last checkpoint that was saved, whole or gone; None where none was."""
+        """The name of the last saved checkpoint, even if it is damaged or gone; None if none was saved."""
         try:
             text = self.trace.read_text(encoding="utf-8", errors="replace").strip() if self.trace is not None else ""
         except FileNotFoundError:
@@ -114,6 +113,6 @@ class Checkpoints:
         return torch.load(path / "state.pt", weights_only=True)
 
     def _steps(self) -> list[Path]:
-        """Oldest first. What was renamed, or is a link, is somebody's own."""
+        """The checkpoints' folders, oldest first. A renamed folder and a link belong to the user and are left out."""
         found = [path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name) and not path.is_symlink()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

@@ -1,4 +1,4 @@
-"""What one setting asks of another, and of the machine. The range of a single number is in its type, in `config.py`."""
+"""Checks of settings against each other and the machine. A single number's range is in its type, in `config.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROLES = ("student", "fake", "discriminator")
 
 
 def check(cfg: Config) -> None:
-    """Raise `ConfigError` where two settings do not fit together, on any machine."""
+    """Raise `ConfigError` if settings do not fit together, whatever the machine."""
     from fdistill.config import DigitsConfig, GmmConfig
 
     _check_phases(cfg)
@@ -32,7 +32,7 @@ def check(cfg: Config) -> None:
 
 
 def check_folders(cfg: Config) -> None:
-    """name is a folder below out; `.` would be out itself, with every run in it."""
+    """name must be a folder below out. `.` is refused: it is out itself, which holds every run."""
     parts = Path(cfg.name).parts
     if cfg.name and (not parts or ".." in parts or Path(cfg.name).is_absolute() or not cfg.name.isprintable()):
         raise ConfigError(f"name: expected a folder below {cut(cfg.out)}, printable, got {shown(cfg.name)}")
@@ -90,7 +90,7 @@ def _check_digits(cfg: DigitsConfig) -> None:
 
 
 def check_machine(cfg: Config) -> None:
-    """Raise `ConfigError` where this machine lacks the device, or the library what the loss names."""
+    """Raise `ConfigError` if the device does not work on this machine, or fdkernels refuses a setting of the loss."""
     try:
         device = torch.device(cfg.device)
     except RuntimeError:
@@ -107,5 +107,5 @@ def check_machine(cfg: Config) -> None:
             ratio_range=cfg.loss.ratio_range,
             backend=cfg.loss.backend,
         )
-    except (ValueError, RuntimeError) as error:  # which begin with the argument's name
+    except (ValueError, RuntimeError) as error:  # its message begins with the argument's name
         raise ConfigError(f"loss.{sentence(error)}") from None

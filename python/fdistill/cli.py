@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Nothing of PACKAGES is imported here: --help works without them, and main says which one a command lacks.
+# Do not import PACKAGES here: --help works without them, and main says which one a command lacks.
 import fdkernels as fdk
 from fdistill import config, stopping
 from fdistill.config import Config, ConfigError, GmmConfig
@@ -25,7 +25,7 @@ EXIT_FAULT = EXIT_DIVERGED = 1
 EXIT_USAGE = 2
 EXIT_UNREAD = 141
 
-# The extra `train`, by the names to import and to install.
+# The packages of the extra `train`: import name -> install name.
 PACKAGES = {
     "PIL": "pillow",
     "diffusers": "diffusers",
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     printing.accept_any_text()
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
-    # argparse takes no positional arguments after an option: settings may stand anywhere.
+    # Settings may stand anywhere, but argparse takes no positional arguments after an option.
     if not hasattr(args, "overrides") or any(argument.startswith("-") for argument in rest):
         parser.parse_args(arguments)
     else:
@@ -121,7 +121,7 @@ def _installed(module: str) -> bool:
 
 
 def _check_packages(cfg: Config) -> None:
-    """Before minutes are spent on what can't be measured or drawn in the end."""
+    """Raise now if a package is missing that the run needs only after minutes of training."""
     for module in PACKAGES:
         if not _installed(module) and not (isinstance(cfg, GmmConfig) and module in NOT_FOR_GMM):
             raise ModuleNotFoundError(name=module)
@@ -176,7 +176,7 @@ def _student_folder(folder: Path) -> tuple[Config, Path]:
 
 
 def _output(args: argparse.Namespace, beside: Sequence[str]) -> Path:
-    """The picture that `sample` writes; what was there before is somebody's own, except for the run's own picture."""
+    """The path of the picture that `sample` writes. Only the run's own picture may be replaced."""
     output = args.run / "drawn.png" if args.output is None else args.output
     if output.is_dir():
         raise ConfigError(f"--output: expected a file, got the folder {output}")
@@ -226,7 +226,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _resume_command(arguments: Sequence[str] | None, started: bool = True) -> str:
-    """`--fresh` again where the run that it replaces is still there."""
+    """The command that goes on; it keeps `--fresh` if the run that `--fresh` replaces is still there."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--fresh" in given and not started:
         return shlex.join(["fdistill", *given])

@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 CONTROL = "-shuffled"
 MARK = ".fdistill-comparison"
-# Settings that tell the runs apart, by what sets them.
+# Settings that differ between the runs, and what sets each of them.
 OURS = {"name": "compare", "loss.divergence": "--divergences", "loss.shuffle_weight": f"NAME{CONTROL} in --divergences"}
 
-SMALLEST_SPAN = 0.02  # of an axis: roundings must not fill it
+SMALLEST_SPAN = 0.02  # of an axis, so that rounding differences do not fill it
 
 Results = dict[str, list[dict[str, Any]]]
 
 
 class Spread(NamedTuple):
-    """Of the runs that have the figure; the standard deviation takes two."""
+    """Over the runs that have the figure; the standard deviation needs two."""
 
     mean: float | None
     std: float | None
 
 
 def arms_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Settings of each arm, by its name: a divergence, or a divergence and "-shuffled", the control that permutes h
-    within the batch. Aliases become the name of the table.
+    """The settings of each arm, by its name: a divergence, or a divergence with "-shuffled", the control that permutes
+    h within the batch. An alias becomes the divergence's name.
 
     Raises:
-        ConfigError: a name that is unknown, or there twice.
+        ConfigError: a name is unknown or given twice.
     """
     arms: dict[str, list[str]] = {}
     for given in names:
@@ -60,9 +60,9 @@ def arms_of(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], seeds: int) -> bool:
-    """Train what is missing, one after the other; write compare.json, print the table, draw compare.png.
+    """Train the missing runs, one after the other; write compare.json, print the table, draw compare.png.
 
-    Whether no student diverged.
+    Returns whether no student diverged.
     """
     for override in overrides:
         key, _, text = override.partition("=")
@@ -103,7 +103,7 @@ def _run(base: Config, plan: Sequence[tuple[str, Config]], out: Path) -> bool:
 
 
 def _check(out: Path) -> None:
-    """Raise where a result would replace what no comparison made."""
+    """Raise if a result would replace a file that no comparison made."""
     for path in (out / "compare.json", out / "compare.png"):
         if os.path.lexists(path) and (path.is_symlink() or path.is_dir() or not (out / MARK).is_file()):
             raise ConfigError(f"{path}: no comparison of this version made it; move it away, or pass out=...")
@@ -115,7 +115,7 @@ def _keys(by_arm: Results) -> list[str]:
 
 
 def _values(results: list[dict[str, Any]], key: str) -> list[float]:
-    """What there is: a run that diverged lacks figures."""
+    """The finite values of a figure: a run that diverged lacks some."""
     found = [(result.get("student") or {}).get(key) for result in results]
     return [value for value in found if value is not None and np.isfinite(value)]
 
@@ -165,7 +165,7 @@ def _table(by_arm: Results) -> str:
 
 
 def _figure(by_arm: Results, path: Path) -> None:
-    """A line for each arm, so that any number of names is legible."""
+    """One row per arm, so that any number of names is legible."""
     keys = _keys(by_arm)
 
     def draw(figure: Figure) -> None:
@@ -194,6 +194,6 @@ def _draw_arms(axes: Axes, arms: list[list[float]]) -> None:
         return
     low, high = min(every), max(every)
     if low > 0 and high > 1000 * low:
-        axes.set_xscale("log")  # or one arm that nearly diverged would hide what the others did
+        axes.set_xscale("log")  # else one arm that nearly diverged would hide the differences of the others
     elif high - low < (least := SMALLEST_SPAN * max(1.0, abs(low), abs(high))):
         axes.set_xlim((low + high - least) / 2, (low + high + least) / 2)

@@ -1,6 +1,6 @@
 """Typed settings: a preset or YAML file, then key=value overrides. Nothing in a config is executed.
 
-Each number carries its range in its type. `checks.py` holds what one setting asks of another.
+Each number has its range in its type. `checks.py` checks settings against each other.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fdistill.reading import presets
 
 __all__ = ["TASKS", "Config", "ConfigError", "as_dict", "differences", "digest", "from_dict", "load", "presets"]
 
-DIGITS = 1797  # images that scikit-learn has
-# Seeds are multiplied by 100,003 and added to, for the streams made from them: torch's generator takes 64 bits.
+DIGITS = 1797  # images in scikit-learn's data set
+# Random streams take seeds up to seed·100,003 plus an offset, which must fit the 64 bits of torch's generator.
 SEEDS = Range("start of the random streams", least=0, most=2**32 - 1)
 Seed = Annotated[int, SEEDS]
 Count = Annotated[int, Range(least=1)]
@@ -43,7 +43,7 @@ BlockChannels = Annotated[int, Range("channels of one to four blocks, normalized
 
 @dataclass
 class OptimizerConfig:
-    """AdamW, fused; a role that is trained has one."""
+    """The fused AdamW of one role."""
 
     lr: Annotated[float, Range("per update", above=0, hint="a role that no phase names is not trained")] = 1e-3
     betas: tuple[Kept, Kept] = (0.0, 0.99)
@@ -62,13 +62,13 @@ class LossConfig:
     decay: Kept = 0.9
     gan_weight: Annotated[float, Range("of softplus(-logit) beside the loss", above=0, off="no adversarial term")] = 0.0
     shuffle_weight: bool = False
-    """A control: h permuted within the batch, so that its distribution stays and its meaning goes."""
+    """A control: permute h within the batch, which keeps its distribution and removes its meaning."""
     backend: str = "auto"
 
 
 @dataclass
 class EvalConfig:
-    """How the student is measured and shown; `--resume` takes other settings than the training began with."""
+    """How the student is measured and shown. `--resume` accepts other values than the run started with."""
 
     snapshots: Annotated[int, Range("pictures of samples on fixed noise over the run", least=1, off="none")] = 20
     samples: Annotated[int, Range("images in each measured set", least=2, most=10**6)] = DIGITS
@@ -79,10 +79,10 @@ class EvalConfig:
 
 @dataclass
 class Config:
-    """What every task has. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
+    """The settings of every task. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
 
     task: str = ""
-    name: str = ""  # of the folder under `out`; empty: the preset, the divergence and the seed
+    name: str = ""  # of the folder under `out`; empty: made of the preset, the divergence and the seed
     seed: Seed = 0
     steps: Iterations = 0
     batch: Batch = 64
@@ -93,7 +93,7 @@ class Config:
     student: OptimizerConfig = field(default_factory=OptimizerConfig)
     fake: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: Kept = 0.99  # of the student, per student update; what is evaluated and saved
+    ema: Kept = 0.99  # of the student's weights, per student update; this average is evaluated and saved
     loss: LossConfig = field(default_factory=LossConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     device: str = "cpu"
@@ -103,7 +103,7 @@ class Config:
     keep: Annotated[int, Range("checkpoints kept, the newest", least=1)] = 2
     out: str = "runs"
     cache: str = ".cache/fdistill"
-    """Trained teachers and metric classifiers, found again by the hash of their settings."""
+    """The folder of trained teachers and metric classifiers, which later runs use again."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class DigitsConfig(Config):
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     head_width: Channels = 32  # of each discriminator head
     teacher_sigma_min: Sigma = 0.01
-    teacher_sigma_max: Sigma = 80.0  # between which the teacher's many-step sampler runs
+    teacher_sigma_max: Sigma = 80.0  # the teacher's many-step sampler runs between these two noise levels
 
 
 @dataclass
@@ -161,7 +161,7 @@ class GmmConfig(Config):
 
 TASKS: dict[str, type[Config]] = {"digits": DigitsConfig, "gmm": GmmConfig}
 
-# What a setting decides; all others decide the training. --resume takes a change of these.
+# What these settings decide; all others decide the training. --resume accepts changes of these settings.
 PRESENTATION = frozenset(
     {"name", "out", "cache", "log_every", "checkpoint_every", "keep", "threads", "eval.snapshots"}
     | {"teacher.checkpoint_every"}
@@ -173,10 +173,10 @@ EVALUATION = frozenset(
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> Config:
-    """A preset's name or a YAML file's path (which may start from a preset: `preset: digits`), and key=value overrides.
+    """The config of a preset or a YAML file (which may start from another: `preset: digits`) and key=value overrides.
 
     Raises:
-        ConfigError: naming the key and the nearest valid one, or the type or range that was expected.
+        ConfigError: names the key and the nearest valid one, or the expected type or range.
     """
     settings: Any = {}
     for layer in reading.layers(source):
@@ -198,11 +198,11 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_dict(settings: dict[str, Any], to_train: bool = True) -> Config:
-    """The config that plain values describe; raises as `load`.
+    """The config that plain values describe; raises like `load`.
 
     Args:
-        to_train: check that this machine has the device and the kernels, which drawing samples does not need, as it
-            does not need the evaluation, of which earlier versions took other numbers.
+        to_train: check that this machine has the device and the kernels. False is for drawing samples: it skips this
+            check and the evaluation settings, which had other ranges in earlier versions.
     """
     task = settings.get("task")
     if not isinstance(task, str) or task not in TASKS:
@@ -253,7 +253,7 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # 1e-3, which 
 
 
 def _coerce(kind: Any, value: Any, path: str) -> Any:
-    """The value as `kind`, a type or `Annotated[type, Range]`; raises where it is neither that nor in the range."""
+    """The value as `kind`, a type or `Annotated[type, Range]`; raises if it has another type or is out of range."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         number, limits = args
@@ -298,7 +298,7 @@ def in_words(kind: Any) -> str:
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:
-    """Plain values, as they come back from JSON and YAML."""
+    """The settings as plain values, as JSON and YAML return them."""
     return json.loads(json.dumps(cfg if isinstance(cfg, dict) else dataclasses.asdict(cfg)))
 
 
@@ -308,7 +308,7 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def digest(cfg: Any, evaluation: bool = True) -> str:
-    """A hash of the settings that decide the result: of the training and, unless told otherwise, of the evaluation."""
+    """A hash of the settings that decide the training and, if `evaluation`, of those that decide the evaluation."""
     ignored = PRESENTATION if evaluation else PRESENTATION | EVALUATION
     return fingerprint({key: value for key, value in flat(as_dict(cfg)).items() if key not in ignored})
 
@@ -335,7 +335,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> D
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level, by key: `student.lr`."""
+    """Nested settings on one level, by key: `student.lr`."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

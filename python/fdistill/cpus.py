@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-LOOKS, LOOK_SECONDS = 3, 0.2  # the machine is busy where each of the looks finds it so
-SLACK = 0.5  # CPUs that may lack: other work comes and goes
+LOOKS, LOOK_SECONDS = 3, 0.2  # the machine counts as busy only if all looks find it busy
+SLACK = 0.5  # CPUs that may be missing, because other work comes and goes
 
 
 def take_threads(count: int) -> None:
@@ -20,10 +20,10 @@ def take_threads(count: int) -> None:
 
 
 def tell_if_oversubscribed() -> None:
-    """One line on stderr where fewer CPUs are free than there are threads: they then wait for each other.
+    """Print one line to stderr if there are fewer free CPUs than threads: the threads then wait for each other.
 
-    What is free is measured while this process sleeps. A load average would not do: it counts this process's own
-    work of the last minute, and that of the run before.
+    Free CPUs are measured while this process sleeps. Do not use a load average: it counts this process's own work of
+    the last minute, and that of the run before.
     """
     threads, free = torch.get_num_threads(), 0.0
     for _ in range(LOOKS):
@@ -42,11 +42,11 @@ def tell_if_oversubscribed() -> None:
 
 
 def free_cpus(root: Path = Path("/"), seconds: float = LOOK_SECONDS) -> float | None:
-    """CPUs that this process may use and nothing else does just now; None where the system does not tell.
+    """CPUs that this process may use and that are free now; None if the system does not tell.
 
     Args:
-        root: of `proc` and `sys`.
-        seconds: how long to look.
+        root: the folder of `proc` and `sys`.
+        seconds: how long to measure.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
@@ -67,12 +67,12 @@ def free_cpus(root: Path = Path("/"), seconds: float = LOOK_SECONDS) -> float | 
 
 
 def _ticks(root: Path, cpus: set[int]) -> tuple[int, int]:
-    """(idle, all) clock ticks of these CPUs since the start of the machine, from proc/stat; (0, 0) without one."""
+    """(idle, all) clock ticks of these CPUs since the machine started, from proc/stat; (0, 0) without proc/stat."""
     idle = total = 0
     for line in _text(root / "proc/stat").splitlines():
         name, *values = line.split()
         if name.removeprefix("cpu").isdigit() and name.startswith("cpu") and int(name[3:]) in cpus:
-            ticks = [int(value) for value in values[:8]]  # guests are counted in user time already
+            ticks = [int(value) for value in values[:8]]  # user time already includes the guests, columns 9 and 10
             idle, total = idle + ticks[3] + ticks[4], total + sum(ticks)
     return idle, total
 
@@ -91,7 +91,7 @@ def _quota(root: Path) -> float | None:
 
 
 def _used_seconds(root: Path) -> float:
-    """CPU seconds of all processes of the container; 0 where the system does not tell."""
+    """CPU seconds of all processes of the container; 0 if the system does not tell."""
     for line in _text(root / "sys/fs/cgroup/cpu.stat").splitlines():
         if line.startswith("usage_usec "):
             return int(line.split()[1]) / 1e6

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 SIZE = 8
-# What diffusers' scheduler takes as zero. A power of two: it squares this in float32 and in float64, and takes the root
-# of the difference, which must not come out negative.
+# The scheduler's σ_min, in place of zero. It must be a power of two: diffusers' scheduler squares it in float32 and in
+# float64 and takes the root of the difference, which must not be negative.
 SIGMA_END = 2.0**-20
 
 CARD = """# One-step digits
@@ -51,7 +51,7 @@ Handwritten digits (8×8, grey) in one step, distilled with fdkernels ({divergen
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """(1797, 1, 8, 8) in [-1, 1] and the labels."""
+    """The images (1797, 1, 8, 8) in [-1, 1], and their labels."""
     from sklearn import datasets
 
     data = datasets.load_digits()
@@ -75,14 +75,15 @@ def new_unet(cfg: TeacherConfig) -> UNet2DModel:
 
 
 def teacher_folder(cfg: DigitsConfig) -> Path:
-    """Named after all that decides the teacher. How often it is saved does not: the default stands for any number."""
+    """The teacher's folder, named by a hash of the settings that decide it. checkpoint_every does not decide it, so the
+    default stands for every value."""
     teacher = {**as_dict(cfg.teacher), "checkpoint_every": TeacherConfig.checkpoint_every}
     decides = {"teacher": teacher, "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std]}
     return Path(cfg.cache) / f"digits-teacher-{fingerprint(decides)}"
 
 
 def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
-    """The teacher from the cache, or trained now, from its last checkpoint where it was interrupted."""
+    """The teacher from the cache, or trained now, which continues an interrupted training from its last checkpoint."""
     from diffusers import UNet2DModel
 
     home = teacher_folder(cfg)
@@ -141,20 +142,20 @@ def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
 
 @torch.no_grad()
 def _works(denoiser: nn.Module, images: Tensor, cfg: TeacherConfig) -> bool:
-    """Its predictions are finite. Weights alone do not tell: those of a teacher that diverged may be 1e30."""
+    """Whether the predictions are finite. Weights do not show it: a teacher that diverged may have weights of 1e30."""
     few = images[:64]
     return bool(denoiser(few, torch.full_like(few[:, 0, 0, 0], cfg.sigma_data)).isfinite().all())
 
 
 def discriminator_shape(cfg: DigitsConfig) -> tuple[list[int], list[int]]:
-    """Channels and sizes of the teacher's encoder and middle features; every block but the last halves."""
+    """Channels and sizes of the teacher's encoder and middle features; each block but the last halves the size."""
     channels = [*cfg.teacher.channels, cfg.teacher.channels[-1]]
     halvings = [min(i + 1, len(cfg.teacher.channels) - 1) for i in range(len(channels))]
     return channels, [SIZE // 2**h for h in halvings]
 
 
 class DigitsTask(Task):
-    """Student and fake score start from the teacher; the discriminator reads the teacher's encoder and middle."""
+    """Student and fake score start as the teacher. The discriminator reads the teacher's encoder and middle."""
 
     def __init__(self, cfg: DigitsConfig) -> None:
         self.cfg = cfg

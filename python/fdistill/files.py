@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that can tell, and one process at a time in each."""
+"""Files that are whole or not there at all, folders with hashes that show damage, and locks for one process each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
-EDITABLE = "README.md"  # in no SHA256SUMS
+EDITABLE = "README.md"  # users may edit it, so SHA256SUMS leaves it out
 LOCK = ".fdistill-lock"
 OF_THE_CACHE = re.compile(rf"config\.json|\w+\.safetensors|{SUMS}|\.{SUMS}\.partial")
 
 
 class FolderError(Exception):
-    """A folder or file with which a command cannot go on; the message names it and says what to do."""
+    """A command can't go on because of a folder or file; the message names it and says what to do."""
 
 
 def say(message: str) -> None:
@@ -32,7 +32,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Failures of the disk name `path`, whichever library met them: a full disk's come without a name."""
+    """Put `path` into an error of the disk that has no name, such as that of a full disk, also from safetensors."""
     from safetensors import SafetensorError  # here, so that --help works without it
 
     try:
@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A new file, on the disk when this returns. A link that lies there is replaced, not followed."""
+    """Write a new file, which is on the disk when this returns. An existing link is replaced, not followed."""
     with writing(path):
         path.unlink(missing_ok=True)
         with path.open("xb") as file:
@@ -71,7 +71,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def seal(folder: Path) -> None:
-    """Give all files the modes of the umask (safetensors' are private), and write their hashes, last."""
+    """Give all files the umask's mode (safetensors makes private files), then write their hashes."""
     mode = 0o666 & ~_umask()
     names = [name for name in files_below(folder) if name != SUMS]
     for name in names:
@@ -84,7 +84,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the folder is not what `seal` saw, else None."""
+    """How the folder differs from what `seal` saw; None if it does not."""
     if not folder.is_dir():
         return "is not there"
     try:
@@ -104,7 +104,7 @@ def damage(folder: Path) -> str | None:
 
 
 def remove(folder: Path, made: re.Pattern[str]) -> list[str]:
-    """Delete the files in `folder` whose relative paths match, then their folders where empty; returns what stays."""
+    """Delete the files in `folder` whose relative paths match, then empty folders. Returns the files that stay."""
     if folder.is_symlink() or not folder.is_dir():
         return []
     emptied = {folder}
@@ -119,25 +119,25 @@ def remove(folder: Path, made: re.Pattern[str]) -> list[str]:
 
 
 def sweep(folder: Path, made: re.Pattern[str]) -> None:
-    """Delete what `new_partial` made in `folder` for processes that died; to be called where no other one writes."""
+    """Call this only if no other process writes to `folder`: it deletes what `new_partial` made for dead processes."""
     for path in folder.glob(".*partial-*"):
         remove(path, made)
 
 
 def new_partial(folder: Path) -> Path:
-    """An empty hidden folder beside `folder`, for what becomes `folder`."""
+    """A new hidden folder beside `folder`, to be filled and then renamed to `folder`."""
     for number in itertools.count():
         partial = folder.with_name(f".{folder.name}.partial-{number}")
         try:
             partial.mkdir(parents=True)
-        except FileExistsError:  # somebody's files lie in it
+        except FileExistsError:  # a user's files lie in it
             continue
         break
     return partial
 
 
 def install(partial: Path, folder: Path) -> None:
-    """Make a sealed folder `folder`. In one that is there, files of these names are replaced, its hashes last."""
+    """Rename a sealed folder to `folder`. If `folder` exists, its files of the same names are replaced, hashes last."""
     if not folder.exists():
         partial.rename(folder)
         return
@@ -149,11 +149,11 @@ def install(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def held(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file. The kernel frees it when its process ends, however that happens; the file stays.
+    """Hold a lock file. The kernel frees the lock when the process ends, however that happens; the file stays.
 
     Args:
-        busy: what is said, with the holder behind it, where another process holds the lock.
-        wait: for that process, with a word; else raise.
+        busy: the message if another process holds the lock, before the name of that process.
+        wait: print the message and wait for that process; else raise.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
@@ -174,9 +174,9 @@ def held(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
 
 
 def cached(home: Path, part: str, make: Callable[[Path], None]) -> Path:
-    """The folder home/part, whole: as it lies there, else made now by `make`, while other processes wait.
+    """The whole folder home/part: the existing one, or one that `make` makes now while other processes wait.
 
-    What lies there and is damaged, or was made before there were hashes, is replaced, with a word.
+    A folder that is damaged, or that was made before there were hashes, is replaced, with a message.
     """
     folder = home / part
     if damage(folder) is None:

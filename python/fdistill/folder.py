@@ -1,7 +1,7 @@
 """A run's folder: which folders are runs, who trains in one, and what in it may be deleted.
 
-A run's folder carries a mark, MARK, that names the format of what lies in it. Without one a folder is somebody's own:
-it is neither written into nor deleted from, unless it is empty.
+A run's folder has a file, MARK, that names the format of its contents. A folder without it is the user's own: nothing
+is written to it or deleted from it, unless it is empty.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fdistill.files import LOCK, SUMS, FolderError, files_below, held, remove, w
 
 MARK = ".fdistill-run"
 FORMAT = 1
-MOST_LOOKED_AT = 1000  # folders, for a run inside: what is no run may hold millions
-OWN = {MARK, f".{MARK}.partial", LOCK}  # stay when a run is replaced
+MOST_LOOKED_AT = 1000  # folders that are searched for a run inside; a folder that is no run may hold millions
+OWN = {MARK, f".{MARK}.partial", LOCK}  # files that stay when a run is replaced
 
 _FILES = (
     r"(config\.yaml|log\.jsonl|metrics(\.previous)?\.json|report\.html|evaluation\.npz|\.saved"
@@ -32,7 +32,7 @@ OF_A_STUDENT = re.compile(
     rf"README\.md|{SUMS}|\.{SUMS}\.partial|student\.safetensors|model_index\.json|scheduler/scheduler_config\.json"
     r"|unet/(config\.json|diffusion_pytorch_model\.safetensors)"
 )
-# All that a run makes, by its path in the folder: `--fresh` deletes nothing else.
+# The paths of all files that a run makes in its folder: `--fresh` deletes nothing else.
 OF_A_RUN = re.compile(
     rf"{_FILES}|\.{_FILES}\.partial|progress/step-\d{{8,}}\.png|(student|\.student\.partial-\d+)/({OF_A_STUDENT.pattern})"
     rf"|checkpoints/(latest|({STEP.pattern}|\.{STEP.pattern}\.partial-\d+|\.partial-\d+)/({OF_A_CHECKPOINT.pattern}))"
@@ -49,18 +49,18 @@ def is_run(folder: Path) -> bool:
 
 
 def run_around(folder: Path) -> Path | None:
-    """The run that a folder lies in, if any; links on the way are followed."""
+    """The run that a folder lies in, if any. Links in the path are followed."""
     return next((parent for parent in Path(os.path.realpath(folder)).parents if is_run(parent)), None)
 
 
 def check(folder: Path, out: Path) -> None:
-    """Raise where a run must not lie in `folder`; looks only.
+    """Raise if a run must not lie in `folder`. Changes nothing.
 
     Raises:
         ConfigError: the folder is reached by a link, lies in another run or holds one, or is not a run's.
     """
     another = "pass name=... for another folder"
-    # realpath: Path.resolve raises on links that lead in a circle.
+    # Not Path.resolve, which raises on links that lead in a circle.
     there, meant = Path(os.path.realpath(folder)), Path(os.path.realpath(out)) / folder.relative_to(out)
     if there != meant:
         raise ConfigError(f"{folder} is reached by a link and lies at {there}; name that with out=... and name=...")
@@ -87,14 +87,14 @@ def check(folder: Path, out: Path) -> None:
 
 
 def _check_links(folder: Path) -> None:
-    """What a run writes must stay in its folder."""
+    """Raise if a link would lead a run's files out of its folder."""
     for name in files_below(folder):
         if (folder / name).is_symlink() and (Path(name).parts[0] in PLACES or OF_A_RUN.fullmatch(name)):
             raise ConfigError(f"{folder / name} is a link to {os.readlink(folder / name)}; move it away")
 
 
 def _check_places(folder: Path) -> None:
-    """A file where a run has a folder, or the other way, would be met after the training."""
+    """Raise if a file lies where a run has a folder, or the reverse: the run would fail only after the training."""
     for entry in os.scandir(folder):
         if entry.name in PLACES and not entry.is_dir() or re.fullmatch(_FILES, entry.name) and entry.is_dir():
             raise ConfigError(f"{entry.path} is in the way; move it away")
@@ -127,7 +127,7 @@ def claimed(folder: Path, out: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> list[str]:
-    """Delete what a run made in a folder that is marked and held; returns the names of all else, which stays."""
+    """Delete what a run made in a folder that is marked and held. Returns the names of all other files, which stay."""
     if not is_run(folder):
         raise FolderError(f"{folder} has no {MARK}: nothing in it is deleted")
     return [name for name in remove(folder, OF_A_RUN) if name not in OWN]

@@ -1,7 +1,7 @@
 """The gmm task: a 2-D mixture of nine unequal modes, whose score and density are known at every noise level.
 
-The student is a small MLP that cannot represent nine islands: what it gives up is what the divergence decides. Reverse
-KL keeps off the empty space and starves modes, forward KL pays for empty space to keep the modes' weights.
+The student is a small MLP that cannot represent nine islands. The divergence decides what it gives up: with reverse KL
+it avoids empty space and gives modes too little weight, with forward KL it fills empty space to keep the modes' weight.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma, per_
 from fdistill.task import Task
 from fdistill.trainer import Distiller
 
-ON_MODE = 3.0  # standard deviations
-BANDWIDTH = 0.1  # both densities are smoothed by this much before KL(q||p), so that q has one
+ON_MODE = 3.0  # standard deviations from a mode
+BANDWIDTH = 0.1  # both distributions are smoothed by this much before KL(q||p), so that q has a density
 CELLS = 120
 
 
@@ -78,7 +78,7 @@ class Mixture(Denoiser):
 
 
 class PointStudent(nn.Module):
-    """z to a point; starts as a Gaussian as wide as the data."""
+    """Maps z to a point; starts as a Gaussian as wide as the data."""
 
     def __init__(self, cfg: GmmConfig, spread: float) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class PointDiscriminator(nn.Module):
 
 
 def log_density_of_samples(x: Tensor, samples: Tensor, sigma: Tensor) -> Tensor:
-    """log q_σ(x), where q_σ is the samples' law plus noise of level sigma: a mean over as many Gaussians."""
+    """log q_σ(x), where q_σ is the samples plus noise of level sigma: the mean of one Gaussian per sample."""
     parts = []
     for point, level in zip(x.split(250), sigma.split(250), strict=True):
         variance, squared = level[:, None] ** 2, torch.cdist(point, samples).square()
@@ -173,16 +173,16 @@ class GmmTask(Task):
         }
 
     def _mode_weights(self, x: Tensor) -> Any:
-        """NaN where a point is not finite: it is near no mode."""
+        """The part of the points at each mode; all NaN if a point is not finite."""
         if not x.isfinite().all():
             return np.full(9, np.nan)
         mode, _ = self.mixture.nearest_mode(x.float())
         return (torch.bincount(mode, minlength=9).double() / len(x)).numpy()
 
     def _figures(self, x: Tensor, weights: Any, generator: torch.Generator) -> dict[str, float]:
-        """KL(q||p) from one half of the points as q's kernels and the other half as draws of the smoothed q.
+        """The figures of points; all NaN if a point is not finite.
 
-        NaN throughout where a point is not finite.
+        KL(q||p) takes one half of the points as q's kernels and the other half as draws from the smoothed q.
         """
         if not x.isfinite().all():
             return dict.fromkeys(("kl_qp", "on_mode", "mode_tv"), math.nan)
@@ -209,7 +209,7 @@ class GmmTask(Task):
         return (self.mixture.log_density(noisy.double(), sigma.double()) - log_q).cpu(), logits.cpu()
 
     def export(self, student: nn.Module, folder: Path) -> None:
-        """Weights alone: no diffusers pipeline makes points."""
+        """Save only the weights: no diffusers pipeline makes points."""
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "student.safetensors", save(student.state_dict()))
         (folder / "README.md").write_text("# Points\n\nWeights of `fdistill.gmm.PointStudent`.\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The error of a setting, and how a value is shown in it."""
+"""The error of a bad setting, and how messages show a value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut: a few aliases of YAML's can stand for a gigabyte."""
+    """A value for a message, cut short: a few YAML aliases can stand for a gigabyte."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)  # in YAML's words
     try:
@@ -29,5 +29,5 @@ def cut(text: str, most: int = MOST_SHOWN) -> str:
 
 
 def sentence(error: BaseException, most: int = 500) -> str:
-    """An error of another library on one line, cut."""
+    """The message of another library's error on one line, cut short."""
     return cut(" ".join(str(error).split()), most)

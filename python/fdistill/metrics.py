@@ -1,7 +1,7 @@
 """Sample quality: Fréchet and kernel distance (torchmetrics), precision and recall, balance of the classes.
 
-All on features of a small classifier trained on the same images, so that nothing is downloaded; its features are
-divided by their mean standard deviation over the data, which fixes the unit of the distances.
+All figures use the features of a small classifier trained on the same images, so that nothing is downloaded. The
+features are divided by their mean standard deviation over the data, which fixes the unit of the distances.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def load_or_train_classifier(images: Tensor, labels: Tensor, home: Path) -> Classifier:
-    """The classifier that is kept in the folder `home`, or one that is trained now."""
+    """The classifier from the folder `home`, or one that is trained now."""
 
     def make(folder: Path) -> None:
         write(folder / WEIGHTS, save(train_classifier(images, labels).state_dict()))
@@ -59,9 +59,9 @@ def load_or_train_classifier(images: Tensor, labels: Tensor, home: Path) -> Clas
     return net.requires_grad_(False).eval()
 
 
-@torch.enable_grad()  # also when asked for while evaluating
+@torch.enable_grad()  # the caller may evaluate under no_grad
 def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
-    """Trained on four fifths of the data, in an order of its own, and scored on the rest."""
+    """A classifier trained on four fifths of the data, at random, and scored on the rest."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(images), generator=generator)
     held_out, train = order[: len(order) // 5], order[len(order) // 5 :]
@@ -119,9 +119,9 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> dict[str, Any]:
-        """Every figure for one set of images in [-1, 1], as many as the real ones for comparability.
+        """Every figure of a set of images in [-1, 1]; all NaN if an image is not finite.
 
-        NaN throughout where an image is not finite.
+        Figures are comparable only for sets as large as the real one.
         """
         if not images.isfinite().all():
             return {**dict.fromkeys(FIGURES, math.nan), "classes": None}
@@ -130,7 +130,7 @@ class Yardstick:
 
         features = self.classifier(images)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # torchmetrics' that 1797 features are kept in memory
+            warnings.simplefilter("ignore")  # torchmetrics warns that it keeps 1797 features in memory
             torch.manual_seed(0)
             frechet = FrechetInceptionDistance(feature=self.classifier, normalize=True)
             size = min(1000, len(images))

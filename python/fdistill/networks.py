@@ -1,4 +1,4 @@
-"""Networks as the trainer sees them: an EDM-preconditioned denoiser with features, and what sits on top of one.
+"""Networks as the trainer sees them: an EDM-preconditioned denoiser with features, and the modules that use one.
 
 A denoiser takes (x_t, σ) with x_t = x0 + σ·noise and returns the *raw* prediction F; x0 = a·x_t + c·F with
 a = σd²/(σ²+σd²), c = σσd/√(σ²+σd²) (Karras et al. 2022, Table 1), which is fdkernels' prediction kind "edm".
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
-    """(B,) as (B, 1, …), to multiply x."""
+    """sigma (B,) as (B, 1, …), to multiply x."""
     return sigma.view(-1, *(1,) * (x.dim() - 1))
 
 
 class Denoiser(nn.Module):
     """What a teacher, a fake score and a denoising student have in common.
 
-    An adapter for another family of networks overrides `forward_with_features`, and `features` where those come at
-    less than the whole network's cost.
+    An adapter for another family of networks overrides `forward_with_features`, and `features` if these cost less than
+    the whole network.
     """
 
     def __init__(self, sigma_data: float) -> None:
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         return a * noisy + c * self(noisy, sigma)
 
     def target(self, clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """The raw prediction that is right for `clean`; its squared error is EDM's loss with weight λ(σ) = 1/c²."""
+        """The raw prediction that gives `clean`; its squared error is EDM's loss with weight λ(σ) = 1/c²."""
         a, c = self.coefficients(sigma, noisy)
         return (clean - a * noisy) / c
 
@@ -114,7 +114,7 @@ class OneStep(nn.Module):
 
 
 class ConvHeads(nn.Module):
-    """One logit per feature map and sample: log p(x_t)/q(x_t), read off a frozen teacher's features."""
+    """One logit per feature map and sample: log p(x_t)/q(x_t), from a frozen teacher's features."""
 
     def __init__(self, channels: Sequence[int], sizes: Sequence[int], width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Figures, drawn once a colour scheme: as PNG files, or as SVG for the report."""
+"""Figures: as PNG files, or for the report as SVG in a light and a dark color scheme."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Array = NDArray[Any]
 Rows = Sequence[dict[str, Any]]
 
 COLOURS = ("#3b7dd8", "#e0703a", "#3a9d6e", "#9a62c7", "#c9a227", "#d1495b", "#5f9ea0", "#8d6e63", "#7a8c2e")
-# Of text, of lines: light, then dark.
+# Colors of (text, lines) in the light scheme, then in the dark one.
 THEMES = (("#20242b", "#d9dde3"), ("#e3e6ea", "#3a414c"))
 LEGEND_ROOM = 20  # points between the axes and their title
 
 
 class Panel(NamedTuple):
-    """One set of curves: what it shows, how to read it, and which logged values it takes."""
+    """One set of curves: what it shows, how to read it, and which logged values it plots."""
 
     title: str
     reading: str
@@ -54,7 +54,7 @@ PANELS = (
 
 
 def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path | None = None) -> tuple[bytes, bytes]:
-    """Draw on a new figure: a PNG into path, or without one an SVG for light and one for dark pages."""
+    """Draw a new figure: write a PNG to path, or without a path return an SVG for light pages and one for dark ones."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -81,16 +81,16 @@ def render(draw: Callable[[Figure], None], size: tuple[float, float], path: Path
 
 
 def span(index: int, count: int, columns: int) -> int:
-    """Of twelve columns, how many the card or panel `index` of `count` takes: rows of at most `columns`, all filled,
-    each with as many as the others or one fewer."""
+    """How many of a grid's twelve columns the card or panel `index` of `count` takes. Each row fills the width with at
+    most `columns` cards; the numbers of cards per row differ by at most one."""
     rows = -(-count // columns)
     fewest, longer = divmod(count, rows)
     return 12 // (fewest + (index < longer * (fewest + 1)))
 
 
 def legend(axes: Axes) -> None:
-    """Above the axes, below their title: inside, it would cover some run's data. On the right: an axis of large values
-    has its exponent on the left."""
+    """Draw the legend above the axes, below their title: inside, it would cover some run's data. It is on the right,
+    because an axis of large values has its exponent on the left."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), borderpad=0.2,
@@ -98,13 +98,13 @@ def legend(axes: Axes) -> None:
 
 
 def from_zero(axes: Axes) -> None:
-    """With room above, which a constant (the h of reverse KL) has not by itself."""
+    """Start the y axis at zero and leave room above the data, also above a constant (h of reverse KL)."""
     top = axes.dataLim.y1
     axes.set_ylim(0, 1.05 * top if top > 0 else 1.0)
 
 
 def nothing(axes: Axes) -> None:
-    """Words in place of a picture: a run that diverged has no finite values."""
+    """Draw words in place of a picture: a run that diverged has no finite values."""
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center")
 
@@ -222,7 +222,7 @@ def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns:
 
 
 def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:
-    """2-D densities on the square [-extent, extent]², on one scale (a root, so that faint bridges show)."""
+    """2-D densities on the square [-extent, extent]², on one square-root scale, so that faint bridges show."""
     top = max(float(np.sqrt(np.nan_to_num(density)).max()) for _, density in panels) or 1.0
     for axes, (title, density) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         box = (-extent, extent, -extent, extent)

@@ -1,4 +1,4 @@
-"""Which numbers a setting may have. Each has its `Range` in its type: `Annotated[float, Range("updates", least=1)]`.
+"""Which numbers a setting may have. A setting's type holds its `Range`: `Annotated[float, Range("updates", least=1)]`.
 
 `config.from_dict` checks them; `settings_table` prints docs/settings.md from them.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fdistill.messages import ConfigError, shown
 
-INTEGER_MOST = 2**31 - 1  # of an integer whose range has no upper end: what every library below can count to
+INTEGER_MOST = 2**31 - 1  # upper end of an integer range without one; all libraries below can count so far
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Range:
         least, most: ends that belong to the range.
         above, below: ends that do not.
         multiple: only multiples of it.
-        off: what 0 and null (which is read as 0) stand for, where they switch something off.
+        off: what 0 stands for if it switches something off; null is read as 0.
         hint: what to do instead of a number outside.
     """
 
@@ -36,7 +36,7 @@ class Range:
     hint: str = ""
 
     def check(self, key: str, number: float, given: object) -> None:
-        """Raise where number, which was given as `given`, is not in the range."""
+        """Raise if number is not in the range; the message shows `given`, the value that the user wrote."""
         if not (self._holds(number) or (self.off and number == 0)):
             too_large = isinstance(number, int) and number > INTEGER_MOST
             hint = f" ({self.hint})" if self.hint else ""
@@ -57,7 +57,7 @@ class Range:
         return INTEGER_MOST if self.most is None else self.most
 
     def text(self, kind: type, too_large: bool = False) -> str:
-        """`a number in [0, 1)`; `an integer > 0, or 0 or null for no pictures`."""
+        """The range in words: `a number in [0, 1)`; `an integer > 0, or 0 or null for no pictures`."""
         noun = "an integer" if kind is int else "a number"
         if self.multiple > 1:
             noun = f"a multiple of {self.multiple}"

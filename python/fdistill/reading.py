@@ -1,4 +1,4 @@
-"""Files of settings as plain values: presets, YAML, which files start from which. Nothing in them is executed."""
+"""Reads settings as plain values from presets, YAML files and the files that they start from. Executes nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def presets() -> list[str]:
 
 
 def layers(source: str) -> list[dict[str, Any]]:
-    """The settings of a preset or file, and of those that it starts from: the first of them first."""
-    found: dict[str, dict[str, Any]] = {}  # by the file's one path, whatever it is called where it is named
+    """The settings of a preset or file and of all files that it starts from, the base first."""
+    found: dict[str, dict[str, Any]] = {}  # by the file's real path, since one file may be named in several ways
     chain, base = [], source
     while base is not None:
         if not isinstance(base, str):
@@ -66,7 +66,7 @@ def mapping(text: str, source: str) -> dict[str, Any]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; raises where that is no object."""
+    """The object in a JSON file; raises if it holds anything else."""
     text = file_text(str(path))
     try:
         value = json.loads(text)
@@ -84,7 +84,7 @@ def parsed(text: str, fault: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_loader())
-    # Whatever PyYAML's constructors meet: a date of month 13, an integer too long, brackets without end.
+    # PyYAML's constructors raise all of these: for a date in month 13, an integer too long, brackets without end.
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{fault}: {sentence(error)}") from None
 
@@ -96,7 +96,7 @@ def _loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> Any:
-            # Here and not where the mapping is constructed: by then PyYAML has put the keys of `<<` among its own.
+            # Check here: when the mapping is constructed, PyYAML has already merged the keys of `<<` into it.
             node = super().compose_mapping_node(anchor)
             lines: dict[tuple[str, str], int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, light or dark as the reader's system is, for desk and phone."""
+"""report.html: one self-contained page about a run, light or dark like the reader's system, for desktop and phone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETS = {
 
 
 def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result: dict[str, Any]) -> None:
-    """Write report.html and curves.png into a run's folder, from its metrics and the files that lie there."""
+    """Write report.html and curves.png into a run's folder, from its metrics and the files in the folder."""
     rows = read_log(folder / "log.jsonl")
     plots.write_curves(rows, folder / "curves.png")
     data = _arrays(folder / "evaluation.npz")
@@ -59,7 +59,7 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
 
 
 def number(value: float | None, form: str) -> str:
-    """A figure as text: a dash where a run that diverged has none, an exponent where it is large."""
+    """A figure as text: a dash if a run that diverged has none, with an exponent if it is large."""
     if value is None or not math.isfinite(value):
         return "–"
     return format(value, form if abs(value) < 1e6 else ".3g")
@@ -73,7 +73,7 @@ def shown(result: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def diverged(result: dict[str, Any]) -> str:
-    """What became of a run in which a role's numbers ended; empty where all are finite."""
+    """A line about a run that diverged: which role, and when; empty if the run did not diverge."""
     if not result.get("diverged"):
         return ""
     at = result.get("diverged_at")
@@ -91,7 +91,7 @@ def summary(folder: Path, result: dict[str, Any]) -> str:
     told = diverged(result)
     if told:
         lines.append(told)
-    # A comparison's runs have none.
+    # The runs of a comparison have no report.
     return "\n".join((*lines, *([f"report: {path}"] if path.exists() else [])))
 
 

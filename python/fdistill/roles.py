@@ -1,4 +1,4 @@
-"""A network that is trained: its optimizer, schedule and clip, and the average of its weights."""
+"""A trained network with its optimizer, schedule and clip; the average of its weights; means of logged values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Role:
     """One network and how it is updated.
 
     Args:
-        network: its parameters are all trained.
-        total_updates: over the whole run, where the cosine schedule ends.
+        network: all its parameters are trained.
+        total_updates: updates in the whole run, after which the cosine schedule ends.
     """
 
     def __init__(self, name: str, network: nn.Module, cfg: OptimizerConfig, total_updates: int) -> None:
@@ -39,10 +39,10 @@ class Role:
         return self.cfg.lr * warm * (decay if self.cfg.schedule == "cosine" else 1.0)
 
     def update(self, loss: Tensor) -> Tensor:
-        """Backward, clip (not where clip is 0) and step. Returns the gradient norm before the clip.
+        """Backward, clip (unless clip is 0) and step. Returns the gradient norm before the clip.
 
-        A step whose gradient is not finite changes nothing and is counted in `skipped`; the fused optimizer decides
-        that from a tensor, as it does for GradScaler, so the host never waits for the answer.
+        A step whose gradient is not finite changes no weight and is counted in `skipped`. The fused optimizer reads
+        that from a tensor, as for GradScaler, so the host never waits.
         """
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         loss.backward()
@@ -81,7 +81,7 @@ class Average:
 
 
 class Meter:
-    """Running means of device scalars, fetched in one transfer when asked for."""
+    """Running means of device scalars, which `fetch` gets in one transfer."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class Meter:
             return {}
         values = torch.stack(list(self.sums.values())).tolist()
         means = {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
-        # JSON has no NaN: a figure that a call does not have is left out.
+        # JSON has no NaN: leave out a figure that a call does not have.
         means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         self.sums, self.counts = {}, {}
         return means

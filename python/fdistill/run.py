@@ -24,7 +24,7 @@ from fdkernels import backends
 
 
 def task_class(cfg: Config) -> type[Task]:
-    """Imported when needed, so that a missing diffusers does not stop the gmm task."""
+    """The task's class, imported only when needed, so that a missing diffusers does not stop the gmm task."""
     if isinstance(cfg, DigitsConfig):
         from fdistill.digits import DigitsTask
 
@@ -48,7 +48,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, else None; raises where the file is damaged."""
+    """The metrics of a finished run, else None; raises if the file is damaged."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
@@ -62,14 +62,14 @@ def result_of(folder: Path) -> dict[str, Any] | None:
 
 
 def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
-    """Whether a finished run with these settings is there. Looks only.
+    """Whether the folder holds a finished run with these settings. Changes nothing.
 
-    Settings of the presentation may differ. Those of the evaluation may with `resume`: an unfinished run goes on with
-    them, a finished one is measured anew. Those of the training may where nothing was trained yet.
+    Presentation settings may differ. Evaluation settings may differ with `resume`: an unfinished run goes on with them,
+    a finished one is measured again. Training settings may differ if nothing was trained yet.
 
     Raises:
-        ConfigError: the folder is none for this run, holds a run with other settings, or an unfinished one and neither
-            resume nor fresh was asked for.
+        ConfigError: the folder can't hold this run, holds a run with other settings, or holds an unfinished run and
+            neither resume nor fresh was asked for.
     """
     folder = folder_of(cfg)
     check(folder, Path(cfg.out))
@@ -102,7 +102,7 @@ def prepare(cfg: Config, resume: bool, fresh: bool) -> bool:
 
 
 def _check_can_be_measured(folder: Path, cfg: Config, checkpoints: Checkpoints, resume: bool, changed: str) -> None:
-    """Of a finished run whose student is to be measured with other settings, without training."""
+    """Raise if a finished run's student can't be measured with other settings, without training."""
     if not resume:
         raise ConfigError(f"{folder} was measured with other settings ({changed}); pass --resume to measure it anew")
     try:
@@ -119,8 +119,8 @@ def _check_can_be_measured(folder: Path, cfg: Config, checkpoints: Checkpoints, 
 def train(cfg: Config, with_report: bool = True, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
     """Train from the latest checkpoint, or from the start, to the end; evaluate and write everything.
 
-    Another process is kept out of the folder meanwhile. Whatever can fail at a start fails before a file of an earlier
-    run is touched. Raises as `prepare`, and FolderError where no checkpoint is whole.
+    A lock keeps other processes out of the folder meanwhile. What can fail at the start fails before any file of an
+    earlier run is changed. Raises like `prepare`, and FolderError if checkpoints were saved but none is whole.
     """
     folder = folder_of(cfg)
     with claimed(folder, Path(cfg.out)), writing(folder):
@@ -171,13 +171,14 @@ def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[st
 
 
 def _start(distiller: Distiller, fresh: bool) -> None:
-    """Where the run goes on from; says so. Settings are written last, which a run without a checkpoint may change."""
+    """Restore the latest checkpoint, or clear the folder and start; print which. Then write the settings, which may
+    differ from those in the folder if there is no checkpoint."""
     folder = distiller.folder
     if not fresh and distiller.restore():
         print(f"{folder}: going on from step-{distiller.step:08d}", flush=True)
         figures = folder / "metrics.json"
         if figures.exists():
-            # Before the settings are written: figures never lie beside settings that they were not measured with.
+            # Before the settings are written: figures must not lie beside settings that they were not measured with.
             figures.replace(folder / "metrics.previous.json")
     else:
         kept = clear(folder)
@@ -188,7 +189,7 @@ def _start(distiller: Distiller, fresh: bool) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: a figure that is not finite is null."""
+    """The value with None, JSON's null, in place of numbers that are not finite: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -202,7 +203,7 @@ def plan(cfg: Config) -> str:
         networks, teacher = task_class(cfg).plan(cfg)
     updates = {name: sum(name in cfg.phases[i % len(cfg.phases)] for i in range(cfg.steps)) for name in networks}
     sizes = {name: parameter_count(network) for name, network in networks.items()}
-    # Weights of all and the average of the student; gradient and two moments of what is trained.
+    # The weights of all networks, the student's average, and the gradient and two moments of each trained network.
     floats = sum(sizes.values()) + sizes["student"] + 3 * sum(sizes[name] for name in networks if updates[name])
     backend = backends.choose(cfg.loss.backend, torch.device(cfg.device).type)
     lines = [

@@ -23,7 +23,7 @@ of the evaluation, which measures a finished run anew, and of the presentation.
 
 
 def table() -> str:
-    rows: dict[str, list[str]] = {}  # by the tasks that have it
+    rows: dict[str, list[str]] = {}  # row -> the tasks that have the setting
     for task, cls in config.TASKS.items():
         defaults = config.flat(config.as_dict(cls()))
         for key, kind in config.kinds(cls).items():

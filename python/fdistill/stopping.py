@@ -1,6 +1,5 @@
-"""What Ctrl-C and SIGTERM do: end the process while modules load, ask the training to stop, elsewhere interrupt.
-
-A signal that the caller ignores, as `nohup` and a shell's background jobs do, stays ignored.
+"""What Ctrl-C and SIGTERM do: while modules load they end the process, in training they ask it to stop, elsewhere they
+interrupt. A signal that the caller ignores, as `nohup` and a shell's background jobs do, stays ignored.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _interrupts: list[int] = []
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Both signals go to `handler`; in the main thread, which alone may say so."""
+    """Both signals go to `handler`. Changes nothing outside the main thread, where Python refuses to set handlers."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         found = {number: signal.getsignal(number) for number in SIGNALS}
-        # None: not Python's, so it cannot be put back.
+        # None: the handler is not Python's, so it could not be put back.
         previous = {number: old for number, old in found.items() if old not in (signal.SIG_IGN, None)}
     for number in previous:
         signal.signal(number, handler)
@@ -40,7 +39,7 @@ def end_at_once(*_: object) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Both signals raise KeyboardInterrupt. Python loses one that is raised in a callback; `requested` remembers."""
+    """Both signals raise KeyboardInterrupt. Python loses one raised in a callback, so `requested` raises it again."""
     _interrupts.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:

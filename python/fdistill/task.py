@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: networks, data, and what to do with a student."""
+"""What the trainer needs from a task: networks, data, and how to measure, show and save a student."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Interrupted(Exception):
 
 
 class Task(ABC):
-    """A teacher, data like the teacher's, and fresh student, fake score and discriminator for it."""
+    """A teacher, data like the teacher's, and a new student, fake score and discriminator."""
 
     teacher: Denoiser
     student: nn.Module
     fake: Denoiser
     discriminator: nn.Module
-    titles: dict[str, str] = {}  # headings of the sets of pictures that `evaluate` leaves in evaluation.npz
+    titles: dict[str, str] = {}  # headings of the sets of pictures that `evaluate` writes to evaluation.npz
 
     @abstractmethod
     def __init__(self, cfg: Any) -> None: ...
@@ -45,19 +45,19 @@ class Task(ABC):
         """A batch of data."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data stands."""
+        """The position in the data."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (data drawn anew has no position)
-        """Go on where `state_dict` stood."""
+        """Continue at the position that `state_dict` returned."""
 
     @abstractmethod
     def snapshot(self, student: nn.Module, path: Path) -> None:
-        """A small picture of samples on noise that is the same at every call."""
+        """Write a small picture of samples, on the same noise at every call."""
 
     @abstractmethod
     def evaluate(self, distiller: Any, folder: Path) -> dict[str, Any]:
-        """Measure the averaged student; writes samples.png, and evaluation.npz for the report; returns the metrics."""
+        """Measure the averaged student and return the metrics; write samples.png, and evaluation.npz for the report."""
 
     @abstractmethod
     def export(self, student: nn.Module, folder: Path) -> None:
@@ -66,7 +66,7 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def draw(cfg: Any, student: Path, count: int, seed: int, output: Path) -> None:
-        """A picture of samples from an exported student alone."""
+        """Write a picture of samples, from nothing but an exported student."""
 
     @staticmethod
     @abstractmethod
@@ -75,7 +75,7 @@ class Task(ABC):
 
 
 class EpochSampler:
-    """Every index once an epoch, in an order that (seed, epoch) alone decides."""
+    """Every index once per epoch, in an order that depends only on (seed, epoch)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed

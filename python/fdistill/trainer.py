@@ -26,7 +26,7 @@ from fdistill.networks import log_normal_sigma, per_sample
 from fdistill.roles import TITLES, Average, Meter, Role
 from fdistill.task import Interrupted, Task
 
-# A terminal is redrawn often; a log file or a CI's output gets a line now and then.
+# A terminal is redrawn often; a log file or CI output gets a line only now and then.
 BAR_SECONDS = 0.3 if sys.stderr.isatty() else 20.0
 
 
@@ -45,15 +45,15 @@ class Distiller:
         self.average = Average(task.student, cfg.ema)
         self.generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
         self.meter = Meter()
-        # Of the first update whose numbers were not finite, and of its role in ROLES; -1 where all were.
+        # The iteration of the first update whose numbers were not finite, and its role's index in ROLES; -1 if none.
         self.diverged_at, self.diverged_role = (
             torch.full((), -1, dtype=torch.int64, device=cfg.device) for _ in range(2)
         )
-        # Roles whose latest update was of no use.
+        # Per role: whether its latest numbers were not finite, or all samples of its update were dropped.
         self.ended = {name: torch.zeros((), dtype=torch.bool, device=cfg.device) for name in ROLES}
         self.normalizer: fdk.RatioNormalizer | None = None
         if cfg.loss.normalize_ratio:
-            # Bins of equal population, of noise levels as training draws them.
+            # Bins of equal population, for noise levels as training draws them.
             levels = log_normal_sigma(10_000, cfg.sigma_log_mean, cfg.sigma_log_std, torch.Generator().manual_seed(0))
             self.normalizer = fdk.RatioNormalizer.from_samples(levels, cfg.loss.bins, cfg.loss.decay).to(cfg.device)
         self.checkpoints = Checkpoints.of_run(folder, cfg.keep)
@@ -66,7 +66,7 @@ class Distiller:
         if "fake" in phase or "discriminator" in phase:
             with torch.no_grad():
                 x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
-            self._watch("student", x)  # first: the critics' numbers end with these
+            self._watch("student", x)  # first, because a NaN in x makes the critics' numbers NaN too
             noisy, sigma = self._noised(x)
             if "fake" in phase:
                 self._update_fake(x, noisy, sigma)
@@ -104,7 +104,7 @@ class Distiller:
         noisy, sigma = self._noised(x)
         adversarial = cfg.gan_weight > 0
         with _frozen(self.task.discriminator), torch.set_grad_enabled(adversarial):
-            # One pass of the teacher: the loss takes its prediction as a constant, the GAN term its features' graph.
+            # One pass of the teacher gives both: its prediction, a constant of the loss, and features for the GAN term.
             teacher, features = self.teacher.forward_with_features(noisy, sigma)
             logits = self.task.discriminator(features, sigma)
         with torch.no_grad():
@@ -121,7 +121,7 @@ class Distiller:
         self._watch("student", x)
         self._watch("fake", fake)
         self._watch("discriminator", logits)
-        # A loss from which every sample was dropped is finite.
+        # If every sample was dropped, the loss is finite: `dropped` tells.
         self._watch("student", x, loss, dropped=stats.nonfinite_samples >= self.cfg.batch)
         self._apply("student", loss)
         self.average.update(self.task.student, self.roles["student"].updates)
@@ -172,7 +172,7 @@ class Distiller:
         self.meter.add(f"{name}/loss", loss)
 
     def _watch(self, name: str, *values: Tensor, dropped: Tensor | None = None) -> None:
-        """Note whether a role's numbers end in this update, without a wait of the host."""
+        """Note whether a role's numbers are not finite in this update, without making the host wait."""
         finite = torch.stack([v.detach().isfinite().all() for v in values]).all()
         ended = self.ended[name] = ~finite if dropped is None else ~finite | dropped
         first = ended & (self.diverged_at < 0)
@@ -201,10 +201,10 @@ class Distiller:
         self.checkpoints.save(self.step, self.networks, self.state_dict())
 
     def restore(self) -> bool:
-        """Load the newest whole checkpoint; False where training has not got as far as the first one.
+        """Load the newest whole checkpoint; False if training did not reach its first checkpoint.
 
         Raises:
-            FolderError: it has, and no whole one is left.
+            FolderError: training reached it, but no whole checkpoint is left.
         """
         try:
             path = self.checkpoints.latest()
@@ -291,7 +291,7 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a log; lines that a crash cut off or garbled are left out."""
+    """The rows of a log, without lines that a crash cut off or garbled."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
