@@ -139,7 +139,7 @@ def why_nvcc_cannot(nvcc: Nvcc | None, archs: tuple[str, ...]) -> str | None:
 
 
 def plan_cuda(requested: str, nvcc: Nvcc | None, present: list[str]) -> CudaPlan:
-    """What to build, from FDKERNELS_CUDA_ARCHS ("" where unset), the compiler and this machine's GPUs.
+    """What to build, from FDKERNELS_CUDA_ARCHS ("" if unset), the compiler and this machine's GPUs.
 
     Raises:
         ValueError: a bad value, or the compiler can't build what FDKERNELS_CUDA_ARCHS asks for. If it is unset, the

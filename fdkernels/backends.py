@@ -62,7 +62,7 @@ def load_native(device_type: str) -> str | None:
     try:
         torch.ops.load_library(str(file))
     except OSError as error:
-        return f"{name} does not load: {error.__cause__ or error}"  # torch's own text leaves the reason out
+        return f"{name} does not load: {error.__cause__ or error}"  # torch's own message leaves the reason out
     return None
 
 

@@ -1,8 +1,8 @@
 """The f-divergences and their weights h(r) = r² f''(r), written as log h of the log ratio L = log r.
 
 Sources: f-distill (arXiv 2502.15681), Table 1, with the exact constants of r² f''(r). In the log domain every entry is
-affine in L and softplus(L), so nothing overflows or cancels at any finite L. `csrc/fdiv/divergences.h` holds the
-same table for the kernels; a test compares the two.
+affine in L and softplus(L), so nothing overflows or cancels at any finite L. `csrc/fdiv/divergences.h` and
+`_triton/divergences.py` hold the same table for the kernels; tests compare them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOG_2 = math.log(2.0)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), exact to rounding in both tails (torch's own drops e^-x beyond x = 20: 2e-9 of h in float64)."""
+    """log(1 + e^x), exact to rounding in both tails. torch's own drops e^-x beyond x = 20: 2e-9 of h in float64."""
     return -logsigmoid(-x)
 
 

@@ -77,8 +77,8 @@ class Prediction:
         kind: one of the above.
         noisy: x_t, the input of both networks, shaped like the student sample (None for `sample`).
         alpha, sigma: the noise level; a float, or student's leading dimensions, as (B,) or (B, F), or student's rank
-            and broadcastable to it. A kind whose row has no α ignores alpha, so a schedule's pair can always be passed.
-            With `affine`, alpha holds a and sigma holds c, of any sign.
+            and broadcastable to it. A kind without α in its x0 ignores alpha, so a schedule's pair can be passed as it
+            is. With `affine`, alpha holds a and sigma holds c, of any sign.
         sigma_data: EDM's σd, the data's standard deviation.
 
     Raises:

@@ -42,7 +42,7 @@ def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
 def ulp_error(actual: Tensor, expected: Tensor) -> Tensor:
     """|actual - expected| in units in the last place of `actual.dtype` at the rounded oracle, elementwise, in float64.
 
-    Equal values, NaN beside NaN, and an infinity where the oracle rounds to that infinity have error 0.
+    The error is 0 for equal values, for NaN if the oracle is NaN, and for an infinity to which the oracle rounds.
     """
     rounded = expected.double().to(actual.dtype)
     same = (actual == rounded) | (actual.isnan() & rounded.isnan())

@@ -39,7 +39,7 @@ def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
 def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     ctx.save_for_backward(*results[1:3])
     ctx.op, ctx.backend = op, backend
-    ctx.set_materialize_grads(False)  # or each backward would fill zeros for the figures
+    ctx.set_materialize_grads(False)  # else each backward would fill zeros for the figures
     return results
 
 

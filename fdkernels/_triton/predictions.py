@@ -29,7 +29,7 @@ def coefficients(alpha, sigma, sigma_data, KIND: tl.constexpr):
         c = -sigma
     elif KIND == "edm":
         variance = sigma * sigma + sigma_data * sigma_data
-        a = 1.0 / variance * (sigma_data * sigma_data)  # PyTorch divides a number by a tensor this way
+        a = 1.0 / variance * (sigma_data * sigma_data)  # the order in which PyTorch divides a number by a tensor
         c = sigma * sigma_data / tl.sqrt(variance)
     elif KIND == "affine":
         a = alpha

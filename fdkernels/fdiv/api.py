@@ -148,8 +148,8 @@ def fused_fdiv_loss(
         teacher_uncond, guidance_scale: with both, τ's prediction is u + g·(teacher - u). fake_* likewise. g: a number,
             or a 0-d CPU tensor; 1 may be given without an unconditional output.
         nonfinite: a sample is non-finite if its combined logit, t, weight or scale is, or a kept element of τ, f, the
-            multiplier, the prediction's c, or, with a dmd scale, of x, x_t or the prediction's a. "propagate" makes its
-            gradient and loss NaN; "zero" drops it (N is unchanged).
+            multiplier or the prediction's c. With a dmd scale, kept elements of x, x_t and the prediction's a count
+            too. "propagate" makes its gradient and loss NaN; "zero" drops it (N is unchanged).
         reduction: "mean", "sum" (½ Σ g²), or "none": (B,), ½ mean_i g_bi² of each sample.
         count: N of reduction="mean", if this call is a part of a batch: the number of elements that all micro-batches
             (or ranks, if their gradients are added) keep together. A whole number, or a tensor of one value on the
@@ -299,8 +299,8 @@ def fdiv_weight(
     Returns:
         h (B,), float32 (float64 for float64 logits), without gradient, or (h, FDivStats), where grad_norm and
         relative_gap are NaN. The weight is NaN where the combined logit or t is not finite, or log h overflows, as in a
-        bin whose running mean was loaded as 0. Such a sample takes part in no mean of h; in the last case its ratio
-        still counts.
+        bin whose running mean was loaded as 0. Such a sample takes part in no mean of h. If only log h overflows, its
+        ratio still counts.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `fused_fdiv_loss`.

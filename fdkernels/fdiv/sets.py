@@ -28,7 +28,7 @@ def over_sets(
     reduction: str,
     **options: Any,
 ) -> Any:
-    """Call `loss`, which is `fused_fdiv_loss`, on the view, and return what it would for the samples.
+    """Call `loss`, which is `fused_fdiv_loss`, on the view, and return its result for the original samples.
 
     Args:
         tensors: the N-sized inputs, with the student.

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """Programs per sample."""
     num_warps: int
     wide_offsets: bool
-    """Whether an offset within a sample, to the end of its last program's share, needs 64 bits."""
+    """Whether offsets within a sample, up to the end of its last program's share, need 64 bits."""
     weigh_first: bool
     """Whether an extra launch computes the weights h first."""
     samples: int

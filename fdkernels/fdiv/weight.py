@@ -62,7 +62,7 @@ def fdiv_weight(
     if call.ratio_mean is not None and t is not None:
         log_ratio, mean = _normalize_ratio(log_ratio, t, finite, call.ratio_mean, call, group)
     log_h = _log_weight(divergence, log_ratio)
-    finite = finite & (log_h < torch.inf)  # log 0 = -inf is h = 0
+    finite = finite & (log_h < torch.inf)  # log h = -inf counts: h is 0
     if call.update and call.ratio_mean is not None and mean is not None:
         call.ratio_mean.copy_(mean)  # after log_weight: a user's divergence that raises must leave the state unchanged
     stats = torch.cat((_summarize(log_h, finite), ratio_stats))
@@ -153,7 +153,7 @@ def given_weight(weight: Tensor | None, t: Tensor | None, student: Tensor) -> Te
 
 
 def given_weight_stats(h: Tensor) -> Tensor:
-    """The first four statistics of weights that the caller gave; the others NaN."""
+    """The first four statistics of weights that the caller gave; the others are NaN."""
     stats = h.new_full((WEIGHT_STATS,), torch.nan)
     if h.numel():
         finite = torch.isfinite(h)

@@ -87,7 +87,7 @@ class Config:
     steps: Iterations = 0
     batch: Batch = 64
     phases: list[list[str]] = field(default_factory=lambda: [["student", "fake", "discriminator"]])
-    sigma_max: Sigma = 2.5  # the one noise level from which the student starts
+    sigma_max: Sigma = 2.5  # the student's only noise level
     sigma_log_mean: Annotated[float, Range("of ln σ of the noised samples", least=-10, most=10)] = -0.4
     sigma_log_std: Annotated[float, Range("of ln σ, which is normal", above=0, most=5)] = 1.2
     student: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -108,7 +108,7 @@ class Config:
 
 @dataclass
 class TeacherConfig:
-    """A small EDM-preconditioned UNet2DModel, trained on the spot."""
+    """A small EDM-preconditioned UNet2DModel, which the first run trains."""
 
     channels: tuple[BlockChannels, ...] = (16, 32)
     layers_per_block: Annotated[int, Range("residual layers", least=1)] = 1

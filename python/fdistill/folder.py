@@ -115,7 +115,7 @@ def claimed(folder: Path, out: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: as `check`.
-        FolderError: another process trains in it; names the process.
+        FolderError: another process trains in it; the message names the process.
     """
     check(folder, out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ WEIGHTS = "classifier.safetensors"
 
 
 class Classifier(nn.Module):
-    """Image to (features, logits); called as a module it gives features, as torchmetrics expects."""
+    """A classifier of digits. Called as a module it returns features, as torchmetrics expects."""
 
     num_features = FEATURES
 
@@ -86,10 +86,10 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int) -> tuple[float, float]:
-    """Kynkäänniemi et al. 2019: the part of one set that lies within the other's k-nearest-neighbour balls."""
+    """Kynkäänniemi et al. 2019: the part of one set that lies within the other's k-nearest-neighbor balls."""
 
     def covered(points: Tensor, centres: Tensor) -> float:
-        # The k-th neighbour other than itself: rank k + 1, since each point is its own nearest.
+        # Rank k + 1 is the k-th neighbor, because each point is its own nearest.
         radius = torch.cdist(centres, centres).kthvalue(k + 1, dim=1).values
         return (torch.cdist(points, centres) <= radius).any(1).double().mean().item()
 
@@ -152,7 +152,7 @@ class Yardstick:
         }
 
     def floor(self, bootstraps: int) -> dict[str, Any]:
-        """Real against real: bootstraps of the data, each as large as the data, against the data."""
+        """Mean figures of real against real: bootstraps of the data, each as large as the data, against the data."""
         rows = []
         for seed in range(bootstraps):
             picks = np.random.default_rng(seed).integers(len(self.images), size=len(self.images))

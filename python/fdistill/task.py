@@ -16,7 +16,7 @@ class Interrupted(Exception):
     """Training was asked to stop and has saved its state.
 
     Args:
-        started: whether the run itself had begun, or only what comes before it.
+        started: whether the run itself had begun; False if only the teacher was trained.
     """
 
     def __init__(self, message: str, started: bool = True) -> None:

@@ -61,7 +61,7 @@ class Distiller:
         self.networks["ema"] = self.average.network
 
     def iteration(self) -> None:
-        """One iteration: the critics that this phase names learn the current student, then the student moves."""
+        """One iteration: the phase's critics learn the current student, then the student moves, if the phase has it."""
         phase = self.cfg.phases[self.step % len(self.cfg.phases)]
         if "fake" in phase or "discriminator" in phase:
             with torch.no_grad():
