@@ -5,7 +5,8 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from typing_extensions import Unpack
+
+from fdkernels.call_shape import CallShape
 
 class BuildInfo(TypedDict):
     version: str
@@ -22,8 +23,6 @@ def log_weight(name: str, log_ratio: ArrayLike, alpha: float | None = None) -> N
 
 # ---- plans of the CUDA backend; csrc/core/plan.h
 
-DType = Literal["bf16", "fp16", "fp32", "fp64"]
-
 class DeviceLimits(TypedDict):
     capability: int  # 10 major + minor
     multiprocessors: int
@@ -32,26 +31,6 @@ class DeviceLimits(TypedDict):
     cache: int  # bytes of L2
     bandwidth: float  # of memory, bytes/s
     active_clusters: Sequence[int]  # resident ones of the sizes 1, 2, 4, 8, 16; 0: cannot be scheduled
-
-class CallOptions(TypedDict, total=False):
-    """A forward call: what its launcher finds in the tensors."""
-
-    student: DType  # "bf16" by default; the gradient's too
-    prediction: DType | None  # of τ and its unconditional output; None: student's
-    fake: DType | None  # of f and its unconditional output; None: prediction's
-    noisy: DType | None  # of x_t, whose coefficients come with it; None: x_t is not read
-    guidance: bool  # an unconditional output beside τ
-    fake_guidance: bool
-    coefficients: bool  # raw predictions, c·(f - τ)
-    scale: int  # entries a sample of a scale table; 0: no table
-    mask: tuple[int, int] | None  # rows (1 or batch) and entries a row
-    heads: int  # of the logits; 0: no logits
-    bins: int  # of the normalizer
-    dmd_scale: bool  # True by default
-    with_stats: bool
-    with_grad: bool  # True by default
-    reduction: Literal["mean", "sum", "none"]
-    allowed: str  # "auto", "grid", "cluster", "cluster:1" to "cluster:16"
 
 class Plan(TypedDict):
     schedule: Literal["cluster", "grid"]
@@ -77,13 +56,15 @@ class Plan(TypedDict):
     bytes: float  # predicted, between memory and chip
     seconds: float  # predicted
 
-def plan(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> Plan:
+def plan(call: CallShape, limits: DeviceLimits, allowed: str = "auto") -> Plan:
     """How the CUDA backend spreads a call over a device: the very function that its launcher obeys.
+
+    `allowed`: auto, cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64.
 
     Raises:
         ValueError: an argument is out of range, or nothing that is allowed can hold a sample.
     """
 
-def plans(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> list[Plan]:
+def plans(call: CallShape, limits: DeviceLimits, allowed: str = "auto") -> list[Plan]:
     """Every schedule that is allowed and can run; the first is `plan`'s. Their order is that of the same call's seconds
     with figures and a gradient, by which schedules are chosen."""

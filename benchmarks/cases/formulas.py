@@ -61,7 +61,7 @@ class Formula:
     images: int
     """N-sized inputs that have to be read. 0: the formula takes logits alone, and gives a weight without gradient."""
     reread: int = 2  # those of them that are read again where a sample does not stay on chip
-    plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # options of `fdkernels._core.plan`
+    plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # fields of its CallShape
     upstream: float = 1.0
     video: bool = False  # takes five sizes, and has the frames ahead of the channels
 
@@ -262,7 +262,7 @@ FORMULAS = {
                 prediction=fdk.Prediction("epsilon", v.noisy, alpha=v.alpha, sigma=v.sigma),
             ),
             exact=_exact_dmd2_latent, inputs=_predictions, images=4,
-            plan=lambda case: {"noisy": case.dtype, "coefficients": True},
+            plan=lambda case: {"noisy": case.dtype, "raw": True},
         ),
         Formula(
             "self_forcing", "fused_fdiv_loss", "reverse KL as Self-Forcing has it: guided teacher, frames masked (the"
@@ -274,7 +274,7 @@ FORMULAS = {
                 backend=backend, **_RKL,
             ),
             exact=_exact_self_forcing, inputs=_guided_videos, images=4, reread=3, video=True,
-            plan=lambda case: {"guidance": True, "mask": (case.shape[0], case.shape[1])},
+            plan=lambda case: {"teacher_uncond": case.dtype, "mask": (case.shape[0], case.shape[1])},
         ),
         Formula(
             "weight", "fdiv_weight", "FastGen's weight alone, from logits: js, normalizer",

@@ -20,6 +20,7 @@ from benchmarks.cases.shapes import DTYPES, PRACTICE, dimensions
 from benchmarks.measure.counting import tensor_traffic
 from fdkernels import printing
 from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE, spread
+from fdkernels.call_shape import CallShape
 from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
 
@@ -36,7 +37,7 @@ def our_rows() -> Cells:
     for name, shape in SHAPES.items():
         batch, elements = shape[0], math.prod(shape[1:])
         for dtype, size in (("bf16", 2), ("fp32", 4)):
-            p = plan(batch, elements, heads=3, bins=10, limits=Limits())
+            p = plan(CallShape(batch, elements, heads=3, bins=10), Limits())
             moved = bytes_moved(p, batch, elements, 3 * size, 2 * size, size, CACHE) / (batch * elements)
             warps = f"{p.num_warps} warps"
             _, backward = spread(batch * elements, SCALE_TILE, SCALE_PROGRAMS)
@@ -55,7 +56,7 @@ def native_rows() -> Cells:
     for name, shape in (*SHAPES.items(), ("pixels, 2048", (4, 3, 2048, 2048))):
         batch, elements = shape[0], math.prod(shape[1:])
         for dtype in ("bf16", "fp32"):
-            p: Any = _core.plan(batch, elements, student=dtype, heads=3, bins=10, limits=PRESETS["h200"])
+            p: Any = _core.plan(CallShape(batch, elements, student=dtype, heads=3, bins=10), PRESETS["h200"])
             grid = (f"grid of {p['teams']} teams" if p["teams"] > 1 else "grid") + ", two buffers" * (p["buffers"] == 2)
             team = f"cluster of {p['team']}" if p["schedule"] == "cluster" else grid
             held = "" if p["again"] == 0 else f", {1 - p['again'] / elements:.0%} held"

@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fdkernels._core import plan, plans
+from fdkernels import _core
+from fdkernels.call_shape import CallShape
 from fdkernels.devices import CLUSTER_SIZES, PRESETS
 from fdkernels.plans import name_of
 from tools.machine_code.cases import FORWARDS, ODD
@@ -31,11 +32,11 @@ DTYPES = st.sampled_from(tuple(BYTES))
 CALLS = st.fixed_dictionaries(
     {"student": DTYPES},
     optional={
-        "prediction": DTYPES,
+        "teacher": DTYPES,
         "fake": DTYPES,
         "noisy": DTYPES,
-        "guidance": st.booleans(),
-        "fake_guidance": st.booleans(),
+        "teacher_uncond": DTYPES,
+        "fake_uncond": DTYPES,
         "heads": st.integers(1, 40),
         "dmd_scale": st.booleans(),
         "with_stats": st.booleans(),
@@ -45,16 +46,21 @@ CALLS = st.fixed_dictionaries(
 )
 
 
+def plan(batch, elements, *, limits, allowed="auto", **call):
+    return _core.plan(CallShape(batch, elements, **call), limits, allowed)
+
+
+def plans(batch, elements, *, limits, allowed="auto", **call):
+    return _core.plans(CallShape(batch, elements, **call), limits, allowed)
+
+
 def reads(call):
     """Bytes an element of the inputs, and of those that a gradient needs."""
-    student = call.get("student", "bf16")
-    tau = call.get("prediction") or student
-    f = call.get("fake") or tau
-    again = BYTES[tau] * (1 + call.get("guidance", False)) + BYTES[f] * (1 + call.get("fake_guidance", False))
-    read = again
-    if call.get("dmd_scale", True) or call.get("with_stats", False):
-        read += BYTES[student] + (BYTES[call["noisy"]] if call.get("noisy") else 0)
-    return read, again
+    call = CallShape(1, 1, **call)
+    student, teacher, fake, *others = (BYTES[dtype] for dtype in call.images())
+    noisy = 0 if call.noisy is None else BYTES[call.noisy]
+    again = teacher + fake + sum(others) - noisy
+    return again + (student + noisy if call.dmd_scale or call.with_stats else 0), again
 
 
 def check(p, batch, elements, limits, call):
@@ -95,7 +101,7 @@ def check_shares(p, elements):
 
 
 def check_limits(p, batch, limits, call):
-    wide = "fp64" in {call.get(name) for name in ("student", "prediction", "fake", "noisy")}
+    wide = "fp64" in CallShape(batch, 1, **call).images()
     held = p["buffers"] * p["held"] * p["vector"] * (8 if wide else 4)
     weights = 0
     if call.get("heads", 0) > 0 and not p["weigh_first"]:
@@ -245,7 +251,7 @@ PRACTICE = {
     "ImageNet-64": (32, 3 * 64 * 64, {}, ("cluster", 1, 1)),
     "SD1.5": (8, 4 * 64 * 64, {}, ("cluster", 8, 1)),
     "SDXL": (8, 4 * 128 * 128, {}, ("cluster", 8, 1)),
-    "SDXL fp32, x_t, guided": (8, 4 * 128 * 128, {"student": "fp32", "noisy": "fp32", "guidance": True},
+    "SDXL fp32, x_t, guided": (8, 4 * 128 * 128, {"student": "fp32", "noisy": "fp32", "teacher_uncond": "fp32"},
                                ("cluster", 8, 1)),
     "512 pixels": (8, 3 * 512 * 512, {}, ("grid", 16, 1)),
     "Wan": (2, 16 * 21 * 60 * 104, {}, ("grid", 66, 1)),
@@ -330,29 +336,6 @@ def test_counts_that_would_overflow():
     assert p["bytes"] == 2.0**53 and p["schedule"] == "cluster"
 
 
-def options_of(call):
-    """A raw op's arguments as `plan` takes them."""
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-    weighting = call.weighting
-    return {
-        "student": names[call.student.dtype],
-        "prediction": names[call.teacher.dtype],
-        "fake": names[call.fake.dtype],
-        "noisy": None if call.noisy is None else names[call.noisy.dtype],
-        "guidance": call.teacher_uncond is not None,
-        "fake_guidance": call.fake_uncond is not None,
-        "coefficients": call.prediction != "sample",
-        "scale": 0 if call.multiplier.entries is None else call.multiplier.entries.shape[1],
-        "mask": None if call.mask.entries is None else tuple(call.mask.entries.shape),
-        "heads": 0 if weighting.logits is None else weighting.logits[0].numel(),
-        "bins": 0 if weighting.ratio_mean is None else len(weighting.ratio_mean),
-        "dmd_scale": call.dmd_scale,
-        "with_stats": call.with_stats,
-        "with_grad": call.with_grad,
-        "reduction": call.reduction,
-    }
-
-
 def loads_of(call):
     """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher says."""
     names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
@@ -373,10 +356,9 @@ def loads_of(call):
 @pytest.mark.parametrize("name", (*FORWARDS, *ODD))
 def test_the_kernel_of_a_call(name):
     call = {**FORWARDS, **ODD}[name]
-    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
-    p = plan(batch, elements, limits=H200, **options_of(call))
+    p = _core.plan(call.shape(), H200)
     types, general, vector = loads_of(call)
     assert (p["loads"].replace("fp", "f"), p["general"], p["vector"]) == (types, general, vector)
     if call.dmd_scale or call.with_stats:  # then x is read
         bytes_an_element = sum(v.element_size() for v in call.images()) + call.student.element_size() * call.with_grad
-        assert p["minimum_bytes"] == batch * elements * bytes_an_element
+        assert p["minimum_bytes"] == call.student.numel() * bytes_an_element

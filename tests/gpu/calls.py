@@ -15,6 +15,8 @@ from torch import Tensor
 import fdkernels as fdk
 from fdkernels import testing
 from fdkernels._op.views import as_table
+from fdkernels.call_shape import CallShape
+from fdkernels.fdiv.arguments import DTYPES
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
 from tools.gpu_check.stage import PLAN
 
@@ -156,9 +158,6 @@ def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, option: s
     return make_batch(shape, dtype, option, **more).on()
 
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-
-
 def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
     """What `fdkernels._core.plan` says of a case's forward on this GPU, or one of other limits; without figures, which
     may need x_t.
@@ -178,25 +177,25 @@ def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
     def table(name: str) -> tuple[int, ...]:
         return tuple(as_table(name, options[name], student, None).entries.shape)
 
-    return _core.plan(
+    shape = CallShape(
         student.shape[0],
         student[0].numel(),
-        limits=limits,
-        student=_NAMES[student.dtype],
-        prediction=_NAMES[case.teacher.dtype],
-        fake=_NAMES[case.fake.dtype],
-        noisy=_NAMES[prediction.noisy.dtype] if prediction is not None and is_dmd else None,
-        guidance="teacher_uncond" in options,
-        fake_guidance="fake_uncond" in options,
-        coefficients=prediction is not None,
-        scale=table("multiplier")[1] if "multiplier" in options else 0,
+        student=DTYPES[student.dtype],
+        teacher=DTYPES[case.teacher.dtype],
+        fake=DTYPES[case.fake.dtype],
+        teacher_uncond=DTYPES[options["teacher_uncond"].dtype] if "teacher_uncond" in options else None,
+        fake_uncond=DTYPES[options["fake_uncond"].dtype] if "fake_uncond" in options else None,
+        noisy=DTYPES[prediction.noisy.dtype] if prediction is not None and is_dmd else None,
+        raw=prediction is not None,
+        multiplier=table("multiplier")[1] if "multiplier" in options else 0,
         mask=table("mask") if "mask" in options else None,
         heads=0 if logits is None else logits.reshape(len(logits), -1).shape[1],
         bins=0 if logits is None or state is None else state.mean.numel(),
+        counted="count" in options,
         dmd_scale=is_dmd,
         reduction=options.get("reduction", "mean"),
-        allowed=allowed or "auto",
     )
+    return _core.plan(shape, limits, allowed or "auto")
 
 
 def kernel_name(name: str) -> str:

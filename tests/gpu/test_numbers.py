@@ -7,6 +7,7 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels.call_shape import CallShape
 from fdkernels.fdiv import triton_plan
 from tests.cases import ORDER, Case, make, normalizer, same_bits
 from tests.gpu.calls import (
@@ -118,7 +119,7 @@ def repeated_case(schedule: Schedule, heads: int, bins: int, dtype: torch.dtype)
 def test_the_repeated_calls_are_what_their_names_say(backend, schedule, heads, bins, weigh_first):
     shape, multiprocessors = schedule.shape, torch.cuda.get_device_properties().multi_processor_count
     if backend == "triton":
-        spread = triton_plan.plan(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins)
+        spread = triton_plan.plan(CallShape(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins))
         assert (spread.schedule == "whole", spread.weigh_first) == (schedule.kernels == WHOLE, weigh_first)
         assert shape[0] * spread.programs > 3 * multiprocessors
         return

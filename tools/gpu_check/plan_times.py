@@ -25,6 +25,7 @@ from benchmarks.cases.shapes import LARGE, PRACTICE, SHAPES
 from benchmarks.measure.gpu_timing import Replay, device_timings
 from benchmarks.measure.rows import input_sets
 from fdkernels import RatioNormalizer, _core, devices
+from fdkernels.call_shape import CallShape
 from tools.gpu_check.stage import PLAN
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def times_of(name: str, shape: str, dtype: str, rounds: int, device: str) -> lis
     formula = FORMULAS[name]
     case = formula.case(shape, SHAPES[shape].sizes, dtype)
     limits = devices.present(torch.cuda.current_device()) if device == "cuda" else devices.PRESETS["h100"]
-    elements = case.elements // case.shape[0]
-    plans = _core.plans(case.shape[0], elements, limits=limits, student=dtype, **formula.plan(case))
+    batch = case.shape[0]
+    plans = _core.plans(CallShape(batch, case.elements // batch, student=dtype, **formula.plan(case)), limits)
     plans = [plan for plan in plans if plan["seconds"] <= SLOW * plans[0]["seconds"]]
     data = rotation(case, device, input_sets(formula, case, device))
     timed: dict[str, Callable[[], object]] = {}

@@ -31,8 +31,10 @@ bool is_aligned(const Problem& p, int vector) {
     return reinterpret_cast<uintptr_t>(samples.data) % static_cast<uintptr_t>(bytes) == 0 &&
            (p.batch == 1 || samples.batch_stride % vector == 0);
   };
-  return fits(p.student) && fits(p.teacher) && fits(p.fake) && fits(p.teacher_uncond) && fits(p.fake_uncond) &&
-         fits(p.noisy) && fits({p.gradient, p.student.dtype, p.elements});
+  for (const Samples* input : p.inputs()) {
+    if (!fits(*input)) return false;
+  }
+  return fits({p.gradient, p.student.dtype, p.elements});
 }
 
 // FDKERNELS_CUDA_PLAN narrows the schedules, for tests and experiments.
@@ -98,7 +100,7 @@ void follow(Call& call, const fdkernels::CallShape& shape, const fdkernels::Plan
   call.prefetched = plan.prefetched;
   call.prefetched_inputs = 0;
   const bool reads_student = p.dmd_scale || p.with_stats;
-  for (const Samples* samples : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {
+  for (const Samples* samples : p.inputs()) {
     const bool is_read = samples->data != nullptr && (reads_student || (samples != &p.student && samples != &p.noisy));
     if (plan.prefetched > 0 && is_read) call.inputs[call.prefetched_inputs++] = *samples;
   }
@@ -181,8 +183,8 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
   p.aligned = is_aligned(p, vector_of(loads));
-  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins);
-  if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
+  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
+                                        arguments.divisor.has_value());
   std::vector<Workspace> memory;  // alive until all is queued: what is freed earlier may be handed out again
   r.tickets = cuda::take_tickets(target.device, target.stream);
   if (r.tickets == nullptr) {
