@@ -186,7 +186,9 @@ def test_beyond_two_to_the_31(backend, batch_size, elements):
         teacher.view(-1)[position] = -value
     weight = torch.arange(1.0, batch_size + 1, device="cuda")
     student.requires_grad_()
-    loss = fdk.fused_fdiv_loss(student, teacher, fake, weight=weight, eps=0.0, reduction="sum", backend=backend)
+    loss = fdk.fused_fdiv_loss(
+        student, teacher, fake, weight=weight, scale=fdk.DmdScale(0.0), reduction="sum", backend=backend
+    )
     loss.backward()
     distance = [0.0] * batch_size
     for position, value in zip(positions, values, strict=True):

@@ -106,11 +106,11 @@ BROKEN = {
         ("2 cluster barriers", "no store to distributed shared memory", "0 bulk prefetches"),
         (
             *in_file(
-                "fdiv/cuda/kernel.cuh",
+                "core/cuda/schedules.cuh",
                 ("cluster.sync();", "elements.sync();"),
                 (
-                    "struct Shared {",
-                    "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {",
+                    "constexpr int kMaxCluster",
+                    "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nconstexpr int kMaxCluster",
                 ),
                 ("cluster.map_shared_rank(", "own("),
             ),
@@ -121,11 +121,11 @@ BROKEN = {
         ("bytes of static shared memory", "1 float atomics", "2 integer atomics", "calls"),
         (
             *in_file(
-                "fdiv/cuda/kernel.cuh",
+                "core/cuda/schedules.cuh",
                 ("  bool drawn;\n", "  bool drawn;\n  double more[512];\n"),
-                ("static_assert(sizeof(Shared) <= kStaticShared);", ""),
-                ("    report(call, elements, shared);", '    printf("done"), report(call, elements, shared);'),
+                ("    Op::report(call, elements, shared);", '    printf("done"), Op::report(call, elements, shared);'),
             ),
+            *in_file("fdiv/cuda/kernel.cuh", ("static_assert(sizeof(Shared) <= kStaticShared);", "")),
             *in_file(
                 "core/cuda/block.cuh",
                 (TICKET, f"(atomicAdd(reinterpret_cast<float*>(ticket) + 1, 1.0f), {TICKET}, {TICKET})"),
@@ -135,7 +135,7 @@ BROKEN = {
     "grid: busy waiting, narrow stores of mixed types": Broken(
         ("no sleep", "0 stores of the gradient of 64 bits", "stores of the gradient of 32 bits"),
         (
-            *in_file("fdiv/cuda/kernel.cuh", ("__nanosleep(32);", ";")),
+            *in_file("core/cuda/schedules.cuh", ("__nanosleep(32);", ";")),
             *in_file("core/vectors.h", ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE)),
         ),
         kernel="fdiv_grid_kernel",
