@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cpu_only("a pure function")
 H200 = PRESETS["h200"]
 INT32_MAX = 2**31 - 1
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-STATIC = 3 * 1024  # shared memory of the kernels' own
+STATIC = 3 * 1024  # the kernels' static shared memory
 
 BATCHES = (1, 2, 3, 8, 64, 133, 1000, 1025, 4096, 2**20)
 ELEMENTS = (1, 2, 7, 8, 9, 1000, 3072, 16_384, 57_344, 57_345, 65_536, 786_432, 917_505, 2_096_640, 3_145_728,
@@ -55,7 +55,7 @@ def plans(batch, elements, *, limits, allowed="auto", **call):
 
 
 def reads(call):
-    """Bytes an element of the inputs, and of those that a gradient needs."""
+    """Bytes per element of all inputs, and of those that a gradient reads again."""
     call = CallShape(1, 1, **call)
     student, teacher, fake, *others = (BYTES[dtype] for dtype in call.images())
     noisy = 0 if call.noisy is None else BYTES[call.noisy]
@@ -84,7 +84,7 @@ def check(p, batch, elements, limits, call):
 
 
 def check_shares(p, elements):
-    """`part_of` of csrc/core/share.h: every element belongs to one block, which has room for what it holds."""
+    """`part_of` of csrc/core/share.h: every element belongs to one block, and a block has room for what it holds."""
     share, vector = p["share"], p["vector"]
     parts = [(min(rank * share, elements), min((rank + 1) * share, elements)) for rank in range(p["team"])]
     assert parts[0][0] == 0 and parts[-1][1] == elements
@@ -97,7 +97,7 @@ def check_shares(p, elements):
     if p["schedule"] == "cluster":
         assert p["held"] * vector == share and p["again"] == 0
     else:
-        assert parts[-1][0] < elements  # no block that takes part in every sum for nothing
+        assert parts[-1][0] < elements  # no block takes part in every sum for nothing
 
 
 def check_limits(p, batch, limits, call):
@@ -200,7 +200,7 @@ def test_the_next_smaller_where_the_largest_cannot_be_scheduled():
 
 @given(batch=SAMPLES, elements=SIZES, limits=DEVICES, call=CALLS)
 def test_neither_figures_nor_a_gradient_change_the_order_of_the_sums(batch, elements, limits, call):
-    """Or asking for them would change bits of the loss."""
+    """Otherwise, asking for them would change bits of the loss."""
     fields = ("schedule", "team", "teams", "threads", "share", "held", "weigh_first")
     found = {
         tuple(p[name] for name in fields)
@@ -220,7 +220,7 @@ def test_allowed(allowed):
 
 
 def test_teams_of_a_grid():
-    """As many as asked for, but for idle ones; unasked, as many as there can be and powers of two below."""
+    """As many teams as asked for, without idle ones. Unasked: as many as there can be, and powers of two below."""
     a100 = PRESETS["a100"]
     for batch, asked, teams in ((8, 3, 3), (8, 8, 8), (8, 64, 8), (1, 2, 1), (200, 64, 54), (200, 7, 7)):
         p = plan(batch, 65_536, limits=a100, allowed=f"grid:{asked}")
@@ -231,7 +231,7 @@ def test_teams_of_a_grid():
 
 
 def test_without_clusters_samples_go_side_by_side():
-    """SDXL: eight waits in turn cost more than twice of what eight teams of 13 blocks take."""
+    """SDXL: eight waits in turn cost much more than eight teams of 13 blocks."""
     call = {"limits": PRESETS["a100"], "heads": 1}
     p, one = plan(8, 65_536, **call), plan(8, 65_536, **call, allowed="grid:1")
     assert (name_of(p), p["blocks"], p["buffers"]) == ("grid:8", 104, 1)
@@ -268,7 +268,7 @@ def test_practice_on_an_h200(name):
     p = plan(batch, elements, limits=H200, heads=1, bins=10, **call)
     assert (p["schedule"], p["team"], p["buffers"]) == expected
     assert p["launches"] == 1
-    # What a team holds in float32: 224 KB a block, less the weights of so small a batch.
+    # What a team holds in float32: 224 KB per block, less the few weights of such a small batch.
     held = p["team"] * (H200["shared_per_block"] - STATIC) // 4
     assert p["again"] == pytest.approx(max(0, elements - held), rel=1e-2, abs=0)
 
@@ -295,7 +295,7 @@ def test_weights_of_a_large_batch_are_computed_first(batch, options, first):
 
 @pytest.mark.parametrize("device", PRESETS)
 def test_weights_are_computed_once_where_float64_is_slow(device):
-    """512 samples in each of three blocks of a multiprocessor: 61 µs at a rate of 1/64, 2 at 1/2."""
+    """512 samples weighed in each of three blocks of a multiprocessor: 61 µs at a float64 rate of 1/64, 2 µs at 1/2."""
     slow = PRESETS[device]["capability"] in (89, 120)
     for batch in (64, 512):
         p = plan(batch, 3072, limits=PRESETS[device], heads=1, bins=10)
@@ -307,7 +307,7 @@ def test_weights_are_computed_once_where_float64_is_slow(device):
 
 
 def test_weights_are_computed_first_where_samples_need_their_memory():
-    """1,024 samples of 140 KB: with 20 KB of weights beside it none fits a block of an A100."""
+    """1,024 samples of 140 KB: with 20 KB of weights beside it, no sample fits a block of an A100."""
     call = {"limits": PRESETS["a100"], "heads": 1}
     p, small = plan(1024, 35_911, **call), plan(16, 35_911, **call)
     assert p["weigh_first"] and p["schedule"] == "cluster" and not small["weigh_first"]
@@ -337,7 +337,7 @@ def test_counts_that_would_overflow():
 
 
 def loads_of(call):
-    """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher says."""
+    """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher chooses."""
     names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
     if call.dtype() == torch.float64:
         return "any_f64", True, 2

@@ -1,4 +1,4 @@
-"""`python -m fdkernels plan`: what it prints is the plan, and what it can't do it says."""
+"""`python -m fdkernels plan` prints the plan, and says what it can't do."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def printed(capsys, arguments):
 
 
 def figures(text):
-    """The plan's own lines."""
+    """The plan's own lines, by their first word."""
     text = text.split("considered")[0].replace("shared memory", "shared_memory")
     rows = [line.strip().split(None, 1) for line in text.splitlines()]
     return {row[0]: row[1] for row in rows if len(row) == 2}
@@ -113,7 +113,7 @@ def test_without_a_gpu_it_plans_for_an_h200_and_says_so(capsys, monkeypatch):
 
 
 def test_the_gpu_that_is_present(capsys, monkeypatch):
-    """A made-up one, of 16 multiprocessors, in the order of csrc/core/plan.h."""
+    """A simulated GPU of 16 multiprocessors; its values are in the order of csrc/core/plan.h."""
     asked = []
     values = torch.tensor([90, 16, 232_448, 233_472, 2**23, 6e11, 16, 8, 4, 2, 0], dtype=torch.float64)
     monkeypatch.setattr(backends, "unavailable", lambda *_: None)

@@ -1,4 +1,4 @@
-"""The launch heuristics: a pure function that covers every element once, fits its limits, and is obeyed."""
+"""Triton's launch plan: a pure function that covers every element once, fits its limits, and is obeyed."""
 
 import itertools
 
@@ -45,7 +45,7 @@ def plan(batch, elements, **options):
 
 
 def check_pieces(programs, tiles, tile, elements):
-    """Each program's [begin, end), as the kernels compute them, follows the one before."""
+    """Each program's [begin, end), as the kernels compute it, follows the one before."""
     length = tiles * tile
     pieces = [(p * length, min((p + 1) * length, elements)) for p in range(programs)]
     assert pieces[0][0] == 0 and pieces[-1][1] == elements
@@ -58,7 +58,7 @@ def check(planned, batch, elements):
     if elements < 2**31 + 2**20:
         check_pieces(planned.programs, planned.tiles, planned.tile, elements)
     assert batch * planned.programs < 2**31
-    # The end of the last program's share is computed before it is cut to the sample's.
+    # The end of the last program's share is computed before it is cut to the sample's end.
     assert planned.wide_offsets or planned.programs * planned.tiles * planned.tile <= 2**31 - 1
     if planned.schedule == "whole":
         assert planned.programs == planned.tiles == 1 and planned.tile >= elements
@@ -149,7 +149,7 @@ def test_bytes():
 
 
 def test_the_launcher_obeys_the_plan(monkeypatch):
-    """Another plan, another launch: nothing in between decides for itself."""
+    """Another plan gives another launch: nothing in between decides for itself."""
     monkeypatch.setattr(triton_plan, "LIMITS", GPU)
     arguments = call((8, 4, 128, 128))
     planned = triton_plan.plan(arguments.shape())
