@@ -165,7 +165,7 @@ PART = device.SMALL._replace(shared_per_block=5 << 10, shared_per_multiprocessor
 
 
 def noticed(software: device.Software) -> str | None:
-    """What is wrong with a library; None where nothing is."""
+    """The first thing that is wrong with a library; None: nothing."""
     with software.serves(), pytest.MonkeyPatch.context() as patch:
         for case, plan, description in calls():
             patch.setenv(PLAN, plan)
@@ -203,7 +203,7 @@ def calls() -> Iterator[tuple[Case, str, device.Description]]:
 
 
 def streams(software: device.Software) -> str | None:
-    """What is wrong with a library in graphs and in two streams at once; None where nothing is."""
+    """The first thing that is wrong with a library in graphs and in two streams at once; None: nothing."""
     case = make_batch((5, 3, 8, 8), torch.float32, "plain", seed=4)
     for scheduler in device.SCHEDULERS:
         software.schedule(scheduler, 1)

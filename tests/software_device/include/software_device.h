@@ -14,7 +14,7 @@ enum class Order : uint8_t { relaxed, acquire, release, acq_rel };
 enum class Vote : uint8_t { none, all, count };
 enum class Collective : uint8_t { sync, shuffle, vote };
 
-// Of the running thread. They are constant for its whole life, so that a compiler may remember them.
+// Indices and sizes of the running thread. They are constant for its whole life, so a compiler may remember them.
 __attribute__((const)) unsigned thread_index();
 __attribute__((const)) unsigned block_index();
 __attribute__((const)) unsigned block_threads();
