@@ -1,7 +1,8 @@
 """python -m benchmarks.report.traffic: bytes and launches of our kernels, as planned, beside what the peers move.
 
-The peers' are counted from what they really run: every dispatched op of forward and backward that is not a view, with
-the storage it reads and writes. Prints the tables of docs/kernels.md and docs/cuda.md; `--write` puts them there.
+The peers' bytes are counted from what they really run: every dispatched op of forward and backward that is not a view,
+with the storage that it reads and writes. Prints the tables of docs/kernels.md and docs/cuda.md; `--write` writes them
+into these pages.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def peer_rows() -> Cells:
 
 
 def tables() -> dict[str, str]:
-    """By the name of the marker that they stand behind in the page."""
+    """The tables, by the name of the marker before each of them in the pages."""
     found = {}
     for name, cells in (("plan", our_rows()), ("native plan", native_rows()), ("peers", peer_rows())):
         head, *rows = (f"| {' | '.join(map(str, row))} |" for row in cells)

@@ -1,4 +1,4 @@
-"""`fdkernels._core`: what it was built with, and its arguments; its values and plans are held to theirs elsewhere."""
+"""`fdkernels._core`: what it was built with, and its arguments. Other tests check its values and plans."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Faults planted in the library's own sources, and what has to notice them.
+"""Faults planted in the library's own sources, and the reports that have to notice them.
 
     python -m tests.software_device.mutations            all
     python -m tests.software_device.mutations 4 17       the fifth and the eighteenth
 
-Each is a change of csrc/ of the kind that a slip of the keyboard makes. docs/cuda.md lists them.
+Each is a small change of csrc/, as a typing mistake could make it. docs/cuda.md lists them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TEAMS, BLOCK, DEVICE, LAUNCH, SCALE = (
     f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "scale.cu")
 )
 MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/plan.h"
-LIBRARIES = 14  # that a process loads, at most
+LIBRARIES = 14  # that one process loads, at most
 
 
 class Mutation(NamedTuple):
-    """`old` stands in `file` `times` times, and becomes `new`; `says`: a pattern of what has to be said of it."""
+    """`old` stands in `file` `times` times, and becomes `new`. `says`: a pattern that the report has to match."""
 
     what: str
     says: str
@@ -153,7 +153,7 @@ UNCHANGED = Mutation("nothing", "", FDIV, "#pragma once", "#pragma once")
 
 
 def caught(mutation: Mutation, number: int) -> str | None:
-    """What is said of it."""
+    """The report about a mutation; None: it is not noticed."""
     namespace = f"software_mutation_{number}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -167,7 +167,7 @@ PART = device.SMALL._replace(shared_per_block=5 << 10, shared_per_multiprocessor
 
 
 def noticed(software: device.Software) -> str | None:
-    """What is wrong with a library; None where nothing is."""
+    """The first thing that is wrong with a library; None: nothing."""
     with software.serves(), pytest.MonkeyPatch.context() as patch:
         for case, plan, description in calls():
             patch.setenv(PLAN, plan)
@@ -201,11 +201,11 @@ def calls() -> Iterator[tuple[Case, str, device.Description]]:
     yield make_batch((1, 3, 80, 81), torch.float32, "plain", seed=4), "grid", device.SMALL  # more than it holds
     many = make((300, 1, 2, 4), torch.float32, heads=16, normalizer=normalizer(4))
     yield many, "cluster:1", device.SMALL
-    yield many, "grid:1", PART  # which refuses it
+    yield many, "grid:1", PART  # PART refuses this grid
 
 
 def streams(software: device.Software) -> str | None:
-    """The same in a graph and in two streams at once."""
+    """The first thing that is wrong with a library in graphs and in two streams at once; None: nothing."""
     case = make_batch((5, 3, 8, 8), torch.float32, "plain", seed=4)
     for scheduler in device.SCHEDULERS:
         software.schedule(scheduler, 1)
@@ -231,12 +231,12 @@ def streams(software: device.Software) -> str | None:
 
 
 def said(number: int) -> str | None:
-    faulthandler.dump_traceback_later(1200, exit=True)  # a launcher that goes round and round
+    faulthandler.dump_traceback_later(1200, exit=True)  # in case a launcher loops forever
     return caught(MUTATIONS[number] if number < len(MUTATIONS) else UNCHANGED, number)
 
 
 def all_said(chosen: list[int]) -> Iterator[tuple[int, str | None]]:
-    """Of each number. A process loads few of the libraries: each has stacks of its own, and a process 65,530 maps."""
+    """(number, report) of each. A process loads few libraries: each has its own stacks, and a process 65,530 maps."""
     workers = min(len(chosen), os.cpu_count() or 1)
     for first in range(0, len(chosen), LIBRARIES):
         part = chosen[first : first + LIBRARIES]

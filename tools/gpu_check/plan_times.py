@@ -1,8 +1,8 @@
-"""python -m tools.gpu_check.plan_times: forwards of the native backend in each schedule that may be worth it.
+"""python -m tools.gpu_check.plan_times: times forwards of the native backend in each schedule that may be worth it.
 
-One process, since a schedule is chosen a call: all schedules of a case are captured, then timed in turns, beside what
-the plan's model predicts. Gradients are kept, so that they go to memory as in training. On a CPU, which has one
-schedule, this is a rehearsal.
+One process is enough, since each call chooses its schedule: all schedules of a case are captured, then timed in turns.
+Each time is printed beside the plan model's prediction. Gradients are kept, so that they go to memory as in training.
+On a CPU, which has one schedule, this is a rehearsal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tools.gpu_check.stage import PLAN
 if TYPE_CHECKING:
     from fdkernels._core import Plan
 
-# (formula, shape, dtype) of each group; the last three of "practice" are the general kernels'.
+# (formula, shape, dtype) of each group; the last three of "practice" use the general kernels.
 CASES = {
     "practice": (
         *(("fastgen", shape, dtype) for dtype in ("bf16", "fp32") for shape in PRACTICE),
@@ -44,7 +44,7 @@ CASES = {
     ),
     "rehearsal": (("fastgen", "tiny", "bf16"),),
 }  # fmt: skip
-SLOW = 4.0  # times the best prediction, beyond which a schedule is not timed
+SLOW = 4.0  # a schedule that is predicted this many times slower than the best is not timed
 
 
 def schedule(plan: Plan) -> str:
@@ -52,7 +52,7 @@ def schedule(plan: Plan) -> str:
 
 
 def forward(formula: Formula, chosen: str, device: str) -> Callable[[Inputs], Tensor]:
-    """A step whose result is the gradient, as the forward has left it."""
+    """A step that returns the gradient that the forward has saved."""
     normalizer = RatioNormalizer(BINS, (0.0, 1.0), 0.9).to(device)
 
     def step(v: Inputs) -> Tensor:
@@ -64,7 +64,7 @@ def forward(formula: Formula, chosen: str, device: str) -> Callable[[Inputs], Te
 
 
 def times_of(name: str, shape: str, dtype: str, rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row for each schedule, the one that is planned first."""
+    """A row for each schedule, the planned one first."""
     formula = FORMULAS[name]
     case = formula.case(shape, SHAPES[shape].sizes, dtype)
     limits = devices.present(torch.cuda.current_device()) if device == "cuda" else devices.PRESETS["h100"]

@@ -1,4 +1,4 @@
-"""Kernels of the CUDA library broken on purpose: the sources with a few words changed, one kernel compiled of them."""
+"""Breaks kernels of the CUDA library on purpose: changes a few words of the sources, then compiles one kernel."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ template __global__ void {kernel}<Types<{types}>, {general}>(const __grid_consta
 
 class Change(NamedTuple):
     file: str
-    """In csrc/."""
+    """Its path in csrc/."""
     old: str
     new: str
 
 
 class Broken(NamedTuple):
     caught: tuple[str, ...]
-    """Words of the claims that fail."""
+    """Parts of the messages of the claims that must fail."""
     changes: tuple[Change, ...] = ()
     kernel: str = "fdiv_cluster_kernel"
     types: str = "Bf16, Bf16, float"
@@ -51,7 +51,7 @@ UNBROKEN = {
     "grid": Broken((), kernel="fdiv_grid_kernel", types="Half, float, float"),
 }
 
-# Several faults in one where they do not meet, since each is a compilation.
+# Independent faults share an entry, since each entry is a compilation.
 BROKEN = {
     "eight vectors in flight, few threads": Broken(
         ("registers, at most",),
@@ -151,7 +151,7 @@ def find_nvcc() -> str | None:
 
 
 def compile_broken(broken: Broken, nvcc: str, folder: Path) -> CudaKernel:
-    """The one kernel of the changed sources, which are written to `folder`."""
+    """Write the changed sources to `folder`, compile the one kernel, and return its figures."""
     for part in ("core", "fdiv"):
         shutil.copytree(ROOT / "csrc" / part, folder / part)
     for change in broken.changes:
