@@ -29,7 +29,7 @@ from benchmarks.report.reading import Report, load
 from fdkernels import backends, printing
 from fdkernels._op.checks import did_you_mean
 
-# Formulas, shapes and dtypes for whoever names nothing, the most telling first.
+# The quick choice: formulas, shapes and dtypes if the command names none, the most telling first.
 QUICK = {
     "cpu": "fastgen cifar,pixels512,wan2 fp32,bf16; weight cifar fp32; dmd2_latent sdxl fp32; self_forcing wan bf16;"
     " dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16; dmd2_pixel,dmd2_latent tiny fp32",
@@ -39,10 +39,10 @@ QUICK = {
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
-# What a device is timed with. Triton on a CPU is its interpreter: for tests, not for timing.
+# The backends that are timed by default. Triton on a CPU is its interpreter: for tests, not for timing.
 KERNELS = {"cpu": ("native",), "cuda": ("native", "triton")}
 PEERS = tuple(name for name, formula in FORMULAS.items() if formula.op == "fused_fdiv_loss")
-# Exit codes, beside argparse's 2; the last is a shell's, for Ctrl-C.
+# Exit codes, beside argparse's 2; 130 is what a shell gives for Ctrl-C.
 WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
@@ -71,7 +71,7 @@ def choice_of(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """Names, or one shape's sizes."""
+    """Parse names of shapes, or one shape's sizes."""
     if not text[:1].isdecimal():
         named = choice_of("shape", (*SHAPES, *GROUPS))(text)
         return {name: SHAPES[name].sizes for each in named for name in GROUPS.get(each, (each,))}
@@ -112,7 +112,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
-    """The cases that are asked for, formula by formula."""
+    """The requested cases, formula by formula."""
     ops = given.ops or OPS
     peers = ["fastgen"] if given.baseline == ["none"] else given.baseline or []
     if "none" in peers:
@@ -159,12 +159,12 @@ def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], N
 
 
 def command(arguments: Sequence[str]) -> str:
-    """What was measured, as a command, without the files it wrote."""
+    """The command that measures the same again, without the files it wrote."""
     return WHERE.sub("", shlex.join(["python", "-m", "benchmarks", *arguments]))
 
 
 def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> list[Report]:
-    """The reports of --compare, and that the others can be written, before minutes are spent."""
+    """Load the reports of --compare, and check that the others can be written, before minutes are spent."""
     for name, path in (("--json", given.json), ("--html", given.html)):
         if path is not None and not path.parent.is_dir():
             error(f"{name} {path}: there is no folder {path.parent}")
@@ -182,7 +182,7 @@ def check_files(given: argparse.Namespace, error: Callable[[str], NoReturn]) -> 
 
 
 def finish(report: Report, given: argparse.Namespace, old: Report | None, say: Callable[[str], object]) -> int:
-    """Write the page, compare, and tell the exit code."""
+    """Write the page, compare, and return the exit code."""
     if given.html is not None:
         page = importlib.import_module("benchmarks.report.page").render(report)
         given.html.write_text(page, encoding="utf-8")
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA or ROCm device")
-    # Two videos are the shape under test; what a batch of two does to the weights is not.
+    # normalize_weight warns of a batch of two videos; here only the time matters.
     warnings.filterwarnings("ignore", message="normalize_weight over")
     cases = cases_of(given, device, parser.error)
     if not cases:
@@ -258,5 +258,5 @@ def introduction(here: dict[str, Any], count: int) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # --json has what was done
+    except KeyboardInterrupt:  # the file of --json has the cases that were finished
         sys.exit(INTERRUPTED)

@@ -29,7 +29,7 @@ std::vector<std::string> divergences() {
 
 fdkernels::Divergence find(const std::string& name) {
   fdkernels::Divergence found;
-  if (fdkernels::find_divergence(name.c_str(), &found)) {
+  if (fdkernels::find_name(fdkernels::kDivergenceNames, name.c_str(), &found)) {
     return found;
   }
   std::ostringstream message;
@@ -174,26 +174,40 @@ struct Request {
   fdkernels::CallShape shape;
   fdkernels::DeviceLimits limits;
   fdkernels::Allowed allowed;
-  std::string allowed_text;
 };
 
-Request request(int64_t batch, int64_t elements, const py::dict& limits, const std::string& student,
-                const MaybeName& prediction, const MaybeName& fake, const MaybeName& noisy, bool guidance,
-                bool fake_guidance, bool coefficients, int64_t scale,
-                const std::optional<std::pair<int64_t, int64_t>>& mask, int64_t heads, int64_t bins, bool dmd_scale,
-                bool with_stats, bool with_grad, const std::string& reduction, const std::string& allowed) {
+// A field of fdkernels/call_shape.py.
+template <class T>
+T field(const py::object& call, const char* name) {
+  const py::object value = call.attr(name);
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw py::type_error(std::string(name) + ": expected what CallShape says, got " +
+                         py::repr(value).cast<std::string>());
+  }
+}
+
+Request request(const py::object& call, const py::dict& limits, const std::string& allowed) {
   constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
   static char present = 0;                     // where an operand would be; nothing reads it
   fdkernels::Problem p{};
-  p.batch = checked("batch", batch, 1, kMost);
-  p.elements = checked("elements", elements, 1, kMost / batch);
-  p.student = {&present, dtype_named("student", student), elements};
-  p.teacher = {&present, dtype_named("prediction", prediction.value_or(student)), elements};
-  p.fake = {&present, dtype_named("fake", fake.value_or(prediction.value_or(student))), elements};
-  if (noisy) p.noisy = {&present, dtype_named("noisy", *noisy), elements};
-  if (guidance) p.teacher_uncond = p.teacher;
-  if (fake_guidance) p.fake_uncond = p.fake;
-  p.prediction = coefficients || noisy ? fdkernels::PredictionKind::affine : fdkernels::PredictionKind::sample;
+  const int64_t batch = p.batch = checked("batch", field<int64_t>(call, "batch"), 1, kMost);
+  const int64_t elements = p.elements = checked("elements", field<int64_t>(call, "elements"), 1, kMost / batch);
+  const auto samples = [&](const char* name, const MaybeName& otherwise) {
+    const MaybeName given = field<MaybeName>(call, name), dtype = given ? given : otherwise;
+    return dtype ? fdkernels::Samples{&present, dtype_named(name, *dtype), elements} : fdkernels::Samples{};
+  };
+  const auto student = field<std::string>(call, "student");
+  const auto teacher = field<MaybeName>(call, "teacher").value_or(student);
+  p.student = samples("student", student);
+  p.teacher = samples("teacher", student);
+  p.fake = samples("fake", teacher);
+  p.teacher_uncond = samples("teacher_uncond", {});
+  p.fake_uncond = samples("fake_uncond", {});
+  p.noisy = samples("noisy", {});
+  const bool raw = field<bool>(call, "raw") || p.noisy.data != nullptr;
+  p.prediction = raw ? fdkernels::PredictionKind::affine : fdkernels::PredictionKind::sample;
   const auto tile = [&](const char* argument, fdkernels::Table& table, int64_t rows, int64_t entries) {
     if ((rows != 1 && rows != batch) || entries < 1 || elements % entries != 0) {
       throw expected(
@@ -203,29 +217,27 @@ Request request(int64_t batch, int64_t elements, const py::dict& limits, const s
     }
     table = {&present, fdkernels::DType::f32, rows == 1 ? 0 : entries, entries, elements / entries};
   };
-  if (scale != 0) tile("scale", p.multiplier, batch, scale);
+  const auto multiplier = field<int64_t>(call, "multiplier");
+  if (multiplier != 0) tile("multiplier", p.multiplier, batch, multiplier);
+  const auto mask = field<std::optional<std::pair<int64_t, int64_t>>>(call, "mask");
   if (mask) tile("mask", p.mask, mask->first, mask->second);
-  p.dmd_scale = dmd_scale;
-  p.with_stats = with_stats;
-  p.gradient = with_grad ? &present : nullptr;
-  if (reduction != "mean" && reduction != "sum" && reduction != "none") {
+  p.dmd_scale = field<bool>(call, "dmd_scale");
+  p.with_stats = field<bool>(call, "with_stats");
+  p.gradient = field<bool>(call, "with_grad") ? &present : nullptr;
+  const auto reduction = field<std::string>(call, "reduction");
+  if (!fdkernels::find_name(fdkernels::kReductionNames, reduction.c_str(), &p.reduction)) {
     throw expected("reduction", "one of mean sum none", reduction);
   }
-  p.reduction = reduction == "mean"  ? fdkernels::Reduction::mean
-                : reduction == "sum" ? fdkernels::Reduction::sum
-                                     : fdkernels::Reduction::none;
-  for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
-    p.wide = p.wide || (input->data != nullptr && input->dtype == fdkernels::DType::f64);
-  }
+  const auto heads = field<int64_t>(call, "heads"), bins = field<int64_t>(call, "bins");
   checked("heads", heads, 0, kMost / batch);
   if (heads == 0 && bins != 0) throw expected("bins", "0 without logits (heads=0)", std::to_string(bins));
   checked("bins", bins, 0, INT32_MAX);
 
   Request r;
   r.loads = fdkernels::loads_of(p);
-  r.shape = fdkernels::shape_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins);
+  r.shape =
+      fdkernels::shape_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins, field<bool>(call, "counted"));
   r.limits = device_limits(limits);
-  r.allowed_text = allowed;
   if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
     throw expected("allowed", std::string("auto, ") + fdkernels::kAllowed, allowed);
   }
@@ -262,33 +274,21 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
 }
 
 // The very function that the launcher asks.
-py::dict plan(const Request& r) {
+py::dict plan(const py::object& call, const py::dict& limits, const std::string& allowed) {
+  const Request r = request(call, limits, allowed);
   try {
     return to_dict(r, fdkernels::plan(r.shape, r.limits, r.allowed));
   } catch (const std::invalid_argument&) {
     const std::string sample = std::to_string(r.shape.elements) + " elements";
-    throw expected("allowed", "a schedule that can hold a sample of " + sample + " on this device", r.allowed_text);
+    throw expected("allowed", "a schedule that can hold a sample of " + sample + " on this device", allowed);
   }
 }
 
-py::list plans(const Request& r) {
+py::list plans(const py::object& call, const py::dict& limits, const std::string& allowed) {
+  const Request r = request(call, limits, allowed);
   py::list list;
   for (const fdkernels::Plan& one : fdkernels::plans(r.shape, r.limits, r.allowed)) list.append(to_dict(r, one));
   return list;
-}
-
-// A function of request()'s arguments.
-template <class Answer, class... Arguments>
-void define(py::module_& m, const char* name, Answer (*answer)(const Request&), Request (*read)(Arguments...),
-            const char* doc) {
-  m.def(
-      name, [=](Arguments... arguments) { return answer(read(arguments...)); }, py::arg("batch"), py::arg("elements"),
-      py::kw_only(), py::arg("limits"), py::arg("student") = "bf16", py::arg("prediction") = py::none(),
-      py::arg("fake") = py::none(), py::arg("noisy") = py::none(), py::arg("guidance") = false,
-      py::arg("fake_guidance") = false, py::arg("coefficients") = false, py::arg("scale") = 0,
-      py::arg("mask") = py::none(), py::arg("heads") = 0, py::arg("bins") = 0, py::arg("dmd_scale") = true,
-      py::arg("with_stats") = false, py::arg("with_grad") = true, py::arg("reduction") = "mean",
-      py::arg("allowed") = "auto", doc);
 }
 
 }  // namespace
@@ -301,8 +301,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("divergences", &divergences, "The names in the C++ table of divergences.");
   m.def("log_weight", &log_weight, py::arg("name"), py::arg("log_ratio"), py::arg("alpha") = py::none(),
         "log h at log_ratio = log r, in float64. `alpha` belongs to the divergence alpha alone.");
-  define(m, "plan", &plan, &request,
-         "How the CUDA backend spreads a forward call over a device: what its launcher obeys. See _core.pyi.");
-  define(m, "plans", &plans, &request,
-         "Every schedule that is allowed and can run, in the order of the choice: the first is plan's.");
+  m.def("plan", &plan, py::arg("call"), py::arg("limits"), py::arg("allowed") = "auto",
+        "How the CUDA backend spreads a forward call over a device: what its launcher obeys. See _core.pyi.");
+  m.def("plans", &plans, py::arg("call"), py::arg("limits"), py::arg("allowed") = "auto",
+        "Every schedule that is allowed and can run, in the order of the choice: the first is plan's.");
 }

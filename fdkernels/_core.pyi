@@ -5,7 +5,8 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from typing_extensions import Unpack
+
+from fdkernels.call_shape import CallShape
 
 class BuildInfo(TypedDict):
     version: str
@@ -22,8 +23,6 @@ def log_weight(name: str, log_ratio: ArrayLike, alpha: float | None = None) -> N
 
 # ---- plans of the CUDA backend, from csrc/core/plan.h
 
-DType = Literal["bf16", "fp16", "fp32", "fp64"]
-
 class DeviceLimits(TypedDict):
     capability: int  # 10 major + minor
     multiprocessors: int
@@ -32,26 +31,6 @@ class DeviceLimits(TypedDict):
     cache: int  # bytes of L2
     bandwidth: float  # of memory, bytes/s
     active_clusters: Sequence[int]  # resident clusters of size 1, 2, 4, 8, 16; 0: this size cannot be scheduled
-
-class CallOptions(TypedDict, total=False):
-    """A forward call, as its launcher reads it from the tensors."""
-
-    student: DType  # of x and the gradient; "bf16" by default
-    prediction: DType | None  # of τ and its unconditional output; None: student's
-    fake: DType | None  # of f and its unconditional output; None: prediction's
-    noisy: DType | None  # of x_t, which implies coefficients; None: x_t is not read
-    guidance: bool  # τ has an unconditional output
-    fake_guidance: bool  # f has an unconditional output
-    coefficients: bool  # raw predictions, c·(f - τ)
-    scale: int  # entries per sample of a multiplier table; 0: no table
-    mask: tuple[int, int] | None  # rows (1 or batch) and entries per row
-    heads: int  # of the logits; 0: no logits
-    bins: int  # of the normalizer; 0: no normalizer
-    dmd_scale: bool  # True by default
-    with_stats: bool
-    with_grad: bool  # True by default
-    reduction: Literal["mean", "sum", "none"]
-    allowed: str  # "auto", "cluster", "cluster:1" to "cluster:16", "grid", "grid:1" to "grid:64"
 
 class Plan(TypedDict):
     schedule: Literal["cluster", "grid"]
@@ -77,13 +56,15 @@ class Plan(TypedDict):
     bytes: float  # predicted traffic between memory and chip
     seconds: float  # predicted
 
-def plan(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> Plan:
+def plan(call: CallShape, limits: DeviceLimits, allowed: str = "auto") -> Plan:
     """How the CUDA backend spreads a call over a device. Its launcher calls the same function.
+
+    `allowed`: auto, cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64.
 
     Raises:
         ValueError: an argument is out of range, or no allowed schedule can hold a sample.
     """
 
-def plans(batch: int, elements: int, *, limits: DeviceLimits, **call: Unpack[CallOptions]) -> list[Plan]:
+def plans(call: CallShape, limits: DeviceLimits, allowed: str = "auto") -> list[Plan]:
     """Every allowed schedule that can run, in the order of the choice; the first is `plan`'s. The choice compares the
     seconds of the same call with figures and a gradient, so that neither option changes the schedule."""

@@ -8,12 +8,10 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fdkernels import devices
+from fdkernels.call_shape import DTYPES, REDUCTIONS, CallShape
 
 if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits, Plan
-
-DTYPES = ("bf16", "fp16", "fp32", "fp64")
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class Report(NamedTuple):
@@ -33,22 +31,20 @@ def main(arguments: list[str]) -> None:
         from fdkernels import _core
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing or broken: {error}\n")
-    batch, elements = given.shape[0], math.prod(given.shape[1:])
-    call = call_options(given)
+    call = call_shape(given)
     reports = []
     for device, limits, note in chosen_devices(parser, given.device):
-        call["limits"] = limits
         try:
-            plan = _core.plan(batch, elements, allowed=given.allow, **call)
+            plan = _core.plan(call, limits, given.allow)
         except ValueError as error:
             parser.error(f"{device}: {error}")
-        reports.append(Report(device, note, limits, plan, _core.plans(batch, elements, **call)))
+        reports.append(Report(device, note, limits, plan, _core.plans(call, limits)))
     if given.json:
         print(json.dumps({"shape": given.shape, "plans": [report._asdict() for report in reports]}, indent=2))
         return
-    print(describe_call(given, batch, elements))
+    print(describe_call(given.shape, call))
     for report in reports:
-        print("", *describe(report, batch * elements, has_mask=given.mask is not None), sep="\n")
+        print("", *describe(report, call.batch * call.elements, has_mask=call.mask is not None), sep="\n")
 
 
 # ---- the command line
@@ -62,22 +58,21 @@ def command_line() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--shape", type=shape, required=True, metavar="B,C,H,W", help="of student, the batch first")
-    add("--dtype", choices=DTYPES, default="bf16", help=f"of student: {', '.join(DTYPES)} (bf16)", metavar="DTYPE")
-    add("--predictions", choices=DTYPES, help="of teacher and fake (student's)", metavar="DTYPE")
-    add("--fake", choices=DTYPES, help="of fake, where it is not teacher's", metavar="DTYPE")
-    add("--noisy", choices=(*DTYPES, "student"), nargs="?", const="student", metavar="DTYPE",
-        help="raw predictions: x_t is read too (student's)")  # fmt: skip
-    add("--coefficients", action="store_true", help="raw predictions, where x_t is not read (--no-dmd)")
-    add("--guidance", action="store_true", help="with teacher_uncond")
-    add("--fake-guidance", action="store_true", help="with fake_uncond")
-    add("--no-dmd", action="store_true", help="not scale='dmd': student is read for --stats alone")
-    add("--scale", type=count, default=0, metavar="ENTRIES", help="a scale tensor with this many entries a sample")
+    add("--student", choices=DTYPES, default="bf16", metavar="DTYPE", help=f"{', '.join(DTYPES)} (bf16)")
+    add("--teacher", choices=DTYPES, metavar="DTYPE", help="(student's)")
+    add("--fake", choices=DTYPES, metavar="DTYPE", help="(teacher's)")
+    add("--teacher-uncond", action="store_true", help="guidance: an unconditional output of teacher's dtype")
+    add("--fake-uncond", action="store_true", help="one of fake's")
+    add("--raw", action="store_true", help="raw predictions; with the dmd scale or --with-stats x_t is read too")
+    add("--multiplier", type=count, default=0, metavar="ENTRIES", help="with this many entries a sample")
     add("--mask", type=mask, metavar="ROWSxENTRIES", help="a mask of 1 or B rows; 8x16384: an entry for 16384 places")
     add("--heads", type=count, default=0, help="of the logits; 0: none (rkl, or weight=)")
     add("--bins", type=count, default=0, help="of the normalizer; 0: none")
+    add("--counted", action="store_true", help="with count=: no mask has to be counted")
+    add("--no-dmd-scale", dest="dmd_scale", action="store_false", help="not scale='dmd'")
+    add("--with-stats", action="store_true", help="return_stats")
+    add("--no-grad", dest="with_grad", action="store_false", help="the loss alone")
     add("--reduction", choices=REDUCTIONS, default="mean")
-    add("--stats", action="store_true", help="with return_stats")
-    add("--no-grad", action="store_true", help="the loss alone")
     names = ", ".join(devices.PRESETS)
     add("--device", metavar="NAME", help=f"{names}, all (of these), or present, cuda:1, ... (this machine's). Default:"
         " present where native serves its GPU, else h200")  # fmt: skip
@@ -110,25 +105,17 @@ def mask(text: str) -> tuple[int, int]:
     return int(rows), int(entries)
 
 
-def call_options(given: argparse.Namespace) -> Any:
-    """The keywords of `_core.plan`, without limits and allowed."""
-    return {
-        "student": given.dtype,
-        "prediction": given.predictions,
-        "fake": given.fake,
-        "noisy": given.dtype if given.noisy == "student" else given.noisy,
-        "guidance": given.guidance,
-        "fake_guidance": given.fake_guidance,
-        "coefficients": given.coefficients,
-        "scale": given.scale,
-        "mask": given.mask,
-        "heads": given.heads,
-        "bins": given.bins,
-        "dmd_scale": not given.no_dmd,
-        "with_stats": given.stats,
-        "with_grad": not given.no_grad,
-        "reduction": given.reduction,
-    }
+def call_shape(given: argparse.Namespace) -> CallShape:
+    teacher = given.teacher or given.student
+    fake = given.fake or teacher
+    options = {name: getattr(given, name) for name in CallShape._fields[2:] if hasattr(given, name)}
+    return CallShape(given.shape[0], math.prod(given.shape[1:]), **options)._replace(
+        teacher=teacher,
+        fake=fake,
+        teacher_uncond=teacher if given.teacher_uncond else None,
+        fake_uncond=fake if given.fake_uncond else None,
+        noisy=given.student if given.raw and (given.dmd_scale or given.with_stats) else None,
+    )
 
 
 def chosen_devices(parser: argparse.ArgumentParser, name: str | None) -> list[tuple[str, DeviceLimits, str]]:
@@ -164,11 +151,10 @@ def why_not_present() -> str | None:
 # ---- what is printed
 
 
-def describe_call(given: argparse.Namespace, batch: int, elements: int) -> str:
-    predictions = given.predictions or given.dtype
-    mix = given.dtype if predictions == given.dtype else f"{given.dtype}, predictions {predictions}"
-    sizes = "×".join(map(str, given.shape))
-    return f"fused_fdiv_loss, forward: {sizes}, {batch:,} samples of {elements:,} elements, {mix}"
+def describe_call(sizes: tuple[int, ...], call: CallShape) -> str:
+    mix = call.student if call.teacher == call.student else f"{call.student}, predictions {call.teacher}"
+    shape = "×".join(map(str, sizes))
+    return f"fused_fdiv_loss, forward: {shape}, {call.batch:,} samples of {call.elements:,} elements, {mix}"
 
 
 def describe(report: Report, size: int, has_mask: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Inputs of an op, its call on a backend, and what the oracle says of it: what every contract test is written in."""
+"""Test cases of the ops: inputs, the call on a backend, the comparison with the oracle. Contract tests use them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Outcome:
 
     @property
     def grad(self) -> Tensor:
-        """Of the first argument."""
+        """The gradient of the first argument."""
         return self.grads[0]
 
     def cpu(self) -> Outcome:
-        """What is held to the oracle, there."""
+        """A copy on the CPU, where it is compared with the oracle."""
         mean = None if self.mean is None else self.mean.cpu()
         return Outcome(self.loss.cpu(), tuple(grad.cpu() for grad in self.grads), self.stats, mean)
 
@@ -45,17 +45,17 @@ class Outcome:
 
 
 class Inputs:
-    """Tensors by name, and options: a case of any op. What it should give, `expected` and `hold`, is the op's own."""
+    """A case of any op: tensors by name, and options. Each op defines its own `expected` and `hold`."""
 
     OP: ClassVar[str]
     ORDER: ClassVar[tuple[str, ...]]
-    """The tensors, in the order in which the public function takes them."""
+    """The tensor arguments, in the public function's order."""
     GRADIENTS: ClassVar[tuple[str, ...]] = ()
-    """Those that get one."""
+    """The tensors that get a gradient."""
     options: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that the case has."""
+        """The case's tensors, without those that are None."""
         given = {name: getattr(self, name) for name in self.ORDER}
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
@@ -65,43 +65,43 @@ class Inputs:
         return replace(self, **tensors, options={**self.options, **changes})
 
     def on(self, where: str | torch.device | None = None) -> Any:
-        """A copy with every tensor on another device, the run's own if none is named."""
+        """A copy with every tensor on the device `where`; None means the run's device."""
         return self.but(**device.place({**self.tensors(), **self.options}, where))
 
     def fresh_options(self) -> dict[str, Any]:
-        """The options, with a normalizer of its own, so that calls do not see each other's state."""
+        """The options with a copy of the normalizer, so that calls do not share state."""
         options = dict(self.options)
         if options.get("normalizer") is not None:
             options["normalizer"] = copy.deepcopy(options["normalizer"])
         return options
 
     def leaves(self) -> dict[str, Tensor]:
-        """Copies of what gets a gradient, strides kept, that require one."""
+        """Copies of the tensors that get a gradient: same strides, requires_grad set."""
         return {name: getattr(self, name).detach().clone().requires_grad_() for name in self.GRADIENTS}
 
     def call(self, backend: str, first: Tensor | None = None, **changes: Any) -> Any:
-        """What the public function returns, with this case's own normalizer; computed on the run's device."""
+        """The public function's result, computed on the run's device. The call updates this case's own normalizer."""
         case = self.but(**changes)
         given, *others = (getattr(case, name) for name in self.ORDER)
         function = device.on_device(getattr(fdk, library.ops[self.OP].public))
         return function(given if first is None else first, *others, backend=backend, **case.options)
 
     def outcome(self, loss: Tensor, grads: Any = (), stats: Any = None) -> Outcome:
-        """With the state as it is now."""
+        """An Outcome with the normalizer's state as it is now."""
         state = self.state()
         return Outcome(loss.detach(), tuple(grads), stats, None if state is None else state.clone())
 
     def state(self) -> Tensor | None:
-        """What a call changes."""
+        """The state that a call changes: the normalizer's mean."""
         normalizer = self.options.get("normalizer")
         return None if normalizer is None else normalizer.mean
 
     def run(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
-        """Forward and backward on a copy of the normalizer; the inputs' strides are kept."""
+        """Forward and backward with a copy of the normalizer; the inputs keep their strides."""
         return self.but(**self.fresh_options()).step(backend, upstream, stats)
 
     def step(self, backend: str, upstream: Tensor | None = None, stats: bool = False) -> Outcome:
-        """Forward and backward with this case's own normalizer, as a trainer's step."""
+        """Forward and backward with this case's own normalizer, as in a training step."""
         leaves = {name: getattr(self, name).detach().requires_grad_() for name in self.GRADIENTS}
         result = self.call(backend, **leaves, **({"return_stats": True} if stats else {}))
         loss, figures = result if stats else (result, None)
@@ -110,7 +110,7 @@ class Inputs:
         return self.outcome(loss, torch.autograd.grad(loss, (*leaves.values(),), upstream) if leaves else (), figures)
 
     def check(self, backend: str, upstream: Tensor | None = None) -> Outcome:
-        """Run, and hold everything to the oracle with the published tolerances."""
+        """Run, and compare everything with the oracle at the published tolerances."""
         outcome, expected = self.run(backend, upstream), self.expected()
         self.hold(outcome, expected, upstream)
         return outcome
@@ -158,7 +158,7 @@ class Case(Inputs):
         if bound is None:
             assert_loss(outcome.loss, expected.loss, normalized)
         else:
-            # Errors of g enter the loss times g: their sizes, weighed, bound it.
+            # Guidance rounds at the size of its inputs: g has a larger error, and so has the loss.
             torch.testing.assert_close(outcome.loss.double(), torch.as_tensor(expected.loss), rtol=1e-4, atol=0.0)
         if normalized:
             assert_mean(outcome.mean, expected.weights)
@@ -203,7 +203,7 @@ def assert_loss(actual: Tensor, expected: Any, normalized: bool = False) -> None
 
 
 def assert_stats(stats: fdk.FDivStats, expected: oracle.Expected) -> None:
-    """Of a batch; expected figures are of one whose samples are all finite."""
+    """Compare a batch's figures with the oracle's."""
     torch.testing.assert_close(stats.weight, torch.as_tensor(expected.h), rtol=1e-6, atol=0, equal_nan=True)
     figures = {name: float(getattr(stats, name)) for name in expected.stats}
     torch.testing.assert_close(figures, expected.stats, rtol=2e-6, atol=0, equal_nan=True)
@@ -220,9 +220,10 @@ def make(
     seed: int = 0,
     **options: Any,
 ) -> Case:
-    """A batch such as training makes: teacher and fake close to each other, noise levels over the whole range.
+    """A batch like one in training: teacher and fake are close to each other, t covers the whole range.
 
-    `heads=None` leaves logits out (and `divergence` is rkl unless weight= is given), 0 makes them (B,).
+    `heads=None` leaves out logits and t (then `divergence` defaults to rkl, unless weight= is given). `heads=0` makes
+    logits (B,).
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -245,7 +246,7 @@ def make(
 
 
 def normalizer(bins: int = 4, **options: Any) -> fdk.RatioNormalizer:
-    """A normalizer with a history."""
+    """A normalizer that is no longer in its initial state."""
     state = fdk.RatioNormalizer(bins, **options)
     with torch.no_grad():
         state.mean.copy_(torch.linspace(0.6, 1.9, bins))

@@ -1,4 +1,4 @@
-"""Backends as a parameter of every contract test, and the table of what was shown on which."""
+"""Parametrizes contract tests by op and backend, and registers the table that counts what each backend has shown."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ INTERPRETED = Limits(
 )  # fmt: skip
 
 SETTINGS = pytest.StashKey()
-NOTHING_RUNS = ("bad input", "raw operands")  # contracts of what is refused
+NOTHING_RUNS = ("bad input", "raw operands")  # contracts whose calls are refused before a kernel launches
 
-# On a GPU: what has nothing to do with it, and may need packages that its machine has not. Without hypothesis, on any
-# device: what imports it.
+# Not collected on a GPU: ELSEWHERE, which does not test the GPU and may need packages that its machine lacks.
+# Not collected without hypothesis, on any device: the files that import it.
 collect_ignore: list[str] = []
 ELSEWHERE = ("packaging", "fdistill", "benchmarks", "software_device", "tools")
 NEED_HYPOTHESIS = tuple(
@@ -34,8 +34,8 @@ NEED_HYPOTHESIS = tuple(
 
 
 def _round_like_a_gpu():
-    """Triton's interpreter cuts float32 off to bfloat16 and rounds twice in a fused multiply-add; compiled, the cast
-    rounds to nearest even, and the latter once."""
+    """Correct Triton's interpreter, which truncates float32 to bfloat16 and rounds a fused multiply-add twice. Compiled
+    code rounds the cast to nearest even, and the multiply-add once."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -57,8 +57,8 @@ def _round_like_a_gpu():
 
 
 def _interpret_faster():
-    """Triton's interpreter patches its language in each call of a helper, though the launch has done so: a launch of
-    ours is three times as fast without. It builds its table of types for every value: a sixth of what is left."""
+    """Make Triton's interpreter faster. It patches its language in each call of a helper, although the launch did so: a
+    launch of ours is 3 times as fast without. It builds its table of types for every value: a sixth of what is left."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -115,7 +115,7 @@ def pytest_configure(config):
 
 
 def _choose_device(config):
-    """Before Triton is imported by anything: it decides then whether kernels are interpreted."""
+    """Call this before anything imports Triton: Triton then decides whether it interprets kernels."""
     asked = config.getoption("device")
     chosen = asked or ("cuda" if config.getoption("markexpr") == "gpu" else "cpu")
     if asked == "cuda" and not torch.cuda.is_available():
@@ -150,8 +150,8 @@ def pytest_report_header():
 
 
 def _adds_no_pair(item):
-    """Of a test marked pairwise, interpreted: any two values still meet in those whose places add up to a multiple of
-    the number of values that the parameter with the fewest has."""
+    """Whether to drop an interpreted test marked pairwise. It is kept if its places (the indices of its values in their
+    parameters' lists) add up to a multiple of the shortest list's length. Any two values still meet in a kept test."""
     if not item.get_closest_marker("pairwise") or not device.is_slow(item.callspec.params["backend"]):
         return False
     params = item.callspec.params
@@ -174,7 +174,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _settings():
-    """What decides how fdkernels and Triton run: a test that leaves it changed changes the tests after it."""
+    """The settings of fdkernels and Triton. A test that leaves them changed would change the tests after it."""
     return {name: value for name, value in os.environ.items() if name.startswith(("FDKERNELS_", "TRITON_"))}
 
 
@@ -210,7 +210,7 @@ def pytest_generate_tests(metafunc):
         else:
             metafunc.parametrize("op", having, indirect=True)
     if "backend" in metafunc.fixturenames:
-        # What only some backends can show names them: @pytest.mark.backends("native").
+        # A test that only some backends can show names them: @pytest.mark.backends("native").
         mark = metafunc.definition.get_closest_marker("backends")
         available = contracts.backends()
         named = list(mark.args if mark else available)
@@ -241,13 +241,13 @@ def op(request):
 
 @pytest.fixture(scope="session")
 def backend(request):
-    """What a test asks fdkernels for: to the column of the software device, native."""
+    """The backend that a test asks fdkernels for: native, in the software device's column."""
     return "native" if contracts.column(request.param) == contracts.SOFTWARE else request.param
 
 
 @pytest.fixture(autouse=True)
 def _software(request):
-    """A test of the software device's column runs on it, each in one of its settings."""
+    """Run a test of the software device's column on that device, in one of its settings."""
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if contracts.column(values.get("backend", "")) != contracts.SOFTWARE:
         yield
@@ -267,7 +267,7 @@ def _software(request):
 
 @pytest.fixture(autouse=True)
 def _usable(request):
-    """A backend that cannot run is a failure here, not a skip."""
+    """A backend that cannot run fails its tests; they are not skipped."""
     if "backend" in request.fixturenames:
         from fdkernels.backends import available
 
@@ -281,7 +281,7 @@ def _usable(request):
 
 @pytest.fixture(autouse=True)
 def _small_programs(monkeypatch):
-    """Interpreted, a program costs milliseconds: few of them, but several a sample, with tails and loops over tiles.
+    """Interpreted, a program costs milliseconds: use few, but several per sample, with tails and loops over tiles.
     Only small batches are weighed in each program: test_triton_schedules.py has every option in both ways."""
     if _is_interpreted():
         from fdkernels._triton import plan
@@ -305,7 +305,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def world(tmp_path):
-    """The process group of this process alone."""
+    """A process group of this process alone."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)

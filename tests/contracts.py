@@ -1,7 +1,7 @@
 """Counts tests by op, contract and backend, prints the table, and fails a whole run that leaves a cell empty.
 
-A test says what it shows with `pytestmark = pytest.mark.contract("masks")`, and of which op with `op="fdiv_weight"`, if
-it is not the flagship's. One that takes `op` shows it of each op that has the contract.
+A test names its contract with `pytestmark = pytest.mark.contract("masks")`, and its op with `op="fdiv_weight"`, if that
+is not fdiv. A test that takes `op` counts for each op that has the contract.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from tests import device
 from tests.software_device import build
 
-# Of every op; `tests/ops.py` says which contracts an op has beside them, and which of them it lacks.
+# The contracts of every op. `tests/ops.py` says which contracts an op adds, and which of these it lacks.
 EVERY_OP = ("exactness", "layouts", "autograd", "determinism", "bad input", "compile", "raw operands")
 BACKENDS = ("reference", "native", "triton")
-# The CUDA library's own sources on CPU tensors (tests/software_device): a column beside them, on Linux x86-64 with GCC.
+# The CUDA library's own sources on CPU tensors (tests/software_device): one more column, on Linux x86-64 with GCC.
 SOFTWARE = "native (software device)"
 HAS_SOFTWARE = sys.platform == "linux" and platform.machine() == "x86_64" and build.compiler() is not None
-# What serves each device. To PyTorch, ROCm's are CUDA's; native's kernels are for NVIDIA's alone.
+# The backends that serve each device. PyTorch calls ROCm devices "cuda" too, but native's kernels are for NVIDIA alone.
 BACKENDS_ON = {
     "cpu": (*BACKENDS, SOFTWARE) if HAS_SOFTWARE else BACKENDS,
     "cuda": BACKENDS if torch.version.hip is None else ("reference", "triton"),
@@ -30,7 +30,7 @@ BACKENDS_ON = {
 
 
 def column(backend: str) -> str:
-    """Of the table: the software device's has many ways."""
+    """The table's column of a backend: all ways of the software device share one."""
     return backend.partition(":")[0]
 
 
@@ -40,7 +40,7 @@ def backends() -> tuple[str, ...]:
 
 
 def shown(item: pytest.Item) -> tuple[str, str] | None:
-    """(op, contract) of a test."""
+    """The (op, contract) that a test counts for, or None."""
     mark = item.get_closest_marker("contract")
     if mark is None:
         return None
@@ -49,14 +49,14 @@ def shown(item: pytest.Item) -> tuple[str, str] | None:
 
 
 class ContractTable:
-    """A pytest plugin; reports reach it from this process or, under xdist, from the workers."""
+    """A pytest plugin. Reports reach it from this process or, under xdist, from the workers."""
 
     def __init__(self, rows: list[tuple[str, str]]) -> None:
         self.rows = rows  # (op, contract)
         self.cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-        self.settings: Counter[str] = Counter()  # of the software device
+        self.settings: Counter[str] = Counter()  # settings of the software device: number of tests
         self.whole = True
-        # Cells that this run cannot show. Processes have no part in a kernel, and a reference is no registered op.
+        # Cells that need no test. Process groups do not involve the device, and the reference is not a registered op.
         self.excused = {("distributed", SOFTWARE), ("raw operands", "reference")}
 
     @pytest.hookimpl(hookwrapper=True)
@@ -86,7 +86,7 @@ class ContractTable:
                 self.cells[tuple(value)][report.outcome] += 1
 
     def empty(self) -> list[str]:
-        """The cells in which nothing ran."""
+        """The cells in which no test ran."""
         cells = [(op, contract, backend) for op, contract in self.rows for backend in backends()]
         ran = {cell for cell in cells if self.cells[cell]["passed"] or self.cells[cell]["failed"]}
         return [" × ".join(cell) for cell in cells if cell not in ran and cell[1:] not in self.excused]
@@ -98,7 +98,7 @@ class ContractTable:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def is_whole(self, config: pytest.Config) -> bool:
-        """Whether all of the core's tests were asked for."""
+        """Whether the run was asked for all tests of tests/fdkernels."""
         here = config.rootpath / "tests"
         asked = [(config.invocation_params.dir / str(arg).split("::")[0]).resolve() for arg in config.args]
         narrowed = any(config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "collectonly", "backend"))

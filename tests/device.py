@@ -27,16 +27,16 @@ def name() -> str:
 
 
 on_software = False
-"""Whether a test's native calls are the software device's (tests/conftest.py)."""
+"""Whether the software device serves a test's native calls (set by tests/conftest.py)."""
 
 
 def is_slow(backend: str) -> bool:
-    """Whether this run interprets a backend's kernels: a call takes milliseconds, so that a test makes few of them."""
+    """Whether this run interprets the backend's kernels. A call then takes milliseconds, so tests make few."""
     return name() == "cpu" and (backend == "triton" or (backend == "native" and on_software))
 
 
 def place(value: Any, device: str | torch.device | None = None) -> Any:
-    """A tensor, table, normalizer, prediction, or dict of them on a device (the run's own); anything else as it is."""
+    """Put a tensor, table, normalizer, prediction, or dict of them on a device (default: the run's own)."""
     device = torch.device(name() if device is None else device)
     if isinstance(value, Table):
         return Table(place(value.entries, device), value.inner)
@@ -52,9 +52,9 @@ def place(value: Any, device: str | torch.device | None = None) -> Any:
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` on the run's device, its results back where its first tensor was; on the CPU, `function` itself.
+    """Run `function` on the run's device; its results return to its first tensor's device. On the CPU: just `function`.
 
-    Gradients travel back too, and normalizers as the function leaves them, also where it raises.
+    Gradients travel back too. So does the normalizer's state, also where `function` raises.
     """
     if name() == "cpu":
         return function
@@ -83,7 +83,7 @@ def _back(result: Any, home: torch.device) -> Any:
 
 
 def _is_movable(value: Any) -> bool:
-    """A plain tensor: meta tensors and other subclasses are there to be refused."""
+    """A plain tensor. Meta tensors and other subclasses are not moved: tests pass them to be refused."""
     return type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta
 
 
@@ -92,7 +92,7 @@ def _is_on(tensor: Tensor, device: torch.device) -> bool:
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor over a copy of its whole storage: strides, alignment, and what lies between its elements."""
+    """The tensor over a copy of its whole storage: same strides, alignment, and values between its elements."""
     data = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
     storage = data.to(device, copy=True).untyped_storage()
     copied = torch.empty(0, dtype=tensor.dtype, device=device)
@@ -100,7 +100,7 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class _Move(Function):
-    """To a device; the gradient comes back as it is, a stride of 0 included."""
+    """Move a tensor to a device. The gradient comes back with its own strides, a stride of 0 included."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, device: torch.device) -> Tensor:

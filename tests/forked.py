@@ -1,6 +1,6 @@
-"""Runs of another Python, each in a process forked from one that has torch loaded: most of their seconds.
+"""Runs another Python in processes forked from one that has loaded torch: loading takes most of a run's seconds.
 
-What happens while torch is imported or while Python ends is not in them.
+What happens while torch is imported, or while Python ends, is not covered.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ for line in sys.stdin:
 
 
 class Forked:
-    """A Python, by its path, in an environment of these variables; `close` ends it."""
+    """A server that runs the Python at this path in an environment of these variables; `close` ends it."""
 
     def __init__(self, python: Path | str = sys.executable, variables: dict[str, str] | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory()
@@ -51,7 +51,7 @@ class Forked:
         self.server = subprocess.Popen([python, "-c", SERVER], stdin=-1, stdout=-1, text=True, env=variables)
 
     def run(self, folder: Path | str, *arguments: str, missing: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
-        """`python -m module …` or `python -c code …` in a folder, where the missing modules are not installed."""
+        """Run `python -m module …` or `python -c code …` in a folder, as if the missing modules were not installed."""
         assert self.server.stdin and self.server.stdout and arguments[0] in ("-m", "-c")
         for file in self.files:
             Path(file).write_text("")

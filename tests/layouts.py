@@ -1,4 +1,4 @@
-"""The same values in other places of memory."""
+"""Functions that put the same values into another memory layout."""
 
 import torch
 
@@ -35,11 +35,11 @@ def batch_last(v):
 
 
 def frames_first(v):
-    """(B, F, C, ...) in memory."""
+    """In memory: (B, F, C, ...)."""
     return v.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 LAYOUTS = {f.__name__: f for f in (channels_last, sliced, batch_sliced, misaligned, transposed, batch_last)}
 VIDEO_LAYOUTS = {"contiguous": torch.Tensor.contiguous, "frames_first": frames_first, **LAYOUTS}
-# Of a tensor of any rank; what lies between the elements is NaN.
+# For tensors of any rank. The gaps between the elements hold NaN.
 STRIDES = {f.__name__: f for f in (sliced, batch_sliced, misaligned)}

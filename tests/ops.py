@@ -1,4 +1,4 @@
-"""The ops under test, an entry each. An entry is all that the op-neutral tests, tests/fdkernels/test_op_*.py, need."""
+"""The ops under test, an entry each. An entry has all that the op-neutral tests, tests/fdkernels/test_op_*.py, need."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from tests.device import place
 
 
 class Tested(NamedTuple):
-    """What a test asks of an op."""
+    """All that a test needs to know of an op."""
 
     name: str
-    """As registered."""
+    """The registered name."""
     case: type[Inputs]
-    """Names of the inputs and of those that get a gradient; oracle and tolerances."""
+    """The class of its cases: names of inputs and gradients, oracle, tolerances."""
     make: Callable[..., Any]
-    """From (shape, dtype, seed=, **options) to a case."""
+    """Maps (shape, dtype, seed=, **options) to a case."""
     variants: dict[str, Callable[..., Any]]
-    """From (shape, dtype) to cases with other code behind them; "state" has all that a call may have."""
+    """Map (shape, dtype) to cases that run other code. "state" has every tensor and a normalizer."""
     raw: Callable[..., Any]
-    """From (dtype, **changes) to a call of the raw op with all arguments, but for those in `raw_beside`."""
+    """Maps (dtype, **changes) to a call of the raw op with all arguments, except those in `raw_beside`."""
     raw_variants: dict[str, dict[str, Any]]
     raw_beside: dict[str, dict[str, Any]] = {}
-    """An argument that excludes others: the changes that give it."""
+    """Arguments that exclude others, each with the changes that give it."""
     samples: tuple[str, ...] = ()
-    """The N-sized inputs."""
+    """Names of the N-sized inputs."""
     per_sample: dict[str, Any] = {}
-    """Options that make the result (B,), of an op that has a gradient."""
+    """Options that make the result (B,); only for an op that has a gradient."""
     formula: Callable[[Any], Callable[..., Tensor]] | None = None
-    """From a float64 case to a function in plain PyTorch of what gets a gradient; value and gradient are the op's."""
+    """Maps a float64 case to a plain PyTorch function of the tensors that get a gradient; same value and gradient."""
     has_stats: bool = False
-    """Whether `return_stats=True` gives figures too."""
+    """Whether `return_stats=True` returns figures too."""
     own: tuple[str, ...] = ()
-    """Contracts beside `EVERY_OP`."""
+    """Contracts in addition to `EVERY_OP`."""
     lacks: dict[str, str] = {}
-    """Those of `EVERY_OP` that say nothing of this op, and why."""
+    """Contracts of `EVERY_OP` that do not apply to this op, each with its reason."""
 
     @property
     def gradients(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class Tested(NamedTuple):
 
 
 def raw_fdiv(dtype: torch.dtype = torch.float32, **changes: Any) -> FdivArguments:
-    """Changes may be of its weighting."""
+    """`changes` may name fields of the weighting too."""
     case, generator = make((4, 3, 6, 5), dtype), torch.Generator().manual_seed(1)
 
     def levels(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -101,7 +101,7 @@ def make_weight(
 
 
 def pseudo_target(case: Case) -> Callable[[Tensor], Tensor]:
-    """The form that every peer writes: 0.5·mse(x, stop_gradient(x - g))."""
+    """The loss as every peer writes it: 0.5·mse(x, stop_gradient(x - g))."""
     target = case.student - torch.from_numpy(case.expected().grad) * case.student.numel()
     return lambda student: 0.5 * (student - target).square().mean()
 
@@ -169,11 +169,11 @@ AXES: dict[str, Callable[[Tested], Any]] = {
     "spoiled": lambda op: refusals.of_list(op.arguments),
     "misused": lambda op: refusals.of_tensors([op.entry(name) for name in op.case.ORDER]),
 }
-"""What a test may take beside `op`: its values are the op's."""
+"""The parameters that a test may take beside `op`, and their values for each op."""
 
 
 def contracts() -> list[tuple[str, str]]:
-    """(op, contract) of every cell that a whole run has to fill."""
+    """(op, contract) of every row that a whole run has to fill."""
     return [
         (name, contract) for name, op in OPS.items() for contract in (*EVERY_OP, *op.own) if contract not in op.lacks
     ]

@@ -1,7 +1,7 @@
-"""What the score-difference loss must give, in float64 NumPy, written from the formulas and from nothing else.
+"""The expected results of the score-difference loss, in float64 NumPy, written from the formulas alone.
 
-Independent of the package: h is differentiated from f with mpmath, the tensors are upcast to float64 and the loops are
-plain NumPy. Normalizers and predictions are read by their public attributes. Backends are held to this, not it to them.
+The oracle is independent of the package: mpmath differentiates f to get h, tensors become float64, loops are plain
+NumPy. Normalizers and predictions are read by their public attributes. Backends are compared with the oracle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mpmath
 import numpy as np
 import torch
 
-# f(r) as the papers define the divergences; a generator of D_f(p||q) = E_q[f(p/q)].
+# f(r) as the papers define the divergences: generators of D_f(p||q) = E_q[f(p/q)].
 F: dict[str, Callable[[Any], Any]] = {
     "rkl": lambda r: -mpmath.log(r),
     "kl": lambda r: r * mpmath.log(r),
@@ -37,7 +37,7 @@ ALIASES = {
     "sh": "squared_hellinger",
     "jf": "jeffreys",
 }
-UNBOUNDED_LOG_RATIO = 80.0  # what ratio_range=None means
+UNBOUNDED_LOG_RATIO = 80.0  # the bound of |log r| where ratio_range=None
 
 
 def amari(a: float) -> Callable[[Any], Any]:
@@ -56,7 +56,7 @@ def generator(name: str) -> Callable[[Any], Any]:
 
 @functools.lru_cache(maxsize=100_000)
 def _weight_at(name: str, log_ratio: float, extra_digits: int = 0) -> float:
-    # The second difference cancels up to r^2 of f, and mpmath's step is relative to r: hence digits that grow with |L|.
+    # The second difference cancels up to r^2 of f, and mpmath's step is relative to r: the digits must grow with |L|.
     with mpmath.workdps(50 + int(2.6 * abs(log_ratio)) + extra_digits):
         r = mpmath.exp(mpmath.mpf(log_ratio))
         return float(mpmath.diff(generator(name), r, 2, relative=True) * r**2)
@@ -76,11 +76,11 @@ def float64(x: Any) -> np.ndarray:
 
 @dataclass
 class Weights:
-    weight: np.ndarray  # step 5 where asked for, else step 4
+    weight: np.ndarray  # after step 5 if normalize_weight, else after step 4
     raw: np.ndarray  # after step 4
     ratio: np.ndarray  # after step 2
     clipped: np.ndarray
-    finite: np.ndarray  # whether the sample's combined logit and t are
+    finite: np.ndarray  # whether the sample's combined logit and t are finite
     mean: np.ndarray | None  # the normalizer's state afterwards
 
 
@@ -158,19 +158,19 @@ def coefficients(prediction: Any, student: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def leading(value: np.ndarray, rank: int) -> np.ndarray:
-    """Of a tensor's leading dimensions, to its rank."""
+    """Append dimensions of 1 to `value`, up to `rank`."""
     return value.reshape(*value.shape, *(1,) * (rank - value.ndim))
 
 
 @dataclass
 class Expected:
     loss: Any
-    grad: np.ndarray  # at upstream 1
-    per_sample: np.ndarray  # (B,): w = h s
-    guidance_bound: np.ndarray | None  # of the gradient at upstream 1, in units of 2^-24 (fp32) or 2^-53 (fp64)
+    grad: np.ndarray  # for an upstream gradient of 1
+    per_sample: np.ndarray  # (B, elements of a sample): w = h s m
+    guidance_bound: np.ndarray | None  # for the error of grad, in units of 2^-24 (fp32) or 2^-53 (fp64)
     weights: Weights | None
     h: np.ndarray  # (B,): the weight as used
-    bad: np.ndarray  # (B,): the non-finite samples
+    bad: np.ndarray  # (sets,): whether a set of `_sets`, by default a sample, is non-finite
     stats: dict[str, float]
 
 
@@ -224,7 +224,7 @@ def score_difference(
         distance = np.abs(x - (anchor + c * raw_teacher))
         keep = np.ones(x.shape, dtype=bool) if mask is None else _mask(mask, x)
         m = np.ones(column) if multiplier is None else leading(float64(multiplier), x.ndim)
-        # A masked element takes part in the mean of |x - tau|, but a non-finite one there counts as 0.
+        # Unless kept_only, a masked element counts in the mean of |x - tau|; a non-finite one counts as 0.
         kept_only = scale is not None and scale != "dmd" and scale.kept_only
         distance = np.where(~keep & (kept_only | ~np.isfinite(distance)), 0.0, distance)
         sets = _sets(scale, x.shape)
@@ -239,7 +239,7 @@ def score_difference(
         g = np.where(keep, np.broadcast_to(w, x.shape) * difference, 0.0)
         level = np.zeros(batch) if t is None else float64(t)
         good = np.isfinite(g) & np.isfinite(s) & np.isfinite((h + level).reshape(column))
-        read = keep | (m[0].size == 1)  # of one that varies within a sample, what masked elements have is not read
+        read = keep | (m[0].size == 1)  # a masked element of m is not read, unless m has one value per sample
         good &= np.isfinite(np.broadcast_to(m, x.shape)) | ~read
         if scale is not None:
             tau = anchor + c * raw_teacher
@@ -273,7 +273,7 @@ def score_difference(
 
 
 def _sets(scale: Any, shape: tuple[int, ...]) -> int:
-    """How many runs of elements have a mean of their own."""
+    """The number of sets of elements. Each set has its own mean of |x - tau|."""
     over = "sample" if scale in (None, "dmd") else scale.over
     frames = 1 if over == "frame" else over
     return {"sample": shape[0], "batch": 1}.get(over) or shape[0] * shape[1] // frames
@@ -285,7 +285,7 @@ def _mask(mask: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The prediction, and the sum of magnitudes whose rounding its error is made of."""
+    """The guided prediction, and the sum of magnitudes that bounds its rounding error."""
     cond = float64(cond).astype(exact)
     if uncond is None:
         return cond, np.abs(cond)
@@ -294,7 +294,7 @@ def _guided(cond: Any, uncond: Any, guidance: float | None, exact: Any) -> tuple
 
 
 def _figures(h, given, bad, grad, difference, distance, keep, t, normalizer, shape, kept_only) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """FDivStats: over the finite samples, whose share of the batch the effective sample size counts."""
+    """FDivStats over the finite samples. The effective sample size is relative to the whole batch."""
     raw = h if given is None else given.raw
     finite = np.isfinite(raw) if t is None else np.isfinite(raw) & np.isfinite(float64(t))
     mean = functools.partial(np.mean, where=finite) if finite.any() else lambda _: np.nan

@@ -1,4 +1,4 @@
-"""What an op has to refuse, from the kinds of its arguments: a good call, one argument of which is spoiled."""
+"""Calls that an op has to refuse, made from the kinds of its arguments: a good call with one argument spoiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdkernels._op.arguments import Argument, ArgumentList
 
-# From a good tensor to a bad one; which of them are faults is the kind's to say.
+# Functions from a good tensor to a bad one. The tables below say which of them are faults of which kind of argument.
 OF_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "another shape": lambda v: v[..., :-1].contiguous(),
     "another batch": lambda v: v[:-1],
@@ -36,7 +36,7 @@ OF_TENSORS: dict[str, Callable[[Tensor], Any]] = {
 }
 TABLE = ("another batch", "one dimension less", "none", "gaps")
 RUNS = {f"runs of {inner}": inner for inner in (0, -1, 7, 1 << 62, (1 << 63) - 1)}
-# Faults by kind. A flag has none.
+# The faults of each kind. A flag has none.
 OF_RAW: dict[str, tuple[str, ...]] = {
     "samples": (
         "another shape", "another batch", "one dimension less", "integers", "complex", "gaps", "expanded", "missing",
@@ -58,7 +58,7 @@ OF_PUBLIC = {
     "logits": (*ANY, "none", "integers"),
     "per_sample": ANY,
 }
-# The others have to fit to the first tensor: of these faults they are to blame, or none is.
+# Faults that the first tensor cannot have: the others must fit it, so the message blames one of them, or nothing.
 BESIDE_OTHERS = (
     "another shape",
     "another batch",
@@ -84,7 +84,7 @@ def of_list(arguments: ArgumentList) -> list[str]:
 
 
 def of_tensors(entries: Iterable[Argument]) -> list[str]:
-    """The same for the tensors of a public call, the first of which everything is held against."""
+    """The same for the tensors of a public call. The others must fit the first tensor."""
     return [
         f"{entry.name}: {fault}"
         for at, entry in enumerate(entries)
@@ -94,11 +94,11 @@ def of_tensors(entries: Iterable[Argument]) -> list[str]:
 
 
 def spoiled(arguments: ArgumentList, call: Any, what: str) -> list[Any]:
-    """The operands of a raw call with one of those faults."""
+    """The operands of a raw call with one of the faults of `of_list`."""
     name, _, fault = what.partition(": ")
     operands, at = arguments.operands(call), arguments.names.index(name)
     good = operands[at]
-    if name in arguments.numbers:  # those that a graph has computed: the others were checked before
+    if name in arguments.numbers:  # a graph computes these as it runs; plain floats were checked before
         numbers = [torch.inf if each == name else operands[arguments.names.index(each)] for each in arguments.numbers]
         operands[-1] = torch.tensor(numbers, dtype=torch.float64)
     elif fault in RUNS:
@@ -121,7 +121,7 @@ def is_refused(run: Callable[..., Any], operands: list[Any], name: str) -> bool:
 
 
 def misused(entry: Argument, fault: str, good: Tensor) -> tuple[Any, str]:
-    """(what to pass in place of a public call's tensor, a pattern of the message)."""
+    """(the bad value for a public call's tensor, a pattern of the message)."""
     bad, expected = OF_TENSORS[fault](good), ""
     if not isinstance(bad, Tensor):
         came = type(bad).__name__

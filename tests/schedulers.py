@@ -1,4 +1,4 @@
-"""Schedulers of diffusers in many settings, and what each makes of noise and of a network's output itself."""
+"""Schedulers of diffusers in many settings, with their own noising and their own conversion of outputs to x0."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Setup:
     kinds: tuple[str, ...] = VP
     config: dict = field(default_factory=dict)
     steps: int | None = None
-    options: dict = field(default_factory=dict)  # of set_timesteps
+    options: dict = field(default_factory=dict)  # for set_timesteps
 
     def make(self, kind: str) -> Any:
         config = self.config if kind == "velocity" else {**self.config, "prediction_type": kind}
@@ -81,7 +81,7 @@ SETUPS = [
     Setup("FlowMatchEulerDiscrete", ("velocity",), DYNAMIC),
     Setup("FlowMatchEulerDiscrete", ("velocity",), DYNAMIC, 8, {"mu": 1.1}),
     Setup("FlowMatchEulerDiscrete", ("velocity",), {"use_karras_sigmas": True, "shift_terminal": 0.1}, 8),
-    # Their sigmas are not timesteps/1000.
+    # Sigmas that are not timesteps/1000.
     Setup("FlowMatchEulerDiscrete", ("velocity",), {}, None,
           {"timesteps": [900, 500, 300, 20], "sigmas": [0.99, 0.7, 0.2, 0.1]}),
 ]  # fmt: skip
@@ -92,7 +92,7 @@ def normal(seed: int) -> torch.Tensor:
 
 
 def some_timesteps(scheduler) -> torch.Tensor:
-    """The first two, one between and the last but one: the last of all has no step after it in some tables."""
+    """The first two, a middle one and the last but one: in some tables no step follows the last."""
     if not hasattr(scheduler, "sigmas"):
         return torch.tensor([0, 1, 500, 999])
     timesteps = scheduler.timesteps
@@ -100,7 +100,7 @@ def some_timesteps(scheduler) -> torch.Tensor:
 
 
 def each(function, *tensors: torch.Tensor) -> torch.Tensor:
-    """Sample by sample: a step takes one timestep."""
+    """Call `function` sample by sample: a scheduler's step takes one timestep."""
     return torch.cat([function(*(tensor[b : b + 1] for tensor in tensors)) for b in range(len(tensors[0]))])
 
 
@@ -115,7 +115,7 @@ def noised(scheduler, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) ->
 
 
 def denoised(scheduler, noisy: torch.Tensor, output: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The scheduler's own x0, its tables in float64."""
+    """The x0 that the scheduler itself computes, with its tables in float64."""
     name = type(scheduler).__name__.removesuffix("Scheduler")
     if hasattr(scheduler, "convert_model_output"):
         how = by_conversion
@@ -137,7 +137,7 @@ def denoised(scheduler, noisy: torch.Tensor, output: torch.Tensor, t: torch.Tens
 def by_step(own, noisy, output, t):
     own.is_scale_input_called = True
     if not hasattr(own, "sigmas"):
-        own.num_inference_steps = 10 if "DDIM" in type(own).__name__ else None  # for the step's end, not for its x0
+        own.num_inference_steps = 10 if "DDIM" in type(own).__name__ else None  # for prev_sample, not for x0
         t = int(t)
     return own.step(output, t, noisy).pred_original_sample
 
@@ -160,17 +160,17 @@ def by_last_step(own, noisy, output, t):
 
 
 def pndm(own, noisy, output, t):
-    return own._get_prev_sample(noisy, int(t), -1, output)  # a step to alpha 1
+    return own._get_prev_sample(noisy, int(t), -1, output)  # a step to alpha = 1 ends at x0
 
 
 def lcm(own, noisy, output, t):
     own.num_inference_steps, own._step_index, own.timesteps = 1, 0, t.reshape(1)
-    own.get_scalings_for_boundary_condition_discrete = lambda t: (0.0, 1.0)  # of x_t and x0 in `denoised`
+    own.get_scalings_for_boundary_condition_discrete = lambda t: (0.0, 1.0)  # factors of x_t and x0 in `denoised`
     return own.step(output, int(t), noisy).denoised
 
 
 def tcd(own, noisy, output, t):
-    """With eta = 0 its last step ends at alphas_cumprod[0]: at x0, where that is 1."""
+    """With eta = 0 the last step ends at alphas_cumprod[0]. That is 1 here, so the step ends at x0."""
     own.num_inference_steps, own._step_index, own.timesteps = 1, 0, t.reshape(1)
     own.alphas_cumprod = torch.cat((torch.ones(1), own.alphas_cumprod))
     return own.step(output, int(t) + 1, noisy, eta=0.0).pred_noised_sample

@@ -1,8 +1,8 @@
 """What the peers' trainers compute between the networks' outputs and the student's gradient, in eager PyTorch.
 
 Written from the formulas of NVlabs/FastGen (34f30e8), tianweiy/DMD2 (8d8fa55) and guandeh17/Self-Forcing (33593df),
-with the same casts, temporaries and small ops, so that speed and rounding are theirs. tests/benchmarks holds each to
-values recorded from the original functions.
+with the same casts, temporaries and small ops, so that speed and rounding are theirs. tests/benchmarks compares each
+with values recorded from the original functions.
 """
 
 from __future__ import annotations

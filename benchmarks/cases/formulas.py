@@ -1,10 +1,11 @@
 """The formulas that are timed: data, our call, the peer's chain, and the exact result in float64.
 
-All but `weight`: forward + backward, to the student's gradient, at an upstream that exists already. It is 1, where our
-backward has nothing to do, but for fastgen_scaled (a loss divided for accumulation, or weighed against others), where
-it passes over the gradient once more, and for float16, which trains with a loss scale. The data has the case's dtype
-throughout (coefficients, logits and t are float32), though a peer may train with a mix: DMD2 in float32, its teacher
-alone in bf16. What the peers compute for their logs (norms fetched with `.item()`) is left out.
+All but `weight` run forward + backward, to the student's gradient, at an upstream that exists already. The upstream is
+1, where our backward has nothing to do, with two exceptions: fastgen_scaled (like a loss divided for accumulation, or
+weighted against other losses), where our backward passes over the gradient once more, and float16, which trains with a
+loss scale. All data has the case's dtype (coefficients, logits and t are float32), although a peer may mix dtypes: DMD2
+trains in float32 with a teacher in bf16. What the peers compute for their logs (norms fetched with `.item()`) is left
+out.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from benchmarks.cases import baselines
 from benchmarks.cases.shapes import DTYPES, TINY, Case
 
 HEADS, BINS, GUIDANCE_W = 2, 10, 3.0
-LOSS_SCALE = 32768.0  # of float16: the largest power of two that it has, which some peers' losses are in
-DISTINCT = 4  # sets of inputs with values of their own; in a longer rotation the others are copies of these
+LOSS_SCALE = 32768.0  # of float16: its largest power of two, since some peers' losses are float16
+DISTINCT = 4  # sets of inputs with different values; a longer rotation adds copies of them
 
-# Bytes of an fdiv_weight call beside its logits: t and the weight a sample, the bins read and written.
+# Bytes of an fdiv_weight call beside its logits: (t and the weight per sample, the bins read and written).
 WEIGHT_BYTES = (4 + 4, 8 * BINS)
 
 
 class Inputs(NamedTuple):
-    """One set of data; `mask` is a full one, as the peer has it, `frames` the same, an entry a frame."""
+    """One set of data. `mask` has every element, as the peer needs it; `frames` is the same mask with one per frame."""
 
     student: Tensor
     teacher: Tensor
@@ -59,11 +60,11 @@ class Formula:
     exact: Callable[[Inputs], Tensor]  # the gradient at an upstream of 1, or the weight, in float64
     inputs: Callable[[Case, Draw], Inputs]
     images: int
-    """N-sized inputs that have to be read. 0: the formula takes logits alone, and gives a weight without gradient."""
-    reread: int = 2  # those of them that are read again where a sample does not stay on chip
-    plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # options of `fdkernels._core.plan`
+    """N-sized inputs that have to be read. 0: the formula takes only logits, and gives a weight without gradient."""
+    reread: int = 2  # how many of `images` are read again if a sample does not stay on chip
+    plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # fields of its CallShape
     upstream: float = 1.0
-    video: bool = False  # takes five sizes, and has the frames ahead of the channels
+    video: bool = False  # takes five sizes, and puts frames before channels
 
     def minimum_bytes(self, case: Case) -> int:
         """Inputs read once and the result written once."""
@@ -72,7 +73,7 @@ class Formula:
         return (self.images + 1) * case.elements * case.itemsize
 
     def input_bytes(self, case: Case) -> int:
-        """Of one set of inputs, as far as it is N-sized."""
+        """Bytes of one set's N-sized inputs; if it has none, `minimum_bytes`."""
         return self.images * case.elements * case.itemsize or self.minimum_bytes(case)
 
     def why_not(self, shape: tuple[int, ...]) -> str | None:
@@ -148,7 +149,7 @@ def _images(case: Case, draw: Draw) -> Inputs:
 
 
 def _predictions(case: Case, draw: Draw) -> Inputs:
-    """Of epsilon, in place of x0."""
+    """Like `_images`, with predictions of epsilon in place of x0."""
     v, dtype = _images(case, draw), DTYPES[case.dtype]
     alpha = draw.uniform(case.shape[0], 0.2, 0.9)
     sigma = (1 - alpha**2).sqrt()
@@ -171,7 +172,7 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def rotation(case: Case, device: str, count: int) -> list[Inputs]:
-    """Sets of inputs that lie apart in memory."""
+    """Sets of inputs, each with its own memory."""
     sets = [make_inputs(case, device, seed) for seed in range(min(count, DISTINCT))]
 
     def copied(w: Tensor | None) -> Any:
@@ -184,7 +185,7 @@ def rotation(case: Case, device: str, count: int) -> list[Inputs]:
 
 
 def exact_weight(v: Inputs) -> Tensor:
-    """h of js over its batch mean, for fresh bins and decay 0.9."""
+    """h of js divided by its batch mean, for fresh bins and decay 0.9."""
     r = v.logits.double().mean(1).exp().clamp(0.1, 20.0)
     index = (v.t.double() * BINS).floor().long().clamp(0, BINS - 1)
     for b in index.unique():
@@ -197,7 +198,7 @@ def exact_weight(v: Inputs) -> Tensor:
 def exact_gradient(
     x: Tensor, teacher: Tensor, fake: Tensor, h: Tensor | None = None, eps: float = 0.0, mask: Tensor | None = None
 ) -> Tensor:
-    """h (f - τ) / (mean|x - τ| + eps) / N, with N and the gradient of kept elements alone."""
+    """h (f - τ) / (mean|x - τ| + eps) / N. With a mask, N counts kept elements, and others have no gradient."""
     w = 1 / ((x - teacher).abs().flatten(1).mean(1) + eps)
     gradient = baselines.per_sample(w if h is None else h * w, x) * (fake - teacher)
     return gradient / x.numel() if mask is None else torch.where(mask, gradient, 0) / mask.sum()
@@ -262,7 +263,7 @@ FORMULAS = {
                 prediction=fdk.Prediction("epsilon", v.noisy, alpha=v.alpha, sigma=v.sigma),
             ),
             exact=_exact_dmd2_latent, inputs=_predictions, images=4,
-            plan=lambda case: {"noisy": case.dtype, "coefficients": True},
+            plan=lambda case: {"noisy": case.dtype, "raw": True},
         ),
         Formula(
             "self_forcing", "fused_fdiv_loss", "reverse KL as Self-Forcing has it: guided teacher, frames masked (the"
@@ -274,7 +275,7 @@ FORMULAS = {
                 backend=backend, **_RKL,
             ),
             exact=_exact_self_forcing, inputs=_guided_videos, images=4, reread=3, video=True,
-            plan=lambda case: {"guidance": True, "mask": (case.shape[0], case.shape[1])},
+            plan=lambda case: {"teacher_uncond": case.dtype, "mask": (case.shape[0], case.shape[1])},
         ),
         Formula(
             "weight", "fdiv_weight", "FastGen's weight alone, from logits: js, normalizer",

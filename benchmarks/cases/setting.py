@@ -1,4 +1,4 @@
-"""The machine, versions and commit that figures belong to."""
+"""The machine, versions and commit that a report's figures belong to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def setting(device: str) -> dict[str, Any]:
 
 
 def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[str, Any]:
-    """What a report says of its run."""
+    """The setting that a report records for its run."""
     return {
         "driver": None, "cuda": None, **setting(device), "kind": device, "threads": torch.get_num_threads(),
         "clocks": clocks(device), "command": command, "load_average": round(os.getloadavg()[0], 2),
@@ -51,7 +51,7 @@ def setting_of_run(device: str, command: str, compile_modes: list[str]) -> dict[
 
 
 def clocks(device: str) -> str | None:
-    """A GPU's at this moment."""
+    """A GPU's clocks at this moment."""
     asked = (gpu()["nvidia_smi"] if device == "cuda" else None) or {}
     now = [f"{asked[f'clocks.{name}']} of {asked[f'clocks.max.{name}']}" for name in ("sm", "mem") if asked]
     return f"sm {now[0]}, memory {now[1]}" if now else None
@@ -80,7 +80,7 @@ def cpu_name() -> str:
 
 
 def last_level_cache() -> int:
-    """Bytes, as Linux reports them of the first core; 0 where it does not."""
+    """Bytes of the cache, as Linux reports them for the first core; 0 if it does not."""
     files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     sizes = [file.read_text(encoding="utf-8").strip() for file in files]
     units = {"K": 10, "M": 20, "G": 30}

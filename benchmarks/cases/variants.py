@@ -1,4 +1,4 @@
-"""What is timed beside what: our backends, and the peer's chain in each mode; and whether each is right."""
+"""The variants of a case (our backends, and the peer's chain in each mode), and whether each is right."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch._dynamo.utils import counters
 
 from benchmarks.cases.formulas import Formula, Step, make_inputs
 
-# By the names of the command line; the values are those of a row's "mode", and None is torch.compile's default mode.
+# MODES: from the command line's names to a row's "mode". COMPILE_MODES: from there to torch.compile's mode; None is the
+# default mode.
 MODES = {"eager": "eager", "compile": "compile default", "max-autotune": "compile max-autotune-no-cudagraphs"}
 COMPILE_MODES = {"compile default": None, "compile max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs"}
-# Relative L2 error against float64 beyond which a time means nothing. The peers form x - g, which in bf16 rounds away
-# up to a tenth of g, so their formula is judged by what it gives in float32 as well.
+# The largest relative L2 error against float64; beyond it a time means nothing. The peers compute x - g, which in bf16
+# rounds away up to a tenth of g, so their formula is also judged by its result in float32.
 TOLERANCE = {"ours": {"fp32": 1e-5, "bf16": 4e-3, "fp16": 1e-3}, "peer": {"fp32": 1e-4, "bf16": 0.2, "fp16": 0.2}}
-# How many times eager's error the same formula may have when compiled: the compiler rounds less often, not more.
+# A compiled formula may have this many times eager's error: the compiler rounds less often, not more.
 COMPILED_ERROR = 2.0
 
 
@@ -26,7 +27,7 @@ class Variant(NamedTuple):
     name: str
     backend: str | None
     mode: str | None
-    make: Callable[[], Step]  # A step with a state of its own; a compiled one is compiled by its first call
+    make: Callable[[], Step]  # Makes a step with its own state; a compiled step compiles in its first call
 
     @property
     def ours(self) -> bool:
@@ -51,7 +52,7 @@ def variants(formula: Formula, backends: Sequence[str], modes: Sequence[str], de
 
 
 def graphs_compiled() -> int:
-    """By torch.compile, so far in this process."""
+    """Graphs that torch.compile has compiled so far in this process."""
     return int(counters["stats"]["unique_graphs"])
 
 
@@ -81,6 +82,6 @@ def wrong_because(
 
 @functools.cache
 def error_in_float32(formula: Formula, device: str) -> float:
-    """Of the peer's formula, where rounding hides nothing: on a small float32 case."""
+    """Error of the peer's formula on a small float32 case, where rounding hides nothing."""
     inputs = make_inputs(formula.tiny(), device, seed=0)
     return relative_error(formula.peer_step(formula.chain, device)(inputs), formula.exact_result(inputs))

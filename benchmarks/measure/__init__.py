@@ -1,1 +1,1 @@
-"""How it is timed and counted: interleaved rounds, intervals, checks against float64, and the run over all cases."""
+"""How cases are timed and counted: interleaved rounds, intervals, checks against float64, the run over all cases."""

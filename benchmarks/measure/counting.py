@@ -24,13 +24,13 @@ WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 class Trace(NamedTuple):
     work: list[dict[str, Any]]  # the kernels, copies and fills that ran on the GPU, in their order: {name, us} each
     syncs: int  # times that the host waited for the GPU
-    peak_bytes: int  # most that was allocated at a time in host memory, beside what was there
+    peak_bytes: int  # peak of the host memory that the call allocated
 
 
 def trace(function: Callable[[], object], device: str) -> Trace:
     """What torch.profiler and the allocator see of a call.
 
-    On a GPU its first use leaves hooks in the process that later launches pay for: time first, trace afterwards.
+    On a GPU, trace only after all timing: the first trace leaves hooks in the process that slow later launches.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     wait_for(device)
@@ -47,7 +47,7 @@ def trace(function: Callable[[], object], device: str) -> Trace:
 def summarized(events: list[dict[str, Any]]) -> Trace:
     """From the events of a Chrome trace."""
     events = sorted((event for event in events if "ts" in event), key=lambda event: event["ts"])
-    # The GPU has a range of the same name, which ends with the waiting that is ours.
+    # The GPU has a range of the same name; it includes our own wait.
     ranges = [event for event in events if event.get("name") == RANGE and event.get("cat") == "user_annotation"]
     start = min((event["ts"] for event in ranges), default=float("-inf"))
     stop = max((event["ts"] + event["dur"] for event in ranges), default=float("inf"))
@@ -65,7 +65,7 @@ def summarized(events: list[dict[str, Any]]) -> Trace:
 
 
 class Counted(TorchDispatchMode):
-    """Ops that touch memory, and the bytes of their operands' own storage."""
+    """Counts ops that touch memory, and the bytes of their operands' own storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,14 +89,14 @@ def _own_elements(v: Tensor) -> int:
 
 
 def tensor_traffic(function: Callable[[], object]) -> tuple[int, int]:
-    """(ops, bytes) of what PyTorch dispatches in a call; of compiled code it sees nothing."""
+    """(ops, bytes) that PyTorch dispatches in a call. Compiled code is not dispatched, so it is not counted."""
     with Counted() as counted:
         function()
     return counted.ops, counted.bytes
 
 
 def extra_memory(function: Callable[[], object]) -> int:
-    """Peak bytes that a call allocates on the GPU beside what is there."""
+    """Peak bytes that a call allocates on the GPU beside what is there already."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

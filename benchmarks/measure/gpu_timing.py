@@ -1,4 +1,4 @@
-"""How calls are timed on a GPU; on the CPU the same functions take this process's own time."""
+"""How calls are timed on a GPU; on a CPU the same functions read the host's clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.measure.timing import Timing, orders, summarize
 
 WINDOW = 2e-3  # seconds that a sample lasts, at least
-NEAR = 0.25  # part by which a replay may differ from a plain call
+NEAR = 0.25  # relative difference that a replay may have from a plain call
 
 
 def wait_for(device: str) -> None:
@@ -63,10 +63,10 @@ class Copy:
 
 
 class Replay:
-    """A call for each set of inputs in one CUDA graph, their results kept, so that they lie apart as the inputs do.
+    """One CUDA graph with a call for each set of inputs. Results are kept, so that each has its own memory.
 
-    Raises RuntimeError where a replay leaves a result unwritten, or far from that of a plain call: work that escaped
-    the capture would look fast.
+    Raises RuntimeError if a replay leaves a result unwritten, or far from that of a plain call: work that escaped the
+    capture would look fast.
     """
 
     def __init__(self, step: Callable[[Any], Tensor], data: Sequence[Any]) -> None:
@@ -77,7 +77,7 @@ class Replay:
                 plain = step(data[0])
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # What earlier cases leave behind is collected now: a module that is unloaded amid a capture breaks it.
+        # Garbage of earlier cases is collected now: a module that is unloaded during a capture breaks it.
         gc.collect()
         gc.disable()
         try:
@@ -90,7 +90,7 @@ class Replay:
         self.graph.replay()
         if not all(bool(torch.isfinite(result).all()) for result in self.results):
             raise RuntimeError("a replay of the graph leaves results unwritten")
-        # Not the same bits: a normalizer's state has moved on.
+        # Only near, not the same bits: a normalizer's state has moved on.
         if not (self.results[0] - plain).norm() <= NEAR * plain.norm():
             raise RuntimeError("a replay of the graph gives another result than a plain call")
         once = device_timings({"": self.graph.replay}, 3, "cuda")[""].median
@@ -103,7 +103,7 @@ class Replay:
 
 
 def syncs(function: Callable[[], object]) -> bool:
-    """Whether a function, called before, makes the host wait for the GPU (or fails)."""
+    """Whether a function makes the host wait for the GPU (or fails). It must have been called before."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,9 +1,9 @@
-"""Rows: every variant of one case, right first, then timed in one interleaved run, then counted.
+"""Rows: every variant of one case is checked, then timed in one interleaved run, then counted.
 
 On a CPU a row's time is that of a call. On a GPU it is the GPU's own, from replays of a CUDA graph that holds a call
-for each set of inputs; a variant that syncs cannot be captured, and has the time of plain calls until the GPU has
-finished, which every row has as `wall_us`. Sets of inputs take turns, so that none is found in a cache from its last
-turn; where one set is small against a CPU's caches it is timed there, where training at that size finds it too.
+for each set of inputs. A variant that syncs cannot be captured; its time is that of plain calls until the GPU has
+finished, which every row has as `wall_us`. Sets of inputs take turns, so that none is in a cache from its last turn.
+A set that is small against a CPU's caches is timed in cache, where training at that size finds it too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ BEYOND_CACHE = {"cpu": 2, "cuda": 4}
 LEAST_ROTATED, RESIDENT_BYTES = 256 << 20, 8 << 20
 MOST_ROTATED, MOST_SETS = 2 << 30, 512
 TRACED_SETS = 4
-# torch.compile gives up on a function, and runs it as it is, after 8 versions of it; FastGen's weight has one for each
-# number of occupied bins, in each mode.
+# By default torch.compile gives up after 8 versions of a function, and runs it uncompiled. FastGen's weight has a
+# version for each number of occupied bins, in each mode.
 RECOMPILE_LIMIT = 64
 COPIED_BYTES = 1 << 30
-FEWEST_CALLS, MOST_CALLS = 3, 50  # of a sample by plain calls on a GPU
-CASE_SECONDS = 6.0  # of a case's timing on a CPU, after which its rounds end
-# What the streaming limit is measured on where a case has no N-sized tensors.
+FEWEST_CALLS, MOST_CALLS = 3, 50  # in a sample of plain calls on a GPU
+CASE_SECONDS = 6.0  # for a case's timing on a CPU; after that no further round begins
+# The streaming limit is measured on this case if a case has no N-sized tensors.
 STREAMED = FORMULAS["fastgen"].case("pixels512", (8, 3, 512, 512), "fp32")
 
 
@@ -62,12 +62,12 @@ class Row:
     time_us: float
     low_us: float
     high_us: float
-    call_us: float | None = None  # GPU: until a plain call has returned, the GPU still at work
+    call_us: float | None = None  # GPU: until a plain call returns, while the GPU still works
     min_bytes: int
     gb_per_s: float  # min_bytes over time_us
-    percent_of_ceiling: float | None  # None of fdiv_weight, which has no N-sized data
-    ceiling_gb_per_s: float  # the ceiling as measured in this very run, on a CPU on tensors of this size
-    gradient_error: float  # relative L2 error against float64, of the weight where there is no gradient
+    percent_of_ceiling: float | None  # None for fdiv_weight, which has no N-sized data
+    ceiling_gb_per_s: float  # the ceiling, measured in the same run; on a CPU on tensors of this size
+    gradient_error: float  # relative L2 error against float64; of the weight if there is no gradient
     input_sets: int
     rounds: int
     timed_by: str  # calls (CPU), graph, or wall (GPU: plain calls until it has finished)
@@ -76,10 +76,10 @@ class Row:
     wall_us: float | None = None
     wall_low_us: float | None = None
     wall_high_us: float | None = None
-    counted_bytes: int | None = None  # of eager peers: tensor bytes that dispatched ops read and write
+    counted_bytes: int | None = None  # eager peers only: tensor bytes that dispatched ops read and write
     extra_bytes: int | None = None  # peak memory beside the inputs, the result included
-    launches: int | None = None  # GPU: kernels, copies, fills. CPU: ops that touch memory; unknown of compiled code
-    syncs: float | None = None  # GPU: times that a call waits for it
+    launches: int | None = None  # GPU: kernels, copies, fills. CPU: ops that touch memory; unknown for compiled code
+    syncs: float | None = None  # GPU: times that the host waits for it in a call
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
 
 
@@ -87,7 +87,7 @@ class Skipped(NamedTuple):
     what: str
     why: str
     kind: str  # failed, unavailable, or no time
-    ours: bool = True  # whether a row of fdkernels is missing for it, or something of one
+    ours: bool = True  # whether a row of fdkernels, or a part of one, is missing for it
 
 
 @dataclass
@@ -113,7 +113,7 @@ def described(error: Exception) -> str:
 
 
 def method(device: str) -> list[str]:
-    """How all of this is measured, in words, for a report."""
+    """The method in words, for a report."""
     beyond = f"Sets of inputs take turns, together {BEYOND_CACHE[device]} times the last cache or more"
     timed = {
         "cpu": f"A time is that of plain calls. {beyond}; less than {RESIDENT_BYTES >> 20} MiB is timed in cache.",
@@ -155,7 +155,7 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
             skipped.append(Skipped(f"{case} {variant.name}", described(failure), "failed", variant.ours))
     eager = next((each.error for each in found.values() if each.variant.mode == "eager"), None)
     if eager is None and any(each.variant.compiled for each in found.values()):
-        with contextlib.suppress(Exception):  # what compiled variants are held to where eager itself is not timed
+        with contextlib.suppress(Exception):  # compiled variants are compared with eager even if it is not timed
             eager = relative_error(formula.peer_step(formula.chain, device)(data[0]), exact)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
@@ -180,7 +180,7 @@ class Checked(NamedTuple):
 
 
 def checked(variant: Variant, data: list[Inputs], exact: Tensor) -> Checked:
-    """A variant with its error. Its state has moved then; the times do not depend on it."""
+    """Run a variant and take its error. This moves its state; times do not depend on the state."""
     step = variant.make()
     error = relative_error(step(data[0]), exact)
     for v in data[1:] if variant.compiled else ():
@@ -201,10 +201,10 @@ def timed_row(case: Case, formula: Formula, each: Checked, timed: Timed, because
 
 
 class Timed(NamedTuple):
-    times: dict[str, dict[str, Any]]  # by variant, under the names that a row has for them
+    times: dict[str, dict[str, Any]]  # by variant; the keys are fields of Row
     ceiling: Timing
     ceiling_bytes: int
-    uncaptured: dict[str, str]  # of our own, and why: a fault, where a peer's is what is known of it
+    uncaptured: dict[str, str]  # our own variants that were not captured, and why. A peer's is no fault
 
 
 def named(timing: Timing, prefix: str = "", calls: int = 1) -> dict[str, float]:
@@ -226,9 +226,9 @@ def cpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
 
 
 class Stream:
-    """Three reads and one write of the bytes of N elements, by one op of PyTorch's.
+    """Three reads and one write of the bytes of N elements, by one op of PyTorch.
 
-    All as float32: half-precision arithmetic would be the limit, not memory.
+    The op is in float32: with half precision, arithmetic would be the limit, not memory.
     """
 
     def __init__(self, data: list[Inputs]) -> None:
@@ -242,7 +242,7 @@ class Stream:
 
 
 def as_float32(tensor: Tensor) -> Tensor:
-    """The same memory; where its bytes are odd, less the last element."""
+    """The same memory as float32, without a last half-precision element that has no partner."""
     flat = tensor.reshape(-1)
     each = 4 // flat.element_size()
     return flat[: flat.numel() // each * each].view(torch.float32)
@@ -260,7 +260,7 @@ def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
     replays, uncaptured = {}, {}
     for name, step in steps.items():
         if name not in options.backends and syncs(lambda: step(data[0])):  # noqa: B023
-            continue  # a capture that fails may leave the allocator in disorder
+            continue  # a failed capture may leave the allocator in disorder
         try:
             replays[name] = Replay(step, data)
         except Exception as error:
@@ -276,9 +276,9 @@ def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
 
 
 def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
-    """The row with what profiler, allocator and dispatcher see of its calls."""
+    """The row with what the profiler, the allocator and the dispatcher see of its calls."""
     compiled = row.mode is not None and row.mode != "eager"
-    # A normalizer looks at t in its first calls: what every later call does is what counts.
+    # A normalizer checks t in its first calls; later calls, which do not, are counted.
     for i in range(max(len(data), LOOKS)):
         step(data[i % len(data)])
     ops, moved = (None, None) if compiled else tensor_traffic(lambda: step(data[0]))
@@ -296,8 +296,8 @@ def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
 
 
 def count_later(found: Measured, formula: Formula, case: Case, options: Options, compiled: bool) -> None:
-    """Give the compiled or the other rows of a case their counts. On a GPU after all timing: the profiler slows later
-    launches."""
+    """Give the compiled or the other rows of a case their counts. Only after all timing on a GPU: the profiler slows
+    later launches."""
     torch._dynamo.reset()
     data = [make_inputs(case, options.device, seed) for seed in range(TRACED_SETS)]
     made = {variant.name: variant for variant in variants(formula, options.backends, options.modes, options.device)}

@@ -1,4 +1,4 @@
-"""All cases of a run, and the report of them."""
+"""Runs all cases, and makes their report."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def run(
     cases: Sequence[Case], options: Options, setting: dict[str, Any], *, seconds: float = math.inf,
     file: Path | None = None, unavailable: Sequence[Skipped] = (), say: Callable[[str], object] = print,
 ) -> Report:  # fmt: skip
-    """Measure the cases, print each as it is done, and let the JSON file grow on the way.
+    """Measure the cases, print their rows, and write the JSON file anew after each step.
 
     Args:
-        seconds: after which nothing further is begun; that is then among the skipped. On a GPU a quarter is kept for
-            counting.
+        seconds: after this time nothing further begins, and what is left is reported as skipped. On a GPU a quarter is
+            kept for counting.
         file: for the report.
         unavailable: backends that are skipped from the start.
     """
@@ -79,7 +79,8 @@ def run(
 def make_report(
     done: Mapping[Case, Measured], skipped: Sequence[Skipped], device: str, setting: dict[str, Any]
 ) -> Report:
-    # Through JSON, so that what is returned is what is written. It has no NaN, which a wrong variant's error can be.
+    # Through JSON, so that the returned report equals the written one. JSON has no NaN (a wrong variant's error can be
+    # NaN): it becomes None.
     text = json.dumps([asdict(row) for each in done.values() for row in each.rows])
     rows = json.loads(text, parse_constant=lambda _: None)
     used = {case.formula for case in done}
@@ -97,7 +98,7 @@ def make_report(
 
 
 def ceiling(done: Mapping[Case, Measured], device: str) -> dict[str, Any]:
-    """The limit as the case with the most bytes found it; each row has that of its own case."""
+    """The limit that the case with the most bytes measured; each row has the limit of its own case."""
     if not done:
         return {"name": CEILING[device], "gb_per_s": None, "low": None, "high": None, "measured_on": None}
     case, found = max(done.items(), key=lambda each: each[1].ceiling_bytes)

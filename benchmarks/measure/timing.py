@@ -1,5 +1,5 @@
-"""Interleaved timing: every round times each variant once, in an order of its own, so that drift hits all alike and
-none is always after the same other."""
+"""Interleaved timing: every round times each variant once, in a new order, so that drift hits all variants alike and no
+variant always follows the same other one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 FEWEST_ROUNDS = 12
-# With fewer, not even the extremes enclose the median with 95 %.
+# With fewer rounds, not even the extremes enclose the median with 95 %.
 FEWEST_FOR_AN_INTERVAL = 6
 WARM_UP = 3
 
@@ -42,8 +42,8 @@ def summarize(seconds: Iterable[float], calls: int) -> Timing:
 def outside_the_interval(n: int) -> int:
     """How many of n sorted values may be left out at each end so that the others hold the median with 95 %.
 
-    Each value lies below it with probability one half: the median is outside where at most `left_out` of them lie on
-    its one side, or on its other.
+    Each value lies below the median with probability one half. The median is outside if at most `left_out` values lie
+    on one of its sides.
     """
     left_out, outside = 0, 2 * 0.5**n
     while True:
@@ -66,12 +66,11 @@ def time_interleaved(
     variants: dict[str, Callable[[int], object]], *, rounds: int, window: float = 0.01, seconds: float = math.inf,
     fewest: int = 1, most: int = sys.maxsize, wait: Callable[[], object] = lambda: None,
 ) -> dict[str, tuple[Timing, Timing]]:  # fmt: skip
-    """Time each variant, called with a running index by which it rotates its inputs: until `wait` has returned, and
-    until the calls have.
+    """Time each variant: (until `wait` has returned after the calls, until the calls have returned).
 
-    A sample is the mean over as many calls as fill `window` seconds of that variant, within `fewest` and `most`;
-    `WARM_UP` calls of each come first. After `seconds` no further round is begun, but `FEWEST_ROUNDS` are made, or
-    `rounds` if fewer.
+    A variant is called with a running index, by which it rotates its inputs. A sample is the mean over as many calls as
+    fill `window` seconds of that variant, within `fewest` and `most`; `WARM_UP` calls of each come first. After
+    `seconds` no further round begins, but at least `FEWEST_ROUNDS` are made, or `rounds` if fewer.
     """
     index = dict.fromkeys(variants, 0)
 

@@ -1,1 +1,1 @@
-"""What is made of it: verdicts, the tables of a terminal, the page, the figures of README and docs."""
+"""What is made of the rows: verdicts, the terminal's tables, the page, the figures of README and docs."""

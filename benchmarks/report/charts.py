@@ -20,17 +20,17 @@ from benchmarks.report.reading import Report, Row, compared_rows, ours_to_show, 
 from benchmarks.report.shown import COLOURS, MARKS, MODES, Form, duration, mark, short, size
 
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-LINE = 0.27  # of a line in the chart of speed-ups
-LABEL_ROOM = 0.028  # between two upright labels, of the axes' width
-BELOW_LIMIT = 60  # the room for labels, as a factor of the time
+LINE = 0.27  # inches of a line in the chart of speed-ups
+LABEL_ROOM = 0.028  # least distance of two upright labels, as a part of the axes' width
+BELOW_LIMIT = 60  # room for labels below the lowest limit, as a factor of the time
 
 
-# (x, y, number of the row), by mark, and whether a GPU's time is that of plain calls
+# {(mark, whether a GPU's time is that of plain calls): [(x, y, number of the row), ...]}
 Points = dict[tuple[str, bool], list[tuple[float, float, int]]]
 
 
 def scatter(axes: Axes, found: Points) -> None:
-    """Filled marks; hollow ones by plain calls. On the page each leads to its row."""
+    """Draw filled marks, and hollow ones for times by plain calls. On the page each mark links to its row."""
     for (name, by_calls), points in found.items():
         drawn, colour = MARKS[name], LIGHT[MARKS[name].colour]
         x, y, rows = zip(*points, strict=True)
@@ -163,19 +163,19 @@ def save(report: Report, names: Sequence[str], target: Any, **options: Any) -> N
 
 
 def png(report: Report, source: Path, path: Path) -> None:
-    """With what it was drawn from in it."""
+    """Draw the charts as PNG, with the digest of what they were drawn from in the metadata."""
     drawn_from = {"Drawn-From-SHA256": digest(source), "Software": None}
     save(report, list(CHARTS), path, format="png", metadata=drawn_from)
 
 
 def digest(source: Path) -> str:
-    """Of what a chart depends on: the report, and how it is drawn."""
+    """Of the report and of the files that draw it: after any change of these, comments too, `make readme-figures`."""
     drawn_by = [Path(__file__).with_name(f"{name}.py") for name in ("charts", "shown", "reading")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in (source, *drawn_by))).hexdigest()
 
 
 def svg(report: Report, name: str, title: str) -> str:
-    """For a page: with that page's colours, light or dark, and without names that two charts would share."""
+    """A chart for a page: in the page's colors, light or dark, and without ids that two charts would share."""
     written, metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     save(report, [name], written, format="svg", metadata=metadata)
     text = written.getvalue()

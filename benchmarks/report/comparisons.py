@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report.reading import CASE, TIME, Report, Row, case_of
 
-# Where both reports have them: a virtual machine's processor has a name that fits many.
+# Compared if both reports have them. The device's name alone does not tell virtual machines apart.
 SAME_MACHINE = ("kind", "device", "threads", "cores", "cpu_cache_mib")
 TOLERANCE = 0.15  # part of a time by which two processes on one machine may differ beyond their intervals
 PLAIN_CALLS = ("wall_us", "wall_low_us", "wall_high_us")
 
 
 def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each of our rows against each of the peers' at its case.
+    """Compare each of our rows with each of the peers' rows of the same case.
 
-    `ratio` is how many times faster ours is, from medians; its interval is that of the extremes of both intervals.
-    Where these overlap there is "no difference"; where one of the two is wrong there is no ratio.
+    `ratio` is how many times faster ours is, by the medians; its interval is made of the ends of both rows' intervals.
+    If those overlap, the verdict is "no difference"; if one of the two rows is wrong, there is no ratio.
     """
     found = []
     for ours in (row for row in rows if row["ours"]):
@@ -32,7 +32,7 @@ def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def judged(ours: Row, other: Row) -> dict[str, Any]:
     if ours["wrong"] or other["wrong"]:
         return {"ratio": None, "low": None, "high": None, "verdict": "wrong", "timed_by": None}
-    # A graph's replay against plain calls would flatter ours: then plain calls are compared with plain calls.
+    # Our graph's replay against a peer's plain calls would flatter ours: then plain calls are compared on both sides.
     alike = ours["timed_by"] == other["timed_by"]
     keys = TIME if alike else PLAIN_CALLS
     median, low, high = (ours[key] for key in keys)
@@ -57,14 +57,14 @@ class Change(NamedTuple):
 
 
 def apart(old: Report, new: Report) -> list[str]:
-    """What shows that two reports are of different machines, whose times cannot be compared."""
+    """The differences that show that two reports are of different machines, whose times cannot be compared."""
     values = {key: (old["setting"].get(key), new["setting"].get(key)) for key in SAME_MACHINE}
     return [f"{key}: {a} before, {b} now" for key, (a, b) in values.items() if a != b and None not in (a, b)]
 
 
 def changed(old: Report, new: Report) -> list[Change]:
-    """What became of each row of ours. It is worse where it is wrong now, or lost though the newer run had its case;
-    on the same machine also where its time is longer, with intervals apart by more than TOLERANCE."""
+    """The change of each of our rows. A row is worse if it is wrong now, or is missing although the newer run has its
+    case; on the same machine also if its time is longer, with intervals apart by more than TOLERANCE."""
     before, after = ({key_of(row): row for row in each["rows"] if row["ours"]} for each in (old, new))
     tried, same_machine = {key_of(row)[:-1] for row in new["rows"]}, not apart(old, new)
     found = []

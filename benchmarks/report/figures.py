@@ -30,7 +30,7 @@ def shown_ratio(comparison: Row | None, ours_wrong: bool) -> str:
 
 
 def bandwidth(row: Row) -> str:
-    """What it reaches, of its own case's limit."""
+    """The bandwidth of a row, and which part of its own case's limit that is."""
     if row["percent_of_ceiling"] is None or row["timed_by"] == "wall":
         return "–"
     part, limit = shown(row["percent_of_ceiling"], percent), shown(row["ceiling_gb_per_s"], significant)
@@ -57,7 +57,7 @@ def table(report: Report) -> str:
 
 
 def section(report: Report, source: Path) -> str:
-    """Markdown: what was measured where, the figure, the table."""
+    """Markdown: the machine and its versions, the figure, the table."""
     setting, ceiling = report["setting"], report["ceiling"]
     on_cpu = setting["kind"] == "cpu"
     machine = f"{setting['device']}, {setting['threads']} threads" if on_cpu else setting["device"]
@@ -81,13 +81,13 @@ def section(report: Report, source: Path) -> str:
 
 
 def reports(folder: Path) -> dict[Path, Report]:
-    """The reports that the README shows: the CPU's, then the GPUs'. Empty while the CPU's has not been measured."""
+    """The reports that the README shows, as far as they exist: the CPU's, then the GPUs'."""
     found = [path for path in (folder / "cpu.json", *sorted(folder.glob("gpu*.json"))) if path.exists()]
     return {path: load(path) for path in found}
 
 
 def readme(text: str, found: dict[Path, Report]) -> str:
-    """The README with the sections between its marks."""
+    """The README's text with new sections between its marks."""
     written = "\n".join(section(report, path) for path, report in found.items())
     before, _, rest = text.partition(BEGIN)
     if END not in rest:

@@ -1,7 +1,7 @@
 """A report as a page: what `python -m benchmarks --html` writes.
 
-One self-contained file, for desk and phone, light or dark; it reads without scripts. The report is embedded as JSON,
-and each of its figures on the page has its path there in `data-from`.
+One self-contained file, for desk and phone, light or dark, readable without scripts. The report is embedded as JSON;
+each figure on the page has `data-from`, its path in that JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from benchmarks.report import charts, shown
 from benchmarks.report.reading import Report, ours_to_show, row_of
 from benchmarks.report.shown import Form, duration, percent, plain, rate, significant, size, times, variant
 
-COUNT = "{:.3g}".format  # or the mean of several
-# What the header says of the setting, where it is there.
+COUNT = "{:.3g}".format  # a count, or the mean of several
+# The entries of the setting that the header shows, if the report has them.
 HEADER = {"threads": plain, "torch": plain, "cuda": plain, "driver": plain, "commit": shown.commit, "date": plain}
 CAPTIONS = {
     "speedups": "Right of the line fdkernels is faster, left of it slower; a mark has the interval of its ratio. A"

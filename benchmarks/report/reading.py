@@ -19,7 +19,7 @@ Report = dict[str, Any]
 
 
 def load(path: Path) -> Report:
-    """A report. Raises ValueError where the file is none."""
+    """Load a report. Raises ValueError if the file is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -50,13 +50,13 @@ def row_of(report: Report, comparison: Row, which: str) -> int:
 
 
 def ours_to_show(report: Report) -> list[str]:
-    """Our variants; the reference is one only where it is alone."""
+    """Our variants, without the reference unless it is the only one."""
     found = {row["variant"]: row["backend"] for row in report["rows"] if row["ours"]}
     return [name for name, backend in found.items() if backend != "reference"] or list(found)
 
 
 def compared_rows(report: Report) -> dict[int, dict[str, int]]:
-    """The rows of ours that are compared: by each one's number its comparisons', by the mode of the other."""
+    """Our rows that are compared: {number of the row: {mode of the peer: number of the comparison}}."""
     found: dict[int, dict[str, int]] = {}
     variants = ours_to_show(report)
     for number, c in enumerate(report["comparisons"]):

@@ -29,7 +29,7 @@ MARKS = {
     "max-autotune": Mark("torch.compile, max-autotune", "autotune", "D"),
     "wrong": Mark("wrong result", "wrong", "X"),
 }
-# In light and in dark. No two of the first are alike: by its own a colour of a chart is found, and made to follow.
+# (light, dark). Do not use a light color twice: charts.svg finds each color by its light value, and replaces it.
 COLOURS = {
     "page": ("#f5f6f8", "#12151a"), "card": ("#ffffff", "#1b1f26"), "text": ("#20242b", "#e3e6ea"),
     "soft": ("#5a6270", "#a2abb8"), "line": ("#dfe3e9", "#2f3641"), "field": ("#7f8796", "#7a8392"),
@@ -81,7 +81,7 @@ rate, times, percent = map(with_unit, ("GB/s", "×", "%"))
 
 
 def short(text: str) -> str:
-    """Of a tick: without zeros after the point."""
+    """The text of a tick: without zeros after the point."""
     number, unit = text.split("\u00a0")
     return f"{float(number.replace(',', '')):g} {unit}"
 
@@ -95,7 +95,7 @@ def plain(value: Any) -> str:
 
 
 def variant(name: str) -> str:
-    """With its mode by the short name."""
+    """A variant's name, with the short name of its mode."""
     for mode, short_name in MODES.items():
         if name.endswith(mode):
             return name.removesuffix(mode) + short_name
@@ -103,6 +103,6 @@ def variant(name: str) -> str:
 
 
 def commit(name: str) -> str:
-    """Shortened, but for what says that files differed from it."""
+    """A commit's short name, with the part that says that files differed from it."""
     hash_, dash, rest = name.partition("-")
     return hash_[:7] + dash + rest

@@ -1,4 +1,4 @@
-"""Tables of a terminal."""
+"""The tables that the terminal shows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def verdict_text(comparison: Row, several: bool) -> str:
 
 
 def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
-    """One case."""
+    """The table of one case."""
     here, first = [c for c in comparisons if case_of(c) == case_of(rows[0])], rows[0]
     several, sets = len({c["ours"] for c in here}) > 1, first["input_sets"]
     lines = [HEADER.split("|")]
@@ -58,7 +58,7 @@ def table(rows: Sequence[Row], comparisons: Iterable[Row]) -> str:
 
 
 def summary(comparisons: Sequence[Row]) -> list[str]:
-    """How often ours was faster, and by name where it was not."""
+    """How often ours was faster, and the cases where it was not."""
     counts = [f"{v} {sum(c['verdict'] == v for c in comparisons)}" for v in ("faster", "slower", "no difference")]
     lines = [f"fdkernels: {', '.join(counts)}"]
     for c in (c for c in comparisons if c["verdict"] != "faster"):

@@ -1,7 +1,8 @@
 """python -m benchmarks.report.traffic: bytes and launches of our kernels, as planned, beside what the peers move.
 
-The peers' are counted from what they really run: every dispatched op of forward and backward that is not a view, with
-the storage it reads and writes. Prints the tables of docs/kernels.md and docs/cuda.md; `--write` puts them there.
+The peers' bytes are counted from what they really run: every dispatched op of forward and backward that is not a view,
+with the storage that it reads and writes. Prints the tables of docs/kernels.md and docs/cuda.md; `--write` writes them
+into these pages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.cases.shapes import DTYPES, PRACTICE, dimensions
 from benchmarks.measure.counting import tensor_traffic
 from fdkernels import printing
 from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE, spread
+from fdkernels.call_shape import CallShape
 from fdkernels.devices import PRESETS
 from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
 
@@ -36,7 +38,7 @@ def our_rows() -> Cells:
     for name, shape in SHAPES.items():
         batch, elements = shape[0], math.prod(shape[1:])
         for dtype, size in (("bf16", 2), ("fp32", 4)):
-            p = plan(batch, elements, heads=3, bins=10, limits=Limits())
+            p = plan(CallShape(batch, elements, heads=3, bins=10), Limits())
             moved = bytes_moved(p, batch, elements, 3 * size, 2 * size, size, CACHE) / (batch * elements)
             warps = f"{p.num_warps} warps"
             _, backward = spread(batch * elements, SCALE_TILE, SCALE_PROGRAMS)
@@ -55,7 +57,7 @@ def native_rows() -> Cells:
     for name, shape in (*SHAPES.items(), ("pixels, 2048", (4, 3, 2048, 2048))):
         batch, elements = shape[0], math.prod(shape[1:])
         for dtype in ("bf16", "fp32"):
-            p: Any = _core.plan(batch, elements, student=dtype, heads=3, bins=10, limits=PRESETS["h200"])
+            p: Any = _core.plan(CallShape(batch, elements, student=dtype, heads=3, bins=10), PRESETS["h200"])
             grid = (f"grid of {p['teams']} teams" if p["teams"] > 1 else "grid") + ", two buffers" * (p["buffers"] == 2)
             team = f"cluster of {p['team']}" if p["schedule"] == "cluster" else grid
             held = "" if p["again"] == 0 else f", {1 - p['again'] / elements:.0%} held"
@@ -82,7 +84,7 @@ def peer_rows() -> Cells:
 
 
 def tables() -> dict[str, str]:
-    """By the name of the marker that they stand behind in the page."""
+    """The tables, by the name of the marker before each of them in the pages."""
     found = {}
     for name, cells in (("plan", our_rows()), ("native plan", native_rows()), ("peers", peer_rows())):
         head, *rows = (f"| {' | '.join(map(str, row))} |" for row in cells)

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/names.h"
 
 namespace fdkernels {
 
@@ -30,7 +31,9 @@ struct Table {
   double fixed = 1;  // every element's value where data is null
 };
 
-enum class Reduction : int8_t { mean, sum, none };
+#define FDK_REDUCTIONS(X) X(mean) X(sum) X(none)
+enum class Reduction : int8_t { FDK_REDUCTIONS(FDK_ENUMERATOR) };
+constexpr const char* kReductionNames[] = {FDK_REDUCTIONS(FDK_NAME)};
 
 FDK_HOST_DEVICE inline double table_entry(const Table& table, int64_t b, int64_t entry) {
   const int64_t at = b * table.batch_stride + entry;

@@ -5,9 +5,9 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 
 #include "core/host_device.h"
+#include "core/names.h"
 
 namespace fdkernels {
 
@@ -39,30 +39,8 @@ constexpr double kLog2 = 0.693147180559945309417232121458176568;
   X(le_cam, 3 * kLog2 + 2 * L - 3 * softplus(L)) \
   X(alpha, a* L)
 
-enum class Divergence : int {
-#define FDK_ENUMERATOR(name, log_h) name,
-  FDK_DIVERGENCES(FDK_ENUMERATOR)
-#undef FDK_ENUMERATOR
-};
-
-constexpr const char* kDivergenceNames[] = {
-#define FDK_NAME(name, log_h) #name,
-    FDK_DIVERGENCES(FDK_NAME)
-#undef FDK_NAME
-};
-
-constexpr int kDivergenceCount = sizeof(kDivergenceNames) / sizeof(kDivergenceNames[0]);
-
-// False where the table has no such name.
-inline bool find_divergence(const char* name, Divergence* found) {
-  for (int i = 0; i < kDivergenceCount; ++i) {
-    if (std::strcmp(name, kDivergenceNames[i]) == 0) {
-      *found = static_cast<Divergence>(i);
-      return true;
-    }
-  }
-  return false;
-}
+enum class Divergence : int { FDK_DIVERGENCES(FDK_ENUMERATOR) };
+constexpr const char* kDivergenceNames[] = {FDK_DIVERGENCES(FDK_NAME)};
 
 // log h(r) at L = log r.
 FDK_HOST_DEVICE inline double log_weight(Divergence divergence, double L, double a) {

@@ -48,8 +48,8 @@ template <class Arguments>
 WeightOptions weight_options(const Arguments& call) {
   WeightOptions options{Divergence::rkl, call.amari_alpha, call.log_ratio_min, call.log_ratio_max,
                         call.normalize_weight};
-  expect(find_divergence(call.divergence.c_str(), &options.divergence), "divergence: unknown name '", call.divergence,
-         "'");
+  expect(find_name(kDivergenceNames, call.divergence.c_str(), &options.divergence), "divergence: unknown name '",
+         call.divergence, "'");
   expect(call.log_ratio_min <= call.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
   return options;
 }
@@ -70,7 +70,8 @@ inline Problem problem(const FdivArguments& call) {
   p.noisy = samples_of(call.noisy, student, "noisy");
   p.guidance_scale = call.guidance_scale;
   p.fake_guidance_scale = call.fake_guidance_scale;
-  expect(find_prediction(call.prediction.c_str(), &p.prediction), "prediction: unknown kind '", call.prediction, "'");
+  expect(find_name(kPredictionNames, call.prediction.c_str(), &p.prediction), "prediction: unknown kind '",
+         call.prediction, "'");
   p.alpha = table_of(call.alpha, student, p.elements, false, "alpha", call.fixed_alpha);
   p.sigma = table_of(call.sigma, student, p.elements, false, "sigma", call.fixed_sigma);
   p.sigma_data = call.sigma_data;
@@ -81,11 +82,8 @@ inline Problem problem(const FdivArguments& call) {
   p.floor = call.floor;
   p.kept_only = call.kept_only && call.mask.entries.has_value();
   p.zero_nonfinite = call.zero_nonfinite;
-  p.reduction = reduction_named(call.reduction);
+  expect(find_name(kReductionNames, call.reduction.c_str(), &p.reduction), "reduction: unknown '", call.reduction, "'");
   p.with_stats = call.with_stats;
-  for (const auto* input : {&p.student, &p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.noisy}) {
-    p.wide = p.wide || (input->data != nullptr && input->dtype == DType::f64);
-  }
   expect(!(call.logits && call.weight), "weight: expected without logits");
   check_count(call.divisor, p.reduction, student);
   return p;

@@ -12,7 +12,7 @@ enum class Loads : int { bf16, f16, f32, bf16_f32, f16_f32, any_f32, any_f64 };
 constexpr int kLoads = 7;
 
 inline Loads loads_of(const Problem& p) {
-  if (p.wide) return Loads::any_f64;
+  if (p.is_wide()) return Loads::any_f64;
   const DType student = p.student.dtype, prediction = p.teacher.dtype;
   bool uniform = p.noisy.data == nullptr || p.noisy.dtype == student;
   for (const Samples* samples : {&p.fake, &p.teacher_uncond, &p.fake_uncond}) {
@@ -35,12 +35,12 @@ inline int vector_of(Loads loads) {
   return loads == Loads::bf16 || loads == Loads::f16 ? 8 : loads == Loads::any_f64 ? 2 : 4;
 }
 
-inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins) {
+inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins, bool counted) {
   CallShape shape;
   shape.batch = p.batch;
   shape.elements = p.elements;
   shape.vector = vector_of(loads);
-  shape.arithmetic = p.wide ? 8 : 4;
+  shape.arithmetic = loads == Loads::any_f64 ? 8 : 4;
   shape.general = general;
   shape.reread = 0;
   for (const Samples* samples : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
@@ -53,7 +53,7 @@ inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t h
   shape.written = p.gradient != nullptr ? student : 0;
   shape.heads = heads;
   shape.bins = bins;
-  if (p.mask.data != nullptr && p.reduction == Reduction::mean) {
+  if (p.mask.data != nullptr && p.reduction == Reduction::mean && !counted) {
     shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
   }
   return shape;

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
+#include <cstdint>
 
 #include "core/host_device.h"
+#include "core/names.h"
 
 namespace fdkernels {
 
@@ -18,28 +19,8 @@ namespace fdkernels {
   X(edm, data* data / sum_of_squares(sigma, data), sigma * data / ::sqrt(sum_of_squares(sigma, data))) \
   X(affine, alpha, sigma)
 
-enum class PredictionKind : int8_t {
-#define FDK_ENUMERATOR(name, a, c) name,
-  FDK_PREDICTIONS(FDK_ENUMERATOR)
-#undef FDK_ENUMERATOR
-};
-
-constexpr const char* kPredictionNames[] = {
-#define FDK_NAME(name, a, c) #name,
-    FDK_PREDICTIONS(FDK_NAME)
-#undef FDK_NAME
-};
-
-// False where the table has no such name.
-inline bool find_prediction(const char* name, PredictionKind* found) {
-  for (int i = 0; i < static_cast<int>(sizeof(kPredictionNames) / sizeof(kPredictionNames[0])); ++i) {
-    if (std::strcmp(name, kPredictionNames[i]) == 0) {
-      *found = static_cast<PredictionKind>(i);
-      return true;
-    }
-  }
-  return false;
-}
+enum class PredictionKind : int8_t { FDK_PREDICTIONS(FDK_ENUMERATOR) };
+constexpr const char* kPredictionNames[] = {FDK_PREDICTIONS(FDK_NAME)};
 
 // In an unnamed namespace, for the reason that core/numbers.h gives.
 namespace {

@@ -5,6 +5,7 @@
 //   loss = 1/2 sum g^2 / N,   gradient = g / N
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -29,11 +30,22 @@ struct Problem {
   Reduction reduction;
   bool with_stats;
   void* gradient;  // contiguous, in student's dtype; null: loss only
-  bool wide;       // arithmetic in double, since an N-sized input is
   bool aligned;    // every sample of every N-sized tensor starts at a multiple of 16 bytes; the CPU does not ask
 
   FDK_HOST_DEVICE bool is_raw() const {
     return prediction != PredictionKind::sample;
+  }
+
+  std::array<const Samples*, 6> inputs() const {
+    return {&student, &teacher, &fake, &teacher_uncond, &fake_uncond, &noisy};
+  }
+
+  // Whether the arithmetic is in double, since an N-sized input is.
+  bool is_wide() const {
+    for (const Samples* input : inputs()) {
+      if (input->data != nullptr && input->dtype == DType::f64) return true;
+    }
+    return false;
   }
 };
 

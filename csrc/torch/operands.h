@@ -121,13 +121,6 @@ inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const 
   return std::vector<double>(data, data + count);
 }
 
-inline Reduction reduction_named(const std::string& name) {
-  if (name == "mean") return Reduction::mean;
-  if (name == "sum") return Reduction::sum;
-  expect(name == "none", "reduction: unknown '", name, "'");
-  return Reduction::none;
-}
-
 // Of a mean: null, or one value on the samples' device or the CPU.
 inline void check_count(const OptionalTensor& count, Reduction reduction, const Tensor& like) {
   if (!count) return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, NamedTuple
 
 import torch
@@ -20,9 +21,11 @@ from fdkernels._op.arguments import (
     Samples,
     Scalar,
     State,
-    Table,
 )
 from fdkernels._op.operands import check, refuse
+from fdkernels.call_shape import CallShape
+
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
 # weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
 WEIGHT_STATS = 7
@@ -52,6 +55,16 @@ class WeightArguments(NamedTuple):
     log_ratio_min: Number = 0.0
     log_ratio_max: Number = 0.0
     normalize_weight: Flag = False
+
+    def heads(self) -> int:
+        """Logits per sample; 0 without logits."""
+        if self.logits is None:
+            return 0
+        return self.logits.shape[1] if self.logits.dim() == 2 else 1
+
+    def bins(self) -> int:
+        """Bins of the normalizer that the call reads; 0 without one."""
+        return 0 if self.logits is None or self.ratio_mean is None else self.ratio_mean.numel()
 
 
 class FdivArguments(NamedTuple):
@@ -92,6 +105,23 @@ class FdivArguments(NamedTuple):
         """The N-sized inputs that a call has, the student first."""
         given = (self.student, self.teacher, self.fake, self.teacher_uncond, self.fake_uncond, self.noisy)
         return [image for image in given if image is not None]
+
+    def shape(self) -> CallShape:
+        """The properties of the call from which its launches are planned."""
+        student, weighting = self.student, self.weighting
+        teacher, fake, teacher_uncond, fake_uncond, noisy = (
+            None if v is None else DTYPES[v.dtype]
+            for v in (self.teacher, self.fake, self.teacher_uncond, self.fake_uncond, self.noisy)
+        )
+        multiplier, mask = self.multiplier.entries, self.mask.entries
+        return CallShape(
+            student.shape[0], math.prod(student.shape[1:]), DTYPES[student.dtype], teacher, fake, teacher_uncond,
+            fake_uncond, noisy, raw=self.prediction != "sample",
+            multiplier=0 if multiplier is None else multiplier.shape[1],
+            mask=None if mask is None else (mask.shape[0], mask.shape[1]),
+            heads=weighting.heads(), bins=weighting.bins(), counted=self.divisor is not None, dmd_scale=self.dmd_scale,
+            with_stats=self.with_stats, with_grad=self.with_grad, reduction=self.reduction,
+        )  # fmt: skip
 
     def dtype(self) -> torch.dtype:
         """The dtype of the N-sized arithmetic."""
@@ -143,6 +173,3 @@ def check_fdiv_weight(call: WeightArguments) -> None:
 def _check_weighting(call: WeightArguments) -> None:
     if call.ratio_mean is not None and call.t is None:
         refuse("t", "values beside ratio_mean")
-
-
-__all__ = ["FDIV", "FDIV_WEIGHT", "STATS", "WEIGHT_STATS", "FdivArguments", "Table", "WeightArguments"]

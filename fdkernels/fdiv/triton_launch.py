@@ -30,7 +30,7 @@ from fdkernels.fdiv.arguments import (
 )
 from fdkernels.fdiv.triton_elements import Operands
 from fdkernels.fdiv.triton_kernels import Written, fdiv_apply_kernel, fdiv_fwd_kernel, fdiv_reduce_kernel
-from fdkernels.fdiv.triton_plan import Plan, heads_at_a_time, plan
+from fdkernels.fdiv.triton_plan import heads_at_a_time, plan
 from fdkernels.fdiv.triton_weight import WeightOperands, fdiv_weight_kernel
 
 PARTIALS = 5
@@ -57,28 +57,12 @@ def fdiv_weight(*operands: Any) -> tuple[Tensor, Tensor]:
     return weight, stats
 
 
-def forward_plan(call: FdivArguments) -> Plan:
-    """The plan of a call's launches."""
-    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
-    heads = bins = entries = 0
-    if call.weighting.logits is not None:
-        heads = _heads(call.weighting.logits)
-        bins = 0 if call.weighting.ratio_mean is None else call.weighting.ratio_mean.numel()
-    if call.mask.entries is not None and call.reduction != "sum" and call.divisor is None:
-        rows = 1 if call.reduction == "none" else call.mask.entries.shape[0]
-        entries = rows * call.mask.entries.shape[1]
-    return plan(
-        batch, elements, images=len(call.images()), float64=call.dtype() == torch.float64, heads=heads, bins=bins,
-        mask_entries=entries,
-    )  # fmt: skip
-
-
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """((loss, gradient, unscale, stats), the launches that write them) of a checked call."""
     student, weighting, weight = call.student, call.weighting, call.weight
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     outputs = loss, gradient, unscale, stats = fdiv_outputs(call)
-    spread = forward_plan(call)
+    spread = plan(call.shape())
     split = spread.schedule == "split"
     leading = batch + batch % 2 if split else 0  # even, so that the partial sums are aligned to 16 bytes
     workspace = student.new_empty((leading + PARTIALS * batch * spread.programs,), dtype=torch.float64)
@@ -155,14 +139,10 @@ def _weight_operands(call: WeightArguments, weight: Tensor | None) -> WeightOper
     t, weight = readable(call.t), readable(weight)
     if call.logits is None:
         return WeightOperands(None, 1, 1, t, weight, None, 1, None)
-    heads = _heads(call.logits)
+    heads = call.heads()
     bins = 1 if call.ratio_mean is None else call.ratio_mean.numel()
     chunks = -(-heads // heads_at_a_time(heads))
     return WeightOperands(call.logits.contiguous(), heads, chunks, t, weight, call.ratio_mean, bins, call.edges)
-
-
-def _heads(logits: Tensor) -> int:
-    return logits.shape[1] if logits.dim() == 2 else 1
 
 
 def _operands(call: FdivArguments) -> Operands:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
+from fdkernels.call_shape import CallShape
 
 
 class Limits(NamedTuple):
@@ -64,33 +65,15 @@ class Plan(NamedTuple):
         return (1 if self.schedule == "whole" else 2) + self.weigh_first
 
 
-def plan(
-    batch: int,
-    elements: int,
-    *,
-    images: int = 3,
-    float64: bool = False,
-    heads: int = 0,
-    bins: int = 0,
-    mask_entries: int = 0,
-    limits: Limits | None = None,
-) -> Plan:
-    """The plan of a forward call.
-
-    Args:
-        batch, elements: B and n.
-        images: number of N-sized inputs.
-        float64: whether the elements' arithmetic is float64.
-        heads: of the logits; 0 without logits.
-        bins: of the normalizer; 0 without a normalizer.
-        mask_entries: mask entries to count before the first gradient can be stored.
-        limits: used in place of `LIMITS`.
-    """
+def plan(call: CallShape, limits: Limits | None = None) -> Plan:
+    """The plan of a forward call; limits=None: `LIMITS`."""
     limits = limits or LIMITS
+    batch, elements, heads, bins = call.batch, call.elements, call.heads, call.bins
+    images = call.images()
     block = next_power_of_2(elements)
-    general = images > 3 or float64
+    general = len(images) > 3 or "fp64" in images
     most = limits.whole_elements_general if general else limits.whole_elements
-    whole = block <= most and mask_entries <= limits.counted_entries
+    whole = block <= most and counted_entries(call) <= limits.counted_entries
     samples = next_power_of_2(batch)
     block_of_heads = heads_at_a_time(heads)
     wider = max(next_power_of_2(max(bins, 1)), block_of_heads)
@@ -106,6 +89,14 @@ def plan(
     warps = max(4, min(8, tile // (256 if general else 512)))
     wide_offsets = needs_int64(programs * tiles * tile)
     return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, block_of_heads, pieces)
+
+
+def counted_entries(call: CallShape) -> int:
+    """Mask entries to count before the first gradient can be stored."""
+    if call.mask is None or call.reduction == "sum" or call.counted:
+        return 0
+    rows, entries = call.mask
+    return entries if call.reduction == "none" else rows * entries
 
 
 def heads_at_a_time(heads: int) -> int:

@@ -1,4 +1,4 @@
-"""The reports that page, charts and figures are tested with."""
+"""The reports for the tests of page, charts and figures."""
 
 from __future__ import annotations
 

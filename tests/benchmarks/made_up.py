@@ -1,4 +1,4 @@
-"""Rows that nobody measured, and reports of them in which there is everything that a report can have."""
+"""Made-up rows, and a report of them with everything that a report can have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNITS = {"µs": 1, "ms": 1e3, "s": 1e6, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9,
 
 
 def row(case: Case, variant: str = "native", **fields: Any) -> Row:
-    """Ours where the variant is one word, else a peer's in a mode."""
+    """Our row if the variant is one word, else a peer's in a mode."""
     _, _, mode = variant.partition(" ")
     found: dict[str, Any] = {
         "op": case.op, "shape_name": case.shape_name, "shape": case.shape, "dtype": case.dtype,
@@ -77,14 +77,14 @@ SETTING = {
 
 
 def number_of(text: str) -> float:
-    """With its unit, as microseconds or bytes."""
+    """The number in a text with its unit, in microseconds or bytes."""
     found = re.fullmatch(r"([-\d.,]+(?:e[+-]?\d+)?)(?: (µs|ms|s|B|kB|MB|GB|TB|GB/s|×|%))?", text.replace("\u00a0", " "))
     assert found, text
     return float(found[1].replace(",", "")) * UNITS.get(found[2], 1)
 
 
 def agrees(text: str, value: float | None) -> bool:
-    """Whether a reader takes the number from the text, to the half of its third digit."""
+    """Whether the text shows the number, to half a unit of its third digit."""
     if value is None:
         return text == "–"
     return math.isclose(number_of(text), value, rel_tol=0.051 if "e" in text else 0.0051)

@@ -1,4 +1,4 @@
-"""The peers' chains, written anew, give what the peers' own functions gave (recorded in tests/data)."""
+"""The peers' chains, rewritten here, give what the peers' own functions gave (recorded in tests/data)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.cases import baselines
 
 DATA = Path(__file__).parents[1] / "data"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# bf16 chains round after every op: the recorded figures are those of the same roundings in the same order, or nearly.
+# bf16 chains round after every op: the originals rounded in the same order, or nearly.
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-3}
 GUIDED = ("teacher_cond", "teacher_uncond", "fake", "guidance_w")
 CHAINS = {

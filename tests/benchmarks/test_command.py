@@ -77,7 +77,7 @@ TINY = ["--shapes", "tiny", "--dtype", "fp32", "--baseline", "fastgen", "--devic
 
 @pytest.fixture
 def bench(monkeypatch):
-    """A run whose cases are measured by nobody: `rows` and `skipped` are what the report gets."""
+    """A run that measures nothing: the report gets `rows` and `skipped`."""
     made = SimpleNamespace(given=None, seconds=None, rows=None, skipped=())
     whole = cli.run
 
@@ -146,7 +146,7 @@ SLOW = rows_with(time_us=300.0, low_us=290.0, high_us=310.0)
     ],
 )
 def test_exit_codes(bench, tmp_path, capsys, after, code, compared, said):
-    """Of a run, of one that is compared with an older one, of two reports without a run."""
+    """Exit codes of a run, of a run that is compared with an older one, and of two reports without a run."""
     old, new = str(tmp_path / "old.json"), str(tmp_path / "new.json")
     bench.rows = rows_with()
     assert cli.main([*TINY, "--json", old]) == 0
@@ -160,7 +160,7 @@ def test_exit_codes(bench, tmp_path, capsys, after, code, compared, said):
 
 
 def test_a_run_and_its_report(tmp_path):
-    """Whose layout is that of what is kept in benchmarks/results."""
+    """The report has the layout of those in benchmarks/results."""
     file, html = tmp_path / "report.json", tmp_path / "page.html"
     settings = "fused_fdiv_loss,fdiv_weight --shapes tiny --dtype fp32 --rounds 7 --mode eager --device cpu"
     command = [sys.executable, "-m", "benchmarks", *settings.split(), "--json", str(file), "--html", str(html)]

@@ -25,7 +25,7 @@ def peer(median=20.0, **more):
 
 
 def on_gpu(wall=50.0, **more):
-    """Captured in a graph, with the times of plain calls."""
+    """A row that was captured in a graph, with the times of plain calls."""
     return row(**{"timed_by": "graph", **dict(zip(PLAIN, (wall, 0.98 * wall, 1.02 * wall), strict=True)), **more})
 
 
@@ -94,7 +94,7 @@ def test_an_older_run(old, new, said):
         ({}, {"device": "another CPU"}, "device: a CPU before, another CPU now"),
         ({}, {"threads": 4}, "threads: 2 before, 4 now"),
         ({"cores": 2}, {"cores": 64}, "cores: 2 before, 64 now"),
-        ({}, {"cores": 64}, None),  # the older report does not tell
+        ({}, {"cores": 64}, None),  # the older report does not have it
         ({}, {"kind": "cuda"}, "kind: cpu before, cuda now"),
     ],
 )

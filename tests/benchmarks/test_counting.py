@@ -40,7 +40,7 @@ def test_tensor_traffic(call, ops, elements):
 
 
 def test_launches_and_syncs_of_a_trace():
-    """Work may end on the GPU after the host's range; its waits count within the range alone."""
+    """GPU work counts even if it ends after the host's range; the host's waits count only within the range."""
     events = [("cudaStreamSynchronize", "cuda_runtime", 5), ("late", "kernel", 130), ("early", "kernel", 20),
               ("Memcpy DtoH", "gpu_memcpy", 40), ("cudaLaunchKernel", "cuda_runtime", 15),
               ("cudaStreamSynchronize", "cuda_runtime", 30),

@@ -73,7 +73,7 @@ def test_the_command_writes_figures_and_readme(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_second_run_reproduces_the_first() -> None:
-    """Of the same commit."""
+    """Two runs of the same commit."""
     runs = [load(figures.RESULTS / name) for name in ("cpu.json", "cpu_again.json")]
     assert len({run["setting"]["commit"] for run in runs}) == 1
     for old, new in (runs, runs[::-1]):

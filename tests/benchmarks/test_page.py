@@ -1,5 +1,5 @@
-"""Every number on the benchmark's page is the report's, at the path that it names; what is drawn lies where the report
-says, and leads to its row."""
+"""Every number on the benchmark's page is the report's, at the path that it names. Every mark of a chart lies where the
+report says, and leads to its row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.benchmarks.made_up import agrees, number_of
 
 
 def sourced(text: str) -> list[tuple[str, str]]:
-    """(path, text) of each figure."""
+    """(path, text) of each figure on the page."""
     found = re.findall(r'<span data-from="([^"]*)">([^<]*)</span>', text)
     return [(html.unescape(path), html.unescape(shown)) for path, shown in found]
 
@@ -72,7 +72,7 @@ def test_a_line_of_the_table_is_its_row_and_sorts_by_what_it_shows(text: str, re
         wanted = {f"comparisons/{n}/{key}" for key in ("ratio", "low", "high")}
         assert wanted <= said or c["verdict"] == "wrong" or c["ours"] == "reference"
     keys = {key for row in rows for key in row if row[key] is not None} - {"op", "ours", "backend", "mode", "wrong"}
-    keys -= {"predicted_us", "graphs"}  # which the page leaves out: older reports have them
+    keys -= {"predicted_us", "graphs"}  # older reports have these; the page leaves them out
     assert keys <= {path.split("/")[2] for path in said if path.startswith("rows")}
 
 
@@ -92,7 +92,7 @@ def test_a_report_may_lack_everything_and_cannot_break_the_page() -> None:
 
 
 def drawn(draw: Callable[[Axes, Report], None], report: Report) -> tuple[Axes, dict[int, list[tuple[float, float]]]]:
-    """The axes, and the points of each row that a mark leads to; each mark is that of its rows."""
+    """The axes, and the points of each row that a mark leads to. Asserts that each row has its own kind of mark."""
     axes = Figure().subplots()
     draw(axes, report)
     points: dict[int, list[tuple[float, float]]] = {}
@@ -113,7 +113,7 @@ def test_speedups(report: Report) -> None:
     lines = [segment for each in axes.collections if hasattr(each, "get_segments") for segment in each.get_segments()]
     assert sorted((low[0], high[0]) for low, high in lines) == sorted((c["low"], c["high"]) for c in right)
     ticks = [label.get_text() for label in axes.get_yticklabels()]
-    for c in right:  # the line of its case, below its formula
+    for c in right:  # each lies on the line of its case, below its formula
         at = {round(y) for x, y in points[row_of(report, c, "other")] if x == c["ratio"]}
         case, below = f"{c['shape_name']} {c['dtype']}", ticks.index(c["formula"])
         assert any(y > below and ticks[y].startswith(case) for y in at)

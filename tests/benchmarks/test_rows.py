@@ -68,7 +68,7 @@ def test_the_streaming_limit_reads_three_and_writes_one(dtype):
 
 @pytest.mark.parametrize("name", ["dmd2_pixel", "weight"])
 def test_figures_of_a_row(monkeypatch, name):
-    """Its bytes and its limit, by known times: 10 µs at 4 GB/s; each set of inputs has its turn."""
+    """Bytes and limit of a row, from known figures: a time of 10 µs, a limit of 4 GB/s, 3 sets of inputs."""
     formula = FORMULAS[name]
     least, ceiling = formula.minimum_bytes(formula.tiny()), Timing(1e-3, 9e-4, 2e-3, 30, 1)
     times = {"time_us": 10.0, "low_us": 9.0, "high_us": 12.0, "timed_by": "calls"}
@@ -89,8 +89,8 @@ def test_figures_of_a_row(monkeypatch, name):
 
 @pytest.mark.parametrize("captured", [True, False])
 def test_times_of_a_gpu(monkeypatch, captured):
-    """Ours by a graph, a peer that syncs by plain calls; a replay's time is that of its calls, each set once in it.
-    Ours that cannot be captured is a fault."""
+    """Ours is timed by a graph, a peer that syncs by plain calls. A replay's time covers a call for each set of inputs.
+    If ours cannot be captured, that is a fault."""
 
     class Replay:
         def __init__(self, step, data):
@@ -121,7 +121,7 @@ def test_times_of_a_gpu(monkeypatch, captured):
 
 
 def test_counts_of_a_gpu_are_those_of_a_call(monkeypatch):
-    """Each row with a step of its own; one that fails keeps its times and is said."""
+    """Each row has its own step. A row whose step fails keeps its times, and is reported."""
 
     def make():
         raise RuntimeError("out of memory")

@@ -1,4 +1,4 @@
-"""All cases of a run: what stops it, what is said of the rest, and the report that grows meanwhile."""
+"""All cases of a run: what stops it, what is reported of the rest, and the report that grows meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = [str(case) for case in CASES]
 
 @pytest.fixture
 def measuring(monkeypatch):
-    """Cases take a second each, as does counting one; `stop_at` is interrupted, `fails` fails."""
+    """Timing a case takes a second, and so does counting it; `stop_at` is interrupted, `fails` fails."""
     made = SimpleNamespace(now=1000.0, log=[], stop_at=None, fails=None)
 
     def measure(formula, case, options):
@@ -68,7 +68,7 @@ def test_a_whole_run_whose_report_grows(measuring, tmp_path):
     [
         ("cpu", 0.5, 2, 0, NAMES[1:]),
         ("cpu", 100.0, 8, 0, []),
-        # A quarter of the seconds is kept for counting, what has to be compiled last.
+        # A quarter of the seconds is kept for counting; compiled variants are counted last.
         ("cuda", 5.5, 8, 4, [*counts(NAMES[2:]), *counts(NAMES, compiled=True)]),
         ("cuda", 1.9, 4, 0, [*NAMES[2:], *counts(NAMES[:2]), *counts(NAMES[:2], compiled=True)]),
     ],

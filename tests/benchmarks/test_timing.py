@@ -1,4 +1,4 @@
-"""Times under a clock that moves as it is told, on a CPU and on a GPU that is made up: they come out exact."""
+"""Times by a clock that the test moves, on a CPU and on a made-up GPU: they come out exact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.measure import rows, timing
 from benchmarks.measure.gpu_timing import WINDOW, Replay, device_timings, syncs
 from benchmarks.measure.timing import Timing, summarize, time_interleaved
 
-TICK = 2.0**-10  # seconds, of which sums are exact
+TICK = 2.0**-10  # seconds; sums of ticks are exact
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """A call that takes (ticks at its index), and the log of all calls."""
+    """(A function that makes calls, which take ticks(index) each; the log of all calls)."""
     clock, log = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
@@ -34,7 +34,7 @@ def work(monkeypatch):
 
 @pytest.mark.parametrize("rounds", [*range(timing.FEWEST_FOR_AN_INTERVAL, 61), 100, 101, 400])
 def test_the_interval_holds_the_median_in_95_of_100_runs(rounds):
-    """Ranks low to high hold it unless too many samples lie on one side of it, each with a chance of one half."""
+    """Ranks low to high enclose the median unless too many samples lie on one side of it, each with chance one half."""
     ranks = summarize([float(i) for i in range(rounds)][::-1], 1)
     inside = range(int(ranks.low) + 1, int(ranks.high) + 1)
     chance = sum(math.comb(rounds, below) for below in inside) / 2**rounds
@@ -72,12 +72,12 @@ def test_rounds_end_early_but_not_before_there_are_enough(work, rounds, seconds,
     assert time_interleaved({"a": call}, rounds=rounds, window=0.0, seconds=seconds)["a"][0].rounds == made
 
 
-GPU_TICK = 2.0**-12  # eight and a bit make a window
+GPU_TICK = 2.0**-12  # a window is 8.2 of them
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Its host's clock, and when it has finished what is queued. A graph keeps what is launched while it captures."""
+    """The host's clock, and when the GPU has finished its queue. A graph keeps what is launched while it captures."""
     gpu = SimpleNamespace(now=0.0, free=0.0, captured=None, waits=0, sync_mode=0)
 
     def launch(work, operation):
@@ -128,7 +128,7 @@ def gpu(monkeypatch):
 
 
 def double(gpu, ticks=1.0, calls=None):
-    """A step: twice its input, one tick of the host's time and `ticks` of the device's."""
+    """A step that doubles its input, in one tick of the host's time and `ticks` of the device's."""
 
     def step(v):
         if calls is not None:
@@ -146,8 +146,8 @@ def sets(count):
 
 
 def test_calls_until_the_device_has_finished_and_until_they_return(gpu):
-    """Three calls: issued in 3 ticks; the device begins after the first and is done at 1 + 3 × 3. Each goes on with the
-    next set of inputs. Short calls fill a window of 8.2 ticks, up to a limit."""
+    """Three calls are issued in 3 ticks; the device begins after the first and is done at 1 + 3 × 3. Each call takes
+    the next set of inputs. Short calls fill a window of 8.2 ticks, up to a limit."""
     seen, data = [], sets(5)
     free = lambda v: setattr(gpu, "now", gpu.now + 2**-30)  # noqa: E731
     steps = {"a": double(gpu, 3, seen), "short": double(gpu, 0), "free": free}
@@ -157,13 +157,13 @@ def test_calls_until_the_device_has_finished_and_until_they_return(gpu):
     assert (wall.calls, wall.rounds, call.rounds) == (3, 7, 7)
     assert wall.median == wall.low == wall.high == pytest.approx(10 / 3 * GPU_TICK)
     assert call.median == call.low == call.high == pytest.approx(GPU_TICK)
-    assert len(seen) == 3 + 3 + 7 * 3  # first calls, those that size a sample, samples
+    assert len(seen) == 3 + 3 + 7 * 3  # warm-up, the calls that size a sample, samples
     assert all(v is data[i % 5] for i, v in enumerate(seen))
     assert (found["short"][0].calls, found["free"][0].calls) == (9, 50)
 
 
 def test_the_devices_own_time(gpu):
-    """In seconds, read only when all is done; the host's time does not count."""
+    """Times in seconds, read only when all is done; the host's time does not count."""
     done = []
 
     def work(name, ticks):
@@ -191,7 +191,7 @@ def test_a_replay_is_a_call_for_each_set_of_inputs(gpu):
 
 @pytest.mark.parametrize("escapes", [1.0, 3.0])
 def test_a_replay_that_leaves_a_result_unwritten_is_refused(gpu, escapes):
-    """As work on a thread or stream of its own would: done while the graph is captured, then never again."""
+    """Like work on another thread or stream: it is done while the graph is captured, and never again."""
     captured = double(gpu)
     with pytest.raises(RuntimeError, match="leaves results unwritten"):
         Replay(lambda v: 2 * v if v[0] == escapes else captured(v), sets(3))

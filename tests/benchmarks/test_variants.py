@@ -26,7 +26,7 @@ def measured(formula, *modes, dtype="fp32"):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_ours_is_the_peers_formula(name, dtype):
-    """Both against float64, which shares code with neither, and ours no farther from it; all at the same upstream."""
+    """Both are near the float64 result, which shares no code with them, and ours is no farther from it."""
     formula = FORMULAS[name]
     case = formula.tiny(dtype)
     inputs = formulas.make_inputs(case, "cpu", seed=0)
@@ -52,7 +52,7 @@ def unguided(student, cond, uncond, fake, w, mask):
     ("name", "dtype", "chain"),
     [
         ("fastgen", "fp32", scaled(FASTGEN.chain)),
-        ("dmd2_pixel", "bf16", scaled(PIXEL.chain)),  # hidden by bf16's rounding, not by float32's
+        ("dmd2_pixel", "bf16", scaled(PIXEL.chain)),  # bf16's rounding hides this, float32's does not
         ("self_forcing", "bf16", unguided),
         ("weight", "fp32", scaled(FORMULAS["weight"].chain)),
     ],
@@ -88,7 +88,7 @@ def test_the_error_that_is_allowed(dtype, ours, peers):
         assert because(0.99 * allowed, backend, dtype=dtype) is None
         assert because(1.01 * allowed, backend, dtype=dtype).endswith(f"(allowed {allowed:g})")
         assert because(float("nan"), backend, dtype=dtype) is not None
-    for mode in variants.COMPILE_MODES:  # compiled code may not be worse than eager, but as near as ours has to be
+    for mode in variants.COMPILE_MODES:  # allowed: twice eager's error, or what ours may have
         assert because(0.1, mode=mode, eager=0.08) is because(3.9e-3, mode=mode, eager=1e-5) is None
         assert because(0.1, mode=mode, eager=0.04) == "gradient is off by 0.1 when compiled, by 0.04 in eager mode"
 
@@ -96,8 +96,7 @@ def test_the_error_that_is_allowed(dtype, ours, peers):
 @pytest.mark.parametrize("eager", [["eager"], []])
 @pytest.mark.parametrize("by", [1.1, 0.9])
 def test_a_compiler_that_is_off_by_a_tenth_is_flagged(by, eager, monkeypatch):
-    """In bf16, where a peer's own formula may be off by as much, but at this case is not; what is called is what was
-    compiled."""
+    """In bf16, where a peer's formula may be off as much, but is not in this case. The compiled chain is what runs."""
     monkeypatch.setattr(torch, "compile", lambda chain, **_: scaled(chain, by))
     rows = measured(FASTGEN, *eager, "compile default", dtype="bf16").rows
     assert [row.wrong for row in rows] == [False, *(False for _ in eager), True]
@@ -105,7 +104,7 @@ def test_a_compiler_that_is_off_by_a_tenth_is_flagged(by, eager, monkeypatch):
 
 
 def test_compiled_code_is_that_of_a_case_alone_and_is_not_compiled_while_it_is_timed(monkeypatch, fresh_compiler):
-    """Without torch.compile's slow half: what was asked of it, by Dynamo's graphs run as they are."""
+    """torch.compile is recorded, and runs Dynamo's graphs without the slow code generation."""
     asked, whole, timings = [], torch.compile, measuring.cpu_timings
 
     def compile(function, **options):

@@ -1,4 +1,4 @@
-"""Processes that run the command line and can be killed, forked from one that has the modules loaded already."""
+"""Processes that run the command line and can be killed, forked from one that has loaded the modules already."""
 
 import multiprocessing
 import os
@@ -14,8 +14,8 @@ class Program:
     """A process that runs `fdistill` with these arguments.
 
     Args:
-        lines: Python to run first; in it `at(step, act)` calls act before an iteration, `kill(signal)` kills itself.
-        pictures: draw them, and the report, which take most of the seconds of a tiny run.
+        lines: Python to run first; in it, `at(step, act)` calls act before an iteration, `kill(signal)` kills itself.
+        pictures: draw pictures and the report, which take most of the seconds of a tiny run.
     """
 
     def __init__(self, *arguments, lines="", umask=0o022, pictures=False):
@@ -39,7 +39,7 @@ class Program:
             return file.read()
 
     def result(self):
-        """Exit status (negative: the signal), what it printed, and its messages, one a line."""
+        """Exit status (negative: the signal), what was printed, and the program's messages, one per line."""
         done = self.completed()
         assert "Traceback" not in done.stderr, done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("fdistill: ")]
@@ -68,7 +68,7 @@ def _program(folder, files, umask, lines, pictures, arguments):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     torch.set_num_threads(1)
-    cpus.tell_if_oversubscribed = lambda: None  # it depends on what else the machine does
+    cpus.tell_if_oversubscribed = lambda: None  # its message depends on what else the machine does
     if not pictures:
         report.build = lambda *_: None
         plots.render = lambda *_: None

@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(kind, saved, capsys):
     assert checkpoints.latest().name == "step-00000004"
     error = capsys.readouterr().err
     assert "passed over" in error and told in error and "whole checkpoint is" in error
-    checkpoints.save(6, nets, {"step": 6})  # what is newer is damaged: the last `keep` are of what was saved since
+    checkpoints.save(6, nets, {"step": 6})  # the damaged step 8 takes no place among the last `keep`
     assert [name for name in names(checkpoints.folder) if name.startswith("step")] == ["step-00000004", "step-00000006"]
     assert checkpoints.latest().name == "step-00000006"
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""fdistill compare as a person runs it: real processes, terminals of little, and runs that diverge."""
+"""fdistill compare as a person runs it: real processes, terminals that lack characters, and runs that diverge."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def process(module, *arguments, **environment):
 
 
 def test_a_terminal_of_ascii(tiny_gmm, workplace):
-    """The files that are read hold what it lacks."""
+    """The files that are read have characters that the terminal lacks."""
     Path("mine.yaml").write_text("# σ ± 1\npreset: gmm\nseed: 3\n", encoding="utf-8")
     arguments = ["mine.yaml", "--divergences", "kl-shuffled", "--seeds", "1", *tiny_gmm]
     done = process("fdistill", "compare", *arguments, **ASCII)
@@ -40,7 +40,7 @@ def test_a_terminal_of_ascii(tiny_gmm, workplace):
 
 @pytest.mark.usefixtures("without_pictures")
 def test_every_divergence_at_once(tiny_gmm, workplace, capsys):
-    """test_plots.py draws as many arms, more than there are colours."""
+    """More arms than there are colors; test_plots.py draws as many."""
     assert cli.main(["compare", "gmm", "--divergences", ",".join(EVERY), "--seeds", "1", *tiny_gmm]) == 0
     assert f"{len(EVERY)} to train" in capsys.readouterr().out
     folder = workplace / "runs" / "gmm-compare"
@@ -140,7 +140,7 @@ def test_the_control_of_any_divergence():
         arms_of(["js-shuffled", "jensen_shannon-shuffled"])
 
 
-# ---- runs that diverged
+# Runs that diverged.
 
 
 def ran(value, **more):
@@ -180,7 +180,7 @@ def test_large_numbers_keep_the_columns(workplace):
 
 
 def test_a_stored_run_that_diverged_is_compared(tiny_gmm, workplace, capsys):
-    """What metrics.json of such a run holds."""
+    """metrics.json is as such a run leaves it."""
     arguments = ["compare", "gmm", "--divergences", "rkl,kl", "--seeds", "1", *tiny_gmm]
     assert cli.main(arguments) == 0
     path = workplace / "runs" / "gmm-compare" / "kl-seed0" / "metrics.json"

@@ -66,7 +66,7 @@ LONG = "x" * 10_000
         *((key, LONG) for key in ("steps", "task", "student", "student.schedule", "device", "loss.backend", LONG)),
         ("name", f"../{LONG}"),
         ("phases", f"[[{LONG}]]"),
-        ("steps", f"[{LONG}"),  # no YAML
+        ("steps", f"[{LONG}"),  # not YAML
         ("steps", f"!{LONG} 1"),
         ("steps", "9" * 5000),  # more digits than Python reads
         ("steps", "-0x" + "f" * 5000),  # or prints
@@ -267,7 +267,7 @@ def test_the_digest_ignores_presentation_alone():
     assert config.digest(load("gmm", ["student.lr=1"]), evaluation=False) != training
 
 
-# What --resume refuses to change. A new setting belongs here, or into config.EVALUATION or PRESENTATION.
+# The settings that --resume refuses to change. A new setting belongs here, or into config.EVALUATION or PRESENTATION.
 TRAINING = """
     task seed steps batch phases sigma_max sigma_log_mean sigma_log_std ema device
     loss.divergence loss.ratio_range loss.normalize_ratio loss.bins loss.decay loss.gan_weight loss.shuffle_weight

@@ -1,4 +1,4 @@
-"""Threads, and the word about a machine that has no CPUs free for them."""
+"""Threads, and the message about a machine that has no free CPUs for them."""
 
 import itertools
 import os
@@ -10,8 +10,8 @@ from fdistill import cli, config, cpus, run
 
 
 def machine(root, *looks, quota=None, version=2):
-    """Files of a system with two CPUs; each look, (idle ticks, busy ticks, CPU seconds of the container), is written
-    before the next sleep ends."""
+    """The files of a system with two CPUs. Each look is (idle ticks, busy ticks, CPU seconds of the container), and is
+    written before the next sleep ends."""
     (root / "proc").mkdir()
     (root / "sys/fs/cgroup/cpu").mkdir(parents=True)
     (root / "sys/fs/cgroup/cpuacct").mkdir()
@@ -40,7 +40,7 @@ def machine(root, *looks, quota=None, version=2):
 def two_cpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     clock = itertools.count()
-    monkeypatch.setattr(cpus.time, "perf_counter", lambda: float(next(clock)))  # a second goes by between two readings
+    monkeypatch.setattr(cpus.time, "perf_counter", lambda: float(next(clock)))  # one second passes between two readings
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -51,7 +51,7 @@ def two_cpus(monkeypatch):
         ((25, 75, 0.0), None, 0.5),
         ((0, 100, 0.0), None, 0.0),
         ((100, 0, 0.0), 1, 1.0),  # a container with one CPU
-        ((75, 25, 0.75), 1, 0.25),  # and a neighbour in it
+        ((75, 25, 0.75), 1, 0.25),  # with a neighbor in it
         ((100, 0, 3.0), 1, 0.0),
         ((10, 90, 0.0), 8, 0.2),
     ],
@@ -72,7 +72,7 @@ def test_a_system_that_does_not_tell(tmp_path, two_cpus):
     [
         (2, [1.9], ""),
         (2, [1.5], ""),
-        (2, [0.2, 0.3, 1.8], ""),  # what ended just now
+        (2, [0.2, 0.3, 1.8], ""),  # other work that has just ended
         (2, [None], ""),
         (1, [0.6], ""),
         (2, [0.2, 0.9, 0.1], "fdistill: 2 threads, but about 0.9 free CPUs, since other work runs or the container has "

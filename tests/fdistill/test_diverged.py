@@ -1,4 +1,4 @@
-"""A student whose numbers end: a finished run that says so, never a traceback and never NaN in JSON."""
+"""A student with numbers that are no longer finite: a finished run that says so, never a traceback or NaN in JSON."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_weights_that_end_with_the_last_update_are_seen(tiny_gmm, workplace, mon
 
 @pytest.mark.parametrize(("role", "title"), [("fake", "fake score"), ("discriminator", "discriminator")])
 def test_a_diverged_critic_is_no_success(role, title, tiny_gmm, workplace, capsys):
-    """The student's samples stay finite, since all of them are dropped."""
+    """The student's samples stay finite, because all of them are dropped."""
     assert cli.main(["train", "gmm", "name=g", *tiny_gmm, f"{role}.lr=1e30"]) == cli.EXIT_DIVERGED
     result = strict(workplace / "runs/g/metrics.json")
     assert result["diverged"] and result["diverged_role"] == role and None not in result["student"].values()
@@ -108,7 +108,7 @@ def test_a_teacher_that_diverged_is_not_kept(tiny_digits, tmp_path, workplace, c
     from fdistill.digits import load_or_train_teacher, teacher_folder
 
     assert not (teacher_folder(load("digits", overrides)) / "unet").exists()
-    load_or_train_teacher(load("digits", overrides[:-1]))  # the folder is not spoiled
+    load_or_train_teacher(load("digits", overrides[:-1]))  # the failed teacher has not spoiled the folder
 
 
 def test_without_pictures_and_floor(tiny_digits, workplace):
@@ -120,7 +120,7 @@ def test_without_pictures_and_floor(tiny_digits, workplace):
 
 
 def test_the_low_ends_work_to_the_end(tiny_gmm, workplace, capsys):
-    """And what is healthy did not diverge."""
+    """The lowest settings work to the end, and a healthy run is not called diverged."""
     lowest = ["batch=2", "depth=0", "critic_depth=0", "width=1", "critic_width=1", "eval.samples=100", "loss.bins=1"]
     assert cli.main(["train", "gmm", "name=g", *tiny_gmm, *lowest, "ema=0", "loss.decay=0"]) == 0
     page = (workplace / "runs/g/report.html").read_text()

@@ -1,4 +1,4 @@
-"""Data that the trainer did not make stays, however the options are spelled."""
+"""The trainer never deletes or overwrites data that it did not make, however the options are spelled."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ TOO_LONG = "x" * 300
 
 
 def draw_nothing(patch):
-    """Pictures take most of the seconds of a tiny run."""
+    """Switch off pictures: they take most of the seconds of a tiny run."""
     patch.setattr(report, "build", lambda *_: None)
     patch.setattr(plots, "render", lambda *_: None)
 
@@ -45,7 +45,7 @@ runs/g/checkpoints/step-00000004-best/student.safetensors runs/g/checkpoints/.st
 
 @pytest.fixture
 def world(workplace, finished):
-    """Runs, and precious files beside, inside, above, and behind links."""
+    """Runs, with precious files beside, inside and above them, and behind links."""
     runs, data = workplace / "runs", workplace / "data"
     for name in ("g", "a", "a/b", "c/d", "linked"):
         shutil.copytree(finished, runs / name)
@@ -69,7 +69,7 @@ def contents(folder):
     }
 
 
-# Arguments of train, the exit status, and the run that they name where they are accepted.
+# Arguments of train, the exit status, and the run that they name, if they are accepted.
 SPELLINGS = [
     (["name=.", *FRESH], 2, None),
     (["name=./", *FRESH], 2, None),

@@ -1,4 +1,4 @@
-"""Without packages of the extra `train`: help works, and a command says which one it lacks before it spends minutes."""
+"""Without packages of the extra `train`, help works, and a command names what it lacks before it spends minutes."""
 
 import os
 import re
@@ -15,7 +15,7 @@ EVERY = sorted(cli.PACKAGES)
 
 @pytest.fixture(scope="module")
 def run():
-    """The command line where the blocked packages are not installed."""
+    """The command line, with the blocked packages not installed."""
     python = Forked()
     yield lambda blocked, *arguments: python.run(os.getcwd(), "-m", "fdistill", *arguments, missing=blocked)
     python.close()
@@ -75,6 +75,6 @@ def test_comparing_checks_before_it_trains(workplace, run, tiny_gmm):
 
 
 def test_another_missing_module_is_a_fault_of_its_own(workplace, run):
-    """Not to be told as a package of the trainer."""
+    """The error must not be reported as a missing package of the trainer."""
     done = run(["fdistill.run"], "train", "gmm")
     assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr

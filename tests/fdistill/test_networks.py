@@ -57,7 +57,7 @@ def test_the_mixture_score_is_the_gradient_of_its_density(mixture):
     sigma = torch.rand(50, dtype=torch.float64) + 0.05
     (gradient,) = torch.autograd.grad(mixture.log_density(x, sigma).sum(), x)
     torch.testing.assert_close(mixture.score(x, sigma), gradient)
-    # Tweedie: the denoiser that the raw prediction stands for.
+    # Tweedie's formula: the denoiser is x + σ²·score.
     torch.testing.assert_close(mixture.denoise(x, sigma), x + sigma[:, None] ** 2 * gradient)
 
 

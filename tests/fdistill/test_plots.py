@@ -1,4 +1,4 @@
-"""The pictures of a run: nothing covered, nothing empty, and what a run that diverged leaves."""
+"""The pictures of a run: nothing is covered, nothing is empty, and a run that diverged has pictures too."""
 
 import re
 
@@ -58,7 +58,7 @@ def test_a_grid_shows_its_panels_and_nothing_else(tmp_path, drawn, count):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_legend_covers_nothing(name, drawn):
-    """It lies above the axes and within the figure, in the report's size."""
+    """In the report's size, the legend lies above the axes and within the figure."""
     plots.render(lambda figure: FIGURES[name](figure.subplots()), (4.6, 2.9))
     (figure,) = drawn
     (axes,) = figure.axes
@@ -96,7 +96,7 @@ def test_figures_of_a_run_that_diverged(bad, tmp_path, drawn):
     assert ("no finite values" in {text.get_text() for text in drawn[-1].axes[0].texts}) == (bad != 1e30)
 
 
-# ---- the report's cards
+# The report's cards.
 
 
 @pytest.mark.parametrize("columns", [2, 3, 4])
@@ -158,7 +158,7 @@ def test_numbers_keep_their_width():
     assert [report.number(v, ".2f") for v in (0.126, 1e30, None, float("nan"))] == ["0.13", "1e+30", "–", "–"]
 
 
-# ---- a comparison
+# A comparison.
 
 
 @pytest.mark.parametrize("count", [1, 12, 40])

@@ -1,4 +1,4 @@
-"""Every number of every config: what is taken, what is refused, and that each has a range at all."""
+"""Every number of every config: which values are accepted and refused, and that each number has a range at all."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ from fdistill import config, settings_table
 from fdistill.config import ConfigError, load
 from fdistill.ranges import Range
 
-OPTIMIZER = {  # taken, refused
+OPTIMIZER = {  # accepted, refused
     "lr": ("1e-30 1e-4 1 1e30", "0 -1 -1e-9"),
     "betas": ("[0,0] [0.9,0.999]", "[1,0] [0,1] [-0.1,0] [0,2] [0.9] [0.9,0.9,0.9]"),
     "weight_decay": ("0 null 0.01 500", "-1 -0.01"),
@@ -74,7 +74,7 @@ ROWS = [(task, key, *edges) for task, table in TABLE.items() for key, edges in t
 
 
 def numbers(kind):
-    """The ranges of the numbers in a type; None for a number without one."""
+    """The ranges of the numbers in a type, with None for a number without a range."""
     args = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Annotated:
         return [args[1]] if args[0] in (int, float) else numbers(args[0])

@@ -1,4 +1,4 @@
-"""A role's state, the meter, the rhythm of a run. The steps themselves: test_steps.py."""
+"""A role's state, the meter, the rhythm of a run. test_steps.py tests the steps themselves."""
 
 import copy
 import math

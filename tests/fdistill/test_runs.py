@@ -1,4 +1,4 @@
-"""Runs as people meet them: processes that are killed, damaged checkpoints, two processes in one folder, full disks."""
+"""Runs as people meet them: killed processes, damaged checkpoints, two processes in one folder, full disks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def fdistill(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A finished run of a process that ran under umask 022."""
+    """A finished run, made under umask 022."""
     out = tmp_path_factory.mktemp("unbroken")
     assert fdistill(*TRAIN, f"out={out}")[0] == 0
     return out / "r"
@@ -34,7 +34,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run that was killed in iteration 11: checkpoints of 4 and 8, a log up to 10."""
+    """A run that was killed in iteration 11: checkpoints of steps 4 and 8, a log up to step 10."""
     out = tmp_path_factory.mktemp("killed")
     assert fdistill(*TRAIN, f"out={out}", lines="at(10, kill)")[0] == -signal.SIGKILL
     assert names(out / "r/checkpoints") == ["step-00000004", "step-00000008"]
@@ -56,7 +56,7 @@ def log(folder):
 
 
 def assert_same_run(folder, unbroken):
-    """Bit for bit: the last networks, the student, what was measured, the log without its times."""
+    """Equal bit for bit: the last networks, the student, its figures, the log without its times."""
     for path in [
         *(unbroken / "checkpoints/step-00000012").glob("*.safetensors"),
         *(unbroken / "student").glob("*.saf*"),
@@ -72,7 +72,7 @@ def assert_same_run(folder, unbroken):
 def test_a_run_goes_on_from_the_newest_whole_checkpoint(kind, broken, unbroken):
     do, told = DAMAGE[kind]
     do(broken / "checkpoints/step-00000008")
-    (broken / "checkpoints/latest").write_text("step-00000099")  # an older version's; nothing reads it
+    (broken / "checkpoints/latest").write_text("step-00000099")  # as an older version left it; nothing reads it
     status, out, err = fdistill(*TRAIN, "--resume")
     assert status == 0
     assert "going on from step-00000004" in out
@@ -112,7 +112,7 @@ def test_killed_before_the_first_checkpoint_nothing_is_lost(workplace, unbroken)
     assert_same_run(workplace / "runs/r", unbroken)
 
 
-# The parts of a save, in the order in which they come: files, hashes, the rename, the trace, what is no longer kept.
+# The parts of a save, in their order: seal the files with hashes, rename, write the trace, remove what is not kept.
 MOMENTS = ["seal", "install", "write_atomically", "remove"]
 
 
@@ -202,7 +202,7 @@ Role.update = slow
     finally:
         first.kill()
     assert second.result()[0] == 0
-    assert "| 2/4" in second.errors()  # from the checkpoint that the first one left
+    assert "| 2/4" in second.errors()  # from the first one's checkpoint
 
 
 def test_files_have_the_modes_of_the_umask(unbroken, workplace):
@@ -255,7 +255,7 @@ def test_no_export_into_a_run(unbroken, workplace):
 
 
 def test_nobody_reads(unbroken, workplace):
-    """As in `fdistill sample run | head -0`."""
+    """The reader of the output has gone, as in `fdistill sample run | head -0`."""
     command = [sys.executable, "-m", "fdistill", "sample", str(unbroken), "-n", "9", "-o", "x"]
     sampler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     sampler.stdout.close()
@@ -341,7 +341,7 @@ gmm.GmmTask.{phase} = interrupted
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_that_python_loses_is_remembered(number, workplace):
-    """Raised in a callback, as of importlib's weak references, it is printed and forgotten."""
+    """Python prints and forgets an interrupt that a callback raises, such as one of importlib's weak references."""
     lines = f"""
 from fdistill import gmm
 whole = gmm.GmmTask.__init__
@@ -364,7 +364,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(number, workplace):
 
 
 def test_a_signal_after_the_end_changes_nothing(workplace):
-    """Python takes a second to take torch down."""
+    """Python takes a second to end torch: a signal may come then."""
     (workplace / "sitecustomize.py").write_text(
         "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))"
     )
@@ -377,7 +377,7 @@ def test_a_signal_after_the_end_changes_nothing(workplace):
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("module", ["numpy.exceptions", "torch._C", "fdkernels.backends"])
 def test_stopped_while_modules_load(module, number, workplace):
-    """An interrupt inside numpy's import, which torch survives, had ended in an ImportError's traceback."""
+    """An interrupt inside numpy's import, which torch survives, once ended in an ImportError's traceback."""
     (workplace / "sitecustomize.py").write_text(f"""
 import os, signal, sys
 class Stopping:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run, for copies."""
+    """A finished run, to be copied."""
     out = tmp_path_factory.mktemp("trained")
     assert cli.main(["train", "gmm", "name=g", *TINY_GMM, f"out={out}"]) == 0
     return out / "g"
@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def finished(trained, workplace):
-    """runs/g, a copy of it."""
+    """A copy of the finished run in runs/g."""
     shutil.copytree(trained, workplace / "runs/g")
     return workplace / "runs/g"
 
@@ -63,7 +63,7 @@ def report(folder):
 
 
 def stopped(workplace, tiny_gmm, monkeypatch):
-    """A run in runs/g with a checkpoint of iteration 4, killed there."""
+    """A run in runs/g, killed right after its checkpoint of iteration 4."""
     from fdistill.trainer import Distiller
 
     save = Distiller.save
@@ -111,7 +111,7 @@ def test_a_finished_run_without_its_last_checkpoint_keeps_its_figures(tiny_gmm, 
 
 @pytest.mark.parametrize("stop", ["evaluate", "export"])
 def test_stopped_while_measured_anew(stop, tiny_gmm, finished, monkeypatch):
-    """The old figures never pass for those of the new settings."""
+    """Figures of the old settings never pass for figures of the new ones."""
     from fdistill.gmm import GmmTask
 
     def dying(*_):
@@ -126,7 +126,7 @@ def test_stopped_while_measured_anew(stop, tiny_gmm, finished, monkeypatch):
 
 
 def test_a_start_that_failed_is_corrected(tiny_gmm, workplace, monkeypatch, capsys):
-    """Nothing was trained: other settings may take the folder."""
+    """Nothing was trained, so other settings may take the folder."""
     from fdistill.gmm import GmmTask
 
     def dying(*_):

@@ -1,9 +1,9 @@
-"""Every role's step, held to one written here in float64: loss, figures, gradient, update, average, normalizer.
+"""Every role's step, compared with one written here in float64: loss, figures, gradient, update, average, normalizer.
 
-`Hand` shares networks and data with the trainer, and no step. It replays the trainer's draws from the generator's
+`Hand` shares networks and data with the trainer, but no step. It replays the trainer's draws from the generator's
 state, in their order: z, ln σ, noise; the data, their noise; then the student's z, ln σ, noise, permutation. It writes
-each loss's derivative itself (autograd runs through the networks alone) and knows h by the generator f. After each
-update it takes over the trainer's weights, so that errors do not grow from step to step.
+each loss's derivative itself (autograd runs through the networks only) and computes h from the generator f. After each
+update it takes the trainer's weights, so that errors do not grow from step to step.
 """
 
 import itertools
@@ -24,19 +24,19 @@ from tests import oracle
 from tests.fdistill.test_trainer import start
 
 ORDER = ("fake", "discriminator", "student")
-# Of no two roles alike, and none a default: warm-up, cosine, decay, clips that bind in some steps and not in others.
+# All roles differ, and no value is a default: warm-up, cosine, decay, clips that bind in some steps only.
 OPTIMIZERS = [
     "student={lr: 0.02, betas: [0.3, 0.9], weight_decay: 0.3, clip: 0.7, schedule: cosine, warmup: 1}",
     "fake={lr: 0.01, betas: [0.5, 0.8], weight_decay: 0.2, clip: 1.2, schedule: cosine}",
     "discriminator={lr: 0.03, betas: [0.2, 0.7], weight_decay: 0.1, clip: 1.5, schedule: constant, warmup: 3}",
 ]
-# In seven steps the roles are updated 7, 5 and 4 times. The average's decay is capped from the student's third on.
+# In seven steps the roles get 7, 5 and 4 updates. The average's decay is capped from the student's third update on.
 PHASES = ["steps=7", "phases=[[fake,discriminator],[student,fake],[fake,discriminator,student]]", "ema=0.28"]
 LOSS = ["loss.divergence=kl", "loss.bins=3", "loss.decay=0.6", "loss.ratio_range=[0.5,3]"]
 SIGMA = ["sigma_log_mean=-0.2", "sigma_log_std=0.9", "sigma_max=1.7"]
 SETTINGS = [*OPTIMIZERS, *PHASES, *LOSS, *SIGMA]
 
-TOLERANCE = 2e-5  # of float32 networks, relative; measured: up to 3e-6
+TOLERANCE = 2e-5  # relative, for float32 networks; measured: up to 3e-6
 
 
 def flat(tensors):
@@ -55,7 +55,7 @@ def in_float64(net):
 
 
 def noised(x, cfg, replay):
-    """x at noise levels of its own: ln σ ~ N(mean, std²), x_t = x + σ·n."""
+    """x with noise at levels of its own: ln σ ~ N(mean, std²), x_t = x + σ·n."""
     normal = torch.randn(len(x), generator=replay).double()
     sigma = (cfg.sigma_log_mean + cfg.sigma_log_std * normal).exp()
     return x + per_sample(sigma, x) * torch.randn(x.shape, generator=replay).double(), sigma
@@ -68,7 +68,7 @@ def coefficients(net, sigma, x):
 
 
 def denoising(net, x, noisy, sigma):
-    """mean (F - (x - a·x_t)/c)², and its gradient."""
+    """The loss mean (F - (x - a·x_t)/c)², and its gradient."""
     a, c = coefficients(net, sigma, x)
     raw = net(noisy, sigma)
     error = raw.detach() - (x - a * noisy) / c
@@ -87,7 +87,7 @@ class AdamW:
         return gradient * min(1.0, self.cfg.clip / float(gradient.square().sum().sqrt()))
 
     def step(self, p, gradient):
-        """The weights after a step. One that is not finite changes nothing but the schedule's place."""
+        """The weights after a step. A gradient that is not finite changes nothing but the place in the schedule."""
         cfg, u = self.cfg, self.updates
         lr = cfg.lr * min(1.0, (u + 1) / (cfg.warmup + 1))
         if cfg.schedule == "cosine":
@@ -122,7 +122,7 @@ class Hand:
         return list(self.nets[name].parameters())
 
     def samples(self, replay):
-        """The student's, clean and noised, and their noise levels."""
+        """The student's samples, clean and noised, and their noise levels."""
         x = self.nets["student"](self.task.noise(self.cfg.batch, replay).double())
         return x, *noised(x, self.cfg, replay)
 
@@ -131,7 +131,7 @@ class Hand:
         return gradient, {"loss": loss}
 
     def discriminator(self, noisy, sigma, replay):
-        """mean log(1 + e^ℓ) of the student's + mean log(1 + e^-ℓ) of data noised anew at the same levels."""
+        """mean log(1 + e^ℓ) of the student's samples + mean log(1 + e^-ℓ) of data, noised anew at the same levels."""
         real = self.task.real(self.cfg.batch, replay).double()
         real_noisy = real + per_sample(sigma, real) * torch.randn(real.shape, generator=replay).double()
         with torch.no_grad():
@@ -172,14 +172,14 @@ class Hand:
         return flat(gradients), figures, health
 
     def weight(self, logits, sigma, replay=None):
-        """h of the ratio r = e^(mean ℓ), clamped, over its running mean in the bin of σ; of mean 1 over the batch."""
+        """h of the ratio r = e^(mean ℓ): clamped, over its running mean in the bin of σ, with mean 1 over the batch."""
         cfg = self.cfg.loss
         combined = logits.flatten(1).mean(1)
         ratio = combined.exp().clamp(*cfg.ratio_range)
         health = {"ratio_mean": ratio.mean(), "clip_fraction": (combined.exp() != ratio).double().mean()}
         if cfg.normalize_ratio:
             bins = (sigma[:, None] >= self.edges).sum(1)
-            for i in bins.unique() if replay else ():  # what is measured does not move the means
+            for i in bins.unique() if replay else ():  # without replay, the means do not move
                 self.mean[i] = cfg.decay * self.mean[i] + (1 - cfg.decay) * ratio[bins == i].mean()
             low, high = self.range
             health["out_of_range_fraction"] = ((sigma < low) | (sigma > high)).double().mean()
@@ -220,7 +220,7 @@ def close(found, expected, what, tolerance):
 
 
 def advance(distiller, hand, spoilt=False):
-    """One iteration of both. Returns the figures."""
+    """One iteration of both; returns the trainer's figures."""
     cfg, phase = hand.cfg, hand.cfg.phases[hand.step % len(hand.cfg.phases)]
     replay = torch.Generator()
     replay.set_state(distiller.generator.get_state())
@@ -245,7 +245,7 @@ def advance(distiller, hand, spoilt=False):
         else:
             figures["grad_norm"] = gradient.norm()
             close(given, optimizer.clipped(gradient), f"{name}'s gradient", TOLERANCE)
-        # The update of the gradient that was given: AdamW divides by its size, so errors of small ones would grow.
+        # The update takes the trainer's gradient: AdamW divides by its size, so errors of small ones would grow.
         updated = optimizer.step(weights, given)
         torch.testing.assert_close(
             after, updated, rtol=3e-7, atol=1e-6 * optimizer.cfg.lr, msg=lambda m, n=name: f"{n}: {m}"
@@ -274,7 +274,7 @@ def advance(distiller, hand, spoilt=False):
 
 
 def pair(preset, tiny, options):
-    """A distiller and its hand, with networks moved off their start: there the scores agree and all ratios are 1."""
+    """A distiller and its hand. Their networks are moved off the start, where the scores agree and all ratios are 1."""
     distiller = start(preset, [*tiny, *SETTINGS, *options])
     copies = [(distiller.average.network, distiller.task.student)]
     if preset == "digits":
@@ -289,7 +289,7 @@ def pair(preset, tiny, options):
 
 
 def hold(tiny, options):
-    """A run of the gmm task, and whether its steps show what they are to show."""
+    """Run the gmm task, and check that its steps show what they have to show."""
     distiller, hand = pair("gmm", tiny, options)
     figures = [advance(distiller, hand) for _ in range(hand.cfg.steps)]
     assert [hand.optimizers[name].updates for name in ORDER] == [7, 5, 4]
@@ -336,7 +336,7 @@ def test_steps_of_images(gan, tiny_digits):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad, tiny_gmm):
-    """But the schedule's place, and the average, which takes the student's weights as they are."""
+    """Only the place in the schedule moves, and the average, which takes the student's weights as they are."""
     distiller, hand = pair("gmm", tiny_gmm, ["loss.gan_weight=0.3"])
     for i in range(7):
         spoilt = i in (0, 2, 4)
@@ -358,7 +358,7 @@ def test_a_sample_that_is_not_finite_is_left_out(tiny_gmm):
 
 
 def test_the_weights_that_a_report_shows(tiny_gmm):
-    """h of the averaged student, with the means as they stand, on noise that no step has drawn."""
+    """h of the averaged student, with the normalizer's means unchanged, on noise that no step has drawn."""
     distiller, hand = pair("gmm", tiny_gmm, [])
     for _ in range(3):
         advance(distiller, hand)
@@ -378,7 +378,7 @@ def test_bins_are_of_equal_population(tiny_gmm):
 
 
 def test_the_teachers_steps(tmp_path):
-    """EDM's loss on data, AdamW with a warm-up of 50 and cosine; what is kept is the average."""
+    """EDM's loss on data, AdamW with a warm-up of 50 and cosine. The teacher that is kept is the average."""
     cfg = config.load("digits", [f"cache={tmp_path}", "teacher={steps: 5, batch: 8, ema: 0.28, lr: 0.5}", *SIGMA])
     kept = flat(digits.load_or_train_teacher(cfg).parameters())
     torch.manual_seed(cfg.teacher.seed)

@@ -1,4 +1,4 @@
-"""Text files are UTF-8 whatever the machine's locale."""
+"""Text files are UTF-8, whatever the machine's locale is."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ FILES = [file for folder in ("python", "benchmarks", "fdkernels") for file in so
 
 
 def without_encoding(source):
-    """Lines of the calls that open a text file and leave its encoding to the locale."""
+    """The lines of calls that open a text file and leave its encoding to the locale."""
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         owner = getattr(getattr(call.func, "value", None), "id", "")

@@ -49,7 +49,7 @@ def log_without_time(folder):
 
 
 def interrupt_at(monkeypatch, step):
-    """A real SIGINT to this process, in the middle of the iteration after `step`."""
+    """Send a real SIGINT to this process, in the middle of the iteration after `step`."""
     ahead = Distiller._update_student
 
     def update(self):
@@ -66,7 +66,7 @@ def test_stopped_and_resumed_equals_unbroken(preset, tiny_digits, tiny_gmm, monk
     unbroken = start(preset, [*overrides, "name=unbroken"])
     unbroken.train()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 7)  # off the log's, the checkpoints' and the data's rhythm
+        interrupt_at(patch, 7)  # not in step with the log, the checkpoints or the data
         with pytest.raises(Interrupted, match="after step 8 of 12"):
             start(preset, [*overrides, "name=broken"]).train()
     resumed = start(preset, [*overrides, "name=broken"])

@@ -1,4 +1,7 @@
-"""Run with FDKERNELS_CPU_ISA set, in a process of its own: dispatch happens once. Arguments: backend, level."""
+"""Holds a backend to the oracle at one instruction set. Arguments: backend, level.
+
+Run it in a process of its own with FDKERNELS_CPU_ISA set: dispatch happens once.
+"""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The ranks of test_distributed.py: each runs every scenario on every backend and saves what it found.
+"""The ranks of test_distributed.py: each rank runs every scenario on every backend and saves its results.
 
-They are forked from one process that has torch loaded.
+The ranks are forked from one process that has torch loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def local(case: Case, splits: tuple[int, ...], rank: int) -> Case:
 
 
 class CountedReduces:
-    """The sizes of the all-reduces inside the block."""
+    """Records the sizes of the all-reduces inside the block."""
 
     def __enter__(self) -> list[int]:
         self.sizes: list[int] = []
@@ -111,7 +111,7 @@ def warnings_without_group(backend: str) -> list[str]:
         case.call(backend, group=dist.group.WORLD)
         case.call(backend)
         case.call(backend)
-    return [str(w.message) for w in caught if w.category is UserWarning]  # not NumPy's, of Triton 3.6's interpreter
+    return [str(w.message) for w in caught if w.category is UserWarning]  # not NumPy's, from Triton 3.6's interpreter
 
 
 def under_ddp(backend: str, rank: int) -> dict[str, torch.Tensor]:

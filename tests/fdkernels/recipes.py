@@ -1,6 +1,6 @@
 """Inputs of docs/recipes.md, and the trainers' losses in float64, each written from its formula with a pseudo-target.
 
-A formula names what a trainer computes: conversion to x0, guidance, normalizer, mask, reduction. It calls nothing of
+A formula does all that a trainer does: conversion to x0, guidance, normalizer, mask, reduction. It calls nothing of
 fdkernels.
 """
 
@@ -24,14 +24,14 @@ PREDICTIONS = ("teacher", "teacher_uncond", "fake", "fake_uncond")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A trainer's loss of named inputs, and what its inputs are like."""
+    """A trainer's loss as a function of named inputs, and what these inputs are like."""
 
     formula: Callable[[SimpleNamespace], Tensor]
-    kind: str = "sample"  # of the raw predictions
-    floor: float = 0.0  # which the first sample's mean stays below
+    kind: str = "sample"  # prediction kind of teacher and fake
+    floor: float = 0.0  # the first sample's mean of |x - tau| stays below it
     mask: tuple[int, ...] = (3, 6)
     frames: int = 6
-    block: int = 3  # of frames
+    block: int = 3  # frames per block
     differs: float = 0.0  # the relative difference that the page states
     value: bool = True  # False: the page claims the gradient alone
 
@@ -47,7 +47,7 @@ def over_sample(x: Tensor) -> Tensor:
 
 
 def frames(v: Tensor, rank: int = len(SHAPE)) -> Tensor:
-    """(B, F) or (B,) at the student's rank."""
+    """Append dimensions of 1 to (B, F) or (B,), up to the student's rank."""
     return v.reshape(*v.shape, *(1,) * (rank - v.dim()))
 
 
@@ -63,7 +63,7 @@ def distance(x: Tensor, tau: Tensor) -> Tensor:
     return (x - tau).detach().abs()
 
 
-# FastGen and its descendants: the epsilon is added.
+# FastGen and its descendants: they add an epsilon.
 
 
 def vsd_loss(x: Tensor, tau: Tensor, fake: Tensor, additional: Tensor | None = None) -> Tensor:
@@ -180,7 +180,7 @@ def fastvideo_streaming(v: SimpleNamespace) -> Tensor:
     return (0.5 * (x - (x - g).detach()).square() * kept).sum() / kept.sum().clamp(min=1)
 
 
-# Others.
+# Other trainers.
 
 
 def rcm_loss(x: Tensor, tau: Tensor, fake: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def tdm(v: SimpleNamespace) -> Tensor:
 
 
 def whole_batch(v: SimpleNamespace) -> Tensor:
-    """The batch in one piece: js without FastGen's epsilons in h, the mean over all kept elements."""
+    """The batch in one piece: js without FastGen's epsilons in h, and a mean over all kept elements."""
     h = fastgen_h(v.logits, v.t, v.bins, v.decay, epsilon=0.0)
     g = (v.fake - v.teacher) * frames(h) / (over_sample(distance(v.student, v.teacher)) + 1e-6)
     return mse(v.student, g, frames(v.mask))
@@ -260,13 +260,13 @@ RECIPES = {
 
 
 def inputs(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
-    """What the page's blocks name. Samples and frames are unequally far from the teacher."""
+    """The names that the page's blocks use. Samples and frames are at different distances from the teacher."""
     generator = torch.Generator().manual_seed(7)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    # The first sample is small altogether where its mean has to be: differences must be representable.
+    # With a floor, the whole first sample is small: its small differences must be representable.
     size = frames(torch.tensor([recipe.floor if recipe.floor else 1.0, 1.0, 1.0]).double())
     error = size * frames(torch.tensor([0.05, 0.15, 0.5]).double()[:, None] * torch.arange(1, 7)[None])
     x = size * normal(*SHAPE)
@@ -310,14 +310,14 @@ def coefficients(kind: str, level: dict[str, Tensor]) -> tuple[Any, Any]:
 
 
 def mask(shape: tuple[int, ...]) -> Tensor:
-    """Whole frames left out; all of them in one sample."""
+    """Leaves out whole frames; a 5-d mask leaves out all frames of one sample."""
     if len(shape) == 2:
         return torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0]]).bool()
     return torch.tensor([[0, 1, 0, 0], [1, 0, 1, 1], [0, 0, 0, 0]]).bool().view(shape)
 
 
 def ragged(student: Tensor, given: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """(C, T, H, W) each, of other numbers of frames; masks (T, 1, 1)."""
+    """Samples (C, T, H, W) with different T, and masks (T, 1, 1)."""
     lengths = (4, 2, 3)
 
     def cut(v: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The ranks of docs/recipes.md's block `ranks`, forked from one process: `python -m tests.fdkernels.recipes_rank DIR`.
 
-Each saves loss and gradient of its part of the batch, by backend.
+Each rank saves the loss and gradient of its part of the batch, by backend.
 """
 
 from __future__ import annotations

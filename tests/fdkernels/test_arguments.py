@@ -1,4 +1,4 @@
-"""An op's argument list: the same in Python and C++, and there and back between a call and its operands."""
+"""An op's argument list is the same in Python and C++, and a call converts to operands and back."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the flagship has beside test_op_autograd.py: constants among its options, the GAN term, a loss scaler."""
+"""Gradients of `fused_fdiv_loss` beyond test_op_autograd.py: constant options, the GAN term, a loss scaler."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_constants_among_the_options_get_no_gradient(backend, which):
 
 
 def test_the_teachers_graph_stays_alive_for_the_gan_term(backend):
-    """The teacher may require grad; this loss sends nothing there."""
+    """The teacher may require grad; this loss sends no gradient there."""
     case = make((4, 3, 6, 5))
     source = torch.randn(4, 3, 6, 5, requires_grad=True)
     teacher = source.tanh()
@@ -42,7 +42,7 @@ def test_the_teachers_graph_stays_alive_for_the_gan_term(backend):
 
 
 def test_grad_scaler(backend):
-    """A float16 parameter under a loss scale of 65536: unscaled, it is the gradient."""
+    """A float16 step under a loss scale of 65536: unscaled, its gradient is the oracle's."""
     case = make((4, 3, 16, 16), torch.float32)
     parameter = torch.nn.Parameter(case.student.clone())
     optimizer = torch.optim.SGD([parameter], lr=1.0)

@@ -1,4 +1,4 @@
-"""What serves a call, what does not, and why."""
+"""Which backend serves a call, and why the others do not."""
 
 import importlib.metadata
 import importlib.util
@@ -32,7 +32,7 @@ def fresh():
 
 @pytest.fixture
 def pretend(monkeypatch, fresh):
-    """Make a machine up: its GPU, the CUDA library, the driver; native was checked on 9.0."""
+    """Simulate a machine: its GPU, CUDA library and driver. Native counts as checked on 9.0."""
     monkeypatch.setattr(backends, "CHECKED", {(9, 0): "checked.json"})
 
     def machine(capability=(9, 0), *, library=None, archs=("90",), cuda="13.0", driver=(13, 0), hip=None):
@@ -125,7 +125,7 @@ def test_auto_prefers_native_on_the_gpus_that_passed_a_check(pretend, monkeypatc
 
 
 def passed(results: dict) -> bool:
-    """Whether nothing failed, native ended all of its tests, and the sanitizers saw nothing in any of its schedules."""
+    """Whether nothing failed, native ended all its tests, and the sanitizers found nothing in any of its schedules."""
     runs = [*results["sanitize"], *results["cases"]]
     native = [run for run in results["tests"] if run["backend"] == "native"]
     quiet = {run["name"] for run in runs if run["status"] == "ok"}
@@ -140,7 +140,7 @@ def passed(results: dict) -> bool:
 
 
 def test_the_checked_gpus_are_those_of_the_results():
-    """A check that passed puts its GPU into the table; nothing else does."""
+    """A GPU is in the table if and only if its check passed."""
     capabilities = {}
     for file in (ROOT / "benchmarks" / "results").glob("gpu-*.json"):
         setting = json.loads(file.read_text())["setting"]
@@ -270,10 +270,10 @@ def test_a_library_that_is_not_there_or_none(monkeypatch, tmp_path, device_type)
         ("cpu", {}, "native", None),
         ("cpu", {"library": "it was not built"}, "reference", "eager .*native: it was not built. "),
         ("cuda", {}, "native", None),
-        # A machine without nvcc has no CUDA library, and Triton is what it is meant to take.
+        # A machine without nvcc has no CUDA library, and is meant to take Triton.
         ("cuda", {"library": "it was not built"}, "triton", None),
         ("cuda", {"library": "it is stale", "misfit": True}, "triton", "triton. native: it is stale. "),
-        # Where native has not been checked, nothing is given up.
+        # auto does not prefer a native that was not checked, so it gives up nothing and says nothing.
         ("cuda", {"capability": (8, 0), "library": "it is stale", "misfit": True}, "triton", None),
         ("cuda", {"capability": (7, 5)}, "reference", r"eager .*triton: compute cap.*; native: compute cap"),
         ("mps", {}, "reference", None),
@@ -286,7 +286,7 @@ def test_what_auto_gives_up_is_said_once(monkeypatch, pretend, device_type, mach
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [backends.choose("auto", device_type) for _ in range(3)] == [chosen] * 3
-        assert backends.choose("reference", device_type) == "reference"  # who asks for it knows
+        assert backends.choose("reference", device_type) == "reference"  # no warning: it was asked for by name
     assert len(caught) == (said is not None)
     for warning in caught:
         assert warning.category is RuntimeWarning

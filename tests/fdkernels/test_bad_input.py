@@ -1,4 +1,4 @@
-"""Bad input raises before anything runs, naming the argument, what was expected and what came; no state changes."""
+"""Bad input raises before anything runs, with the argument's name, what was expected and what came; no state moves."""
 
 import re
 from fractions import Fraction
@@ -23,7 +23,7 @@ def flow(noisy=IMAGE, sigma=0.5):
     return fdk.Prediction("flow_prediction", noisy, sigma=sigma)
 
 
-# What is changed -> the message: "name: ... expected ... got ...".
+# What is changed -> the pattern of the message: "name: ... expected ... got ...".
 BAD = {
     "student without a batch": ({"student": torch.zeros(())}, r"^student: .*expected.*got \(\)"),
     "empty batch": (
@@ -218,7 +218,7 @@ def test_bad_predictions(backend, arguments, message):
 
 
 def test_small_batches_warn_once(backend):
-    """Over few samples, the batch mean of h flattens it; rkl has nothing to flatten."""
+    """The batch mean over few samples flattens h. No warning for rkl, whose h is constant."""
     import warnings
 
     from fdkernels._op import checks
@@ -227,7 +227,7 @@ def test_small_batches_warn_once(backend):
     checks.warned.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, of Triton 3.6's interpreter
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, from Triton 3.6's interpreter
         case.but(divergence="rkl").call(backend)
         case.but(normalize_weight=False).call(backend)
         make((8, 3, 6, 5)).call(backend)

@@ -1,4 +1,4 @@
-"""Values on both sides of what a check lets pass: the last that is taken, the first that is refused."""
+"""Values on both sides of each check's limit: the last that is accepted, the first that is refused."""
 
 import math
 import warnings
@@ -11,7 +11,7 @@ from fdkernels._op import checks
 from tests.cases import make
 
 IMAGE = torch.zeros(2, 3, 4, 4)
-ALMOST = 1 / 3  # of alpha² + sigma² = 1
+ALMOST = 1 / 3  # a sigma, whose alpha `off_the_circle` gives
 
 
 def off_the_circle(difference):
@@ -62,7 +62,7 @@ def test_normalizers(name, taken, refused):
 
 
 def test_edges_from_samples():
-    """As many distinct values as bins; each bin begins with its own first sample."""
+    """As many distinct values as bins are enough; each bin begins with its own first sample."""
     state = fdk.RatioNormalizer.from_samples(torch.tensor([3.0, 1.0, 2.0, 4.0]), bins=4)
     assert state.edges.tolist() == [2.0, 3.0, 4.0] and state.t_range == (1.0, 4.0)
     for too_few in ([1.0, 2.0, 3.0], [1.0, 2.0, 2.0, 2.0]):

@@ -1,4 +1,4 @@
-"""Activation checkpointing runs a forward twice: the normalizer moves once, and the gradient is that of the loss."""
+"""Activation checkpointing runs a forward twice: the normalizer moves once, and the gradient stays right."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_checkpointed_loss(backend, way):
     hold(backend, way, "kl")
 
 
-@pytest.mark.backends("native")  # in PyTorch, where the reference weighs anyway
+@pytest.mark.backends("native")  # this divergence is computed in PyTorch, as the reference always does
 @pytest.mark.parametrize("way", WAYS)
 def test_checkpointed_loss_that_is_weighed_ahead_of_the_kernel(backend, way):
     hold(backend, way, OWN)
@@ -66,7 +66,7 @@ def hold(backend, way, divergence):
 
 
 def test_two_calls_before_one_backward(backend):
-    """A second forward reads the state after both: exact with weights from outside, as the docs say."""
+    """The second forwards read the state after both calls. Weights from outside are exact, as the docs say."""
 
     def step(student, weight):
         return fdk.fused_fdiv_loss(student, CASE.teacher, CASE.fake, weight=weight, backend=backend)
@@ -85,7 +85,7 @@ def test_two_calls_before_one_backward(backend):
 
 
 def test_fdiv_weight_in_a_backward(backend):
-    """A hook's call stands for any forward that autograd runs: the state is used as it stands."""
+    """A hook stands for any forward that autograd runs: it uses the state and does not update it."""
     state = place(normalizer(4))
     before, version, found = state.mean.clone(), state.mean._version, []
     eager = fdk.fdiv_weight(CASE.logits, CASE.t, normalizer=place(normalizer(4)).eval(), backend=backend)

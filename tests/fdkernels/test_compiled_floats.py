@@ -1,4 +1,4 @@
-"""Float options that change from call to call of a compiled step: one graph, and the right numbers from all of them."""
+"""Float options that change between calls of a compiled step: one graph, and the right numbers from every call."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.host_code("how floats travel to an op"),
 ]
 
-# Before, torch compiles `x * (1 + v)` anew for each v, and so whatever a step computes for us.
+# Older versions of torch compile `x * (1 + v)` anew for each v. They do the same if a step computes a number for us.
 TORCH_COMPUTES_WITH_SYMBOLS = torch.__version__ >= "2.13"
 VALUES = (2.0, 3.5, 1.25, 0.5, 0.25)
 CASE = make((8, 3, 4, 4), logit_scale=3.0).on()
@@ -32,7 +32,7 @@ def prediction(kind, **levels):
     return fdk.Prediction(kind, OTHER, **levels)
 
 
-# Each float option, from a number that changes: as it comes, and computed inside the step.
+# Each float option from a number v that changes: as it comes, or computed inside the step.
 STEPS = {
     "as it comes": lambda x, v, backend: loss(x, backend, teacher_uncond=OTHER, guidance_scale=v),
     "guidance_scale": lambda x, v, backend: loss(x, backend, teacher_uncond=OTHER, guidance_scale=1 + v),
@@ -69,12 +69,12 @@ def test_one_graph_of_each(backend, name, dynamic):
 @pytest.mark.parametrize("name", ("guidance_scale", "eps, floor"))
 @pytest.mark.backends("native", "triton")
 def test_inductor(backend, name):
-    """It computed with old numbers from the third one on."""
+    """Inductor once computed with old numbers from the third value on."""
     hold(backend, name, None, "inductor")
 
 
 def hold(backend, name, dynamic, compiler):
-    """By default torch takes a first number for a constant."""
+    """Compare a compiled step with an eager one. By default torch takes the first number for a constant."""
     one_graph = name in ("as it comes", "0-d guidance_scale") or TORCH_COMPUTES_WITH_SYMBOLS
 
     def step(student, value):
@@ -106,7 +106,7 @@ def test_weight_alone(backend, name):
 
 
 def test_decay_schedule(backend):
-    """Attributes of the normalizer change too."""
+    """Attributes of the normalizer may change too."""
     state, eager = place(normalizer(4)), place(normalizer(4))
     step = torch.compile(lambda x: loss(x, backend, normalizer=state), backend="aot_eager", fullgraph=True)
     for decay in (0.9, 0.5, 0.25, 0.75):
@@ -151,7 +151,7 @@ def test_guidance_scale_of_a_0d_tensor(backend, dtype):
 
 
 @pytest.mark.parametrize("kind", (np.float32, np.float64, np.int64))
-@pytest.mark.backends("native")  # they become numbers before a backend sees them
+@pytest.mark.backends("native")  # NumPy scalars become numbers before a backend sees them
 def test_numpy_scalars(backend, kind):
     def step(student, scale, count):
         return loss(student, backend, teacher_uncond=OTHER, guidance_scale=scale, count=count)

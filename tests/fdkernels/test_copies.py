@@ -1,4 +1,4 @@
-"""Copies and pickles of losses: a process group is shared by copies, and left out of pickles."""
+"""Copies and pickles of losses: copies share the process group, pickles leave it out."""
 
 import copy
 import functools
@@ -109,7 +109,7 @@ def test_divergences_of_ones_own(how, there_and_back):
 
 @pytest.mark.parametrize("wrap", (lambda f: f, functools.partial), ids=("lambda", "partial"))
 def test_a_registered_lambda_is_pickled_by_name(wrap):
-    """As README registers one. Where it is not registered, loading names it."""
+    """README registers a lambda this way. Where it is not registered, loading raises an error that names it."""
     own = fdk.register_divergence(fdk.Divergence("test_pickled_lambda", wrap(lambda log_ratio: 0.5 * log_ratio)))
     loss = fdk.FDivLoss("test_pickled_lambda")
     assert pickle.loads(pickle.dumps(loss)).divergence is own

@@ -1,4 +1,4 @@
-"""count=: one call as a part of a batch, whose parts add up to the whole."""
+"""count=: a call on a part of a batch. The parts add up to the whole."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_below_one_is_one(backend, count):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
 def test_micro_batches_with_uneven_masks(backend, dtype):
-    """Each alone would divide by its own number of kept elements; one keeps none."""
+    """Without count, each part would divide by its own number of kept elements. One part keeps none."""
     mask = random_mask(SHAPE)
     mask[:2] &= random_mask((2, 3, 1, 1, 1))
     mask[4:6] = False
@@ -53,7 +53,7 @@ def test_micro_batches_with_uneven_masks(backend, dtype):
 
 @pytest.mark.host_code("no kernel runs over an empty batch")
 def test_without_samples(backend):
-    """An empty rank of a masked batch."""
+    """A rank without samples in a masked batch."""
     case = make((8, 3))
     empty = {name: getattr(case, name)[:0] for name in ("student", "teacher", "fake")}
     outcome = case.but(**empty, logits=None, t=None, weight=torch.ones(0), count=5).run(backend)

@@ -1,4 +1,4 @@
-"""The same answers, to rounding, from every instruction set."""
+"""Every instruction set gives the same answers, to rounding."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.contract("determinism")
 @pytest.mark.backends("native")  # the reference has no instruction sets of its own
 @pytest.mark.parametrize("level", ("baseline", "v3", "v4"))
 def test_instruction_sets(backend, level):
-    """Every kernel that run-time dispatch could pick on this machine is held to the oracle."""
+    """Every instruction set that dispatch could pick on this machine is compared with the oracle."""
     flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
     needs = {"baseline": set(), "v3": {"avx2", "fma"}, "v4": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}[level]
     if not needs <= flags:

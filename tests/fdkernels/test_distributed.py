@@ -1,4 +1,4 @@
-"""group=: the statistics of one batch spread over processes, with gloo; uneven and empty local batches included."""
+"""group=: statistics of one batch spread over processes, with gloo. Local batches may be uneven or empty."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ RANKS = 3
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
-    """Everything the ranks found, each in a process of its own: one start of Python and torch for all tests."""
+    """The results of all ranks, each in its own process. Python and torch start once for all tests."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
     folder.mkdir(exist_ok=True)
@@ -35,13 +35,13 @@ def run_ranks(folder):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.fdkernels.distributed_rank", str(folder), str(RANKS)]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    # Ranks that wait for one that has failed end after two minutes.
+    # If a rank fails, the ranks that wait for it end after two minutes.
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def whole(splits, **options):
-    """The batch in one piece, and the oracle's weights of it."""
+    """The whole batch, and the oracle's weights for it."""
     case = distributed_rank.global_case(splits)
     return case, oracle.weights(case.logits, case.t, **options)
 
@@ -63,7 +63,7 @@ def test_weights_are_global(backend, ranks, splits, divergence):
 
 @pytest.mark.parametrize("splits", distributed_rank.SPLITS, ids=str)
 def test_loss_and_divisor_are_local(backend, ranks, splits):
-    """Loss and 1/N stay local, as DDP expects of each rank; h alone is of the whole batch."""
+    """Loss and 1/N stay local, as DDP expects of each rank; only h is computed over the whole batch."""
     case, expected = whole(splits, normalizer=distributed_rank.state())
     start = 0
     for rank, size in zip(ranks, splits, strict=True):
@@ -86,7 +86,7 @@ def test_what_is_unused_is_not_reduced(backend, ranks):
 
 
 def test_a_bad_sample_on_one_rank(backend, ranks):
-    """It takes part in no rank's statistics."""
+    """A bad sample takes part in no rank's statistics."""
     splits = distributed_rank.SPLITS[0]
     case = distributed_rank.global_case(splits)
     logits = case.logits.clone()
@@ -113,7 +113,7 @@ def test_a_group_of_some_ranks(backend, ranks):
 
 
 def test_bucketed_ddp_gradients(backend, ranks):
-    """A student under DistributedDataParallel: the mean over ranks of local gradients reaches every rank."""
+    """A student under DistributedDataParallel: every rank gets the mean of the ranks' local gradients."""
     grads = [rank[backend, "ddp"] for rank in ranks]
     assert all(torch.equal(found["averaged"], grads[0]["averaged"]) for found in grads)
     mean = torch.stack([found["local"] for found in grads]).mean(0)

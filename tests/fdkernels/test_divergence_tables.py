@@ -1,4 +1,4 @@
-"""One table of divergences in each language: the same names, the same h. A row in one of them only fails here."""
+"""One table of divergences in each language: the same names, the same h. A row that a table lacks fails here."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def binary_table() -> set[str]:
 
 
 def header_table() -> set[str]:
-    """The rows that stand in the header, whether or not the binary was built since."""
+    """The rows in the header, even if the binary was not rebuilt since."""
     header = (ROOT / "csrc/fdiv/divergences.h").read_text()
     table = re.search(r"#define FDK_DIVERGENCES\(X\)(.*?)\n\n", header, re.DOTALL)
     return set(re.findall(r"X\((\w+),", table[1]))
@@ -72,7 +72,7 @@ def evaluate(log_ratio, out, alpha: tl.float64, DIVERGENCE: tl.constexpr, BLOCK:
 
 
 def triton_log_weight(name: str, alpha: float) -> torch.Tensor:
-    """Triton's row, interpreted."""
+    """Triton's log h, interpreted."""
     log_ratio = torch.zeros(64, dtype=torch.float64)
     log_ratio[: len(LOG_RATIOS)] = torch.from_numpy(LOG_RATIOS)
     out = torch.empty_like(log_ratio)
@@ -86,7 +86,7 @@ def rows():
 
 @pytest.mark.parametrize(("name", "alpha"), rows())
 def test_h_is_the_second_derivative_of_f_in_each(name, alpha):
-    """Exact r²f''(r), constants included, in float64 over e^±80."""
+    """Exact r²f''(r), constants included, in float64 for r from e^-80 to e^80."""
     from fdkernels import _core
 
     expected = oracle.weight_function(name, LOG_RATIOS)
@@ -105,7 +105,7 @@ def test_aliases_are_those_of_the_table():
 
 
 def test_the_oracle_has_digits_to_spare():
-    """Its h does not change when it is differentiated with more of them."""
+    """The oracle's h does not change if it is differentiated with more digits."""
     for name in (*oracle.F, "alpha(0.5)", "alpha(3)"):
         first, more = (oracle.weight_function(name, LOG_RATIOS, digits) for digits in (0, 60))
         np.testing.assert_allclose(first, more, rtol=1e-15)

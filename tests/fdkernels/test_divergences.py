@@ -1,4 +1,4 @@
-"""Divergences as objects: pickled, registered, failing for single samples."""
+"""Divergences as objects: pickling, registration, failures for single samples."""
 
 import importlib
 import pickle
@@ -51,12 +51,12 @@ def test_nearest_name_ignores_case():
 
 
 def weigh(name):
-    """h of r = e²."""
+    """The power p of a divergence with h(r) = r^p."""
     return float(fdk.fdiv_weight(torch.full((8,), 2.0), divergence=name, normalize_weight=False).log()[0] / 2)
 
 
 def run(source, file, name="__main__"):
-    """A cell of a notebook, or a module: `power` is written in it."""
+    """Run the source as a notebook cell or as a module."""
     space = {"__name__": name, "fdk": fdk, "torch": torch}
     exec(compile(source, file, "exec"), space)
     return space
@@ -112,7 +112,7 @@ def test_replacing_drops_the_old_aliases(registry):
 
 @pytest.mark.parametrize("aliases", [("test_x",), ("test_two",)])
 def test_an_alias_of_another_name_is_taken(registry, aliases):
-    """Also from the same place, such as one factory: nothing is replaced that was not named."""
+    """It holds even if both come from one place, such as a factory: only a divergence of the same name is replaced."""
 
     def divergence(name, *aliases):
         return fdk.Divergence(name, lambda log_ratio: 0.5 * log_ratio, aliases)
@@ -143,7 +143,7 @@ def test_the_same_module_loaded_again_replaces(registry, tmp_path):
 
 
 def test_another_function_does_not_replace(registry, tmp_path):
-    """Two places that take one name are a mistake, and the first stays."""
+    """Two places that take one name are a mistake: the first stays."""
     file = tmp_path / "script.py"
     file.write_text("")
     run(CELLS["lambda"].format(power=0.5), str(file))
@@ -169,7 +169,7 @@ def test_built_in_names_stay_taken(registry):
 
 
 def test_a_compiled_call_sees_the_new_one(registry, fresh_compiler):
-    """By its name, in a graph that is there already."""
+    """A divergence given by name is the one registered last, though a graph exists already."""
     compiled = torch.compile(
         lambda logits: fdk.fdiv_weight(logits, divergence="test_cell", normalize_weight=False), backend="eager"
     )

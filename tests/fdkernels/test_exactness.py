@@ -1,4 +1,4 @@
-"""N-sized arithmetic in fp32 (fp64 for fp64 inputs), the gradient rounded once: held to the float64 oracle."""
+"""N-sized arithmetic in fp32 (fp64 for fp64 inputs), the gradient rounded once: compared with the float64 oracle."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_any_mix_of_dtypes(backend, student, teacher, fake):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gap", (1.0, 1e-2, 1e-5))
 def test_small_gaps_do_not_cancel(backend, dtype, gap):
-    """Where the pseudo-target form loses 11 % of a bf16 gradient, and all of it below a gap of 1e-2."""
+    """The pseudo-target form loses 11 % of a bf16 gradient here, and all of it below a gap of 1e-2."""
     make((4, 3, 16, 16), dtype, predictions=torch.float64 if dtype == torch.float64 else torch.float32, gap=gap).check(
         backend
     )
@@ -62,7 +62,7 @@ def test_broadcast_multipliers(backend):
 @pytest.mark.parametrize("eps", (0.0, 1e-6, 0.5))
 @pytest.mark.parametrize("floor", (0.0, 0.4, 1e3))
 def test_eps_and_floor(backend, eps, floor):
-    """The samples' means are around 0.4: the second floor lifts some of them."""
+    """The samples' means are around 0.4: a floor of 0.4 lifts some of them."""
     case = make((9, 3, 8, 8), scale=fdk.DmdScale(eps, floor))
     means = (case.student - case.teacher).abs().flatten(1).mean(1)
     assert floor != 0.4 or 0 < (means < floor).sum() < 9
@@ -71,7 +71,7 @@ def test_eps_and_floor(backend, eps, floor):
 
 @pytest.mark.parametrize("values", ((0.06, 0.18, 2.83), (1.72, 2.2, 2.87), (2.4, 2.12, 1.89)))
 def test_data_that_rounds_one_way(backend, values):
-    """In a sum of equal float32 numbers the additions do not round up as often as down."""
+    """In a sum of equal float32 numbers, the additions do not round up as often as down."""
     x, teacher, fake = (torch.full((2, 3, 40, 70), value) for value in values)
     make(x.shape, divergence="rkl", heads=None).but(student=x, teacher=teacher, fake=fake).check(backend)
 
@@ -90,7 +90,7 @@ def test_with_normalizer(backend, dtype):
 
 
 def test_a_divergence_of_ones_own(backend):
-    """On kernel backends: its weight in PyTorch, then the kernel. h(r) = sqrt(r) is alpha(1/2)."""
+    """Kernel backends compute its weight in PyTorch, then run the kernel. h(r) = sqrt(r) is alpha(1/2)."""
     own = fdk.Divergence("test_own", lambda log_ratio: 0.5 * log_ratio)
     case = make((6, 3, 5, 5), normalizer=normalizer())
     mine, theirs = case.but(divergence=own).run(backend), case.but(divergence="alpha(0.5)").check(backend)
@@ -99,7 +99,7 @@ def test_a_divergence_of_ones_own(backend):
 
 
 def test_module_form(backend):
-    """FDivLoss is the function with its settings, and owns nothing but the normalizer."""
+    """FDivLoss is the function with its settings. It owns nothing but the normalizer."""
     case = make((16, 3, 5, 5), normalizer=fdk.RatioNormalizer(10))
     module = fdk.FDivLoss("js", bins=10, backend=backend).to(device.name())
     assert list(module.state_dict()) == ["normalizer.mean"] and not list(module.parameters())
@@ -142,7 +142,7 @@ def test_auto_is_the_preferred_backend(backend):
 )
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_a_weight_times_a_multiplier_beyond_float32(backend, weight, multiplier, gap, dtype):
-    """The gradient is within float32's range; the product of what multiplies f - τ is not."""
+    """The gradient is within float32's range; the product of the factors of f - τ is not."""
     case = make((2, 4, 6, 6), dtype, divergence="rkl", heads=None, scale=None)
     teacher = torch.zeros_like(case.teacher) if gap else case.teacher
     fake = torch.full_like(teacher, gap) if gap else teacher
@@ -158,7 +158,7 @@ def test_a_weight_times_a_multiplier_beyond_float32(backend, weight, multiplier,
 
 @pytest.mark.backends("native", "triton")
 def test_long_sums(backend):
-    """Float sums become double before rounding shows."""
+    """Float sums continue in double before their rounding shows."""
     case = make((1, 65_536), seed=3, heads=None)
     torch.testing.assert_close(
         case.run(backend).loss.double(), torch.as_tensor(case.expected().loss), rtol=2e-7, atol=0

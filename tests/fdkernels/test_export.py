@@ -1,4 +1,4 @@
-"""torch.export and other graphs of raw ops: their gradients are right, or refused as they are made."""
+"""torch.export and other graphs of raw ops: their gradients are right, or making the graph raises."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_a_training_graph_of_the_reference_is_refused(backend):
 @pytest.mark.parametrize("with_grad", (True, False))
 @pytest.mark.backends("native", "triton")
 def test_gradient_of_the_raw_op(backend, reduction, with_grad):
-    """Also of a graph that was made where none was needed."""
+    """The gradient is right also if the op was called with with_grad=False."""
     call = raw_fdiv(reduction=reduction, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
     _, gradient, _, _ = op(*FDIV.operands(call))

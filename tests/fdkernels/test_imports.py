@@ -1,4 +1,4 @@
-"""What importing the package costs and brings with it."""
+"""What importing the package costs, and which modules it brings."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.cpu_only("importing probes no device")
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 0.05  # of what `import torch` takes, which is 50 ms of a second: machines differ by more than we do
+BUDGET = 0.05  # of the time of `import torch`: 50 ms if that takes a second; machines differ by more
 
 MEASURE = """
 import json, sys, time
@@ -41,7 +41,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def measure() -> tuple[float, list[str], bool]:
-    """Of a fresh interpreter: its time over torch's, modules that come with the package, whether kernels are loaded."""
+    """From a fresh interpreter: the import's time over torch's, the new modules, whether kernels are loaded."""
     run = python(MEASURE)
     assert run.returncode == 0, run.stderr
     part, modules, kernels = json.loads(run.stdout)
@@ -49,7 +49,7 @@ def measure() -> tuple[float, list[str], bool]:
 
 
 def test_import_adds_little_to_torch():
-    """The least of several, of processor time: a machine that is busy with something else only adds."""
+    """One of five runs within the budget is enough: other work of the machine only adds processor time."""
     parts = [measure()[0]]
     while parts[-1] > BUDGET and len(parts) < 5:
         parts.append(measure()[0])

@@ -1,5 +1,5 @@
-"""Index arithmetic of the CUDA kernels, for samples that no test can hold: compiled for the host, undefined behaviour
-(a signed overflow, a shift too far) trapped."""
+"""The CUDA kernels' index arithmetic for samples too large for any test, compiled for the host. Undefined behavior
+(a signed overflow, a shift too far) traps."""
 
 import ctypes
 import itertools
@@ -31,7 +31,7 @@ def indices(tmp_path_factory):
 
 
 def numbers(function, count, *arguments):
-    """What a function of 64-bit numbers leaves in an array."""
+    """The array that a function of 64-bit numbers fills."""
     found = (ctypes.c_int64 * count)()
     function(*map(ctypes.c_int64, arguments), found)
     return list(found)

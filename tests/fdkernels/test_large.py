@@ -1,4 +1,4 @@
-"""Tensors of more than 2³¹ elements: offsets in 64 bits."""
+"""Tensors of more than 2³¹ elements need 64-bit offsets."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import fdkernels as fdk
 
 pytestmark = pytest.mark.contract("layouts")
 
-ELEMENTS = 2**30 + 4099  # of each of two samples
+ELEMENTS = 2**30 + 4099  # in each of two samples
 GIB = 2**30
 
 
@@ -20,14 +20,14 @@ def available_memory() -> int:
 
 
 def zeros(shape: tuple[int, ...]) -> torch.Tensor:
-    """Zeros that the system backs with one page: NumPy asks for cleared memory, torch.zeros writes it."""
+    """Zeros that the system backs with one page: NumPy asks for cleared memory, while torch.zeros writes it."""
     return torch.from_numpy(np.zeros(shape, dtype=np.int16)).view(torch.bfloat16)
 
 
 @pytest.mark.cpu_only("on a GPU: tests/gpu")
 @pytest.mark.backends("native")  # eager PyTorch would need about 40 GiB of fp32 temporaries
 def test_beyond_two_to_the_31(backend):
-    """Inputs of zeros that take no memory, but for a few elements beyond 2³¹ and around it."""
+    """The inputs are zeros that take no memory, except for a few elements around 2³¹ and beyond."""
     if available_memory() < 6 * GIB:
         pytest.skip(f"needs 6 GiB of free memory, has {available_memory() / GIB:.1f}")
     shape = (2, ELEMENTS)
@@ -50,6 +50,6 @@ def test_beyond_two_to_the_31(backend):
         total += 0.5 * g * g
         assert student.grad[b, i].item() == pytest.approx(g, rel=2**-8)
     assert loss.item() == pytest.approx(total, rel=1e-6)
-    # Everything else is zero. In chunks: a mask of all would take 2 GiB more.
+    # All other elements are zero. They are counted in chunks: a mask of all would take 2 GiB more.
     nonzero = sum(int(torch.count_nonzero(part)) for row in student.grad for part in row.split(2**28))
     assert nonzero == len(positions)

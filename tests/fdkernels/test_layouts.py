@@ -1,4 +1,4 @@
-"""What the flagship has beside the strides that test_op_layouts.py gives it: small operands, and what is copied."""
+"""Layouts of `fused_fdiv_loss` beyond test_op_layouts.py: small operands, and what is copied."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def test_layouts_of_what_guidance_and_prediction_add(backend, layout):
 
 @pytest.mark.parametrize("n", (300_001, 2_100_003))
 def test_samples_beyond_the_cache_without_a_scale(backend, n):
-    n = min(n, 30_001) if device.is_slow(backend) else n  # the software device holds 17 KB a block
+    n = min(n, 30_001) if device.is_slow(backend) else n  # the software device holds 17 KB per block
     make((1, n), torch.bfloat16, scale=None).check(backend)
 
 
 @pytest.mark.parametrize("layout", VIDEO_LAYOUTS)
 def test_operands_of_a_video_in_any_order(backend, layout):
-    """What frames, channels or rows share, in the order in which memory has them: runs of 1 to 192 elements."""
+    """Operands that frames, channels or rows share, in memory's order of dimensions: runs of 1 to 192 elements."""
     batch, channels, frames, rows, columns = shape = (2, 2, 3, 4, 4) if device.is_slow(backend) else (4, 2, 3, 8, 8)
     generator = torch.Generator().manual_seed(3)
     change = VIDEO_LAYOUTS[layout]
@@ -50,7 +50,7 @@ def test_operands_of_a_video_in_any_order(backend, layout):
 
 
 class Copies(TorchDispatchMode):
-    """Counts the image-sized copies among the operations that run inside it."""
+    """Counts the image-sized copies among the operations inside the block."""
 
     NAMES = ("clone", "copy_", "_to_copy", "contiguous")
 
@@ -65,7 +65,7 @@ class Copies(TorchDispatchMode):
         return result
 
 
-# How many of x, τ and f are copied where x or all three have a layout.
+# How many of x, τ and f are copied if only x has the layout, and if all three have it.
 COPIES = {
     "contiguous": (0, 0),
     "channels_last": (2, 0),
@@ -82,7 +82,7 @@ COPIES = {
 @pytest.mark.parametrize("layout", COPIES)
 @pytest.mark.parametrize("rank", (4, 5))
 def test_what_is_copied(backend, layout, rank):
-    """A dense sample is read in the order in which it lies; the others take that order for one copy each."""
+    """A dense x is read in its memory order; a tensor in another order is copied once."""
     case = make((2, 2, 3, 4, 2)[-rank:], heads=None, scale=None)
     change = VIDEO_LAYOUTS[layout]
     student = change(case.student).detach().requires_grad_()
@@ -90,7 +90,7 @@ def test_what_is_copied(backend, layout, rank):
         given = case.but(teacher=others(case.teacher), fake=others(case.fake))
         with Copies(student.numel()) as copies:
             loss = given.call(backend, student)
-        if backend != "reference":  # whose arithmetic may copy too
+        if backend != "reference":  # the reference's arithmetic may copy too
             assert copies.count == expected
         (gradient,) = torch.autograd.grad(loss, student)
         assert gradient.shape == student.shape
@@ -101,7 +101,7 @@ def test_what_is_copied(backend, layout, rank):
 @pytest.mark.cpu_only("which operations run")
 @pytest.mark.backends("native", "triton")
 def test_what_needs_no_copy(backend):
-    """A dimension of one, whatever its stride is; a mask and a multiplier that the caller has expanded."""
+    """A dimension of 1 may have any stride; the caller may expand a mask or a multiplier."""
     wide = torch.randn(3, 4, 3, 6, generator=torch.Generator().manual_seed(0))
     x, teacher, fake = wide[0, :, ::3], wide[1, :, ::3], wide[2, :, ::3]
     assert x.shape == (4, 1, 6) and x.stride() == (18, 18, 1)

@@ -1,4 +1,4 @@
-"""Masks: selected away in the loss, counted over n in the dmd mean, harmless where they hide NaN."""
+"""Masked elements do not count in the loss, count in the dmd mean over n, and may hide NaN."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_strided_masks(backend):
 
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
 def test_rows_with_a_stride_of_their_own(backend, reduction):
-    """Masks and multipliers cut out of wider ones, whose other entries say something else."""
+    """Masks and multipliers that are slices of wider ones, whose other entries differ."""
     # Frames of fewer and of more than 64 elements.
     for shape in ((4, 3, 1, 4, 4),) if device.is_slow(backend) else ((4, 3, 2, 6, 5), (4, 3, 2, 8, 8)):
         case = make(shape, heads=None, reduction=reduction)
@@ -98,7 +98,7 @@ def test_rows_with_a_stride_of_their_own(backend, reduction):
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 @pytest.mark.parametrize("shape", ((4, 3, 2, 6, 5), (4, 3, 2, 8, 9)), ids=("short frames", "long frames"))
 def test_kept_only(backend, shape, reduction):
-    """The dmd mean of kept elements alone, and the gap's beside it."""
+    """The dmd mean and the relative gap over kept elements alone."""
     case = make(shape, heads=None, reduction=reduction, scale=fdk.DmdScale(kept_only=True))
     for size in (shape[:1], shape[:2], (1, 1, *shape[2:]), shape):
         mask = random_mask(size)
@@ -109,7 +109,7 @@ def test_kept_only(backend, shape, reduction):
     assert not torch.equal(masked.run(backend).grad, masked.but(scale="dmd").run(backend).grad)
     noisy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     masked.but(prediction=fdk.Prediction("flow_prediction", noisy, sigma=torch.linspace(0.1, 0.9, 4))).check(backend)
-    # Where nothing is kept there is no mean to divide by, not even an eps.
+    # Where nothing is kept, there is no mean to divide by, nor an eps.
     for scale in (case.options["scale"], fdk.DmdScale(eps=0.0, kept_only=True)):
         case.but(mask=torch.zeros(4, dtype=torch.bool), scale=scale).check(backend)
         case.but(mask=torch.tensor([True, True, False, True]), scale=scale).check(backend)

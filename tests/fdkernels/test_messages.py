@@ -1,4 +1,4 @@
-"""What an error says: values that do not contradict it, cut to a line, and a name for every kind of tensor."""
+"""Error messages: values that do not contradict the message, cut to a line, and a name for every kind of tensor."""
 
 import enum
 import functools
@@ -22,7 +22,7 @@ SHAPE = (8, 3, 4, 4)
 
 
 def test_a_value_just_beyond_its_bound():
-    """Never "expected >= 0.0001, got 0.0001"."""
+    """The message never says "expected >= 0.0001, got 0.0001"."""
     noisy = torch.ones(SHAPE)
     below, above = math.nextafter(1e-4, 0), math.nextafter(1.0, 2)
     with pytest.raises(ValueError, match=rf"^alpha: .*>= 0\.0001 .*got {below!r};"):
@@ -88,7 +88,7 @@ def test_short_values_are_shown_as_they_are(value):
     assert shown(value) == repr(value)
 
 
-# A float that raises when printed is a number all the same.
+# A float that raises when it is printed is still a number: these options accept it.
 ACCEPTED = {("sigma", "tensor")} | {
     (name, "raising") for name in ("sigma", "sigma_data", "ratio_range's end", "eps", "t_range's end")
 }
@@ -116,7 +116,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_every_option_cuts_what_it_was_given(name):
-    """Nothing but a TypeError or ValueError of one line, soon."""
+    """Each option raises nothing but a short TypeError or ValueError, and soon."""
     for what, value in HUGE.items():
         start = time.perf_counter()
         try:
@@ -135,7 +135,7 @@ def nested(layout):
 
 
 def kinds():
-    """Tensors that are no plain, dense, real ones, of student's shape where they have one."""
+    """Tensors that are not plain, dense and real, of student's shape where they have a shape."""
     image = torch.ones(SHAPE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,7 +194,7 @@ def test_tensors_of_another_kind_elsewhere(kind):
 @pytest.mark.cpu_only("as above")
 @pytest.mark.parametrize("name", ("student", "logits", "t"))
 def test_tensors_inside_of_torch_func(backend, name):
-    """Not an error from the inside of autograd, nor one sample's state for all."""
+    """No error from the inside of autograd, and no state that one sample has changed for all."""
     case = make(SHAPE, normalizer=fdk.RatioNormalizer(4))
     value = getattr(case, name)
 
@@ -214,7 +214,7 @@ def test_ranges_whose_bins_float64_does_not_hold(t_range):
 
 
 def test_the_widest_and_narrowest_ranges(backend):
-    """One inside of these bounds is the same on every backend."""
+    """Ranges within these bounds give the same result on every backend."""
     weight = on_device(fdk.fdiv_weight)
     logits = torch.linspace(-1, 1, 8)
     for t_range in ((-8e307, 8e307), (0.0, 3e-307), (0.1, math.nextafter(0.1, 1))):
@@ -223,4 +223,4 @@ def test_the_widest_and_narrowest_ranges(backend):
         found = weight(logits, t, normalizer=states[0], backend=backend)
         torch.testing.assert_close(found, weight(logits, t, normalizer=states[1], backend="reference"))
         torch.testing.assert_close(states[0].mean, states[1].mean)
-    fdk.RatioNormalizer(3, t_range=(-1e308, 1e308), edges=(0.0, 1.0))  # no bin has a width here
+    fdk.RatioNormalizer(3, t_range=(-1e308, 1e308), edges=(0.0, 1.0))  # with edges, no bin width is needed

@@ -1,4 +1,4 @@
-"""One bad sample: NaN in its own gradient and the loss, or dropped and counted; never in its neighbours."""
+"""One bad sample: NaN in its own gradient and in the loss, or dropped and counted. Other samples are not affected."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def poison(tensor: torch.Tensor, sample: int, value: float) -> torch.Tensor:
 
 
 def check(case, backend, bad=(1,)):
-    """Held to the oracle, and to the plain meaning beside it."""
+    """Compare with the oracle, and check the plain meaning beside it."""
     outcome, expected = case.run(backend, stats=True), case.expected()
     assert expected.bad.nonzero()[0].tolist() == list(bad)
     case.hold(outcome, expected)
@@ -66,7 +66,7 @@ def test_weight_and_multiplier(backend, value, nonfinite):
 @pytest.mark.parametrize("nonfinite", ("propagate", "zero"))
 @pytest.mark.parametrize("frames", (False, True))
 def test_an_infinite_coefficient_of_x_t(backend, nonfinite, frames):
-    """Of levels that the host can't look at: a = 1/alpha is infinite where sigma, and so c, is 0."""
+    """1/alpha can be infinite in levels that the host can't check: here, `a` changes after its check."""
     case = make((4, 3, 6, 5), heads=None, nonfinite=nonfinite)
     a = torch.ones(4, 3) if frames else torch.ones(4)
     prediction = fdk.Prediction.affine(case.teacher + 0.5, a, torch.ones(4))
@@ -109,7 +109,7 @@ def test_student_is_not_read_without_dmd(backend):
 
 @pytest.mark.parametrize("sample", range(4))
 def test_statistics_leave_the_bad_sample_out(backend, sample):
-    """Weights and state equal those of the batch without it."""
+    """Weights and state equal those of the batch without the bad sample."""
     case = make((4, 3, 6, 5), normalizer=normalizer(), nonfinite="zero", divergence="kl")
     others = [b for b in range(4) if b != sample]
     bad = case.but(logits=poison(case.logits, sample, torch.nan)).run(backend)

@@ -13,7 +13,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Graph:
-    """A case's result with its graph, to be differentiated."""
+    """A case's result with its graph, ready for backward."""
 
     def __init__(self, case, backend):
         self.case, self.leaves = case, case.leaves()
@@ -33,7 +33,7 @@ class Graph:
         return [leaf.grad for leaf in self.leaves.values()]
 
     def saved(self):
-        """The gradients that the op saved for its backward; the result may have been moved since."""
+        """The gradients that the op saved for its backward. The result may have moved to another device since."""
         node = self.result.grad_fn
         while not node.saved_tensors:
             node = node.next_functions[0][0]
@@ -52,12 +52,12 @@ def equal_bits(first, second):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_retain_graph(op, backend, dtype):
-    """Each backward scales the same saved gradient: none scales what the last one left."""
+    """Each backward scales the saved gradient, never the gradient that the last backward left."""
     graph = Graph(op.make(SHAPE, dtype), backend)
     for upstream in (2.0, 3.0, 1.0, 0.5, 1.0):
         grads = graph.grads(upstream, keep=True)
         graph.hold(grads, upstream)
-        # In-place work on what came back (clipping, unscaling) must not reach what is saved.
+        # In-place work on returned gradients (clipping, unscaling) must not reach the saved ones.
         for grad in grads:
             grad.fill_(torch.nan)
     graph.hold(graph.grads(4.0), 4.0)
@@ -80,7 +80,7 @@ def test_accumulation(op, case, backend):
 
 
 def test_partial_backward(op, case, backend):
-    """Two results of the same tensors, backward through one of them, then the other."""
+    """Two results of the same tensors: backward through one of them, then through the other."""
     other, graph = op.make(SHAPE, seed=2), Graph(case, backend)
     shared = {name: leaf * 1.0 for name, leaf in graph.leaves.items()}
     first, second = case.call(backend, **shared), other.call(backend, **shared)
@@ -127,7 +127,7 @@ def test_upstream_values(op, backend, value, dtype, per_sample):
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
 def test_nonfinite_upstream(case, backend, value):
-    """As a multiplication would: what a loss scaler looks for to skip the step."""
+    """The gradient is multiplied by NaN or infinity: a loss scaler looks for them to skip the step."""
     clean = case.run(backend).grads
     for keep in (True, False):
         grads = Graph(case, backend).grads(value, keep=keep)
@@ -178,7 +178,7 @@ def test_forward_mode_raises(case, backend):
 
 
 def test_constants_get_no_gradient(op, constant, case, backend):
-    """Also those that require one."""
+    """Also constants that require a gradient."""
     case = case.but(**{constant: getattr(case, constant).clone().requires_grad_()})
     graph = Graph(case, backend)
     *grads, none = torch.autograd.grad(
@@ -189,7 +189,7 @@ def test_constants_get_no_gradient(op, constant, case, backend):
 
 
 def test_changing_inputs_after_the_forward(case, backend):
-    """The gradient is of the values that went in; a backward that could not know them raises."""
+    """The gradient is that of the values that went in."""
     expected = case.run(backend).grads
     graph = Graph(case.but(**{name: v.clone() for name, v in case.tensors().items()}), backend)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_changing_a_saved_tensor_raises(case, backend):
 
 
 def test_the_freed_graphs_gradient_counts_as_changed(case, backend):
-    """A backward may scale the saved gradient in place; then its version says so, or it is untouched."""
+    """A backward may scale the saved gradient in place. If it does, the tensor's version must change."""
     graph = Graph(case, backend)
     before = [(saved, saved.clone(), saved._version) for saved in graph.saved()]
     assert len(before) == len(graph.leaves)
@@ -229,7 +229,7 @@ def test_saved_tensors_hooks(case, backend):
 
 
 def test_hooks_that_keep_the_packed_tensor(case, backend):
-    """Unpacking twice gives the same, even if a backward worked in place on what it unpacked first."""
+    """Unpacking twice gives the same values, even if a backward worked in place on what it unpacked first."""
     kept = []
 
     def pack(v):
@@ -251,7 +251,7 @@ def test_save_on_cpu(case, backend):
 
 
 class _Claimed(torch.autograd.Function):
-    """A formula, whose gradient at the case's own inputs is claimed to be the op's."""
+    """A formula whose gradient is claimed to be the op's gradient at the case's own inputs."""
 
     @staticmethod
     def forward(ctx, formula, case, backend, *inputs):
@@ -266,7 +266,7 @@ class _Claimed(torch.autograd.Function):
 
 @pytest.mark.needs("gradients", "formula")
 def test_gradcheck(op, backend):
-    """In fp64, against finite differences of a formula in plain PyTorch."""
+    """In fp64: the op's gradient against finite differences of a formula in plain PyTorch."""
     case = op.make((3, 2, 3, 2), torch.float64)
     formula = op.formula(case)
     inputs = case.leaves().values()
@@ -313,7 +313,7 @@ class _SendsNothingBack(torch.autograd.Function):
 
 
 def test_an_upstream_that_is_none(case, backend):
-    """What uses the result may send it no gradient; then the inputs get none, or zeros."""
+    """The user of a result may send it no gradient; then the inputs get none, or zeros."""
     graph = Graph(case, backend)
     (_SendsNothingBack.apply(graph.result) + sum(leaf.sum() for leaf in graph.leaves.values())).backward()
     torch.testing.assert_close(graph.grad_fields(), [torch.ones_like(leaf) for leaf in graph.leaves.values()])

@@ -1,4 +1,4 @@
-"""Every op: a tensor that does not fit raises before anything runs: its name, what was expected and what came."""
+"""Every op: a tensor that does not fit raises before anything runs, with its name, what was expected and what came."""
 
 import pytest
 import torch

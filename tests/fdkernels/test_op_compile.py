@@ -1,4 +1,4 @@
-"""Every op under torch.compile, without graph breaks or endless recompiles; the raw ops' own consistency (opcheck)."""
+"""Every op under torch.compile, without graph breaks or endless recompiles; opcheck of the raw ops."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SHAPE = (12, 3, 8, 8)
 
 
 def compiled(op, backend, compiler, **options):
-    """A step such as trainers compile: something before, the op, something after."""
+    """A compiled step like a trainer's: something before the op, the op, something after."""
     function, options = getattr(fdk, library.ops[op.name].public), place(options)
 
     def step(first, *others):
@@ -27,7 +27,7 @@ def compiled(op, backend, compiler, **options):
 
 
 def hold(case, step):
-    """The step gives the op's state, and twice its result and gradients."""
+    """Check that the step gives the op's state, and twice its result and gradients."""
     placed, expected = case.on(), case.expected()
     leaves = placed.leaves()
     result = step(*(leaves.get(name, getattr(placed, name)) for name in placed.ORDER))
@@ -38,7 +38,7 @@ def hold(case, step):
 
 
 def test_fullgraph(op, variant, backend):
-    # A dtype each: it decides nothing in a graph.
+    # One dtype for each variant: the dtype does not change a graph.
     dtype = (torch.bfloat16, torch.float32)[list(op.variants).index(variant) % 2]
     case = op.variants[variant](SHAPE, dtype).on()
     hold(case, compiled(op, backend, "aot_eager", **case.options))
@@ -73,7 +73,7 @@ def test_state_changes_once_per_compiled_call(op, backend):
 
 
 def opcheck(op, arguments, outputs):
-    """torch.library.opcheck; its comparison of outputs takes NaN (a figure that a call lacks) for a difference."""
+    """torch.library.opcheck, which takes NaN (a figure that a call lacks) for a difference: outputs are skipped."""
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if not any(bool(v.isnan().any()) for v in outputs):
         tests.append("test_aot_dispatch_dynamic")
@@ -82,14 +82,14 @@ def opcheck(op, arguments, outputs):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
 def test_raw_op(op, raw_variant, backend, dtype):
-    """A registered op's schema, fake and mutations are what they say; the plain reference fits the fake too."""
+    """A registered op agrees with its schema, fake and mutations; the plain reference agrees with the fake too."""
     changes, registered = op.raw_variants[raw_variant], library.ops[op.name]
     call = op.raw(dtype, **changes)
     real = registered.run(backend, op.raw(dtype, **changes), op.arguments.flat(call)[0])
     assert not any(v.isnan().any() for v in real[:-1])
     for each, fake in zip(real, registered.outputs(call), strict=True):
         assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
-    if backend == "reference" or device.on_software:  # whose ops are others than those that PyTorch is told of
+    if backend == "reference" or device.on_software:  # their ops are not those registered with PyTorch
         return
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     opcheck(raw, tuple(op.arguments.operands(call)), real)
@@ -103,6 +103,6 @@ def test_raw_op(op, raw_variant, backend, dtype):
 
 @pytest.mark.host_code("what is registered")
 def test_every_registered_op_was_checked(op, backend):
-    """An op of this backend that no entry of `OPS` stands for is a hole."""
+    """A registered op of this backend that has no entry in `OPS` fails."""
     names = {name for name in dir(torch.ops.fdkernels) if backend in name}
     assert names <= {f"{name}_{backend}" for name in OPS} | {f"scale_{backend}", f"scale_{backend}_"}

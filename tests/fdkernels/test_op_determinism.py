@@ -1,4 +1,4 @@
-"""Every op: same inputs, same bits, across repeats and thread counts."""
+"""Every op gives the same bits for the same inputs, across repeats and thread counts."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SLOW = dict(zip(SHAPES, ((6, 3, 8, 8), (1, 30_001), (2, 4, 9, 9), (40, 5)), stri
 
 
 def runs(op, backend, shape, dtype):
-    """Calls with all that an op returns."""
+    """A function that calls the op for all that it returns."""
     case = op.variants["state"](shape, dtype)
     return lambda: case.run(backend, stats=op.has_stats)
 
@@ -48,7 +48,7 @@ def test_thread_counts(op, backend, shape, dtype):
     finally:
         torch.set_num_threads(threads)
     if backend == "reference":
-        # PyTorch's own reductions may split by the number of threads: right, but not bit for bit.
+        # PyTorch's reductions may split by the number of threads: the results are right, but not the same bits.
         tolerance = 1.6e-2 if dtype == torch.bfloat16 else 2e-3
         for outcome in outcomes:
             found, expected = (outcome.loss, *outcome.grads), (outcomes[0].loss, *outcomes[0].grads)

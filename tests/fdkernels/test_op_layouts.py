@@ -1,4 +1,4 @@
-"""Every op: any strides, any alignment, any rank, any length: a copy at most, never a wrong answer."""
+"""Every op takes any strides, alignment, rank and length: it may copy once, but never gives a wrong answer."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_lengths(op, backend, n, dtype):
 @pytest.mark.needs("samples")
 @pytest.mark.parametrize("n", (300_001, 2_100_003))
 def test_samples_beyond_the_cache(op, backend, n):
-    n = min(n, 30_001) if device.is_slow(backend) else n  # the software device holds 17 KB a block
+    n = min(n, 30_001) if device.is_slow(backend) else n  # the software device holds 17 KB per block
     op.make((2, n), torch.float32).check(backend)
     op.make((1, n), torch.bfloat16).check(backend)
 
@@ -86,11 +86,11 @@ def test_offsets_of_every_alignment(op, backend):
 
 @pytest.mark.needs("gradients")
 def test_gradient_keeps_the_strides_that_autograd_expects(op, backend):
-    """A channels_last parameter gets a channels_last gradient: what optimizers and DDP buckets want."""
+    """A channels_last parameter gets a channels_last gradient, as optimizers and DDP buckets want it."""
     case = op.make((4, 3, 8, 8))
     leaves = [channels_last(getattr(case, name)).detach().requires_grad_() for name in op.gradients]
     result = case.but(**dict(zip(op.gradients, leaves, strict=True))).call(backend)
-    # Not by a copy of autograd's: `.grad` takes a parameter's strides whatever the op hands back.
+    # autograd.grad shows the op's own strides; for `.grad`, autograd copies to the parameter's strides.
     for leaf, gradient in zip(leaves, torch.autograd.grad(result, leaves, retain_graph=True), strict=True):
         assert gradient.stride() == leaf.stride()
     result.backward()

@@ -1,4 +1,4 @@
-"""Every raw op called past the public API: an argument that does not fit is refused by name, never read past."""
+"""Every raw op, called past the public API, refuses an argument that does not fit by name; it never reads past it."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.contract("raw operands"), pytest.mark.backends("native
 
 
 def raw(op, backend, name=None):
-    """The op, or another of that name, loaded."""
+    """The loaded op, or another one of that name."""
     assert device.on_software or backends.choose(backend, device.name()) == backend
     return library.kernels[f"{name or op.name}_{backend}"]
 
@@ -35,8 +35,8 @@ def test_refused(op, backend, spoiled):
 
 @pytest.mark.host_code("the software device's memory is the host's")
 def test_refused_elsewhere(op, backend):
-    """By the kernel of the first argument's device: with a meta tensor among its operands, PyTorch takes the fake."""
-    raw(op, backend)  # loaded
+    """Call the kernel of the first argument's device itself: PyTorch takes the fake if an operand is a meta tensor."""
+    raw(op, backend)  # loads the op
     kernel = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device.name().upper()))
     may_be_elsewhere = () if device.name() == "cpu" else ("scalar",)  # on the CPU beside samples on a GPU
@@ -47,7 +47,7 @@ def test_refused_elsewhere(op, backend):
         assert refusals.is_refused(lambda *given: kernel.redispatch(key, *given), bad, entry.name), entry.name
 
 
-# What the kinds of fdiv's arguments do not say.
+# Rules of fdiv that the kinds of its arguments do not state.
 RULES = {
     "weight": {"weight": torch.ones(4)},
     "divisor": {"divisor": torch.tensor(50.0), "reduction": "none"},
@@ -104,7 +104,7 @@ TOY_CALL = ToyArguments(
 @pytest.mark.host_code("what the tests above are able to see")
 @pytest.mark.parametrize("forgotten", (None, *TOY.names[:-1]))
 def test_a_check_that_an_op_forgets_is_seen(backend, forgotten):
-    """Nothing but this list is needed: an op that checks all of its arguments but one refuses all faults but those."""
+    """An op that checks all arguments but one refuses all faults but those of that one. The list alone is enough."""
 
     def toy(*given):
         call = TOY.call(*given)

@@ -1,4 +1,4 @@
-"""The table of ops, contracts and backends: what is registered is in it, and an empty cell fails a whole run."""
+"""The table of ops, contracts and backends: every registered op is in it, and an empty cell fails a whole run."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Recorded outputs of FastGen, DMD2 and Self-Forcing: fp32 to 1e-5, and closer to float64 than they are in bf16."""
+"""Recorded outputs of FastGen, DMD2 and Self-Forcing: equal to 1e-5 in fp32; in bf16, ours are closer to float64."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def record(name: str) -> dict[str, torch.Tensor]:
 
 
 def case_of(name: str) -> tuple[Case, dict[str, torch.Tensor]]:
-    """The call that each peer's function corresponds to."""
+    """The case that corresponds to a peer's function, and the record."""
     r = record(name)
     dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
     image = {k: v.to(dtype) for k, v in r.items() if v.shape == r["student"].shape and v.dtype == torch.float32}
@@ -100,7 +100,7 @@ def test_fastgen_weights(backend, name, batch):
     )
     torch.testing.assert_close(weight, r["weight"], rtol=TOLERANCE, atol=0)
     torch.testing.assert_close(state.mean, r["bins_after"], rtol=TOLERANCE, atol=0)
-    # With its three epsilons accounted for, what is left is fp32's rounding.
+    # With FastGen's three epsilons accounted for, only fp32's rounding is left.
     plain, plain_bins = fastgen_weight(r, name, ratio_range, epsilon=0.0)
     theirs, their_bins = fastgen_weight(r, name, ratio_range, epsilon=1e-6)
     torch.testing.assert_close(weight.double() * (theirs / plain), r["weight"].double(), rtol=2e-6, atol=0)
@@ -110,9 +110,9 @@ def test_fastgen_weights(backend, name, batch):
 
 
 def fastgen_weight(r, name, ratio_range, epsilon) -> tuple[torch.Tensor, torch.Tensor]:
-    """FastGen's formula in float64: epsilon added to each bin's count, each bin's mean and the batch mean of h.
+    """FastGen's formula in float64: epsilon is added to each bin's count, each bin's mean and the batch mean of h.
 
-    Its h leaves out the constants of neyman (2) and sh (1/4), which matters to the last of these alone.
+    FastGen's h leaves out the constants of neyman (2) and sh (1/4), which matters only to the last epsilon.
     """
     logits, t = oracle.float64(r["logits"]), oracle.float64(r["t"])
     ratio = np.clip(np.exp(logits.mean(1)), *ratio_range)
@@ -127,7 +127,7 @@ def fastgen_weight(r, name, ratio_range, epsilon) -> tuple[torch.Tensor, torch.T
 
 
 def test_the_recorded_epsilons_are_what_the_difference_is():
-    """Without them the recorded weights are off by more than fp32's rounding, in the direction that they say."""
+    """Without FastGen's epsilons, the recorded weights are off by more than fp32's rounding."""
     differences = []
     for name in DIVERGENCES:
         r = record(f"fastgen_weight_{name}_b6")

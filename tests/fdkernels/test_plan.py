@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fdkernels._core import plan, plans
+from fdkernels import _core
+from fdkernels.call_shape import CallShape
 from fdkernels.devices import CLUSTER_SIZES, PRESETS
 from fdkernels.plans import name_of
 from tools.machine_code.cases import FORWARDS, ODD
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.cpu_only("a pure function")
 H200 = PRESETS["h200"]
 INT32_MAX = 2**31 - 1
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-STATIC = 3 * 1024  # shared memory of the kernels' own
+STATIC = 3 * 1024  # the kernels' static shared memory
 
 BATCHES = (1, 2, 3, 8, 64, 133, 1000, 1025, 4096, 2**20)
 ELEMENTS = (1, 2, 7, 8, 9, 1000, 3072, 16_384, 57_344, 57_345, 65_536, 786_432, 917_505, 2_096_640, 3_145_728,
@@ -31,11 +32,11 @@ DTYPES = st.sampled_from(tuple(BYTES))
 CALLS = st.fixed_dictionaries(
     {"student": DTYPES},
     optional={
-        "prediction": DTYPES,
+        "teacher": DTYPES,
         "fake": DTYPES,
         "noisy": DTYPES,
-        "guidance": st.booleans(),
-        "fake_guidance": st.booleans(),
+        "teacher_uncond": DTYPES,
+        "fake_uncond": DTYPES,
         "heads": st.integers(1, 40),
         "dmd_scale": st.booleans(),
         "with_stats": st.booleans(),
@@ -45,16 +46,21 @@ CALLS = st.fixed_dictionaries(
 )
 
 
+def plan(batch, elements, *, limits, allowed="auto", **call):
+    return _core.plan(CallShape(batch, elements, **call), limits, allowed)
+
+
+def plans(batch, elements, *, limits, allowed="auto", **call):
+    return _core.plans(CallShape(batch, elements, **call), limits, allowed)
+
+
 def reads(call):
-    """Bytes an element of the inputs, and of those that a gradient needs."""
-    student = call.get("student", "bf16")
-    tau = call.get("prediction") or student
-    f = call.get("fake") or tau
-    again = BYTES[tau] * (1 + call.get("guidance", False)) + BYTES[f] * (1 + call.get("fake_guidance", False))
-    read = again
-    if call.get("dmd_scale", True) or call.get("with_stats", False):
-        read += BYTES[student] + (BYTES[call["noisy"]] if call.get("noisy") else 0)
-    return read, again
+    """Bytes per element of all inputs, and of those that a gradient reads again."""
+    call = CallShape(1, 1, **call)
+    student, teacher, fake, *others = (BYTES[dtype] for dtype in call.images())
+    noisy = 0 if call.noisy is None else BYTES[call.noisy]
+    again = teacher + fake + sum(others) - noisy
+    return again + (student + noisy if call.dmd_scale or call.with_stats else 0), again
 
 
 def check(p, batch, elements, limits, call):
@@ -78,7 +84,7 @@ def check(p, batch, elements, limits, call):
 
 
 def check_shares(p, elements):
-    """`part_of` of csrc/core/share.h: every element belongs to one block, which has room for what it holds."""
+    """`part_of` of csrc/core/share.h: every element belongs to one block, and a block has room for what it holds."""
     share, vector = p["share"], p["vector"]
     parts = [(min(rank * share, elements), min((rank + 1) * share, elements)) for rank in range(p["team"])]
     assert parts[0][0] == 0 and parts[-1][1] == elements
@@ -91,11 +97,11 @@ def check_shares(p, elements):
     if p["schedule"] == "cluster":
         assert p["held"] * vector == share and p["again"] == 0
     else:
-        assert parts[-1][0] < elements  # no block that takes part in every sum for nothing
+        assert parts[-1][0] < elements  # no block takes part in every sum for nothing
 
 
 def check_limits(p, batch, limits, call):
-    wide = "fp64" in {call.get(name) for name in ("student", "prediction", "fake", "noisy")}
+    wide = "fp64" in CallShape(batch, 1, **call).images()
     held = p["buffers"] * p["held"] * p["vector"] * (8 if wide else 4)
     weights = 0
     if call.get("heads", 0) > 0 and not p["weigh_first"]:
@@ -194,7 +200,7 @@ def test_the_next_smaller_where_the_largest_cannot_be_scheduled():
 
 @given(batch=SAMPLES, elements=SIZES, limits=DEVICES, call=CALLS)
 def test_neither_figures_nor_a_gradient_change_the_order_of_the_sums(batch, elements, limits, call):
-    """Or asking for them would change bits of the loss."""
+    """Otherwise, asking for them would change bits of the loss."""
     fields = ("schedule", "team", "teams", "threads", "share", "held", "weigh_first")
     found = {
         tuple(p[name] for name in fields)
@@ -214,7 +220,7 @@ def test_allowed(allowed):
 
 
 def test_teams_of_a_grid():
-    """As many as asked for, but for idle ones; unasked, as many as there can be and powers of two below."""
+    """As many teams as asked for, without idle ones. Unasked: as many as there can be, and powers of two below."""
     a100 = PRESETS["a100"]
     for batch, asked, teams in ((8, 3, 3), (8, 8, 8), (8, 64, 8), (1, 2, 1), (200, 64, 54), (200, 7, 7)):
         p = plan(batch, 65_536, limits=a100, allowed=f"grid:{asked}")
@@ -225,7 +231,7 @@ def test_teams_of_a_grid():
 
 
 def test_without_clusters_samples_go_side_by_side():
-    """SDXL: eight waits in turn cost more than twice of what eight teams of 13 blocks take."""
+    """SDXL: eight waits in turn cost much more than eight teams of 13 blocks."""
     call = {"limits": PRESETS["a100"], "heads": 1}
     p, one = plan(8, 65_536, **call), plan(8, 65_536, **call, allowed="grid:1")
     assert (name_of(p), p["blocks"], p["buffers"]) == ("grid:8", 104, 1)
@@ -245,7 +251,7 @@ PRACTICE = {
     "ImageNet-64": (32, 3 * 64 * 64, {}, ("cluster", 1, 1)),
     "SD1.5": (8, 4 * 64 * 64, {}, ("cluster", 8, 1)),
     "SDXL": (8, 4 * 128 * 128, {}, ("cluster", 8, 1)),
-    "SDXL fp32, x_t, guided": (8, 4 * 128 * 128, {"student": "fp32", "noisy": "fp32", "guidance": True},
+    "SDXL fp32, x_t, guided": (8, 4 * 128 * 128, {"student": "fp32", "noisy": "fp32", "teacher_uncond": "fp32"},
                                ("cluster", 8, 1)),
     "512 pixels": (8, 3 * 512 * 512, {}, ("grid", 16, 1)),
     "Wan": (2, 16 * 21 * 60 * 104, {}, ("grid", 66, 1)),
@@ -262,7 +268,7 @@ def test_practice_on_an_h200(name):
     p = plan(batch, elements, limits=H200, heads=1, bins=10, **call)
     assert (p["schedule"], p["team"], p["buffers"]) == expected
     assert p["launches"] == 1
-    # What a team holds in float32: 224 KB a block, less the weights of so small a batch.
+    # What a team holds in float32: 224 KB per block, less the few weights of such a small batch.
     held = p["team"] * (H200["shared_per_block"] - STATIC) // 4
     assert p["again"] == pytest.approx(max(0, elements - held), rel=1e-2, abs=0)
 
@@ -289,7 +295,7 @@ def test_weights_of_a_large_batch_are_computed_first(batch, options, first):
 
 @pytest.mark.parametrize("device", PRESETS)
 def test_weights_are_computed_once_where_float64_is_slow(device):
-    """512 samples in each of three blocks of a multiprocessor: 61 µs at a rate of 1/64, 2 at 1/2."""
+    """512 samples weighed in each of three blocks of a multiprocessor: 61 µs at a float64 rate of 1/64, 2 µs at 1/2."""
     slow = PRESETS[device]["capability"] in (89, 120)
     for batch in (64, 512):
         p = plan(batch, 3072, limits=PRESETS[device], heads=1, bins=10)
@@ -301,7 +307,7 @@ def test_weights_are_computed_once_where_float64_is_slow(device):
 
 
 def test_weights_are_computed_first_where_samples_need_their_memory():
-    """1,024 samples of 140 KB: with 20 KB of weights beside it none fits a block of an A100."""
+    """1,024 samples of 140 KB: with 20 KB of weights beside it, no sample fits a block of an A100."""
     call = {"limits": PRESETS["a100"], "heads": 1}
     p, small = plan(1024, 35_911, **call), plan(16, 35_911, **call)
     assert p["weigh_first"] and p["schedule"] == "cluster" and not small["weigh_first"]
@@ -330,31 +336,8 @@ def test_counts_that_would_overflow():
     assert p["bytes"] == 2.0**53 and p["schedule"] == "cluster"
 
 
-def options_of(call):
-    """A raw op's arguments as `plan` takes them."""
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-    weighting = call.weighting
-    return {
-        "student": names[call.student.dtype],
-        "prediction": names[call.teacher.dtype],
-        "fake": names[call.fake.dtype],
-        "noisy": None if call.noisy is None else names[call.noisy.dtype],
-        "guidance": call.teacher_uncond is not None,
-        "fake_guidance": call.fake_uncond is not None,
-        "coefficients": call.prediction != "sample",
-        "scale": 0 if call.multiplier.entries is None else call.multiplier.entries.shape[1],
-        "mask": None if call.mask.entries is None else tuple(call.mask.entries.shape),
-        "heads": 0 if weighting.logits is None else weighting.logits[0].numel(),
-        "bins": 0 if weighting.ratio_mean is None else len(weighting.ratio_mean),
-        "dmd_scale": call.dmd_scale,
-        "with_stats": call.with_stats,
-        "with_grad": call.with_grad,
-        "reduction": call.reduction,
-    }
-
-
 def loads_of(call):
-    """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher says."""
+    """(type combination, whether it has more than x, τ and f, elements of a vector), as the launcher chooses."""
     names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
     if call.dtype() == torch.float64:
         return "any_f64", True, 2
@@ -373,10 +356,9 @@ def loads_of(call):
 @pytest.mark.parametrize("name", (*FORWARDS, *ODD))
 def test_the_kernel_of_a_call(name):
     call = {**FORWARDS, **ODD}[name]
-    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
-    p = plan(batch, elements, limits=H200, **options_of(call))
+    p = _core.plan(call.shape(), H200)
     types, general, vector = loads_of(call)
     assert (p["loads"].replace("fp", "f"), p["general"], p["vector"]) == (types, general, vector)
     if call.dmd_scale or call.with_stats:  # then x is read
         bytes_an_element = sum(v.element_size() for v in call.images()) + call.student.element_size() * call.with_grad
-        assert p["minimum_bytes"] == batch * elements * bytes_an_element
+        assert p["minimum_bytes"] == call.student.numel() * bytes_an_element

@@ -1,4 +1,4 @@
-"""`python -m fdkernels plan`: what it prints is the plan, and what it can't do it says."""
+"""`python -m fdkernels plan` prints the plan, and says what it can't do."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fdkernels import _core, backends, devices, plans
+from fdkernels.call_shape import CallShape
 
 pytestmark = pytest.mark.cpu_only("a pure function")
 
@@ -24,18 +25,18 @@ def printed(capsys, arguments):
 
 
 def figures(text):
-    """The plan's own lines."""
+    """The plan's own lines, by their first word."""
     text = text.split("considered")[0].replace("shared memory", "shared_memory")
     rows = [line.strip().split(None, 1) for line in text.splitlines()]
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 def test_all_figures(capsys):
-    text = printed(capsys, "--shape 8,4,128,128 --dtype bf16 --device h200")
+    text = printed(capsys, "--shape 8,4,128,128 --student bf16 --device h200")
     assert text.startswith("fused_fdiv_loss, forward: 8×4×128×128, 8 samples of 65,536 elements, bf16\n")
     assert "h200: compute capability 9.0, 132 multiprocessors, 227 KiB of shared memory a block, 50 MiB of L2" in text
     assert "resident clusters of 1, 2, 4, 8, 16: 132, 66, 30, 15, 7" in text and "an assumption" in text
-    p = _core.plan(8, 65_536, limits=H200)
+    p = _core.plan(CallShape(8, 65_536), H200)
     found = figures(text)
     assert found["schedule"].startswith("cluster of 8: ")
     assert found["grid"].startswith(f"{p['blocks']} blocks of {p['threads']} threads, 8 clusters of 8")
@@ -52,7 +53,7 @@ def test_all_figures(capsys):
 def test_what_was_not_taken_and_why(capsys):
     text = printed(capsys, "--shape 8,4,128,128 --device h200")
     rows = [line.split(None, 1) for line in text.split("considered")[1].splitlines()[1:]]
-    every = _core.plans(8, 65_536, limits=H200)
+    every = _core.plans(CallShape(8, 65_536), H200)
     names = [plans.name_of(p) for p in every]
     assert [name for name, _ in rows] == [*names, "cluster:1"]
     times = [f"{p['seconds'] * 1e6:.2f} µs" for p in every]
@@ -76,21 +77,26 @@ def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
 
 
 CALL = (
-    "--shape 4,16,60,104 --dtype fp16 --predictions fp32 --fake bf16 --noisy --guidance --fake-guidance --scale 16"
-    " --mask 1x6240 --heads 2 --bins 7 --reduction sum --stats --no-grad --no-dmd --coefficients"
+    "--shape 4,16,60,104 --student fp16 --teacher fp32 --fake bf16 --raw --teacher-uncond --fake-uncond"
+    " --multiplier 16 --mask 1x6240 --heads 2 --bins 7 --counted --reduction sum --with-stats --no-grad --no-dmd-scale"
 )
 
 
 def test_json(capsys):
     (one,) = json.loads(printed(capsys, f"{CALL} --device h200 --json"))["plans"]
-    options = {
-        "student": "fp16", "prediction": "fp32", "fake": "bf16", "noisy": "fp16", "guidance": True,
-        "fake_guidance": True, "scale": 16, "mask": (1, 6240), "heads": 2, "bins": 7, "reduction": "sum",
-        "with_stats": True, "with_grad": False, "dmd_scale": False, "coefficients": True,
-    }  # fmt: skip
-    assert one["plan"] == _core.plan(4, 99_840, limits=H200, **options)
-    assert one["candidates"] == _core.plans(4, 99_840, limits=H200, **options)
+    call = CallShape(
+        4, 99_840, student="fp16", teacher="fp32", fake="bf16", teacher_uncond="fp32", fake_uncond="bf16", noisy="fp16",
+        raw=True, multiplier=16, mask=(1, 6240), heads=2, bins=7, counted=True, dmd_scale=False, with_stats=True,
+        with_grad=False, reduction="sum",
+    )  # fmt: skip
+    assert plans.call_shape(plans.command_line().parse_args(CALL.split())) == call
+    assert one["plan"] == _core.plan(call, H200) and one["candidates"] == _core.plans(call, H200)
     assert one["limits"] == {**H200, "active_clusters": list(H200["active_clusters"])}
+
+
+@pytest.mark.parametrize(("arguments", "noisy"), [("--raw", "bf16"), ("--raw --no-dmd-scale", None), ("", None)])
+def test_x_t_is_read_where_the_call_needs_it(arguments, noisy):
+    assert plans.call_shape(plans.command_line().parse_args(["--shape", "8,4", *arguments.split()])).noisy == noisy
 
 
 def test_every_device(capsys):
@@ -107,7 +113,7 @@ def test_without_a_gpu_it_plans_for_an_h200_and_says_so(capsys, monkeypatch):
 
 
 def test_the_gpu_that_is_present(capsys, monkeypatch):
-    """A made-up one, of 16 multiprocessors, in the order of csrc/core/plan.h."""
+    """A simulated GPU of 16 multiprocessors; its values are in the order of csrc/core/plan.h."""
     asked = []
     values = torch.tensor([90, 16, 232_448, 233_472, 2**23, 6e11, 16, 8, 4, 2, 0], dtype=torch.float64)
     monkeypatch.setattr(backends, "unavailable", lambda *_: None)
@@ -130,7 +136,7 @@ def test_the_gpu_that_is_present(capsys, monkeypatch):
         ("", "the following arguments are required: --shape"),
         ("--shape 8,x", "argument --shape: expected sizes of at least 1, as in 8,4,128,128, got 8,x"),
         ("--shape 8,0", "argument --shape: expected sizes of at least 1, as in 8,4,128,128, got 8,0"),
-        ("--shape 8,4 --dtype int8", "argument --dtype: invalid choice: 'int8'"),
+        ("--shape 8,4 --student int8", "argument --student: invalid choice: 'int8'"),
         ("--shape 8,4 --heads -1", "argument --heads: expected a count, got -1"),
         ("--shape 8,4 --mask 4", "argument --mask: expected rows and entries, as in 8x16384, got 4"),
         ("--shape 8,4 --mask 3x4", "h100: mask: expected 1 or 8 rows of entries that divide 4 elements, got 3 of 4"),

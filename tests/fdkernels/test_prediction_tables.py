@@ -1,4 +1,4 @@
-"""One table of prediction kinds in each language: the same kinds, the same (a, c). A row in one only fails here."""
+"""One table of prediction kinds in each language: the same kinds, the same (a, c). A row that one lacks fails here."""
 
 import re
 from pathlib import Path
@@ -42,8 +42,8 @@ def evaluate(alpha, sigma, a, c, sigma_data: tl.float64, KIND: tl.constexpr, BLO
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_coefficients_are_those_of_the_specification(kind):
-    """Bit for bit, but for a square root: PyTorch's, on some CPUs, is not rounded correctly. (A compiler may contract a
-    multiplication and an addition.)"""
+    """Equal bit for bit, except for edm's square root: on some CPUs, PyTorch rounds it wrongly. (A compiler may
+    contract a multiplication and an addition.)"""
     generator = torch.Generator().manual_seed(0)
     alpha, sigma = (torch.rand(64, generator=generator, dtype=torch.float64) * high for high in (1.0, 80.0))
     a, c = torch.empty_like(alpha), torch.empty_like(alpha)

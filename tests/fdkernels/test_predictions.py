@@ -50,13 +50,13 @@ def test_kinds(backend, kind, level, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", ("dmd", None))
 def test_tiny_gaps_of_raw_predictions(backend, kind, scale):
-    """A gap of 1e-3 beside |x_t| of 3: rounding x0 to bf16 first would cost most of the gradient."""
+    """A gap of 1e-3 beside |x_t| of 3: rounding x0 to bf16 first would lose most of the gradient."""
     raw_case(kind, torch.bfloat16, predictions=torch.float32, gap=1e-3, scale=scale).check(backend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_raw_equals_x0(backend, kind):
-    """Converting to x0 by hand in float64 and passing no prediction gives the same."""
+    """The gradient is the same if x0 is computed by hand in float64 and no prediction is passed."""
     case = raw_case(kind, torch.float64)
     x = oracle.float64(case.student)
     a, c = (torch.from_numpy(v) for v in oracle.coefficients(case.options["prediction"], x))
@@ -112,7 +112,7 @@ def test_sample_needs_no_noisy(backend):
 
 
 def test_noisy_is_not_read_without_dmd(backend):
-    """Without "dmd" the x_t term cancels exactly: not even NaN there matters."""
+    """Without "dmd" the x_t term cancels exactly: not even NaN in x_t matters."""
     case = raw_case("epsilon", torch.float32, scale=None)
     level = case.options["prediction"]
     blank = fdk.Prediction("epsilon", torch.full_like(level.noisy, torch.nan), alpha=level.alpha, sigma=level.sigma)
@@ -147,7 +147,7 @@ def test_any_real_level(backend, level):
 
 @pytest.mark.parametrize("levels", ("per sample", "per frame"))
 def test_high_noise(backend, levels):
-    """x_t is a hundred times x0, and so are the two numbers whose sum x0 is: float32 alone is 1e-5 off here."""
+    """x_t is a hundred times x0, and so are the two terms whose sum is x0: float32 alone is off by 1e-5 here."""
     generator = torch.Generator().manual_seed(8)
     shape = (3, 5, 8)
     clean, noise = torch.rand(shape, generator=generator) + 1, torch.rand(shape, generator=generator) + 1

@@ -1,4 +1,4 @@
-"""Random shapes, dtypes, divergences and options against the oracle, and what must hold of any input."""
+"""Random shapes, dtypes, divergences and options against the oracle, and properties that hold for any input."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def cases(draw):
 
 
 def in_range(case) -> bool:
-    """Whether the oracle's gradient is a normal number where it is not zero: fp32 alone may underflow in between."""
+    """Whether the oracle's gradient is zero or well inside fp32's range: in fp32, intermediate results may leave it."""
     grad = np.abs(case.expected().grad)
     info = torch.finfo(torch.float32)
     return bool(((grad == 0) | ((grad > 1e3 * info.tiny) & (grad < 1e-3 * info.max))).all())
@@ -78,7 +78,7 @@ def test_any_call_matches_the_oracle(backend, case):
     if in_range(case):
         outcome, expected = case.run(backend), case.expected()
         if case.student.dtype == torch.float16:
-            # Beyond float16's numbers there is no ulp to count.
+            # Values beyond float16's range have no ulp to count.
             finite = torch.from_numpy(expected.grad).half().isfinite()
             testing.assert_gradient(outcome.grad[finite], torch.from_numpy(expected.grad)[finite])
         else:
@@ -101,7 +101,7 @@ def test_any_logits_match_the_oracle(backend, logits, name, normalize, ratio_ran
 
 @given(logits=st.lists(st.floats(width=32), min_size=1, max_size=8), name=NAMES)
 def test_any_float_as_logit(backend, logits, name):
-    """Infinities, NaN, subnormals: NaN exactly at the non-finite ones, and the others unmoved by them."""
+    """Infinities, NaN, subnormals: the weight is NaN exactly where the logit is not finite; others do not change."""
     logits = torch.tensor(logits)
     finite = logits.isfinite()
     weight = on_device(fdk.fdiv_weight)(logits, divergence=name, backend=backend)
@@ -130,7 +130,7 @@ def test_order_of_the_batch_does_not_matter(backend, seed, name):
 
 @given(seed=SEEDS, shift=st.floats(-3, 3))
 def test_a_constant_bias_of_the_discriminator_is_removed(backend, seed, shift):
-    """What the normalizer is for: with the batch's own mean (decay 0), a bias of the logits changes nothing."""
+    """The normalizer's purpose: with the batch's own mean (decay 0), a bias of the logits changes nothing."""
     case = make((16, 2), seed=seed)
     options = {"divergence": "js", "ratio_range": None, "backend": backend}
     plain = on_device(fdk.fdiv_weight)(case.logits, case.t, normalizer=fdk.RatioNormalizer(3, decay=0.0), **options)

@@ -1,4 +1,4 @@
-"""docs/recipes.md: every call on the page, against its trainer's formula in float64 and recorded outputs."""
+"""docs/recipes.md: every call on the page against its trainer's formula in float64, and against recorded outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.contract("peers"), pytest.mark.filterwarnings("ignore:
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-HERE = [name for name in RECIPES if name != "ranks"]  # in one process
+HERE = [name for name in RECIPES if name != "ranks"]  # recipes that run in one process
 
 
 def test_each_block_has_a_formula_and_each_formula_a_block():
@@ -37,7 +37,7 @@ def test_each_block_has_a_formula_and_each_formula_a_block():
 
 
 def run(block: str, backend: str, given: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-    """What a reader gets who runs the block with these names, on this backend: loss and gradients."""
+    """Run the block with these names on this backend, as a reader would; return loss and gradients."""
     students = [v.detach().clone().requires_grad_() for v in as_list(given)]
     names = {**given, "student": students[0], "students": students}
     functions = {
@@ -53,7 +53,7 @@ def as_list(given: dict[str, Any]) -> list[Tensor]:
 
 
 def expected(recipe: Recipe, given: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-    """Of the same, already rounded inputs."""
+    """Loss and gradients of the formula in float64, from the same, already rounded inputs."""
 
     def wide(v: Any) -> Any:
         if isinstance(v, list):
@@ -72,7 +72,7 @@ def made(name: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def bound_of(block: str, given: dict[str, Any], grad: Tensor) -> Tensor | None:
-    """What guidance may cost each element (`testing.guidance_bound`)."""
+    """The error that guidance may add to each element (`testing.guidance_bound`)."""
     if "teacher_uncond" not in block:
         return None
     v = {name: given[name].double() for name in ("teacher", "teacher_uncond", "fake", "fake_uncond")}
@@ -91,7 +91,7 @@ def bound_of(block: str, given: dict[str, Any], grad: Tensor) -> Tensor | None:
 def hold(
     name: str, given: dict[str, Any], found: tuple[Tensor, list[Tensor]], want: tuple[Tensor, list[Tensor]]
 ) -> None:
-    """Within the published tolerances, and what the page says of a difference."""
+    """Compare within the published tolerances, or within the difference that the page states."""
     recipe, normalized = RECIPES[name], "normalizer=" in BLOCKS[name]
     (loss, grads), (wanted_loss, wanted) = found, want
     for actual, exact in zip(grads, wanted, strict=True):
@@ -118,7 +118,7 @@ def test_the_call_is_the_formula(backend, name):
 
 @pytest.mark.cpu_only("gloo")
 def test_ranks(tmp_path):
-    """Uneven parts of a batch on two ranks: what DDP makes of them, their mean, is the whole batch's."""
+    """Two ranks have uneven parts of a batch. The mean over the ranks, as DDP takes it, is the whole batch's result."""
     command = [sys.executable, "-m", "tests.fdkernels.recipes_rank", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ranks = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
@@ -149,7 +149,7 @@ def test_a_nan_of_the_teacher_drops_what_it_drops_there(backend, name):
 
 @pytest.mark.backends("reference", "native")
 def test_where_nan_to_num_differs(backend):
-    """The three cases of the page: g, and so the gradient, of the first sample; there and here."""
+    """The three cases of the page: the gradient of the first sample, in the trainer and here."""
 
     def first(name: str, of: str, element: Any, value: Any) -> tuple[Tensor, Tensor]:
         given = made(name, torch.float64)
@@ -164,7 +164,7 @@ def test_where_nan_to_num_differs(backend):
     assert not theirs.any() and ours[:2].all() and not ours[2:].any()
 
 
-# What a slip would write: each makes another loss of it, by more than any tolerance.
+# Slips of a writer, as pattern and wrong text. Each changes the gradient by more than any tolerance.
 SLIPS = {
     r"eps=0\.0": "eps=1e-6",
     r"scale=fdk\.DmdScale\(kept_only=True\)": "scale=None",
@@ -204,7 +204,7 @@ def test_slips_are_seen(backend):
     assert seen == set(SLIPS)
 
 
-# Names of the page for fields of the records (tests/data/README.md).
+# The page's names for fields of the records (tests/data/README.md).
 RECORDS = {
     "fastgen_vsd_image": ("fastgen-weight", {"h": "weight"}),
     "fastgen_vsd_video": ("fastgen-weight", {"h": "weight"}),

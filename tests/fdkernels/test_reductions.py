@@ -22,7 +22,7 @@ def test_reductions(backend, reduction, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_none_times_a_weight(backend, dtype):
-    """(reduction="none") * w: an upstream per sample."""
+    """(reduction="none") * w gives each sample its own upstream gradient."""
     case = make((5, 3, 7, 6), dtype, reduction="none")
     case.check(backend, torch.tensor([1.0, -2.0, 0.0, 0.5, 300.0], dtype=torch.promote_types(dtype, torch.float32)))
 
@@ -36,7 +36,7 @@ def test_none_sums_to_the_others(backend):
 
 @pytest.mark.parametrize("shape", ((8, 4, 32, 32), (1, 16, 3, 30, 52)), ids=str)
 def test_float16_under_a_loss_scale(backend, shape):
-    """g/N is below fp16's smallest number here; a loss scale of 65536 has to bring it back, not a rounded zero."""
+    """g/N is below fp16's smallest number here. A loss scale of 65536 must bring it back, not a zero rounded before."""
     case = make(shape, torch.float16, heads=None, scale=None, gap=0.5 * math.prod(shape) / 2**21)
     outcome, expected = case.run(backend, torch.tensor(65536.0)), case.expected()
     want = torch.from_numpy(expected.grad) * 65536

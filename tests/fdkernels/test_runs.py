@@ -1,5 +1,5 @@
-"""Multipliers, noise levels and masks that runs of elements share, as the frames of a video do: on both sides of every
-length from which a backend has other loops for them."""
+"""Multipliers, noise levels and masks that runs of elements share, such as the frames of a video. The runs are on both
+sides of every length at which a backend changes its loops."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from tests.fdkernels import test_nonfinite, test_stats
 pytestmark = pytest.mark.contract("exactness")
 
 # CPU: runs of 64 and more have loops of their own, in blocks of 512 and sums of 64, 128 or 256. CUDA: vectors of 2, 4
-# or 8, of which a thread adds 16 elements.
+# or 8; a thread adds 16 elements.
 LENGTHS = {
     "reference": (1, 60, 64),
     "native": (1, 3, 4, 6, 60, 63, 64, 65, 127, 128, 129, 255, 257, 511, 512, 513, 1030),
-    "triton": (16, 22),  # a sample of 128 elements in one program, more in tiles of 64, as tests/conftest.py has it
+    "triton": (16, 22),  # one program up to 128 elements a sample, then tiles of 64, as tests/conftest.py sets
 }
 SOME = {"reference": (64,), "native": (5, 63, 64, 600), "triton": (16, 22)}
-# Operands by the shape of their tables, of samples of 3 frames with 2 rows of some length.
+# Operands by the shape of their tables, for samples of 3 frames with 2 rows of some length.
 TABLES = {
     "multiplier": {"multiplier": (2, 3, 2, 1)},
     "multiplier of the batch": {"multiplier": (1, 3, 2, 1)},
@@ -34,11 +34,11 @@ TABLES = {
     "levels cut the mask's": {"levels": (2, 3, 2, 1), "mask": (1, 3, 1, 1)},
     "levels, one multiplier a sample": {"levels": (1, 3, 1, 1), "multiplier": (2, 1, 1, 1)},
     "mask of elements": {"mask": (1, 1, 2, 0), "levels": (2, 3, 1, 1)},
-}  # a size of 0: the run's length
+}  # a size of 0 stands for the run's length
 
 
 def shared(name: str, length: int, dtype: torch.dtype = torch.float32, **options) -> Case:
-    """A batch with the operands of TABLES, whose entries differ by far more than any tolerance."""
+    """A batch with the operands of TABLES. Their entries differ by far more than any tolerance."""
     shape = (2, 3, 2, length)
     case = make(shape, dtype, heads=None, seed=length, **options)
     generator = torch.Generator().manual_seed(length)
@@ -65,7 +65,7 @@ def test_lengths(backend, name, dtype):
     lengths = LENGTHS[backend]
     if device.is_slow(backend):  # interpreted, a program costs milliseconds
         lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
-    # Each reduction divides by another count of what a mask keeps.
+    # With a mask, each reduction divides by another count of kept elements.
     reduction = {torch.bfloat16: "mean", torch.float16: "sum"}.get(dtype, "none")
     for length in lengths:
         shared(name, length, dtype, reduction=reduction).check(backend)
@@ -75,7 +75,7 @@ def test_lengths(backend, name, dtype):
 @pytest.mark.parametrize("name", ("multiplier", "mask", "all alike", "multiplier cuts the mask's"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
-    """Float32 predictions, and an unconditional one."""
+    """Float32 predictions, or an unconditional prediction."""
     for length in (60, 64, 65):
         shared(name, length, dtype, predictions=torch.float32).check(backend)
         case = shared(name, length, dtype)
@@ -88,7 +88,7 @@ def test_operands_that_keep_bfloat16_from_its_own_loop(backend, name, dtype):
 def test_figures(backend, name):
     for length in SOME[backend][:1] if device.is_slow(backend) else SOME[backend][-2:]:
         dtype = torch.bfloat16 if length in (16, 64) else torch.float32
-        # A divisor for each sample, of which a mask keeps another number of elements.
+        # Each sample has its own divisor: a mask keeps another number of elements in each.
         test_stats.check(shared(name, length, dtype, reduction="none"), backend)
 
 
@@ -97,21 +97,21 @@ def test_figures(backend, name):
 @pytest.mark.parametrize("threads", (1, 3))
 @pytest.mark.parametrize("length", (2730, 2731, 5462, 14563, 14564))
 def test_samples_on_both_sides_of_a_chunk(backend, length, threads):
-    """Runs that a chunk's end cuts; samples that a thread takes alone, and those that all threads share."""
+    """Runs that the end of a chunk cuts; samples that one thread takes alone, and samples that all threads share."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for name in ("all alike", "levels, x unread", "mask of elements"):
             case = shared(name, length, reduction="none")
             case.check(backend)
-            # Found in one chunk, and the gradients of all are zeros.
+            # One chunk finds the NaN; the gradients of all chunks are zeros.
             bad = test_nonfinite.poison(case.fake, 1, torch.nan)
             case.but(fake=bad, mask=None, nonfinite="zero").check(backend)
     finally:
         torch.set_num_threads(before)
 
 
-# ---- entries that are not finite
+# Entries that are not finite.
 
 
 @pytest.mark.parametrize("value", (torch.inf, torch.nan))
@@ -142,7 +142,7 @@ def test_whatever_a_masked_run_holds(backend, name, value):
         assert test_stats.check(case, backend).nonfinite_samples == 0
 
 
-# ---- squares that float32 holds in part, or not at all
+# Squares that float32 holds in part, or not at all.
 
 
 SIZES = (1e-24, 1e-22, 1e-20, 3e-16, 1e-14, 1e18, 1e22)
@@ -151,7 +151,7 @@ SIZES = (1e-24, 1e-22, 1e-20, 3e-16, 1e-14, 1e18, 1e22)
 @pytest.mark.parametrize("name", ("multiplier", "mask", "levels, x unread", "mask of elements", "none"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 def test_squares_that_underflow_in_part(backend, name, dtype):
-    """A gap of 1e-22 has squares around float32's smallest number: kept, with most of their digits gone."""
+    """A gap of 1e-22 has squares around float32's smallest number: they are kept, with most of their digits lost."""
     lengths = SOME[backend]
     if device.is_slow(backend):
         lengths = lengths[1:] if dtype == torch.float32 else lengths[:1]
@@ -167,7 +167,7 @@ def test_squares_that_underflow_in_part(backend, name, dtype):
 
 @pytest.mark.parametrize("size", (1e-22, 1e20))
 def test_images_of_any_size(backend, size):
-    """The dmd scale makes the loss free of x's unit; the squares of the gap are not."""
+    """The dmd scale makes the loss independent of x's unit; the squares of the gap do depend on it."""
     for length in SOME[backend][:2]:
         case = shared("levels", length)
         prediction = case.options["prediction"]

@@ -1,4 +1,4 @@
-"""`DmdScale(over=...)`: one mean for a block of frames, or for the batch."""
+"""`DmdScale(over=...)`: one mean for each block of frames, or one for the batch."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def uniform(*size, seed=0):
 
 def case(over, dtype=torch.float32, floor=0.0, kept_only=False, **options):
     made = make(SHAPE, dtype, scale=fdk.DmdScale(floor=floor, over=over, kept_only=kept_only), **options)
-    # Frames of sizes apart, so that another set's mean is another gradient.
+    # Frames differ in size, so that the mean of another set would give another gradient.
     sizes = torch.linspace(0.2, 3.0, 18).reshape(3, 6, 1, 1, 1)
     student = made.teacher.double() + sizes * (made.student.double() - made.teacher.double())
     return made.but(student=student.to(dtype))
@@ -52,7 +52,7 @@ def test_with_everything(backend, over):
 @pytest.mark.parametrize("over", OVERS[:-1])
 @pytest.mark.parametrize("mask", (None, (3, 6), (1, 6, 1, 5, 4), SHAPE))
 def test_none(backend, over, mask):
-    """Each sample's loss, of blocks of which a mask keeps different parts, or nothing."""
+    """Each sample's loss. A mask keeps different parts of its blocks, or nothing."""
     keep = None if mask is None else uniform(*mask, seed=4) < 0.6
     checked = case(over, reduction="none", mask=keep)
     checked.check(backend)
@@ -66,7 +66,7 @@ def test_none(backend, over, mask):
 def test_a_set_stands_and_falls_as_one(backend, over, nonfinite):
     good = case(over, nonfinite=nonfinite)
     sets = len(good.expected().bad)
-    # The last element of sample 1; and all of it, where it has no weight.
+    # First the last element of sample 1 is bad; then all of sample 1, which has no weight.
     for change, bad in (
         ({"fake": poison(good.fake, 1, torch.nan)}, 1),
         ({"logits": poison(good.logits, 1, torch.inf)}, sets // 3),
@@ -87,7 +87,7 @@ def test_given_weights_and_none(backend):
 
 
 def test_weights_beyond_float32(backend):
-    """h = 2 e^90 for a sample, of which eps leaves a loss of 5e18."""
+    """h is 2 e^90 for the sample; with this eps the loss is 5e18."""
     options = {"divergence": "pearson", "ratio_range": None, "normalize_weight": False}
     for over in ("sample", "frame", "batch"):
         huge = make((1, 2, 3), heads=0, scale=fdk.DmdScale(eps=1e30, over=over), **options).but(

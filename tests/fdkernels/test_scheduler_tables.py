@@ -1,4 +1,4 @@
-"""`Prediction.from_scheduler`: which t and schedulers it takes, and where it keeps their tables."""
+"""`Prediction.from_scheduler`: which t and schedulers it accepts, and where it keeps their tables."""
 
 import gc
 import weakref
@@ -57,7 +57,7 @@ def test_shapes_of_t(make):
 
 
 def test_flow_takes_every_t_between():
-    """sigma = t/num_train_timesteps, whatever set_timesteps kept."""
+    """sigma = t/num_train_timesteps, whatever timesteps set_timesteps kept."""
     scheduler = flow(shift=3.0)
     scheduler.set_timesteps(4)
     t = torch.tensor([0.0, 1000.0, 123.456, 999.9])
@@ -65,7 +65,7 @@ def test_flow_takes_every_t_between():
 
 
 def test_members_are_compared_in_the_tables_dtype():
-    """As by index_for_timestep: log(sigma)/4 in float64 is the member that float32 rounds it to."""
+    """As index_for_timestep does: a float64 log(sigma)/4 counts as the member that float32 rounds it to."""
     scheduler = diffusers.EDMEulerScheduler()
     t = scheduler.sigmas[:4].double().log() / 4
     assert not torch.equal(t, scheduler.timesteps[:4].double())
@@ -167,7 +167,7 @@ def test_affine_checks():
 
 
 class Copies(TorchDispatchMode):
-    """Counts what goes from one device to another."""
+    """Counts copies from one device to another."""
 
     def __init__(self):
         super().__init__()
@@ -184,7 +184,7 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
 def test_tables_move_once_and_no_value_is_read(setup):
-    """The meta device, like a GPU, has no values for the host: reading one raises."""
+    """A meta tensor, like one on a GPU, has no values for the host: reading one raises."""
     scheduler = setup.make(setup.kinds[0])
     noisy, t = torch.zeros(SHAPE, device="meta"), torch.zeros(4, device="meta")
     for expected in (len(schedulers._family(scheduler).table), 0):
@@ -245,7 +245,7 @@ def test_no_scheduler_is_kept_alive():
 
 
 def test_schedulers_without_hash():
-    """An own one, read by its attributes."""
+    """A scheduler of the user's own, read by its attributes."""
     own = SimpleNamespace(alphas_cumprod=torch.tensor([0.81, 0.25]), config=SimpleNamespace(prediction_type="epsilon"))
     assert from_scheduler(own, 1).alpha == 0.5
 

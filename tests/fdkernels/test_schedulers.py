@@ -1,4 +1,4 @@
-"""`Prediction.from_scheduler` held to what diffusers' schedulers do themselves: their x_t and their x0."""
+"""`Prediction.from_scheduler` compared with what diffusers' schedulers do themselves: their x_t and their x0."""
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ CASES = [
 
 
 def rounding(setup: Setup) -> float:
-    """Of the scheduler's own x0."""
+    """The relative rounding error of the scheduler's own x0."""
     if setup.name.startswith(("Euler", "EDMEuler", "FlowMatch")):
         return 2.0**-22  # x_t becomes float32 first
-    return 1e-9 if setup.name.startswith("DEIS") else 1e-12  # by the noise, and divided by alpha
+    return 1e-9 if setup.name.startswith("DEIS") else 1e-12  # DEIS: from the noise, divided by alpha
 
 
 def affine(prediction: fdk.Prediction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_the_schedulers_x0(setup, kind):
             (converted, {}),
         )
     )
-    bound = 100 * rounding(setup)  # of two x0 that are nearly equal
+    bound = 100 * rounding(setup)  # the two x0 are nearly equal, so their difference has a larger error
     torch.testing.assert_close(found[0], expected[0], rtol=bound, atol=0)
     size = expected[1].abs().flatten(1).amax(1).reshape(-1, 1, 1, 1)
     assert ((found[1] - expected[1]).abs() <= bound * size).all()
@@ -82,7 +82,7 @@ def gradient(student, teacher, fake, **options):
 
 
 def test_known_levels():
-    """Not one more reading of the tables: alpha is a root."""
+    """The expected levels are written down here, not read from a table: alpha is the root."""
     scheduler = diffusers.DDPMScheduler(trained_betas=[0.75, 0.75])
     found = fdk.Prediction.from_scheduler(scheduler, torch.zeros(SHAPE), torch.tensor([0, 1, 1, 0]))
     torch.testing.assert_close(found.alpha, torch.tensor([0.5, 0.25, 0.25, 0.5], dtype=torch.float64))
@@ -92,7 +92,7 @@ def test_known_levels():
 
 @pytest.mark.parametrize("setup", solvers(), ids=lambda setup: setup.name)
 def test_a_new_solver_noises_in_reverse(setup):
-    """Why it is refused: at t = 999 it adds hardly any noise."""
+    """Why a new solver is refused: at t = 999 it adds hardly any noise."""
     scheduler = Setup(setup.name).make("epsilon")
     noisy = scheduler.add_noise(torch.zeros(1), torch.ones(1), torch.tensor([999]))
     assert noisy < 0.02 and scheduler.sigma_t[999] > 0.99

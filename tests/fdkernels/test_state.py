@@ -1,4 +1,4 @@
-"""The normalizer's state: once per call, in training mode only, fp32 whatever the model becomes, saved."""
+"""The normalizer's state: updated once per call, in training mode only; fp32 whatever the model becomes; saved."""
 
 import copy
 
@@ -85,7 +85,7 @@ def test_state_dict(backend, case):
 
 
 def test_version_counter(backend, case):
-    """Autograd learns of the write: a graph that saved the old mean refuses to use the new one."""
+    """Autograd sees the write: a graph that saved the old mean refuses to use the new one."""
     state = normalizer()
     version = state.mean._version
     leaf = torch.ones(4, requires_grad=True)
@@ -114,7 +114,7 @@ def test_any_real_t(backend, case, dtype):
 
 
 def test_bin_edges(backend, case):
-    """Uniform bins are right-open, decided in float64; outside goes to the end bins."""
+    """Uniform bins are right-open and decided in float64; values outside go to the end bins."""
     t = torch.tensor(
         [-5.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 7.0, 0.69999, 0.7000001, 0.3], dtype=torch.float64
     )
@@ -212,7 +212,7 @@ EDGES = (0.1, 0.2, 0.6)
 @pytest.mark.parametrize("assign", (True, False))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
 def test_loads_a_checkpoint_of_another_dtype(backend, case, dtype, assign):
-    """load_state_dict(assign=True) takes a checkpoint's tensors as they are: in its dtype, and strides too."""
+    """load_state_dict(assign=True) takes a checkpoint's tensors as they are, in their dtype and strides."""
     model = torch.nn.ModuleDict({"normalizer": fdk.RatioNormalizer(4, edges=EDGES)})
     mean = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=dtype)
     strided = torch.stack((mean, mean), 1)[:, 0]
@@ -236,7 +236,7 @@ def test_checkpoints_of_another_shape(assign):
 
 
 def fsdp_casts(state, dtype):
-    """What FSDP1 does to buffers, given a `buffer_dtype`."""
+    """What FSDP1 does to buffers if `buffer_dtype` is given."""
     state.mean.data = state.mean.data.to(dtype)
 
 
@@ -270,7 +270,7 @@ SPOILT = {
 @pytest.mark.parametrize("what", SPOILT)
 @pytest.mark.parametrize("weight_alone", (True, False))
 def test_spoilt_state_is_refused_by_name(backend, case, what, weight_alone):
-    """On every backend, before anything runs."""
+    """Every backend refuses the call before anything runs."""
     spoil, message = SPOILT[what]
     state = place(fdk.RatioNormalizer(4, edges=EDGES))
     spoil(state)
@@ -306,7 +306,7 @@ BUILT = {
 
 @pytest.mark.parametrize("how", BUILT)
 def test_meta_construction(backend, case, how):
-    """As FSDP and torchtitan build models: on the meta device, then to_empty, then reset_parameters."""
+    """FSDP and torchtitan build models this way: on the meta device, then to_empty, then reset_parameters."""
     expected = BUILT[how]()
     with torch.device("meta"):
         model = torch.nn.ModuleDict({"normalizer": BUILT[how]()})
@@ -330,7 +330,7 @@ def test_meta_construction(backend, case, how):
 
 
 def test_meta_edges_without_values(backend, case):
-    """`edges=torch.tensor(...)` under the meta device is lost: the module waits for a checkpoint, and says so."""
+    """`edges=torch.tensor(...)` loses its values on the meta device: the module needs a checkpoint, and says so."""
     with torch.device("meta"):
         state = fdk.RatioNormalizer(4, edges=torch.tensor(EDGES))
         with pytest.raises(ValueError, match="^t: expected samples, got a meta tensor"):
@@ -344,7 +344,7 @@ def test_meta_edges_without_values(backend, case):
 
 
 def test_loaded_into_meta(backend, case):
-    """Buffers that a checkpoint filled stay, and what it lacks starts afresh."""
+    """Buffers that a checkpoint filled stay; buffers that it lacks start afresh."""
     with torch.device("meta"):
         state = fdk.RatioNormalizer(4, edges=EDGES)
     state.load_state_dict({"mean": torch.tensor([0.5, 1.0, 1.5, 2.0])}, assign=True, strict=False)

@@ -1,4 +1,4 @@
-"""FDivStats: every figure of a step, as device tensors, from the same pass."""
+"""FDivStats: all figures of a step, as device tensors, from the same pass."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_of_batches_with_bad_samples(backend, bad):
-    """A bad sample is in no mean; its place in the batch stays in the effective sample size."""
+    """A bad sample is in no mean; the effective sample size still counts its place in the batch."""
     for options in ({"normalizer": normalizer(t_range=(0.2, 0.7))}, {"divergence": "kl"}):
         case = make((6, 3), logit_scale=3, seed=2, nonfinite="zero", **options)
         for name, samples in BAD[bad].items():
@@ -96,7 +96,7 @@ def test_of_batches_with_bad_samples(backend, bad):
 
 
 def test_of_bad_weights(backend):
-    """Given weights, and none with a bad t."""
+    """Given weights, two of them bad; then no weights, with a bad t."""
     case = make((5, 3, 6, 5), heads=None, nonfinite="zero", weight=torch.tensor([0.5, torch.nan, 2, torch.inf, 3]))
     assert check(case, backend).effective_sample_size < 0.6
     t = torch.tensor([0.5, 0.1, torch.nan, 0.4, 0.6])
@@ -106,7 +106,7 @@ def test_of_bad_weights(backend):
 
 
 def hidden(name, value, shape=(4, 3, 2, 8, 8)):
-    """Cases whose masks hide `value` in an image: in some elements, rows or frames, beside others that are fine."""
+    """Cases whose masks hide `value` in some elements, rows or frames of an image; other masked ones are finite."""
     for size in (shape, (1, 3, 1, 1, 1), (shape[0], 1, 1, shape[3], 1), (shape[0], 3, 1, 1, 1)):
         generator = torch.Generator().manual_seed(3)
         mask = torch.rand(size, generator=generator) < 0.6
@@ -124,7 +124,7 @@ def hidden(name, value, shape=(4, 3, 2, 8, 8)):
 @pytest.mark.parametrize("value", (torch.nan, torch.inf))
 @pytest.mark.parametrize("name", ("student", "teacher", "fake", "noisy"))
 def test_whatever_a_mask_hides(backend, name, value):
-    """Behind a mask what is not finite counts as 0, and what is finite counts."""
+    """Behind a mask, a value that is not finite counts as 0; a finite value counts."""
     for case in hidden(name, value, (2, 3, 2, 4, 4) if device.is_slow(backend) else (4, 3, 2, 8, 8)):
         assert check(case, backend).relative_gap > 0
 
@@ -154,7 +154,7 @@ def test_group_free_custom_divergence(backend):
 
 @pytest.mark.parametrize("given", (True, False))
 def test_weight_of_samples_that_are_not_finite(backend, given):
-    """h of the others is as if they were not there; theirs is NaN, also where "zero" drops them from the loss."""
+    """A bad sample's h is NaN, also where "zero" drops it from the loss. The others' h is as if it were not there."""
     case = make((9, 3, 6, 5), nonfinite="zero", divergence="kl")
     case = case.but(t=case.t.clone().index_fill(0, torch.tensor([2]), torch.nan))
     if given:

@@ -1,4 +1,4 @@
-"""Noise levels outside the normalizer's t_range: told once, on the CPU at that call, on a GPU later without a sync."""
+"""Noise levels outside the normalizer's t_range: one warning; on a GPU it comes at a later call, without a sync."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ def _nothing_told_yet():
 
 
 def told(normalizer, *batches, backend="auto", **options):
-    """What calls with these t warn of."""
+    """The warnings about t in calls with these batches."""
     weight = on_device(fdk.fdiv_weight)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -63,14 +63,14 @@ def test_the_warning_names_the_caller(name):
     [
         (fdk.RatioNormalizer(), LEVELS),
         (fdk.RatioNormalizer(t_range=(0, 999)), TIMESTEPS),
-        (fdk.RatioNormalizer(t_range=(0, 0.999)), torch.full((8,), 0.999)),  # above, once float32
+        (fdk.RatioNormalizer(t_range=(0, 0.999)), torch.full((8,), 0.999)),  # in float32, above 0.999
         (fdk.RatioNormalizer(t_range=(0, 1)), torch.full((8,), 1.0, dtype=torch.bfloat16)),
         (fdk.RatioNormalizer(), torch.tensor([0.5] * 7 + [torch.inf])),  # not finite: takes part in nothing
         (fdk.RatioNormalizer(), torch.tensor([0.5] * 7 + [torch.nan])),
         (
             fdk.RatioNormalizer.from_samples(torch.linspace(0.01, 0.8, 100)),
             torch.tensor([0.5] * 5 + [130.0] * 3),
-        ),  # a tail
+        ),  # a tail beyond the samples
     ],
     ids=("levels", "timesteps", "rounded", "end", "inf", "nan", "from samples"),
 )
@@ -114,7 +114,7 @@ def test_another_unit_than_that_of_the_samples(samples, t):
 
 
 def test_once_for_each_range():
-    """A loss built anew every step repeats nothing; another range is another mistake."""
+    """A loss built anew every step does not repeat the warning; another range is another mistake."""
     assert len([m for _ in range(3) for m in told(fdk.RatioNormalizer(), TIMESTEPS)]) == 1
     assert len(told(fdk.RatioNormalizer(t_range=(0, 500)), TIMESTEPS)) == 1
 
@@ -144,7 +144,7 @@ def test_not_where_ops_are_faked_or_recorded():
 
 
 class FakeCopy:
-    """In place of an event and pinned memory: arrives when it is told to."""
+    """Stands in for an event and pinned memory; it arrives when the test says so."""
 
     started = 0
     has_arrived = False
@@ -159,7 +159,7 @@ class FakeCopy:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Tensors of the CPU, treated as a GPU's by the watch."""
+    """The watch treats CPU tensors as a GPU's."""
 
     class Device:
         capturing = False

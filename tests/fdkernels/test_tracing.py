@@ -28,7 +28,7 @@ def prediction(kind: str, noisy: Tensor, sigma: Tensor | float) -> fdk.Predictio
 
 
 def coefficients(kind: str, noisy: Tensor, sigma: Tensor) -> Tensor:
-    """a and c as a call's kernel forms them."""
+    """a and c, formed as a call's kernel forms them."""
     made = prediction(kind, noisy, sigma)
     return torch.stack(torch.broadcast_tensors(*KINDS[kind].coefficients(*levels(made, noisy), made.sigma_data)))
 
@@ -55,7 +55,7 @@ def gradient(backend: str, kind: str, state: fdk.RatioNormalizer, *tensors: Tens
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fake_tensors(backend, kind):
-    """What a memory estimator does: build everything, and run a step, with tensors that have no values."""
+    """As a memory estimator does: build everything and run a step with tensors that have no values."""
     with FakeTensorMode():
         tensors = inputs()
         for state in (fdk.RatioNormalizer(4), fdk.RatioNormalizer(3, edges=torch.rand(2)), None):
@@ -82,7 +82,7 @@ def test_make_fx_of_a_prediction(kind, mode):
 
 @pytest.mark.parametrize("mode", ("real", "fake", "symbolic"))
 def test_make_fx_of_a_step(backend, mode):
-    """The recorded graph, run on other data, gives what the call gives: no value of the first data is baked in."""
+    """The recorded graph gives the call's result on other data: no value of the first data is baked in."""
     state = normalizer(4).eval()
 
     def step(*tensors: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def test_make_fx_of_a_step(backend, mode):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prediction_under_torch_func(kind):
-    """Neither a value of one sample for all, nor an error: a Prediction is an affine map, and may be differentiated."""
+    """No value of one sample serves all, and nothing raises: a Prediction is an affine map, with derivatives."""
     noisy, sigma = inputs()[3][:, :1], inputs()[6]
     pair = torch.stack((sigma, sigma.flip(0)))
     mapped = torch.func.vmap(lambda s: coefficients(kind, noisy, s))(pair)
@@ -116,7 +116,7 @@ def test_jit_trace_sees_no_value(kind):
 
 
 class Unreadable(Tensor):
-    """A subclass whose values are its own affair."""
+    """A subclass that does not let anyone read its values."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -146,7 +146,7 @@ def test_meta_tensors(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_default_device(kind):
-    """Levels of the CPU are looked at on the CPU, wherever new tensors go by default."""
+    """Levels on the CPU are checked on the CPU, whatever the default device is."""
     noisy, sigma = inputs()[3], inputs()[6]
     with torch.device("meta"):
         prediction(kind, noisy, sigma)
@@ -155,7 +155,7 @@ def test_another_default_device(kind):
 
 
 def test_modes_that_run_what_they_see():
-    """Under a counter of operations values are there, and are checked and kept."""
+    """Under an operation counter, values exist: they are checked and kept."""
     with FlopCounterMode(display=False):
         samples = fdk.RatioNormalizer.from_samples(100 * torch.rand(100), bins=4)
         with pytest.raises(ValueError, match="edges: expected finite, strictly increasing"):

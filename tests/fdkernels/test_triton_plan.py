@@ -1,4 +1,4 @@
-"""The launch heuristics: a pure function that covers every element once, fits its limits, and is obeyed."""
+"""Triton's launch plan: a pure function that covers every element once, fits its limits, and is obeyed."""
 
 import itertools
 
@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
+from fdkernels.call_shape import CallShape
 from fdkernels.fdiv import triton_launch, triton_plan
-from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
+from fdkernels.fdiv.triton_plan import Limits, bytes_moved
 from tools.machine_code.cases import call
 
 pytestmark = pytest.mark.cpu_only("a pure function")
 
 GPU = Limits()
+EVERY_IMAGE = {"noisy": "bf16", "teacher_uncond": "bf16", "fake_uncond": "bf16"}
 ELEMENTS = (
     1,
     2,
@@ -38,8 +40,12 @@ ELEMENTS = (
 BATCHES = (1, 2, 3, 8, 64, 1000, 4096)
 
 
+def plan(batch, elements, **options):
+    return triton_plan.plan(CallShape(batch, elements, **options), GPU)
+
+
 def check_pieces(programs, tiles, tile, elements):
-    """Each program's [begin, end), as the kernels compute them, follows the one before."""
+    """Each program's [begin, end), as the kernels compute it, follows the one before."""
     length = tiles * tile
     pieces = [(p * length, min((p + 1) * length, elements)) for p in range(programs)]
     assert pieces[0][0] == 0 and pieces[-1][1] == elements
@@ -52,7 +58,7 @@ def check(planned, batch, elements):
     if elements < 2**31 + 2**20:
         check_pieces(planned.programs, planned.tiles, planned.tile, elements)
     assert batch * planned.programs < 2**31
-    # The end of the last program's share is computed before it is cut to the sample's.
+    # The end of the last program's share is computed before it is cut to the sample's end.
     assert planned.wide_offsets or planned.programs * planned.tiles * planned.tile <= 2**31 - 1
     if planned.schedule == "whole":
         assert planned.programs == planned.tiles == 1 and planned.tile >= elements
@@ -64,24 +70,23 @@ def check(planned, batch, elements):
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("elements", ELEMENTS)
-@pytest.mark.parametrize("images", (3, 6))
-def test_every_element_belongs_to_one_program(batch, elements, images):
-    check(plan(batch, elements, images=images, heads=2, bins=10, limits=GPU), batch, elements)
+@pytest.mark.parametrize("options", ({}, EVERY_IMAGE))
+def test_every_element_belongs_to_one_program(batch, elements, options):
+    check(plan(batch, elements, heads=2, bins=10, **options), batch, elements)
 
 
 @given(
     batch=st.integers(1, 5000),
     elements=st.integers(1, 10**7),
-    images=st.integers(3, 6),
+    general=st.booleans(),
     heads=st.integers(0, 40),
     bins=st.integers(0, 200),
     mask=st.integers(0, 10**7),
-    float64=st.booleans(),
+    student=st.sampled_from(("bf16", "fp64")),
 )
-def test_any_call(batch, elements, images, heads, bins, mask, float64):
-    planned = plan(
-        batch, elements, images=images, float64=float64, heads=heads, bins=bins, mask_entries=mask, limits=GPU
-    )
+def test_any_call(batch, elements, general, student, heads, bins, mask):
+    options = {"student": student, "heads": heads, "bins": bins, "mask": (1, mask) if mask else None}
+    planned = plan(batch, elements, **options, noisy="bf16" if general else None)
     check(planned, batch, elements)
     if planned.schedule == "whole" and heads and not planned.weigh_first:
         assert planned.samples >= batch and planned.samples * max(bins, 1) <= GPU.weighed
@@ -99,12 +104,12 @@ def test_a_run_is_shared_without_a_gap(elements, tile, programs):
 
 
 def test_a_larger_sample_is_never_held_where_a_smaller_is_not():
-    schedules = [plan(8, n, limits=GPU).schedule for n in range(1, 40_000, 97)]
+    schedules = [plan(8, n).schedule for n in range(1, 40_000, 97)]
     assert schedules == sorted(schedules, reverse=True) and set(schedules) == {"whole", "split"}
 
 
 def test_large_batches_have_fewer_programs_a_sample():
-    programs = [plan(batch, 786_432, limits=GPU).programs for batch in (1, 2, 4, 8, 16, 64, 256)]
+    programs = [plan(batch, 786_432).programs for batch in (1, 2, 4, 8, 16, 64, 256)]
     assert programs == sorted(programs, reverse=True)
 
 
@@ -118,36 +123,36 @@ def test_large_batches_have_fewer_programs_a_sample():
         (2, 16 * 21 * 60 * 104, {}, 2),  # Wan
         (2048, 3 * 32 * 32, {"heads": 3, "bins": 10}, 2),  # weights in a launch of their own
         (2048, 3 * 32 * 32, {}, 1),
-        (64, 3 * 32 * 32, {"mask_entries": 64 * 3 * 32 * 32}, 2),  # an N-sized mask is counted while reducing
+        (64, 3 * 32 * 32, {"mask": (64, 3 * 32 * 32)}, 2),  # an N-sized mask is counted while reducing
     ],
 )
 def test_launches(batch, elements, options, launches):
-    assert plan(batch, elements, limits=GPU, **options).launches == launches
+    assert plan(batch, elements, **options).launches == launches
 
 
 def test_offsets_need_64_bits_from_2_to_the_31_on():
     assert not needs_int64(2**31 - 1) and needs_int64(2**31)
-    assert not plan(1, 2**31 - 2**16, limits=GPU).wide_offsets
-    assert plan(1, 2**31 - 2**16 + 1, limits=GPU).wide_offsets  # 32,768 programs of 16 tiles of 4,096 end at 2³¹
+    assert not plan(1, 2**31 - 2**16).wide_offsets
+    assert plan(1, 2**31 - 2**16 + 1).wide_offsets  # 32,768 programs of 16 tiles of 4,096 end at 2³¹
     # Many samples need none: where a sample starts is always in 64 bits.
-    assert not plan(4096, 2**24, limits=GPU).wide_offsets
+    assert not plan(4096, 2**24).wide_offsets
 
 
 def test_bytes():
-    whole, split = plan(64, 3072, limits=GPU), plan(8, 65_536, limits=GPU)
+    whole, split = plan(64, 3072), plan(8, 65_536)
     assert bytes_moved(whole, 64, 3072, read=6, reread=4, written=2) == 64 * 3072 * 8
     assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2) == 8 * 65_536 * 12
     assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2, cache=50 << 20) == 8 * 65_536 * 8
-    large = plan(64, 786_432, limits=GPU)
+    large = plan(64, 786_432)
     moved = bytes_moved(large, 64, 786_432, read=6, reread=4, written=2, cache=50 << 20)
     assert 64 * 786_432 * 11 < moved < 64 * 786_432 * 12
 
 
 def test_the_launcher_obeys_the_plan(monkeypatch):
-    """Another plan, another launch: nothing in between decides for itself."""
+    """Another plan gives another launch: nothing in between decides for itself."""
     monkeypatch.setattr(triton_plan, "LIMITS", GPU)
     arguments = call((8, 4, 128, 128))
-    planned = triton_launch.forward_plan(arguments)
+    planned = triton_plan.plan(arguments.shape())
     changed = planned._replace(tile=512, tiles=4, programs=32, num_warps=2, wide_offsets=True, samples=4, pieces=16)
     monkeypatch.setattr(triton_launch, "plan", lambda *_, **__: changed)
     reduce, apply = triton_launch.forward_launches(arguments)[1]

@@ -1,4 +1,4 @@
-"""Every option of the Triton backend under every schedule, on cases that nothing else uses; tickets; program order."""
+"""Every option of the Triton backend under every schedule, on cases of their own; tickets; the order of programs."""
 
 import random
 
@@ -108,7 +108,7 @@ def test_a_bad_sample(backend, schedule, bad, nonfinite):
 @pytest.mark.parametrize("size", (1e-25, 1e-21, 1e22, 1e30))
 @pytest.mark.parametrize("option", ("plain", "mask full", "multiplier per row"))
 def test_squares_that_float32_cannot_hold(backend, schedule, option, size):
-    """The energy under- or overflows float32 although neither loss nor gradient does."""
+    """The energy under- or overflows float32, although neither the loss nor the gradient does."""
     case = held_out(OPTIONS[option])
     images = {name: getattr(case, name) * size for name in ("student", "teacher", "fake")}
     case.but(**images, scale=fdk.DmdScale(0.0)).check(backend)
@@ -128,7 +128,7 @@ def test_statistics(backend, schedule):
 
 
 def test_offsets_in_64_bits(backend, schedule, monkeypatch):
-    """The one predicate, forced: the same bits as in 32."""
+    """If 64-bit offsets are forced, the results have the same bits as with 32."""
     for option in ("plain", "mask per frame", "flow per frame"):
         case = held_out(OPTIONS[option], torch.bfloat16)
         narrow = case.run(backend, torch.tensor(2.0))
@@ -163,7 +163,7 @@ def test_tickets_are_left_at_zero(backend, schedule):
 @pytest.mark.cpu_only("a GPU has an order of its own")
 @pytest.mark.parametrize("option", ("plain", "normalizer", "mask full"))
 def test_any_order_of_programs(backend, schedule, option, monkeypatch):
-    """Whichever program draws the last ticket, same bits; and none reads what another has written."""
+    """The bits are the same whichever program draws the last ticket, and no program reads what another has written."""
     from triton.runtime.interpreter import interpreter_builder as builder
 
     case = held_out(OPTIONS[option], torch.bfloat16)

@@ -1,4 +1,4 @@
-"""fdiv_weight: relative 1e-6 wherever the true value is a normal fp32 number, from any dtype, up to logits of ±80."""
+"""fdiv_weight is right to 1e-6 wherever the true value is a normal fp32 number, for any dtype and logits to ±80."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_default_range(backend, name, normalize):
 
 @pytest.mark.parametrize("name", ("js", "kl", "pearson", "neyman", "le_cam"))
 def test_normalize_over_a_batch_of_huge_spread(backend, name):
-    """h spans e^±160: the batch mean may not overflow on the way."""
+    """h spans e^±160: the batch mean must not overflow on the way."""
     logits = torch.tensor([-80.0, -79.0, -3.0, 0.0, 2.0, 78.0, 79.5, 80.0])
     check(backend, logits, divergence=name, ratio_range=None)
 
@@ -51,7 +51,7 @@ def test_aliases(backend, alias):
 
 
 def test_logits_beyond_every_float(backend):
-    """Huge logits are clamped; infinite ones and NaN are non-finite samples, and leave the others alone."""
+    """Huge logits are clamped. Infinite logits and NaN are non-finite samples, and leave the others alone."""
     largest = torch.finfo(torch.float32).max
     logits = torch.tensor([largest, -largest, 1e30, 0.5, -0.5, torch.inf, -torch.inf, torch.nan])
     weight, _ = check(backend, logits, divergence="kl")
@@ -99,7 +99,7 @@ def test_ranges_are_symmetric_and_exact(backend):
 
 
 def test_the_weights_of_the_loss_are_these(backend):
-    """The fused op's h, read back from its gradient, is fdiv_weight's."""
+    """The fused op gives the same gradient if fdiv_weight's result is passed as weight=."""
     case = make((8, 3, 8, 8), divergence="kl", scale=None)
     weight = on_device(fdk.fdiv_weight)(case.logits, case.t, divergence="kl", backend=backend)
     given = case.but(logits=None, t=None, weight=weight)
@@ -107,7 +107,7 @@ def test_the_weights_of_the_loss_are_these(backend):
 
 
 NAN = math.nan
-# h at r = infinity and r = 0; NaN where its logarithm is not below infinity (Le Cam's is infinity - infinity there).
+# h at r = infinity and at r = 0; NaN where log h is not below infinity (Le Cam's is infinity - infinity there).
 LIMITS = {
     "rkl": (1, 1), "kl": (NAN, 0), "js": (1, 0), "softened_rkl": (0, 1), "squared_hellinger": (NAN, 0),
     "jeffreys": (NAN, 1), "neyman": (0, NAN), "pearson": (NAN, 0), "le_cam": (NAN, 0), "alpha(0.5)": (NAN, 0),
@@ -127,7 +127,7 @@ def loaded(*means):
 @pytest.mark.parametrize("mean", (0.0, math.inf, NAN, -1.0))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_that_overflows_drops_its_sample_alone(backend, name, mean, normalize):
-    """A bin's mean of 0, infinity or no ratio's: the weights that overflow are NaN, the others as without them."""
+    """A bin's mean is 0, infinity or no ratio's: weights that overflow are NaN, the others are as without them."""
     logits, t = torch.tensor([0.5, 1.0, -0.5]), torch.tensor([0.1, 0.9, 0.8])
     options = {"divergence": name, "normalizer": loaded(mean, 2.0), "normalize_weight": normalize}
     weight = on_device(fdk.fdiv_weight)(logits, t, backend=backend, **options)
@@ -139,7 +139,7 @@ def test_a_weight_that_overflows_drops_its_sample_alone(backend, name, mean, nor
 
 
 def test_weights_of_0_leave_nothing_in_a_large_batch(backend):
-    """More samples of h = 0 than a kernel adds up at a time, before all others."""
+    """More samples with h = 0 than a kernel adds up at a time come before all others."""
     batch = 4096
     logits, t = torch.linspace(-1, 1, batch), torch.full((batch,), 0.9)
     t[: batch - 8] = 0.1
@@ -153,7 +153,7 @@ def test_weights_of_0_leave_nothing_in_a_large_batch(backend):
 @pytest.mark.contract("exactness")
 @pytest.mark.parametrize("registered", (False, True))
 def test_figures_beside_a_weight_that_overflows(backend, registered):
-    """Its ratio counts, its weight does not, whether the normalizer or a registered divergence is to blame."""
+    """The sample's ratio counts, its weight does not; the normalizer or a registered divergence makes it overflow."""
     logits, t = torch.tensor([9.0, 1.0, -0.5, 2.0]), torch.tensor([-0.5, 0.9, 0.8, math.nan])
     divergence = fdk.Divergence("kl_below_5", lambda L: torch.where(L > 2, torch.inf, L)) if registered else "kl"
     state = loaded(1.0 if registered else 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What the GPU tests share: shapes from practice, schedules, calls with every kind of option, comparisons."""
+"""Shared by the GPU tests: shapes from practice, schedules, calls with every kind of option, comparisons."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import Tensor
 import fdkernels as fdk
 from fdkernels import testing
 from fdkernels._op.views import as_table
+from fdkernels.call_shape import CallShape
+from fdkernels.fdiv.arguments import DTYPES
 from tests.cases import Case, Outcome, assert_loss, bits, make, normalizer, same_bits
 from tools.gpu_check.stage import PLAN
 
@@ -34,21 +36,21 @@ PRACTICE = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A way in which a backend spreads a call, a shape that shows it, and the kernels of that shape's forward."""
+    """A way in which a backend spreads a call, with a shape that shows it and the kernels of that shape's forward."""
 
     backend: str
     name: str
     shape: tuple[int, ...]
     kernels: tuple[str, ...]
     plan: str = ""
-    """Makes native calls take it, whatever they would choose. Triton's follow from the shape."""
+    """The plan that native calls are made to take. Triton's plans follow from the shape."""
 
     def __str__(self) -> str:
         return self.name
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
-        """Calls inside take it. A test's parameter `schedule` is in force throughout."""
+        """Calls inside the block take `plan`. A test's parameter `schedule` is in force throughout."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(PLAN, self.plan)
             yield
@@ -57,29 +59,29 @@ class Schedule:
         return batch(self.shape, dtype, option, seed=seed)
 
     def step(self, case: Case) -> Outcome:
-        """Forward and backward of a case, with figures."""
+        """Forward and backward of a case under this schedule, with figures."""
         with self.forced():
             return case.step(self.backend, stats=True)
 
 
 WHOLE, SPLIT = ("fdiv_fwd_kernel",), ("fdiv_reduce_kernel", "fdiv_apply_kernel")
 CLUSTER, GRID = ("fdiv_cluster_kernel",), ("fdiv_grid_kernel",)
-# Weights that a launch, or three, compute first.
+# Kernels that compute the weights before the forward: one launch, or three.
 WEIGH_ONE = ("fdiv_weight_kernel",)
 WEIGH = ("fdiv_ratios_kernel", "fdiv_logarithms_kernel", "fdiv_normalize_kernel")
-# One of each kind, whatever the options are.
+# One schedule of each kind, whatever the options are.
 SCHEDULES = (
     Schedule("triton", "whole", PRACTICE["CIFAR"], WHOLE),
     Schedule("triton", "split", PRACTICE["SDXL"], SPLIT),
     Schedule("native", "a block a sample", PRACTICE["CIFAR"], CLUSTER, "cluster:1"),
     Schedule("native", "a cluster a sample", PRACTICE["SDXL"], CLUSTER, "cluster:4"),
     Schedule("native", "the grid a sample", PRACTICE["Wan"], GRID, "grid:1"),
-    # The next sample is loaded while this one's sums are awaited.
+    # The next sample is loaded while the sums of this one are awaited.
     Schedule("native", "the grid, sample after sample", (5, 4, 128, 128), GRID, "grid:1"),
     # One team has three samples, the other two.
     Schedule("native", "a team of the grid a sample", (5, 4, 128, 128), GRID, "grid:2"),
 )
-# More than any GPU holds: part of each sample is read a second time.
+# Larger than any GPU holds: part of each sample is read a second time.
 READ_AGAIN = Schedule("native", "the grid, read again", (2, 3, 1792, 1792), GRID, "grid:1")
 
 OPTIONS = ("plain", "normalizer", "mask", "mask per row", "edm, guided", "none", "weight", "own divergence", "count")
@@ -97,7 +99,7 @@ def make_batch(
     predictions: torch.dtype | None = None,
     seed: int = 0,
 ) -> Case:
-    """A batch on the CPU; `seed` draws student, teacher, fake, logits and t alone."""
+    """A batch on the CPU; `seed` draws only student, teacher, fake, logits and t."""
     generator = torch.Generator().manual_seed(1)
 
     def uniform(*size: int) -> Tensor:
@@ -156,12 +158,9 @@ def batch(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, option: s
     return make_batch(shape, dtype, option, **more).on()
 
 
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-
-
 def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
-    """What `fdkernels._core.plan` says of a case's forward on this GPU, or one of other limits; without figures, which
-    may need x_t.
+    """The plan (`fdkernels._core.plan`) of a case's forward on this GPU, or on one with other limits; without figures,
+    which may need x_t.
 
     Raises:
         ValueError: nothing that is allowed can hold a sample.
@@ -172,47 +171,47 @@ def planned(case: Case, allowed: str = "auto", limits: Any = None) -> Any:
     options, student = case.options, case.student
     prediction, state = options.get("prediction"), options.get("normalizer")
     is_dmd = options.get("scale", "dmd") is not None
-    # A divergence of one's own is weighed in PyTorch.
+    # PyTorch computes the weights of a caller's own divergence.
     logits = None if isinstance(options.get("divergence"), fdk.Divergence) else case.logits
 
     def table(name: str) -> tuple[int, ...]:
         return tuple(as_table(name, options[name], student, None).entries.shape)
 
-    return _core.plan(
+    shape = CallShape(
         student.shape[0],
         student[0].numel(),
-        limits=limits,
-        student=_NAMES[student.dtype],
-        prediction=_NAMES[case.teacher.dtype],
-        fake=_NAMES[case.fake.dtype],
-        noisy=_NAMES[prediction.noisy.dtype] if prediction is not None and is_dmd else None,
-        guidance="teacher_uncond" in options,
-        fake_guidance="fake_uncond" in options,
-        coefficients=prediction is not None,
-        scale=table("multiplier")[1] if "multiplier" in options else 0,
+        student=DTYPES[student.dtype],
+        teacher=DTYPES[case.teacher.dtype],
+        fake=DTYPES[case.fake.dtype],
+        teacher_uncond=DTYPES[options["teacher_uncond"].dtype] if "teacher_uncond" in options else None,
+        fake_uncond=DTYPES[options["fake_uncond"].dtype] if "fake_uncond" in options else None,
+        noisy=DTYPES[prediction.noisy.dtype] if prediction is not None and is_dmd else None,
+        raw=prediction is not None,
+        multiplier=table("multiplier")[1] if "multiplier" in options else 0,
         mask=table("mask") if "mask" in options else None,
         heads=0 if logits is None else logits.reshape(len(logits), -1).shape[1],
         bins=0 if logits is None or state is None else state.mean.numel(),
+        counted="count" in options,
         dmd_scale=is_dmd,
         reduction=options.get("reduction", "mean"),
-        allowed=allowed or "auto",
     )
+    return _core.plan(shape, limits, allowed or "auto")
 
 
 def kernel_name(name: str) -> str:
-    """Of our own kernels the function's name alone; a profiler gives C++ ones mangled or with their whole types."""
+    """The bare name if it is one of our kernels: a profiler gives C++ names mangled or with their whole types."""
     found = re.search(r"(fdiv_[a-z]+|scale)_kernel", name)
     return found[0] if found else name
 
 
 def in_float64(case: Case, upstream: Tensor | None = None) -> Outcome:
-    """What the reference gives in float64, from the same, already rounded, inputs."""
+    """The reference's result in float64, from the same, already rounded, inputs."""
     wide = {name: getattr(case, name).double() for name in ("student", "teacher", "fake")}
     return case.but(**wide).run("reference", None if upstream is None else upstream.double())
 
 
 def hold(case: Case, outcome: Outcome, expected: Outcome) -> None:
-    """Loss, gradient at upstream 1 and normalizer within the published tolerances."""
+    """Compare loss, gradient at upstream 1 and normalizer within the published tolerances."""
     normalized = outcome.mean is not None
     testing.assert_gradient(outcome.grad.cpu(), expected.grad.cpu(), normalized=normalized)
     assert outcome.grad.dtype == case.student.dtype
@@ -231,10 +230,10 @@ def _pairs(first: Outcome, second: Outcome) -> list[tuple[Tensor, Tensor]]:
 
 
 def same(first: Outcome, second: Outcome) -> bool:
-    """Bit for bit."""
+    """Whether all results are equal bit for bit."""
     return all(same_bits(a, b) for a, b in _pairs(first, second))
 
 
 def differences(first: Outcome, second: Outcome) -> Tensor:
-    """How many elements are not the same bit for bit: a device tensor, without a host sync."""
+    """How many elements differ in any bit: a device tensor, without a host sync."""
     return torch.stack([(bits(a) != bits(b)).sum() for a, b in _pairs(first, second)]).sum()

@@ -1,4 +1,4 @@
-"""Schedules that are in force while a test runs, and what a call made the GPU do."""
+"""Puts a test's schedule in force, and records what a call made the GPU do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.gpu.calls import PLAN, Schedule, kernel_name
 
 
 def pytest_collection_modifyitems(items):
-    """A backend meets its own schedules alone."""
+    """Keep each backend's own schedules only."""
     items[:] = [item for item in items if not _is_of_another_backend(item)]
 
 
@@ -27,13 +27,13 @@ def _is_of_another_backend(item):
 
 @pytest.fixture(autouse=True)
 def _no_looks_at_t(monkeypatch):
-    """A normalizer's first calls look at t with kernels of their own: tests here count what every call does."""
+    """Switch off looks at t: a normalizer's first calls launch kernels for them, and tests here count every kernel."""
     monkeypatch.setattr(t_range, "LOOKS", 0)
 
 
 @pytest.fixture(autouse=True)
 def _in_force(request, monkeypatch):
-    """The plan of a test's parameters, or none, whatever the environment says."""
+    """Put the plan of a test's parameters in force, or none, whatever the environment says."""
     monkeypatch.delenv(PLAN, raising=False)
     values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     for schedule in values.values():
@@ -51,18 +51,18 @@ def skip_unless_possible(plan: str) -> None:
 
 
 class Work(NamedTuple):
-    """A kernel, copy or fill; dimensions of a kernel alone."""
+    """A kernel, copy or fill. Only a kernel has dimensions."""
 
     name: str
     grid: list[int] | None
     block: list[int] | None
     shared: int | None
-    """Bytes a block, static and dynamic."""
+    """Bytes per block, static and dynamic."""
 
 
 @pytest.fixture
 def device_work(tmp_path):
-    """A function that calls another and returns the kernels, copies and fills it ran, in their order."""
+    """A function that calls another and returns the kernels, copies and fills that it ran, in their order."""
 
     def work(function) -> list[Work]:
         torch.cuda.synchronize()
@@ -80,7 +80,7 @@ def device_work(tmp_path):
 
 
 def work_in(events: list[dict[str, Any]]) -> list[Work]:
-    """Of a trace's events."""
+    """The work among a trace's events, in order of time."""
     found = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     found.sort(key=lambda event: event["ts"])
     keys = ("grid", "block", "shared memory")

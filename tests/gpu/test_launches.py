@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 
 MANY, SOME = (4096, 3, 16, 16), PRACTICE["CIFAR"]
 COUNT = ("fdiv_count_kernel",)
-# What takes more launches than its schedule, and with which option.
+# Schedules with another number of launches, and the option that causes it.
 MORE = (
     (Schedule("triton", "whole, weighed first", MANY, WEIGH_ONE + WHOLE), "normalizer"),
     (Schedule("triton", "whole but for its mask", SOME, SPLIT), "mask"),
@@ -33,7 +33,7 @@ MORE = (
     (Schedule("native", "blocks, counted first", SOME, COUNT + CLUSTER, "cluster:1"), "mask"),
     (Schedule("native", "blocks, weighed and counted first", MANY, WEIGH + COUNT + CLUSTER, "cluster:1"), "mask"),
     (Schedule("native", "the grid, weighed and counted first", MANY, WEIGH + COUNT + GRID, "grid"), "mask"),
-    # With a count of the caller's nothing is counted, and a mask of any size leaves a sample whole.
+    # With a count from the caller nothing is counted, and a mask of any size leaves a sample whole.
     (Schedule("triton", "whole, its count given", SOME, WHOLE), "count"),
     (Schedule("triton", "whole, weighed first, its count given", MANY, WEIGH_ONE + WHOLE), "count"),
     (Schedule("native", "blocks, weighed first, their count given", MANY, WEIGH + CLUSTER, "cluster:1"), "count"),
@@ -49,7 +49,7 @@ FORWARD = [
 @pytest.mark.parametrize(("dtype", "stats"), ((torch.bfloat16, False), (torch.float16, True)), ids=str)
 @pytest.mark.parametrize(("schedule", "option"), FORWARD, ids=str)
 def test_launches(backend, schedule, option, dtype, stats, device_work):
-    """Nothing but the kernels themselves: no copy, no fill."""
+    """A call runs its kernels and nothing else: no copy, no fill."""
     case = schedule.batch(dtype, option)
     student = case.student.requires_grad_()
     losses = []
@@ -66,7 +66,7 @@ def test_launches(backend, schedule, option, dtype, stats, device_work):
     losses.pop().backward(one)
     student.grad = None
     assert names(call) == list(schedule.kernels)
-    # A kept graph's gradient is scaled out of place, a freed one's in place: one launch each.
+    # The gradient of a kept graph is scaled out of place, that of a freed graph in place: one launch each.
     (loss,) = losses
     torch.autograd.grad(loss, student, one, retain_graph=True)
     assert names(lambda: torch.autograd.grad(loss, student, one, retain_graph=True)) == [SCALE[backend]]
@@ -86,7 +86,7 @@ def test_an_upstream_of_one_moves_nothing(backend, schedule, dtype):
 
 @pytest.mark.parametrize("name", ("CIFAR", "Wan", "pixels"))
 def test_extra_memory(backend, name):
-    """The gradient, and little that depends on the batch alone."""
+    """A call allocates the gradient, and little that depends on the batch alone."""
     case = make(PRACTICE[name], torch.bfloat16, normalizer=normalizer(4)).on()
     student = case.student.requires_grad_()
     case.call(backend, student).backward()
@@ -111,7 +111,7 @@ def compiled_step(backend, mode, **options):
 @pytest.mark.parametrize("normalized", (False, True))
 @pytest.mark.parametrize("mode", (None, "reduce-overhead"))
 def test_compiled_with_changing_batch(backend, mode, normalized, dtype, fresh_compiler):
-    """Forward and backward as eager, at most one recompilation; each batch often enough for a graph to be replayed."""
+    """Forward and backward equal eager's, with at most one recompilation; batches repeat until graphs are replayed."""
     states = [normalizer(4).cuda() for _ in range(2)] if normalized else [None, None]
     step = compiled_step(backend, mode, normalizer=states[0])
     two = torch.full((), 2.0, device="cuda")

@@ -1,4 +1,4 @@
-"""Compiled for a GPU, at real sizes: exactness, weights, determinism, float16, 64-bit offsets."""
+"""Kernels compiled for a GPU, at real sizes: exactness, weights, determinism, float16, 64-bit offsets."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels.call_shape import CallShape
 from fdkernels.fdiv import triton_plan
 from tests.cases import ORDER, Case, make, normalizer, same_bits
 from tests.gpu.calls import (
@@ -43,7 +44,7 @@ def test_shapes_from_practice(backend, name, dtypes):
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option != "edm, guided"])
 @pytest.mark.parametrize("schedule", (*SCHEDULES, READ_AGAIN), ids=str)
 def test_options_at_real_sizes(backend, schedule, option):
-    """Guidance has a bound of its own, which the contract suite holds."""
+    """Guidance has a bound of its own, which the contract tests check."""
     case = schedule.batch(torch.float32, option)
     hold(case, case.run(backend), in_float64(case))
 
@@ -92,8 +93,8 @@ def test_weights_inside_the_loss(backend, divergence, elements):
 
 
 MANY = (4096, 3, 16, 16)
-# Far more programs, or shares of samples, than the GPU has multiprocessors: a schedule, heads (0: logits are (B,)),
-# bins, and whether weights take a launch of their own.
+# Far more programs, or shares of samples, than the GPU has multiprocessors. Each row: schedule, heads (0: logits are
+# (B,)), bins, whether weights take a launch of their own.
 REPEATED = (
     (Schedule("triton", "whole, weighed in each program", (2048, 3, 16, 16), WHOLE), 0, 1, False),
     (Schedule("triton", "whole, weighed first", MANY, WHOLE), 2, 4, True),
@@ -118,7 +119,7 @@ def repeated_case(schedule: Schedule, heads: int, bins: int, dtype: torch.dtype)
 def test_the_repeated_calls_are_what_their_names_say(backend, schedule, heads, bins, weigh_first):
     shape, multiprocessors = schedule.shape, torch.cuda.get_device_properties().multi_processor_count
     if backend == "triton":
-        spread = triton_plan.plan(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins)
+        spread = triton_plan.plan(CallShape(shape[0], math.prod(shape[1:]), heads=max(heads, 1), bins=bins))
         assert (spread.schedule == "whole", spread.weigh_first) == (schedule.kernels == WHOLE, weigh_first)
         assert shape[0] * spread.programs > 3 * multiprocessors
         return
@@ -133,7 +134,7 @@ def test_the_repeated_calls_are_what_their_names_say(backend, schedule, heads, b
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 @pytest.mark.parametrize(("schedule", "heads", "bins", "weigh_first"), REPEATED, ids=str)
 def test_a_thousand_repeats(backend, schedule, heads, bins, weigh_first, dtype):
-    """Queued without a pause: whichever program is last, the same bits."""
+    """Calls are queued without a pause: whichever program is last, the bits are the same."""
     case = repeated_case(schedule, heads, bins, dtype)
     state = case.options["normalizer"].mean
     start = state.clone()
@@ -158,7 +159,7 @@ def test_a_count_on_the_device(backend, schedule, heads, bins, weigh_first):
 
 @pytest.mark.parametrize("name", ("SDXL", "Wan"))
 def test_float16_under_a_loss_scale(backend, name):
-    """g/N is below float16's smallest number here: scaled first, then rounded."""
+    """g/N is below float16's smallest number here: it must be scaled first, then rounded."""
     case = make(PRACTICE[name], torch.float16, heads=None, scale=None, gap=0.5).on()
     upstream = torch.full((), 65536.0, device="cuda")
     grad, want = case.run(backend, upstream).grad.cpu(), in_float64(case, upstream).grad.cpu()
@@ -169,7 +170,7 @@ def test_float16_under_a_loss_scale(backend, name):
 
 @pytest.mark.parametrize(("batch_size", "elements"), ((3, 2**30 + 4099), (1, 2**31 + 4099)))
 def test_beyond_two_to_the_31(backend, batch_size, elements):
-    """Zeros but for a few elements around 2³⁰ and 2³¹ and at the ends of each sample."""
+    """Zeros, except for a few elements around 2³⁰ and 2³¹ and at the ends of each sample."""
     torch.cuda.empty_cache()
     needed = 6 * 2 * batch_size * elements  # three inputs and the gradient, in bfloat16, and room
     free, _ = torch.cuda.mem_get_info()
@@ -185,7 +186,9 @@ def test_beyond_two_to_the_31(backend, batch_size, elements):
         teacher.view(-1)[position] = -value
     weight = torch.arange(1.0, batch_size + 1, device="cuda")
     student.requires_grad_()
-    loss = fdk.fused_fdiv_loss(student, teacher, fake, weight=weight, eps=0.0, reduction="sum", backend=backend)
+    loss = fdk.fused_fdiv_loss(
+        student, teacher, fake, weight=weight, scale=fdk.DmdScale(0.0), reduction="sum", backend=backend
+    )
     loss.backward()
     distance = [0.0] * batch_size
     for position, value in zip(positions, values, strict=True):

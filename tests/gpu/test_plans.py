@@ -1,4 +1,4 @@
-"""The native backend's plans: every one gives the gradient, and the launch is the one that the plan says."""
+"""The native backend's plans: every plan gives the right gradient, and the launch is the one that the plan says."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ PLANS = ("cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 # Student and predictions: every combination of types that has kernels of its own, and the odd mixes.
 TYPES = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP64, FP64))
-# Bytes, at most, that a kernel has beside a plan's: its own static ones, and those that CUDA takes of each block.
+# The most bytes that a kernel takes beside the plan's: its own static ones, and those that CUDA takes of each block.
 STATIC_SHARED = 3 * 1024 + SYSTEM_SHARED
 
 
@@ -47,13 +47,13 @@ def plan(request, monkeypatch, _in_force):
     return request.param
 
 
-# ---- results
+# Results.
 
 
 @pytest.mark.parametrize("types", TYPES, ids=names)
 @pytest.mark.parametrize("option", [option for option in EVERY_OPTION if option != "own divergence"])
 def test_options(backend, plan, option, types):
-    """504 elements a sample: a whole number of vectors, fewer than a cluster of 16 or the grid could share."""
+    """504 elements a sample: a whole number of vectors, but fewer than a cluster of 16 or the grid could share."""
     student, predictions = types
     make_batch((5, 3, 4, 6, 7), student, option, predictions=predictions, seed=1234).check(backend)
 
@@ -62,7 +62,7 @@ def test_options(backend, plan, option, types):
 @pytest.mark.parametrize("types", ((BF16, BF16), (FP32, FP32), (FP64, FP64)), ids=names)
 @pytest.mark.parametrize("option", ("plain", "mask", "epsilon, guided twice"))
 def test_odd_lengths(backend, plan, option, types, shape):
-    """Samples that begin off 16 bytes; a single one that ends off them; several vectors a thread."""
+    """Samples that begin off 16 bytes; a single sample that ends off them; several vectors a thread."""
     student, predictions = types
     make_batch(shape, student, option, predictions=predictions, seed=7).check(backend)
 
@@ -101,7 +101,7 @@ def test_asking_for_figures_or_for_no_gradient_changes_nothing(backend, plan, dt
     assert same_bits(loss, plain.loss)
 
 
-# ---- launches
+# Launches.
 
 FOLLOWED = {
     "CIFAR": (PRACTICE["CIFAR"], BF16, "normalizer"),
@@ -131,7 +131,7 @@ def followed(name):
 @pytest.mark.parametrize("allowed", ("", "cluster", *PLANS))
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_the_launch_follows_the_plan(backend, name, allowed, device_work, monkeypatch):
-    """Whatever the plan is made to be: its kernels, its blocks, its threads, its shared memory."""
+    """The launch has the plan's kernels, blocks, threads and shared memory, whatever plan is forced."""
     case = followed(name)
     student = case.student.detach().requires_grad_()
     monkeypatch.setenv(PLAN, allowed)
@@ -142,7 +142,7 @@ def test_the_launch_follows_the_plan(backend, name, allowed, device_work, monkey
             case.call(backend, student)
         return
     case.call(backend, student)
-    *before, flagship = device_work(lambda: case.call(backend, student))  # all of it is ours, predictions included
+    *before, flagship = device_work(lambda: case.call(backend, student))  # every kernel is ours, with a prediction too
     counting = ["fdiv_count_kernel"] * plan["count_first"]
     weighing = {0: (), 1: WEIGH_ONE, 3: WEIGH}[plan["launches"] - 1 - len(counting)]
     expected = [*weighing, *counting]
@@ -163,7 +163,7 @@ def test_many_weights_are_computed_first(backend, samples, heads, bins, device_w
 
 
 def test_plans_differ(backend):
-    """Or a launcher that obeys none could pass the test above."""
+    """Otherwise a launcher that obeys no plan could pass test_the_launch_follows_the_plan."""
     case = batch(PRACTICE["CIFAR"])
     found = set()
     for allowed in PLANS:
@@ -175,7 +175,7 @@ def test_plans_differ(backend):
     assert len(found) > 1
 
 
-# ---- what cannot be
+# Plans that cannot be.
 
 
 @pytest.mark.parametrize(

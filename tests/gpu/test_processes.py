@@ -1,4 +1,4 @@
-"""What takes a process of its own: first calls in unusual places, and more captured calls than there are tickets."""
+"""Tests that need a process of their own: first calls in unusual places, and more captured calls than tickets."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ for again, gradient in found:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_a_first_call_that_is_compiled(backend, schedule):
-    """Inductor's CUDA graphs watch their memory: what a first call keeps for later ones may not come from it."""
+    """Inductor's CUDA graphs watch their memory: what a first call keeps for later ones must not come from it."""
     run(COMPILED, backend, written(schedule.shape), plan=schedule.plan)
 
 
@@ -93,7 +93,7 @@ for _ in range(3):
 @pytest.mark.backends("native")  # Triton compiles in its first call, which a capture may not survive
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_a_first_call_that_is_captured(backend, schedule):
-    """The device is asked for its limits, kernels are loaded, tickets taken: nothing of it breaks the capture."""
+    """A first call asks the device for its limits, loads kernels and takes tickets: none of this breaks a capture."""
     run(CAPTURED, backend, written(schedule.shape), plan=schedule.plan)
 
 
@@ -136,7 +136,7 @@ check(found)
 
 
 def test_more_captured_calls_than_tickets(backend):
-    """Beyond the pool each captured call zeroes a ticket of its own; what took the pool's last goes on using it."""
+    """Beyond the pool, each captured call zeroes its own ticket; the call with the pool's last one goes on using it."""
     run(MANY_CAPTURED, backend, PLAN, *(("cluster:1", "grid:2") if backend == "native" else ("",)))
 
 
@@ -169,5 +169,5 @@ for value, gradient in found:
 
 @pytest.mark.skipif(not hasattr(GreenContext, "Stream"), reason="this torch has no streams of green contexts")
 def test_a_context_that_has_a_part_of_the_device(backend):
-    """A grid of all multiprocessors is refused there: smaller ones follow, and that is said once."""
+    """A grid of all multiprocessors is refused there: calls take smaller ones, and one message says so."""
     assert run(PART_OF_A_DEVICE, backend).count("was refused") == (backend == "native")

@@ -1,4 +1,4 @@
-"""Raw ops on a GPU, called past the public API: operands that kernels do not read as they are."""
+"""Raw ops on a GPU, called past the public API with operands that kernels do not read as they are."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def raw_op(backend):
 
 @pytest.mark.parametrize("dtype", (torch.bool, torch.uint16, torch.uint32, torch.int64, torch.float16), ids=str)
 def test_noise_levels_of_any_real_type(raw_op, dtype):
-    """Those that kernels do not read are converted first."""
+    """Types that kernels do not read are converted first."""
     t = torch.tensor([0, 1, 1, 0]).to(dtype)
     loss, gradient, *_ = raw_op(*FDIV.operands(raw_fdiv(update=False, t=t)))
     expected, wanted, *_ = raw_op(*FDIV.operands(raw_fdiv(update=False, t=t.double())))

@@ -1,4 +1,4 @@
-"""`Prediction.from_scheduler` on a GPU: no host sync once the table is there, and a CUDA graph reads it anew."""
+"""`Prediction.from_scheduler` on a GPU: no host sync once the table is there; a CUDA graph looks t up anew."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""No host sync; CUDA graphs, streams and GPUs other than the current one. Results are held to eager calls' bits."""
+"""No host sync; CUDA graphs, streams and GPUs other than the current one. Results have the bits of eager calls."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ LATE = 50_000_000  # cycles, some 30 ms: enough for the host to run far ahead
 
 @pytest.fixture(autouse=True)
 def _finished():
-    """What a test left running, or an error of it, must not reach the next one."""
+    """Work that a test left running, or its error, must not reach the next test."""
     yield
     torch.cuda.synchronize()
 
@@ -71,7 +71,7 @@ def test_no_host_sync_in_fdiv_weight(backend):
 @pytest.mark.parametrize("value", (1.0, 65536.0))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_host_sync_under_an_upstream(backend, dtype, value):
-    """Neither where a factor of 1 is found out, nor where another scales; graph kept or not."""
+    """No sync to find out that the factor is 1, nor to scale by another one; the graph kept or not."""
     case = batch(PRACTICE["SDXL"], dtype)
     upstream = torch.full((), value, device="cuda")
 
@@ -88,7 +88,7 @@ def test_no_host_sync_under_an_upstream(backend, dtype, value):
 
 
 def test_looks_at_t_wait_for_nothing(backend, monkeypatch):
-    """Timesteps where noise levels are expected: told at a later call; not asked while a graph is captured."""
+    """Timesteps where noise levels are expected: a later call warns. During a capture, t is not looked at."""
     timesteps = torch.linspace(0, 999, 64, device="cuda").round().long()
     case = batch(PRACTICE["CIFAR"]).but(t=timesteps)
     case.but(**case.fresh_options()).call(backend)  # compiles, without a look
@@ -112,7 +112,7 @@ def test_looks_at_t_wait_for_nothing(backend, monkeypatch):
 
 
 class Captured:
-    """A step, forward and backward, in a CUDA graph over inputs of its own."""
+    """A step, forward and backward, in a CUDA graph with inputs of its own."""
 
     def __init__(self, schedule, **options):
         case = schedule.batch(**options)
@@ -132,7 +132,7 @@ class Captured:
         state.copy_(start)
 
     def replay(self, case):
-        """On the tensors of another batch of this shape."""
+        """Replay on the tensors of another batch of this shape."""
         for name in ORDER:
             getattr(self.case, name).copy_(getattr(case, name))
         self.graph.replay()
@@ -141,7 +141,7 @@ class Captured:
 @pytest.mark.backends("triton")
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_capture_needs_no_other_kernel(backend, schedule, monkeypatch):
-    """What the warm-up compiled is what the capture launches: compiling or loading there can break it."""
+    """The capture launches only what the warm-up compiled: compiling or loading inside a capture can break it."""
     import triton
 
     compiled = []
@@ -173,7 +173,7 @@ def test_replays_on_new_data(backend, schedule, dtype):
 
 @pytest.mark.parametrize(("schedule", "other"), PAIRS, ids=str)
 def test_two_graphs_interleaved(backend, schedule, other):
-    """Captured one after the other, replayed in turn: neither disturbs what the other left or will find."""
+    """Two graphs are captured one after the other and replayed in turn: neither disturbs the other's data."""
     pair = (schedule, other)
     captured = [Captured(each) for each in pair]
     states = [each.batch().options["normalizer"] for each in pair]
@@ -187,7 +187,7 @@ def test_two_graphs_interleaved(backend, schedule, other):
 
 @pytest.mark.backends("triton")
 def test_more_captures_than_the_pool_has_tickets(backend, monkeypatch):
-    """The pool outlives its last ticket, which a graph goes on using; a capture beyond it makes its own."""
+    """The pool outlives its last ticket, which a graph goes on using; a capture beyond it makes its own ticket."""
     monkeypatch.setattr(launch, "TICKETS", 4)
     monkeypatch.setattr(launch, "_devices", {})
     whole = SCHEDULES[0]
@@ -203,7 +203,7 @@ def test_more_captures_than_the_pool_has_tickets(backend, monkeypatch):
 @pytest.mark.parametrize("other", SCHEDULES, ids=str)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_a_replay_beside_eager_calls(backend, schedule, other):
-    """A graph on another stream while eager calls run on this one: launches that overlap share no ticket."""
+    """A graph replays on another stream beside eager calls on this one: launches that overlap share no ticket."""
     rounds = 30
     captured = Captured(schedule)
     case = other.batch(option="plain", seed=2)
@@ -214,7 +214,7 @@ def test_a_replay_beside_eager_calls(backend, schedule, other):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(LATE)  # so that both streams have a queue to work off at the same time
+        torch.cuda._sleep(LATE)  # both streams then have work queued at the same time
     torch.cuda._sleep(LATE)
     beside = []
     for _ in range(rounds):
@@ -228,7 +228,7 @@ def test_a_replay_beside_eager_calls(backend, schedule, other):
 
 @pytest.mark.parametrize(("schedule", "other"), PAIRS, ids=str)
 def test_two_streams_at_once(backend, schedule, other):
-    """Eager calls of two schedules, or of one twice."""
+    """Eager calls of two schedules, or of one schedule twice, on two streams."""
     pair = (schedule, other)
     cases = [each.batch(option="plain", seed=seed) for seed, each in enumerate(pair, 1)]
     alone = [each.step(case) for each, case in zip(pair, cases, strict=True)]
@@ -248,7 +248,7 @@ def test_two_streams_at_once(backend, schedule, other):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_inputs_that_a_side_stream_makes(backend, schedule):
-    """They arrive late; kernels on any other stream would read what was there before."""
+    """The inputs arrive late: kernels on any other stream would read what was there before."""
     case = schedule.batch(option="plain")
     alone = schedule.step(case)
     late = case.but(**{name: torch.full_like(getattr(case, name), torch.nan) for name in ORDER})

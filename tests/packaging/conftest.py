@@ -23,7 +23,7 @@ SOURCES = ("csrc", "fdkernels", "python")
 
 
 def copy_checkout(target: Path) -> Path:
-    """The sources of a fresh checkout: nothing that was built."""
+    """Copy the sources as in a fresh checkout: nothing that was built."""
     target.mkdir(parents=True)
     for name in BUILD_INPUTS:
         shutil.copy(ROOT / name, target / name)
@@ -34,14 +34,12 @@ def copy_checkout(target: Path) -> Path:
 
 
 def make_environment(target: Path, *, reuse: bool) -> Path:
-    """A virtual environment; with `reuse` this one's third-party packages can be imported, but not this checkout.
-
-    Returns its Python.
-    """
+    """Make a virtual environment, and return its Python. With `reuse`, it can import the third-party packages of this
+    environment, but not this checkout."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(target)], check=True)
     python = target / "bin" / "python"
     if reuse:
-        # A directory named in a .pth file goes on sys.path; the .pth files in it (an editable install's) are not run.
+        # A folder named in a .pth file goes on sys.path; .pth files in that folder (an editable install's) are not run.
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         site = subprocess.check_output([python, "-c", code], text=True)
         heavy = "\n".join(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
@@ -70,7 +68,7 @@ def forked_uninstalled(uninstalled: Path) -> Iterator[Forked]:
 
 @pytest.fixture(scope="session")
 def setup_file() -> ModuleType:
-    """setup.py as a module; nothing is set up."""
+    """setup.py as a module, without running setup()."""
     spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -82,7 +80,7 @@ def setup_file() -> ModuleType:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of this checkout, built without isolation, so offline; once for all of pytest's workers.
 
-    Compiled without optimization and without CUDA, in a tenth of the time: what `make build` left is the other kind.
+    It is compiled without optimization and without CUDA, in a tenth of the time; `make build` leaves the other kind.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel"
@@ -97,7 +95,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and no checkout on its path; its Python."""
+    """Python of an environment with the wheel, and no checkout on its path."""
     python = make_environment(tmp_path_factory.mktemp("environment") / "venv", reuse=True)
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
     run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())

@@ -1,4 +1,4 @@
-"""Where torch cannot be found, the build says what to do."""
+"""If torch cannot be found, the build says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.packaging.conftest import clean_variables, copy_checkout, make_enviro
 
 
 def build(python: Path, source: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    # setuptools and pybind11 from this environment; nothing else of it, so no torch.
+    # Only setuptools and pybind11 come from this environment, so there is no torch.
     import _distutils_hack
     import pybind11
     import setuptools

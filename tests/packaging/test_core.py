@@ -1,4 +1,4 @@
-"""`fdkernels._core`: what it was built with, and its arguments; its values and plans are held to theirs elsewhere."""
+"""`fdkernels._core`: what it was built with, and its arguments. Other tests check its values and plans."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 import fdkernels
 from fdkernels import _core
+from fdkernels.call_shape import CallShape
 from fdkernels.devices import PRESETS
 
 
@@ -60,11 +61,11 @@ def test_unknown_name() -> None:
         ({"elements": -3}, "elements: expected a count from 1 to .*, got -3"),
         ({"batch": 2**31, "elements": 2**30}, "elements: expected a count from 1 to 536870912, got 1073741824"),
         ({"student": "f32"}, "student: expected one of bf16 fp16 fp32 fp64, got f32"),
-        ({"prediction": "int8"}, "prediction: expected one of bf16 fp16 fp32 fp64, got int8"),
+        ({"teacher": "int8"}, "teacher: expected one of bf16 fp16 fp32 fp64, got int8"),
         ({"fake": ""}, "fake: expected one of bf16 fp16 fp32 fp64, got "),
         ({"noisy": "fp8"}, "noisy: expected one of bf16 fp16 fp32 fp64, got fp8"),
-        ({"scale": 7}, "scale: expected 1 or 8 rows of entries that divide 3072 elements, got 8 of 7"),
-        ({"scale": -1}, "scale: expected .*, got 8 of -1"),
+        ({"multiplier": 7}, "multiplier: expected 1 or 8 rows of entries that divide 3072 elements, got 8 of 7"),
+        ({"multiplier": -1}, "multiplier: expected .*, got 8 of -1"),
         ({"mask": (3, 4)}, "mask: expected 1 or 8 rows of entries that divide 3072 elements, got 3 of 4"),
         ({"mask": (1, 0)}, "mask: expected .*, got 1 of 0"),
         ({"heads": -1}, "heads: expected a count from 0 to .*, got -1"),
@@ -79,10 +80,16 @@ def test_unknown_name() -> None:
     ],
 )
 def test_bad_arguments_of_a_plan(changes: dict, message: str) -> None:
-    call = {"batch": 8, "elements": 3072, "limits": PRESETS["h200"], **changes}
+    allowed = changes.get("allowed", "auto")
+    call = CallShape(8, 3072)._replace(**{name: value for name, value in changes.items() if name != "allowed"})
     for function in (_core.plan, _core.plans):
         with pytest.raises(ValueError, match=message):
-            function(call["batch"], call["elements"], **{k: call[k] for k in call if k not in ("batch", "elements")})
+            function(call, PRESETS["h200"], allowed)
+
+
+def test_a_field_of_another_type() -> None:
+    with pytest.raises(TypeError, match="heads: expected what CallShape says, got None"):
+        _core.plan(CallShape(8, 3072)._replace(heads=None), PRESETS["h200"])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_bad_arguments_of_a_plan(changes: dict, message: str) -> None:
 )
 def test_bad_limits_of_a_plan(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _core.plan(8, 3072, limits={**PRESETS["h200"], **changes})
+        _core.plan(CallShape(8, 3072), {**PRESETS["h200"], **changes})
     without = {name: value for name, value in PRESETS["h200"].items() if name != "cache"}
     with pytest.raises(ValueError, match="limits: expected the key cache, got "):
-        _core.plan(8, 3072, limits=without)
+        _core.plan(CallShape(8, 3072), without)

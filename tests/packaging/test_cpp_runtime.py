@@ -1,6 +1,6 @@
-"""A toolchain may link the C++ runtime into what it builds; the process then has two, and torch's is the other one.
+"""A toolchain may link the C++ runtime into the library; the process then has two runtimes: the library's and torch's.
 
-Streams of the one use locales of the other: messages lost their numbers, or the process crashed.
+Streams of one runtime then use locales of the other: messages lost their numbers, or the process crashed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.packaging.conftest import ROOT
 
 BUILT = sorted(ROOT.glob(f"build/cmake-*{sys.implementation.cache_tag}/CMakeFiles/fdkernels_cpu*.dir/**/*.o"))
 SOURCES = {str(source.relative_to(ROOT)) for source in (ROOT / "csrc").rglob("*.cpp")} | {"sources.cpp"}
-# Not those of sources that have gone since.
+# Without objects of sources that no longer exist.
 OBJECTS = [file for file in BUILT if str(file).partition(".dir/")[2].removesuffix(".o") in SOURCES]
 CALLS = """
 import sys, torch, torch._dynamo.testing  # without whose libraries a refusal ends the process, as of torch 2.13

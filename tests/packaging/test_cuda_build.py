@@ -1,4 +1,4 @@
-"""What setup.py makes of FDKERNELS_CUDA_ARCHS, of nvcc and of the GPUs it finds. Nothing is compiled."""
+"""How setup.py chooses architectures from FDKERNELS_CUDA_ARCHS, nvcc and the GPUs it finds. Nothing is compiled."""
 
 from __future__ import annotations
 

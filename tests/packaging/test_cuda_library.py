@@ -1,4 +1,4 @@
-"""The CUDA library of this checkout, where it was built: what it holds, and that it loads without a GPU."""
+"""The CUDA library of this checkout, if it was built: what it holds, and that it loads without a GPU."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The op libraries' sources compile against the headers of the oldest torch that the README promises.
 
-TORCH_TARGET_VERSION hides functions that are newer than it, but not every name: a newer header may define a macro for
-every target, as 2.13 does with STABLE_TORCH_ERROR_CODE_CHECK, and a source that uses it then fails on 2.10 alone.
-The headers are torch 2.10.0's own (tests/data/README.md), so this needs no download: its wheel has 916 MB.
+TORCH_TARGET_VERSION hides newer functions, but not every newer name: a newer header may define a macro for every
+target, as 2.13 does with STABLE_TORCH_ERROR_CODE_CHECK. A source that uses such a macro then fails only on 2.10. The
+headers are a copy of torch 2.10.0's (tests/data/README.md), so this needs no download of its wheel of 916 MB.
 `make check-versions` builds and runs everything.
 """
 
@@ -26,7 +26,7 @@ INCLUDES_TORCH = re.compile(r"^#include <(?:torch|ATen|c10)/", re.MULTILINE)
 
 
 def sources(name: str) -> list[str]:
-    """Of one list in CMakeLists.txt."""
+    """The files of one list in CMakeLists.txt."""
     found = re.search(rf"set\({name}\s+([^)]*)\)", CMAKE)
     assert found is not None, name
     return [word for word in found[1].split() if word.startswith("csrc/")]
@@ -45,7 +45,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complaints(source: Path, headers: Path, *options: str) -> str:
-    """What the compiler has to say of a source; nothing is written."""
+    """The compiler's messages about a source; nothing is written."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     assert compiler is not None, "no C++ compiler; it built the package"
     target = re.search(r"TORCH_TARGET_VERSION=0x[0-9a-f]+", CMAKE)
@@ -78,7 +78,7 @@ def test_cuda_sources(source: str, headers: Path, setup_file: ModuleType) -> Non
 
 
 def test_device_sources_need_no_torch() -> None:
-    """Or they would have to be compiled here too."""
+    """If they did, they would have to be compiled here too."""
     csrc = ROOT / "csrc"
     files = [*csrc.rglob("*.cu"), *csrc.rglob("*.cuh"), *(csrc / "core").rglob("*.h"), *csrc.rglob("cuda/*.h")]
     assert [file.name for file in files if INCLUDES_TORCH.search(file.read_text())] == []

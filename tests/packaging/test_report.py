@@ -97,7 +97,7 @@ def test_cuda_library_is_no_library(package: Path, forked_uninstalled: Forked) -
 
 
 def test_cuda_library_truncated(package: Path, forked_uninstalled: Forked) -> None:
-    whole = (package / LIBRARY).read_bytes()  # any library will do, so that none need be built
+    whole = (package / LIBRARY).read_bytes()  # any library will do; the CUDA one may not be built
     (package / CUDA_LIBRARY).write_bytes(whole[: len(whole) // 2])
     text = report(package, forked_uninstalled)
     assert f"{CUDA_LIBRARY} does not load" in text or "a library is damaged; reinstall" in text

@@ -1,4 +1,4 @@
-"""In a clone, whose Python files hide the installed ones: whose binaries serve, and what is said where none do."""
+"""In a clone, whose Python files hide the installed ones: which binaries serve, and what is said if none do."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def clone(tmp_path: Path) -> Path:
 
 
 def build_in_place(clone: Path) -> None:
-    """As `make build` leaves it."""
+    """Put binaries into the clone, as `make build` does."""
     for file in (ROOT / "fdkernels").glob("*.so"):
         shutil.copy(file, clone / "fdkernels" / file.name)
 
 
 def change(clone: Path) -> None:
-    """A `git pull` that touches C++."""
+    """Change a C++ file, as a `git pull` may."""
     with (clone / "csrc/fdiv/cpu/op.cpp").open("a") as file:
         file.write("// another line\n")
 
 
 def use(python: Forked, clone: Path, code: str = USE) -> tuple[list[str], str, str, str]:
-    """Libraries that a training step loads, what auto takes, why not native, and what is warned."""
+    """(Libraries that a training step loads, what auto picks, why native is refused, warnings)."""
     run = python.run(clone, "-c", code)
     assert run.returncode == 0, run.stderr
     file, libraries, auto, refused = json.loads(run.stdout)
@@ -114,7 +114,7 @@ def test_the_installed_binaries_of_other_sources_do_not(installed: Path, forked_
     assert_says_in_a_line(
         forked_installed, clone, "built from other sources: run from another folder, or `make build` or"
     )
-    # From another folder it serves.
+    # From another folder, the installed package serves.
     libraries = forked_installed.run(clone.parent, "-c", USE.replace("fdk.__file__", "''")).stdout
     assert "libfdkernels_cpu.so" in libraries and "native" in libraries
 

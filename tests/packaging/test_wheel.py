@@ -83,7 +83,7 @@ def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def library(request: pytest.FixtureRequest) -> Path:
-    """Of this checkout, as it is optimized: the wheel's is not."""
+    """A library of this checkout, which is optimized; the wheel's is not."""
     file = ROOT / f"fdkernels/libfdkernels_{request.param}.so"
     if not file.exists():
         pytest.skip("built without CUDA")
@@ -98,7 +98,7 @@ def test_library_needs_of_torch_only_libtorch_cpu(library: Path) -> None:
 
 
 def test_library_uses_only_the_stable_c_interface_of_torch(library: Path) -> None:
-    """And one weak symbol, which may be missing: `inside_backward` of csrc/torch/operands.h."""
+    """There is one exception, a weak symbol that may be missing: `inside_backward` of csrc/torch/operands.h uses it."""
     table = subprocess.check_output(["nm", "--dynamic", "--undefined-only", library], text=True)
     undefined = {name: kind for kind, name in re.findall(r"([A-Za-z]) (\S+)$", table, re.MULTILINE)}
     torch_symbols = {name for name in undefined if "torch" in name or "c10" in name or "_ZN2at" in name}
@@ -110,7 +110,7 @@ def test_library_uses_only_the_stable_c_interface_of_torch(library: Path) -> Non
 
 
 def test_library_keeps_its_cuda_runtime_to_itself(library: Path) -> None:
-    """Another version of it is in the process with torch."""
+    """torch brings another version of the CUDA runtime into the process."""
     dynamic = subprocess.check_output(["nm", "--dynamic", library], text=True)
     assert not re.findall(r"\b(?:__cuda|cuda[A-Z]|cu[A-Z])\w*", dynamic)
 

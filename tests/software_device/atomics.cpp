@@ -1,4 +1,4 @@
-// Atomics and what they order: include/software_device.h.
+// Atomics and what they order, declared in include/software_device.h.
 #include <cstring>
 
 #include "grid.h"
@@ -9,7 +9,7 @@ namespace {
 
 struct Atomic {
   Knowledge released;
-  const Block* only = nullptr;  // of block scope: whose
+  const Block* only = nullptr;  // the block of the last access
 };
 
 std::unordered_map<const void*, Atomic>& atomics() {
@@ -23,7 +23,7 @@ Atomic& atomic_at(const void* address, size_t bytes, bool writes, bool device_sc
   const auto at = reinterpret_cast<uintptr_t>(address);
   const Region* region = run.memory.find(at, bytes);
   Atomic& found = atomics()[address];
-  if (region == nullptr || !region->is_atomic(at)) found = {};  // a plain write has ended what was released
+  if (region == nullptr || !region->is_atomic(at)) found = {};  // a plain write ends what was released
   access(address, bytes, writes ? Access::atomic_write : Access::atomic_read);
   const Block* block = me().block;
   if (!device_scope && found.only != nullptr && found.only != block) {
@@ -82,7 +82,7 @@ void begin_atomic(void* old, const void* address, size_t bytes, Order order, boo
   Clock& clock = me().clock;
   Atomic& at = atomic_at(address, bytes, true, device_scope);
   acquire(clock, at, acquires(order));
-  // A read and write carries on what earlier ones released.
+  // A read-modify-write keeps what earlier ones released.
   at.released = joined(at.released, released_by(clock, order));
   std::memcpy(old, address, bytes);
 }

@@ -29,17 +29,17 @@ KEPT = 14 * 24 * 3600  # seconds
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
 KERNELS = ("fdiv/cuda/cluster.cu", "fdiv/cuda/grid.cu", "fdiv/cuda/small.cu", "core/cuda/scale.cu")
 OPS = ("fdiv/cuda/op.cpp", "torch/shared_cuda.cpp")
-# Fortified, longjmp refuses to go to another stack.
+# No fortification: a fortified longjmp refuses to go to another stack.
 COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", f"-isystem{TORCH / 'include'}")
 WARNED, BUILT_ELSEWHERE = ("-Wall", "-Wextra"), ("-w",)
 STAND_INS = f"-I{HERE / 'include'}"
 LANGUAGE = ("-x", "c++", "-D__CUDACC__", "-include", "cuda_runtime.h")
-# Every access of a kernel's is a call (instrumentation.cpp); no contraction, as a result must not depend on it.
+# Every access of a kernel is a call (instrumentation.cpp). No contraction, since a result must not depend on it.
 INSTRUMENTED = (
     "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", "-fsanitize=thread",
     "--param", "tsan-instrument-func-entry-exit=0",
 )  # fmt: skip
-# Instead of that.
+# Options of sanitized kernels, in place of INSTRUMENTED.
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow"
 SANITIZED = (
     "-O1", "-ffp-contract=off", "-mtls-dialect=gnu", SANITIZERS, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
@@ -48,7 +48,7 @@ SANITIZED = (
 
 @functools.cache
 def compiler() -> str | None:
-    """A GCC that has what is asked of it here: half precision as a type of its own, the calls of -fsanitize=thread."""
+    """A GCC that has what this build needs: a type for half precision, and the calls of -fsanitize=thread."""
     for name in filter(None, (os.environ.get("CXX"), shutil.which("c++"), shutil.which("g++"))):
         told = subprocess.run([name, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=False)
         version = re.search(r"#define __GNUC__ (\d+)", told.stdout)
@@ -68,9 +68,9 @@ def library(
 ) -> Path:
     """The library for an architecture, as in 90; built if it is not there. `csrc`: the sources, or a changed copy.
 
-    Its ops are in a namespace of their own, `software_sm_90` if none is given. Without ops, `kernels` have a
-    host code of their own. `folder`: where it and what is made of `csrc` are kept. `sanitized`: by address and
-    undefined-behaviour sanitizers, in a process that has loaded their runtime before anything else (sanitized.py).
+    Its ops are in `namespace`, by default `software_sm_90`. Without ops, `kernels` have their own host code. `folder`:
+    where the library and the objects of `csrc` are kept. `sanitized`: compiled with address and undefined-behavior
+    sanitizers, for a process that has loaded their runtime before anything else (sanitized.py).
     """
     torch_options = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "torch_calls.h"))
     host = (*COMMON, *BUILT_ELSEWHERE, STAND_INS, f"-I{csrc}", *(SANITIZED if sanitized else ("-O2",)))
@@ -105,11 +105,11 @@ def library(
     )
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one builder; objects serve both architectures
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one builder at a time; both architectures use the objects
         target = folder / f"lib{_short(str(objects) + text)}-sm_{architecture}.so"
         if target.exists():
             return target
-        for old in CACHE.glob("*.*o"):  # of sources that have changed since; what is in use comes back
+        for old in CACHE.glob("*.*o"):  # of sources that have changed since; one in use is built again
             if time.time() - old.stat().st_mtime > KEPT:
                 old.unlink()
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""Nothing to collect where there is no software device."""
+"""Collects nothing if there is no software device."""
 
 from tests import contracts
 

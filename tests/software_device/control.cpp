@@ -1,4 +1,4 @@
-// The software device between libtorch and the library (torch_calls.h), and for tests (device.py).
+// The calls of the library to libtorch (torch_calls.h), and the functions for tests (device.py).
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -17,7 +17,7 @@ using namespace software;
 
 namespace {
 
-// The bytes from a tensor's first element to its last are the device's while the call, and what it has started, run.
+// Makes the bytes from a tensor's first element to its last device memory, while the call and its work run.
 void hold(AtenTensorHandle tensor, bool is_written, const char* name) {
   const std::shared_ptr<Holding>& call = runtime().call;
   int64_t dims = 0, *sizes = nullptr, *strides = nullptr;
@@ -39,7 +39,7 @@ void hold(AtenTensorHandle tensor, bool is_written, const char* name) {
   const size_t bytes = (static_cast<size_t>(last) + 1) * size;
   const auto& had = call->regions;
   if (std::find(had.begin(), had.end(), begin) != had.end() && executor().memory.find(begin, bytes)) return;
-  // Doubles in part hold integers.
+  // Not 8 bytes at a time: some tensors of doubles hold integers.
   executor().memory.add(begin, bytes, static_cast<unsigned>(std::min<size_t>(size, 4)), is_written,
                         std::string(name) + " of " + std::to_string(bytes) + " bytes");
   call->regions.push_back(begin);
@@ -73,7 +73,7 @@ AOTITorchError software_empty_strided(int64_t dims, const int64_t* sizes, const 
   const AOTITorchError error =
       aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, made);
   if (error != 0 || runtime().call == nullptr) return error;
-  // NaN, in place of what a call before may have left there.
+  // Fill it with NaN, so that nothing of an earlier call is left there.
   void* data = nullptr;
   int64_t bytes = 0;
   aoti_torch_get_data_ptr(*made, &data);
@@ -123,7 +123,7 @@ EXPORTED void software_schedule(int schedule, uint64_t seed) {
   executor().set(static_cast<Schedule>(schedule), seed);
 }
 
-// The tensors that are not the device's: a launcher looks into them.
+// The tensors that are on the host: a launcher reads them.
 EXPORTED void software_of_host(const void* first, const void* second) {
   runtime().of_host = {first, second};
 }
@@ -152,7 +152,7 @@ EXPORTED void software_capture(SoftwareStream* stream) {
   runtime().stream(stream).capture_failed = false;
 }
 
-// Null where the capture was broken.
+// Null if the capture was broken.
 EXPORTED Graph* software_end_capture(SoftwareStream* stream) {
   SoftwareStream& of = runtime().stream(stream);
   std::unique_ptr<Graph> graph = std::move(of.capture);
@@ -197,8 +197,8 @@ EXPORTED void software_name_tickets(uintptr_t begin, uint64_t bytes) {
   runtime().tickets[begin] = bytes;
 }
 
-// What has been launched since the last call of this, a line each: name, blocks, threads, dynamic shared memory,
-// cluster, whether cooperative.
+// Launches since the last call of this, a line each: name, blocks, threads, dynamic shared memory, cluster, whether
+// cooperative.
 EXPORTED const char* software_launches() {
   static std::string text;
   text = std::move(runtime().launches);
@@ -206,15 +206,15 @@ EXPORTED const char* software_launches() {
   return text.c_str();
 }
 
-// Bytes that kernels have read and written since the last call of this, a line a region: where it begins, its size, the
-// two. Regions of calls that have ended are among them.
+// Traffic of kernels since the last call of this, a line per region: begin, size, bytes read, bytes written. Regions of
+// calls that have ended are included.
 EXPORTED const char* software_traffic() {
   static std::string text;
   text = executor().memory.take_traffic();
   return text.c_str();
 }
 
-// What address sanitizer calls after its report (sanitized.py).
+// Address sanitizer calls this after its report (sanitized.py).
 EXPORTED void software_say_where() {
   const Thread* thread = executor().current;
   if (thread == nullptr) return;

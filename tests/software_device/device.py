@@ -1,7 +1,7 @@
-"""The software device: the CUDA library's own sources, run on the host by fibers, with an eye on every access.
+"""The software device: the CUDA library's own sources, run on the host by fibers, with every access checked.
 
-A tensor of the device is a tensor of the CPU. A call runs at once, under a scheduler that a test chooses; a fault (a
-race, an access out of bounds, a deadlock, ...) is a RuntimeError that says what and where.
+The device's tensors are CPU tensors. A call runs at once, under a scheduler that a test chooses; a fault (a race, an
+access out of bounds, a deadlock, ...) is a RuntimeError that says what and where.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits
 
 SCHEDULERS = ("in order", "reversed", "random", "block first", "held back")
-# With a seed, of which two of them make something.
+# (name, seed); only "random" and "held back" use the seed.
 SEEDED = (*((name, 0) for name in SCHEDULERS), ("random", 1), ("held back", 1))
 
 
@@ -45,19 +45,19 @@ class Description(NamedTuple):
     """Bytes of L2."""
     largest_cluster: int = 16
     granted: int = 0
-    """Multiprocessors of a context that has fewer, which its limits do not tell; 0: all."""
+    """Multiprocessors that the context really has, which its limits do not tell; 0: all."""
 
 
 # Small enough for small samples to need every schedule.
 SMALL = Description(90, 4, 20 << 10, 48 << 10, 64 << 10)
 SMALL_80 = SMALL._replace(capability=80, largest_cluster=0)
-# One block a multiprocessor, so that clusters pass from sample to sample.
+# One block per multiprocessor, so that clusters pass from sample to sample.
 TIGHT = Description(90, 4, 7 << 10, 8 << 10, 64 << 10)
 TIGHT_16 = TIGHT._replace(multiprocessors=16)
 
 
 class Launch(NamedTuple):
-    """A kernel, or a fill."""
+    """A launch of a kernel, or a fill."""
 
     name: str
     blocks: int
@@ -68,7 +68,7 @@ class Launch(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Bytes that kernels read and wrote of a run of memory."""
+    """Bytes that kernels read and wrote in a run of memory."""
 
     begin: int
     bytes: int
@@ -78,8 +78,8 @@ class Traffic(NamedTuple):
 
 @contextlib.contextmanager
 def planned(plan: str) -> Iterator[None]:
-    """Native kernels take this plan inside. A test's own `monkeypatch` would put it back after `Setting.in_force` has
-    ended: what it found is then the setting's plan, and every later test of the process gets it."""
+    """Native kernels take this plan inside. Do not set the plan by a test's own `monkeypatch`: after `Setting.in_force`
+    has ended, it restores what it found, the setting's plan, and every later test of the process gets that plan."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PLAN, plan)
         yield
@@ -89,7 +89,7 @@ class Software:
     """A library, and the device that it runs on."""
 
     def __init__(self, library: Path, namespace: str = "") -> None:
-        """`namespace`: of its ops, if it has any."""
+        """`namespace`: that of the library's ops, if it has any."""
         self.path = library
         if namespace:
             _define(namespace)
@@ -100,13 +100,13 @@ class Software:
         for name in ("synchronize", "replay", "launches", "traffic", "last_error"):
             getattr(self.library, f"software_{name}").restype = ctypes.c_char_p
         self.devices: dict[Description, int] = {}
-        self.index = 0  # of the one in use
-        self.count_of_host = False  # a caller may have it here or there
-        self.fallbacks = 0  # calls that took any plan, as none that was asked for could hold a sample
+        self.index = 0  # of the device in use
+        self.count_of_host = False  # whether the loss's count is a host tensor; a caller may have either
+        self.fallbacks = 0  # calls that took any plan, since the requested one could not hold a sample
         self._name_symbols()
 
     def _name_symbols(self) -> None:
-        """Kernels and shared variables have names in the file alone."""
+        """Tell the library the names of its kernels and shared variables, which only the file's symbol table has."""
         table = subprocess.run(["readelf", "-sWC", str(self.path)], capture_output=True, text=True, check=True).stdout
         rows = re.findall(r"^\s*\d+:\s+([0-9a-f]+)\s+(\w+)\s+(\w+)\s+\w+\s+\w+\s+\d+\s+(.+)$", table, re.MULTILINE)
         known = next(int(at, 16) for at, _, _, name in rows if name == "software_launches")
@@ -124,7 +124,7 @@ class Software:
         self.library.software_place_shared()
 
     def use(self, description: Description) -> None:
-        """Calls from now on are for a device of these limits."""
+        """Later calls run on a device with these limits."""
         if description not in self.devices:
             fields = (ctypes.c_int * len(description))(*description)
             self.devices[description] = self.library.software_add_device(fields)
@@ -132,12 +132,12 @@ class Software:
         self.library.software_use_device(self.index)
 
     def limits(self) -> DeviceLimits:
-        """Of the device in use, as its launcher knows them."""
+        """The limits of the device in use, as the launcher knows them."""
         return devices.limits_of(self.ops.cuda_limits(self.index))
 
     def schedule(self, name: str, seed: int = 0) -> None:
-        """Who runs next: threads in turn, in turn from the last, any; the first block as far as it can; all but one
-        block (the seed says which) as far as they can."""
+        """Who runs next, in the order of SCHEDULERS: threads in turn; in turn from the last; any thread; the first
+        block as far as it can; all blocks but one (the seed says which) as far as they can."""
         self.library.software_schedule(SCHEDULERS.index(name), ctypes.c_uint64(seed))
 
     def begin(self) -> None:
@@ -146,24 +146,24 @@ class Software:
         self.launches(), self.traffic(), self.last_error()
 
     def last_error(self) -> str | None:
-        """Of the runtime, that the library has left for others to find."""
+        """The runtime's error that the library has left for later calls to find."""
         error = self.library.software_last_error()
         return None if error is None else error.decode()
 
     def launches(self) -> list[Launch]:
-        """Since the last time that this was asked."""
+        """Launches since the last call of this."""
         lines = (line.split() for line in self.library.software_launches().decode().splitlines())
         return [Launch(name, *map(int, numbers[:-1]), numbers[-1] == "1") for name, *numbers in lines]
 
     def traffic(self) -> list[Traffic]:
-        """Since the last time that this was asked."""
+        """Traffic since the last call of this."""
         return [Traffic(*map(int, line.split())) for line in self.library.software_traffic().decode().splitlines()]
 
     def _call(self, op: Callable[..., Any], *arguments: Any) -> Any:
-        """A sample that the plan asked for can't hold takes any that can."""
+        """Call an op; if the requested plan can't hold a sample, call it with any plan that can."""
         if torch.compiler.is_compiling():
             return op(*arguments)
-        # Of the host, where a call has them: numbers (fdkernels/_op/floats.py), and at will the loss's count.
+        # A call's host tensors: `numbers` (fdkernels/_op/floats.py), and, by count_of_host, the loss's count.
         has_count = len(arguments) > len(FDIV.names) and self.count_of_host
         of_host = (arguments[-1], arguments[FDIV.names.index("divisor")] if has_count else None)
         self.library.software_of_host(
@@ -194,8 +194,8 @@ class Software:
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
-        """What is started inside waits for the end, or for `synchronize`; streams then overlap as the scheduler likes.
-        Results are there afterwards.
+        """Work that is started inside waits for the end, or for `synchronize`. Only then there are results. Streams
+        overlap as the scheduler chooses.
         """
         self.library.software_hold_back(ctypes.c_bool(True))
         try:
@@ -209,7 +209,7 @@ class Software:
 
     @contextlib.contextmanager
     def captured(self, stream: int | None = None) -> Iterator[Graph]:
-        """Calls inside become a graph's, and do not run; on a stream of their own if none is given."""
+        """Calls inside are captured into a graph, and do not run. They use a new stream if none is given."""
         graph, stream = Graph(self), stream or self.new_stream()
         with self.on_stream(stream):
             self.library.software_capture(ctypes.c_void_p(stream))
@@ -221,7 +221,7 @@ class Software:
             raise RuntimeError("the capture was broken by a call that it can't have")
 
     def use_unused(self, description: Description = SMALL) -> None:
-        """Calls from now on are for a device of its own, of which nothing is known and on which nothing is loaded."""
+        """Later calls run on a new device, of which nothing is known and on which nothing is loaded."""
         used = self.devices.pop(description, None)
         self.use(description)
         if used is not None:
@@ -229,7 +229,7 @@ class Software:
 
     @contextlib.contextmanager
     def serves(self) -> Iterator[None]:
-        """Calls of the native backend on CPU tensors inside are this library's."""
+        """Inside, this library serves the native backend's calls on CPU tensors."""
         with pytest.MonkeyPatch.context() as patch:
             for name in registry.kernels:
                 if "native" not in name:
@@ -261,7 +261,7 @@ def _raise(error: bytes | None) -> None:
 
 
 def _define(namespace: str) -> None:
-    """The native ops in a library's namespace."""
+    """Define the native ops in a library's namespace."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
     for op in registry.ops.values():

@@ -1,5 +1,5 @@
-// The flagship's kernels of float32 alone, in place of fdiv_cluster.cu and fdiv_grid.cu: a changed copy of the sources
-// is compiled in seconds.
+// Only the flagship's float32 kernels, in place of fdiv/cuda/cluster.cu and grid.cu: a changed copy of the sources then
+// compiles in seconds.
 #include "fdiv/cuda/kernel.cuh"
 
 namespace fdkernels::cuda {

@@ -27,7 +27,7 @@ const void* outside_stack = nullptr;
 size_t outside_size = 0;
 void* outside_fake_stack = nullptr;
 
-// libc's own longjmp: address sanitizer's takes the red zones of the whole stack away.
+// Use libc's own longjmp: address sanitizer's longjmp removes the red zones of the whole stack.
 [[noreturn]] void jump(jmp_buf to) {
   using Jump = void(jmp_buf, int);
   static Jump* const libc = reinterpret_cast<Jump*>(dlsym(dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD), "_longjmp"));
@@ -35,7 +35,7 @@ void* outside_fake_stack = nullptr;
   std::abort();
 }
 
-// `fake_stack`: where to keep that of the stack that is left; null where it ends.
+// `fake_stack`: where to keep the fake stack of the stack that is left; null if that stack ends.
 void begin_switch(void** fake_stack, const void* to, size_t bytes) {
   if (__sanitizer_start_switch_fiber != nullptr) __sanitizer_start_switch_fiber(fake_stack, to, bytes);
 }
@@ -70,7 +70,7 @@ Fiber::~Fiber() {
 }
 
 void Fiber::begin(const std::function<void()>* body) {
-  if (!fresh_ && !ended_) unpoison(stack_, kStack);  // of functions that never returned
+  if (!fresh_ && !ended_) unpoison(stack_, kStack);  // red zones of functions that never returned
   body_ = body;
   fresh_ = true, ended_ = false;
 }

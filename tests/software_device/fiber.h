@@ -1,4 +1,4 @@
-// A stack of its own that can be left and entered again.
+// A function on its own stack, which can be left and entered again.
 #pragma once
 
 #include <csetjmp>
@@ -14,11 +14,11 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Gives it something to run, from the beginning, whatever it was doing.
+  // Sets what to run, from the beginning; what it was doing is dropped.
   void begin(const std::function<void()>* body);
-  // Runs it until it suspends or ends. From outside of any fiber.
+  // Runs it until it suspends or ends. Call this outside of any fiber.
   void resume();
-  // From inside.
+  // Leaves the fiber. Call this inside.
   void suspend();
   bool has_ended() const {
     return ended_;

@@ -34,7 +34,7 @@ void Executor::run(const std::function<std::vector<Launch*>(Launch*)>& next) {
   last_ = 0;
   entry_ = [this] {
     const Launch& launch = *current->block->launch;
-    alignas(16) char own[kArguments];  // on the thread's stack, where they are its own
+    alignas(16) char own[kArguments];  // on the thread's stack: its own copy
     std::copy(launch.arguments.begin(), launch.arguments.end(), own);
     launch.call(launch.kernel, own);
   };
@@ -80,7 +80,7 @@ void Executor::start(Launch& launch) {
   if (schedule_ == Schedule::held_back) launch.held = static_cast<unsigned>(seed_ % launch.blocks);
 }
 
-// Launches that overlap share the multiprocessors; a cooperative one waits until all of it has room.
+// Launches that overlap share the multiprocessors; a cooperative one waits until all its blocks have room.
 void Executor::start_blocks() {
   constexpr double kRounding = 1e-9;
   for (Launch* launch : live_) {
@@ -163,7 +163,7 @@ bool is_dynamic(const std::string& variable) {
   return variable.ends_with("::dynamic_shared");
 }
 
-// Of a variable's initialization, of which CUDA has none: it has been done.
+// The guard of a variable's initialization. CUDA has no such initialization, so it counts as done.
 bool is_guard(const std::string& variable) {
   return variable.starts_with("guard");
 }
@@ -206,7 +206,7 @@ size_t Executor::bytes_in(const Block& block, const Variable& variable) {
   return own ? variable.bytes : 0;
 }
 
-// What find_shared() tells of every access, told to address sanitizer at once.
+// Tells address sanitizer at once what find_shared() tells access by access.
 void Executor::open_shared(const Block& block) const {
   poison(block.shared, shared_bytes_);
   for (const auto& [offset, variable] : variables_) {
@@ -258,7 +258,7 @@ std::string Executor::nearest(uintptr_t address) const {
 
 namespace {
 
-// The next bit from `from` on, around the end, upwards or downwards; -1: none.
+// The next set bit from `from` on, upwards or downwards, around the end; -1: none.
 ptrdiff_t find(const std::vector<uint64_t>& bits, size_t from, bool up) {
   const size_t words = bits.size();
   if (words == 0) return -1;
@@ -277,7 +277,7 @@ ptrdiff_t find(const std::vector<uint64_t>& bits, size_t from, bool up) {
 }  // namespace
 
 Thread* Executor::pick() {
-  size_t from = last_ + 1;  // in order, and where a block is held back
+  size_t from = last_ + 1;  // if in order, or if a block is held back
   const bool up = schedule_ != Schedule::reversed;
   if (schedule_ == Schedule::reversed) from = last_ + ready_.size() * 64 - 1;
   if (schedule_ == Schedule::random) from = random() % std::max<size_t>(1, threads_.size());

@@ -1,4 +1,4 @@
-// Kernels as they run: threads, warps, blocks, clusters, and who is next.
+// Running kernels: threads, warps, blocks, clusters, and which thread runs next.
 #pragma once
 
 #include <array>
@@ -12,14 +12,14 @@
 #include "fiber.h"
 #include "memory.h"
 
-// Whether every access of a kernel is a call. Else only what the stand-ins access is, and neither races nor memory that
-// nothing has written can be known.
+// Whether every access of a kernel is a call. If not, only the stand-ins' accesses are seen; races and reads of memory
+// that nothing has written are not.
 extern const bool software_sees_accesses;
 
 namespace software {
 
 constexpr unsigned kWarp = 32;
-constexpr size_t kArguments = 4096;  // bytes, at most, of a kernel's
+constexpr size_t kArguments = 4096;  // bytes of a kernel's arguments, at most
 
 // A device, as a test describes it.
 struct Description {
@@ -28,7 +28,7 @@ struct Description {
   int shared_per_block = 24 << 10, shared_per_multiprocessor = 48 << 10;  // bytes
   int cache = 1 << 20;                                                    // bytes
   int largest_cluster = 16;
-  int granted = 0;                           // multiprocessors of a context that has fewer; 0: all
+  int granted = 0;                           // multiprocessors that the context has; 0: all
   int memory_clock = 1'000'000, bus = 1024;  // kHz, bits
   int threads_per_multiprocessor = 2048, registers_per_multiprocessor = 65536, registers_a_thread = 96;
 };
@@ -45,7 +45,7 @@ struct Function {
 struct Cluster;
 struct Launch;
 
-// The lanes of a warp that meet; what they bring is kept for two rounds, since none can be further ahead.
+// The lanes of a warp that meet. Their values are kept for two rounds, since no lane can be further ahead.
 struct Exchange {
   unsigned warp, mask, arrived = 0;
   Site site{};
@@ -58,9 +58,9 @@ struct Thread;
 
 struct Barrier {
   int expected = 0, votes = 0;
-  Site site{};                   // of the first that comes
-  std::vector<Clock> arrived;    // as they were then
-  std::vector<Thread*> waiting;  // those that did not go on
+  Site site{};                   // of the first thread that arrives
+  std::vector<Clock> arrived;    // the threads' clocks, at arrival
+  std::vector<Thread*> waiting;  // threads that did not go on
 };
 
 constexpr const char* kClusterWait = "a cluster's barrier";
@@ -73,12 +73,12 @@ struct Thread {
   unsigned index = 0;
   State state = State::ready;
   Clock clock;
-  const char* waits = "";  // at what
+  const char* waits = "";  // at what it waits
   Site site{};
-  int votes = 0;                 // of the barrier that it passed last
-  unsigned round = 0;            // of cluster barriers that it has arrived at
-  bool arrived = false;          // at a cluster's barrier, without having waited
-  const void* polled = nullptr;  // what it loaded last by an atomic, how often it has found the same
+  int votes = 0;                 // result of the barrier that it passed last
+  unsigned round = 0;            // of the cluster's barrier, at its last arrival
+  bool arrived = false;          // at a cluster's barrier, and has not waited yet
+  const void* polled = nullptr;  // address of its last atomic load; the value; how often it was the same
   uint64_t found = 0;
   int polls = 0;
 };
@@ -88,17 +88,17 @@ struct Block {
   Cluster* cluster = nullptr;
   unsigned index = 0, first = 0;  // in the grid; its first thread in the executor's list
   unsigned alive = 0;
-  char *memory = nullptr, *shared = nullptr;  // what it has been given; where its shared variables begin
+  char *memory = nullptr, *shared = nullptr;  // its allocation; where its shared variables begin
   Barrier barrier;
   std::unordered_map<int, Barrier> named;
-  std::deque<Exchange> exchanges;  // of every whole warp, then of parts as they come
+  std::deque<Exchange> exchanges;  // of every whole warp, then of parts of warps as they come
 };
 
 struct Cluster {
   std::vector<Block*> blocks;
   unsigned round = 0;
   std::vector<Clock> arrived;  // in this round
-  Knowledge knowledge;         // of all that met in the last one
+  Knowledge knowledge;         // of all that met in the last round
 };
 
 struct Launch {
@@ -109,32 +109,32 @@ struct Launch {
   unsigned blocks = 1, threads = 1, cluster = 1;
   size_t dynamic_shared = 0;
   bool cooperative = false;
-  double share = 0;     // of a multiprocessor, a block's
-  double all = 0;       // multiprocessors
+  double share = 0;     // of a multiprocessor, per block
+  double all = 0;       // multiprocessors of the device
   Knowledge after;      // what its stream had done before
   unsigned held = ~0u;  // the block that is held back
 
-  std::vector<unsigned> order;  // of the clusters that have not started, from the back
-  int running = 0;              // blocks
+  std::vector<unsigned> order;  // of the clusters that have not started; the next is at the back
+  int running = 0;              // running blocks
 };
 
 enum class Schedule : int { in_order, reversed, random, block_first, held_back };
 
-// Runs launches that may overlap, a thread at a time.
+// Runs launches that may overlap, one thread at a time.
 class Executor {
  public:
   void set(Schedule schedule, uint64_t seed);
-  // Calls next() whenever a launch has ended, and at first, for launches that may start. Throws Fault.
+  // Calls next() at first, and whenever a launch has ended, to get the launches that may start. Throws Fault.
   void run(const std::function<std::vector<Launch*>(Launch* ended)>& next);
-  // What a launch that has ended leaves to those after it.
+  // What launches after an ended one know.
   Knowledge knowledge_after(const Launch& launch) const;
 
   Thread* current = nullptr;
   Memory memory;
 
-  uint64_t most_steps = 300'000'000;  // accesses and switches, after which a run hangs: seconds
+  uint64_t most_steps = 300'000'000;  // accesses and switches (seconds); a longer run hangs
 
-  // For the thread that runs.
+  // For the running thread.
   void wait(const char* at, Site site);
   void wake(Thread& thread);
   void may_switch();
@@ -149,19 +149,19 @@ class Executor {
   Thread& thread_of(const Block& block, unsigned index) {
     return threads_[block.first + index];
   }
-  // A shared variable of the library's kernels, by its offset in thread-local memory; all of them, then place_shared().
+  // Names a shared variable of the kernels by its offset in thread-local memory. Name all, then call place_shared().
   void name_shared(size_t offset, size_t bytes, const std::string& name);
-  // Gives each a place in every block's memory, apart from the others.
+  // Gives each shared variable a place in every block's memory, with gaps between them.
   void place_shared();
   char* shared_address(size_t offset) {
     if (offset >= places_.size() || places_[offset] == 0) fault("a shared variable that has no name (device.py)");
     return current->block->shared + places_[offset];
   }
-  // Bytes of a kernel's own.
+  // Bytes of a kernel's static shared variables.
   size_t static_shared(const std::string& kernel) const;
-  // The one at an address, from now on a region.
+  // Makes the shared variable at an address a region; null if there is none.
   Region* find_shared(uintptr_t address);
-  // Where an address is that is in no region, for messages.
+  // For messages: where an address lies that is in no region.
   std::string nearest(uintptr_t address) const;
   std::string name(uint32_t thread) const;
 
@@ -183,10 +183,10 @@ class Executor {
   Schedule schedule_ = Schedule::in_order;
   uint64_t seed_ = 0, state_ = 1, writes_ = 0, writes_at_sleep_ = 0, steps_ = 0;
   std::vector<Launch*> live_;
-  double used_ = 0;  // multiprocessors
+  double used_ = 0;  // multiprocessors in use
   std::deque<Thread> threads_;
   std::vector<Thread*> asleep_;
-  std::vector<uint64_t> ready_, held_;  // a bit a thread; held_: ready, but only where no other is
+  std::vector<uint64_t> ready_, held_;  // a bit per thread; held_: ready, but runs only if no other is
   size_t last_ = 0;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<std::unique_ptr<Cluster>> clusters_;
@@ -198,7 +198,7 @@ class Executor {
     size_t place, bytes;
     std::string name;
   };
-  // Bytes of a variable that a block's kernel may touch; 0: another kernel's.
+  // Bytes of a variable that a block's kernel may touch; 0 if the variable is another kernel's.
   static size_t bytes_in(const Block& block, const Variable& variable);
 
   std::map<size_t, Variable> variables_;      // by offset
@@ -207,7 +207,7 @@ class Executor {
   size_t shared_bytes_ = 0;
   std::function<void()> entry_;
   std::string fault_, asked_;
-  bool asks_ = false;  // the thread that is resumed where it is
+  bool asks_ = false;  // a resumed thread only says where it is
 };
 
 struct Fault {
@@ -218,15 +218,15 @@ extern Executor the_executor;
 inline Executor& executor() {
   return the_executor;
 }
-// The thread that runs.
+// The running thread.
 inline Thread& me() {
   return *executor().current;
 }
 
-// A thread ends: what waits for no more than the others goes on. What is wrong with that, or nothing.
+// A thread ends, and barriers stop waiting for it. Returns what is wrong with that, or nothing.
 std::string leave(Thread& thread);
 void forget_atomics();
-// Whether it lies in the library itself, as tables do.
+// Whether an address lies in the library itself, as constant tables do.
 bool is_constant(const void* address);
 // The lines of the sources that have led to this call, the last one first; slow.
 std::string callers();

@@ -1,5 +1,6 @@
-// What the compiler calls in kernels: -fsanitize=thread for every load and store that is not of a local variable alone,
-// __tls_get_addr for every shared variable, which the stand-ins make a thread-local one. libtsan is not linked.
+// Functions that compiled kernels call: those of -fsanitize=thread for every load and store that is not of a local
+// variable alone; __tls_get_addr for every shared variable, which the stand-ins make thread-local. libtsan is not
+// linked.
 #include <dlfcn.h>
 #include <execinfo.h>
 #include <link.h>
@@ -19,7 +20,7 @@ namespace {
 
 struct Library {
   uintptr_t begin = ~uintptr_t{0}, end = 0;
-  size_t module = 0;  // of thread-local storage: the loader's number
+  size_t module = 0;  // the loader's number of its thread-local storage
 };
 
 int find_own(dl_phdr_info* info, size_t, void* to) {
@@ -75,7 +76,7 @@ std::string callers() {
   for (char text[512]; fgets(text, sizeof(text), lines) != nullptr;) {
     std::string line = text;
     line = line.substr(0, line.find_first_of(" \n"));
-    // Of the sources, and not of what stands in for CUDA.
+    // Keep lines of the sources, not of the stand-ins for CUDA.
     const size_t csrc = line.rfind("csrc/"), planted = line.rfind("planted");
     if (csrc == std::string::npos && planted == std::string::npos) continue;
     found += (found.empty() ? "" : " < ") + line.substr(std::min(csrc, planted));
@@ -88,7 +89,7 @@ std::string callers() {
 
 namespace fdkernels::cuda {
 
-// As long as any device's may be; what a launch asks for is checked access by access.
+// As long as on any device; each access is checked against what its launch asks for.
 alignas(16) extern thread_local uint4 dynamic_shared[];
 alignas(16) thread_local uint4 dynamic_shared[(228 << 10) / sizeof(uint4)];
 

@@ -19,7 +19,7 @@ uint32_t known(const Knowledge& of, uint32_t thread) {
 Knowledge joined(const Knowledge& a, const Knowledge& b) {
   if (a == nullptr || a == b) return b;
   if (b == nullptr) return a;
-  static Knowledge first, second, both;  // of the last call: a block's threads ask the same one after the other
+  static Knowledge first, second, both;  // of the last call: a block's threads ask for the same one by one
   if (first == a && second == b) return both;
   first = a, second = b;
   const Time &more = a->size() >= b->size() ? *a : *b, &less = a->size() >= b->size() ? *b : *a;
@@ -167,7 +167,7 @@ Region& Memory::add(uintptr_t begin, size_t bytes, unsigned grain, bool is_writt
   int users = 1;
   for (; last < regions_.size() && regions_[last]->begin < end; ++last) {
     const Region& other = *regions_[last];
-    if (other.begin <= begin && other.end >= end) {  // a part of what is there
+    if (other.begin <= begin && other.end >= end) {  // a part of a region that is there
       regions_[last]->users += 1;
       if (is_written) regions_[last]->mark_written(address, bytes);
       return *regions_[last];
@@ -200,7 +200,7 @@ void Memory::remove_of(const Block* block) {
   std::erase_if(regions_, [&](const auto& region) { return region->block != nullptr && region->block == block; });
 }
 
-// What is known of a region's traffic when it goes, or is asked for.
+// Adds up a region's traffic when the region goes, or when traffic is asked for.
 void Memory::count(Region& region) {
   if (region.block == nullptr && region.bytes_read + region.bytes_written > 0) {
     traffic_ += std::to_string(region.begin) + " " + std::to_string(region.end - region.begin) + " " +

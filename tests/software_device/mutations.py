@@ -1,9 +1,9 @@
-"""Faults planted in the library's own sources, and what has to notice them.
+"""Faults planted in the library's own sources, and the reports that have to notice them.
 
     python -m tests.software_device.mutations            all
     python -m tests.software_device.mutations 4 17       the fifth and the eighteenth
 
-Each is a change of csrc/ of the kind that a slip of the keyboard makes. docs/cuda.md lists them.
+Each is a small change of csrc/, as a typing mistake could make it. docs/cuda.md lists them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from tests.software_device import build, device
 from tools.gpu_check.stage import PLAN
 
 FDIV, WEIGH, MANY, OPS = (f"fdiv/cuda/{name}" for name in ("kernel.cuh", "weigh.cuh", "weigh_many.cuh", "op.cpp"))
-BLOCK, DEVICE, LAUNCH, SCALE = (f"core/cuda/{name}" for name in ("block.cuh", "device.cu", "launch.h", "scale.cu"))
+TEAMS, BLOCK, DEVICE, LAUNCH, SCALE = (
+    f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "scale.cu")
+)
 MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/plan.h"
-LIBRARIES = 14  # that a process loads, at most
+LIBRARIES = 14  # that one process loads, at most
 
 
 class Mutation(NamedTuple):
-    """`old` stands in `file` `times` times, and becomes `new`; `says`: a pattern of what has to be said of it."""
+    """`old` stands in `file` `times` times, and becomes `new`. `says`: a pattern that the report has to match."""
 
     what: str
     says: str
@@ -48,45 +50,45 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation("a cluster's blocks write before all have begun", "a wait at a cluster's barrier .* without an arrival",
-             FDIV, "  if (team > 1) cluster.barrier_arrive();  // no block may write to one that has not begun\n", ""),
+             TEAMS, "  if (team > 1) cluster.barrier_arrive();  // no block may write to one that has not begun\n", ""),
     Mutation("a cluster's sums are read without a barrier", "memory that nothing has written, at byte .* static shared",
-             FDIV, "      cluster.sync();\n", ""),
-    Mutation("one buffer for a cluster's sums of two samples", "race: .* static shared", FDIV, "shared.exchanged[odd]",
+             TEAMS, "      cluster.sync();\n", ""),
+    Mutation("one buffer for a cluster's sums of two samples", "race: .* static shared", TEAMS, "shared.exchanged[odd]",
              "shared.exchanged[0]", 2),
     Mutation("shares that overlap by an element", "race: write after a write", SHARE,
              "? begin + share : elements;\n  return {begin, end",
              "? begin + share + 1 : elements;\n  return {begin, end"),
-    Mutation("the grid's wait acquires nothing", "race: read after a write by thread 0", FDIV,
+    Mutation("the grid's wait acquires nothing", "race: read after a write by thread 0", TEAMS,
              "arrived.load(::cuda::memory_order_acquire)", "arrived.load(::cuda::memory_order_relaxed)"),
-    Mutation("the grid's arrival releases nothing", "race: read after a write by thread 0", FDIV,
+    Mutation("the grid's arrival releases nothing", "race: read after a write by thread 0", TEAMS,
              ".fetch_add(1, ::cuda::memory_order_release)", ".fetch_add(1, ::cuda::memory_order_relaxed)"),
-    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/fdiv/cuda/k", FDIV,
+    Mutation("arrivals at even and odd turns counted together", "deadlock: .* __nanosleep, csrc/core/cuda/s", TEAMS,
              "arrivals[loaded % 2]", "arrivals[0]"),
-    Mutation("all blocks of a team leave their sums in one place", "race: write after a write by thread 0", FDIV,
+    Mutation("all blocks of a team leave their sums in one place", "race: write after a write by thread 0", TEAMS,
              "(b * team + rank) * kExchanged", "(b * team) * kExchanged"),
-    Mutation("a cluster's ticket is not reset", "a ticket that is 5, not zero", FDIV,
-             "    if (threadIdx.x == 0) *call.r.tickets = 0;\n", ""),
-    Mutation("a grid's arrivals are not reset", "a ticket that is 4, not zero", FDIV, "elements.each(1 + 2 * teams,",
+    Mutation("a cluster's ticket is not reset", "a ticket that is 5, not zero", TEAMS,
+             "    if (threadIdx.x == 0) *call.tickets = 0;\n", ""),
+    Mutation("a grid's arrivals are not reset", "a ticket that is 4, not zero", TEAMS, "elements.each(1 + 2 * teams,",
              "elements.each(1,"),
     Mutation("a ticket is drawn without order", "race: read after a write by thread 0", BLOCK, "memory_order_acq_rel",
              "memory_order_relaxed"),
     Mutation("the first to draw reports", "race: read after a write by thread 0", BLOCK, "== draws - 1", "== 0"),
     Mutation("a draw is not waited for", "memory that nothing has written, at byte .* static shared", BLOCK,
              "  group.sync();\n  return drawn;", "  return drawn;"),
-    Mutation("the coefficient is not waited for", "memory that nothing has written, at byte .* static shared", FDIV,
-             "    elements.sync();\n    if (call.p.gradient != nullptr) {",
-             "    if (call.p.gradient != nullptr) {", 2),
+    Mutation("the coefficient is not waited for", "memory that nothing has written, at byte .* static shared", TEAMS,
+             "    elements.sync();\n    if (Op::stores(call)) {",
+             "    if (Op::stores(call)) {", 2),
     Mutation("warps' sums are read before they are there", "memory that nothing has written, at byte .* static shared",
              BLOCK, "    sync();\n    return combine_rows", "    return combine_rows"),
     Mutation("scratch is used again before all have read it", "race: write after a read .* static shared", BLOCK,
              "    spread(combine<Op>(values), values);\n    sync();", "    spread(combine<Op>(values), values);"),
-    Mutation("the weights are not handed over", "deadlock: .* a named barrier", FDIV,
-             "  barrier_arrive(kOfWeights, static_cast<int>(blockDim.x));\n", ""),
-    Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", FDIV,
-             "    if (b == first) wait_for_weights(call);\n", ""),
-    Mutation("the weights are not waited for by a grid", "race: read after a write .* dynamic shared", FDIV,
-             "    if (turn == 0) wait_for_weights(call);\n", ""),
-    Mutation("a block alone meets at a cluster's barrier", "divergent barriers: __syncthreads", FDIV,
+    Mutation("the weights are not handed over", "deadlock: .* a named barrier", TEAMS,
+             "  barrier_arrive(kBetween, static_cast<int>(blockDim.x));\n", ""),
+    Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", TEAMS,
+             "    if (b == first) wait_for_ahead(call);\n", ""),
+    Mutation("the weights are not waited for by a grid", "race: read after a write .* dynamic shared", TEAMS,
+             "    if (turn == 0) wait_for_ahead(call);\n", ""),
+    Mutation("a block alone meets at a cluster's barrier", "divergent barriers: __syncthreads", TEAMS,
              "if (team > 1) cluster.barrier_", "cluster.barrier_", 5),
     Mutation("a cluster goes on before all have read the state", "race: write after a read", WEIGH,
              "to.means[i] = i < group.threads ? mean : w.state.mean[i]; });\n  }\n  has_read();\n",
@@ -94,13 +96,13 @@ MUTATIONS = (
              "  group.each(w.state.bins, [&](int64_t i) { to.means[i] = w.state.mean[i] + 0 * mean; });\n"),
     Mutation("more is held than there is room for", "race: write after a write", MATH, "w < part.held) keep",
              "w <= part.held) keep"),
-    Mutation("a prefetch from any address", "no whole units of 16 bytes", FDIV, "(row + part.begin) * size) / 16 * 16",
+    Mutation("a prefetch from any address", "no whole units of 16 bytes", TEAMS, "(row + part.begin) * size) / 16 * 16",
              "(row + part.begin) * size + 4)"),
     Mutation("the weights' ratios lie over their means", "race: .* dynamic shared", FDIV,
              "double* means = h + 2 * batch;", "double* means = h + batch;"),
     Mutation("an element beyond the sample", "0 bytes behind a tensor", SHARE, "at < v * V + V && at < length",
              "at < v * V + V && at <= length"),
-    Mutation("two samples in one buffer", "gradient: relative L2 error", FDIV, "call.buffers == 2 &&",
+    Mutation("two samples in one buffer", "gradient: relative L2 error", TEAMS, "call.buffers == 2 &&",
              "call.buffers == 3 &&"),
     Mutation("a figure that is never recorded", "memory that nothing has written, at byte .* new memory", FDIV,
              "    record[4 * p.batch] = sums.nonfinite;\n", ""),
@@ -117,7 +119,7 @@ MUTATIONS = (
              "    log_means[thread] = logarithm(mean);\n  }"),
     Mutation("each block moves the state", "race: write after a write", MANY, "  if (blockIdx.x != 0) return;\n", ""),
     Mutation("warps that weigh leave a cluster's barrier", "between its arrival at a cluster's barrier and the wait",
-             FDIV, "    });\n    if (team > 1) cluster.barrier_wait();", "    });"),
+             TEAMS, "    });\n    if (team > 1) cluster.barrier_wait();", "    });"),
     Mutation("a plan's shared memory is short of a sample's end", "write of 4 bytes beyond the shared memory", PLANNED,
              "plan.share * call.arithmetic + weight_bytes", "plan.share * call.arithmetic - 16 + weight_bytes"),
     Mutation("a plan's shares leave elements out", "write of 4 bytes beyond the shared memory", PLANNED,
@@ -151,7 +153,7 @@ UNCHANGED = Mutation("nothing", "", FDIV, "#pragma once", "#pragma once")
 
 
 def caught(mutation: Mutation, number: int) -> str | None:
-    """What is said of it."""
+    """The report about a mutation; None: it is not noticed."""
     namespace = f"software_mutation_{number}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -165,7 +167,7 @@ PART = device.SMALL._replace(shared_per_block=5 << 10, shared_per_multiprocessor
 
 
 def noticed(software: device.Software) -> str | None:
-    """What is wrong with a library; None where nothing is."""
+    """The first thing that is wrong with a library; None: nothing."""
     with software.serves(), pytest.MonkeyPatch.context() as patch:
         for case, plan, description in calls():
             patch.setenv(PLAN, plan)
@@ -199,11 +201,11 @@ def calls() -> Iterator[tuple[Case, str, device.Description]]:
     yield make_batch((1, 3, 80, 81), torch.float32, "plain", seed=4), "grid", device.SMALL  # more than it holds
     many = make((300, 1, 2, 4), torch.float32, heads=16, normalizer=normalizer(4))
     yield many, "cluster:1", device.SMALL
-    yield many, "grid:1", PART  # which refuses it
+    yield many, "grid:1", PART  # PART refuses this grid
 
 
 def streams(software: device.Software) -> str | None:
-    """The same in a graph and in two streams at once."""
+    """The first thing that is wrong with a library in graphs and in two streams at once; None: nothing."""
     case = make_batch((5, 3, 8, 8), torch.float32, "plain", seed=4)
     for scheduler in device.SCHEDULERS:
         software.schedule(scheduler, 1)
@@ -229,12 +231,12 @@ def streams(software: device.Software) -> str | None:
 
 
 def said(number: int) -> str | None:
-    faulthandler.dump_traceback_later(1200, exit=True)  # a launcher that goes round and round
+    faulthandler.dump_traceback_later(1200, exit=True)  # in case a launcher loops forever
     return caught(MUTATIONS[number] if number < len(MUTATIONS) else UNCHANGED, number)
 
 
 def all_said(chosen: list[int]) -> Iterator[tuple[int, str | None]]:
-    """Of each number. A process loads few of the libraries: each has stacks of its own, and a process 65,530 maps."""
+    """(number, report) of each. A process loads few libraries: each has its own stacks, and a process 65,530 maps."""
     workers = min(len(chosen), os.cpu_count() or 1)
     for first in range(0, len(chosen), LIBRARIES):
         part = chosen[first : first + LIBRARIES]

@@ -1,4 +1,4 @@
-// Kernels with one fault each, and the same without it.
+// Kernels with one fault each, and the same kernels without it.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -222,7 +222,7 @@ __global__ void not_begun_cluster_kernel(unsigned, unsigned*) {
   cluster.sync();
 }
 
-// Beyond a variable of the other block.
+// Writes beyond a variable of the other block.
 template <bool kBroken>
 __global__ void cluster_out_of_bounds_kernel(unsigned, unsigned*) {
   __shared__ unsigned values[kThreads];
@@ -278,7 +278,7 @@ cudaError_t start(Kernel* kernel, const Shape& shape) {
   return status;
 }
 
-// A call that waits for the device.
+// A call that waits for the device, inside a capture.
 cudaError_t sync_in_capture(bool broken) {
   cudaStream_t stream;
   cudaStreamCreate(&stream);

@@ -1,4 +1,4 @@
-// Of planted.cu: kernels whose threads do not meet as they should.
+// A part of planted.cu: kernels whose threads do not meet as they should.
 #pragma once
 
 template <bool kBroken>
@@ -83,7 +83,7 @@ __global__ void deadlock_kernel(unsigned, unsigned*) {
   __syncthreads();
 }
 
-// What warps and blocks exchange, and what atomics give; broken, one value too many is expected.
+// Checks what warps and blocks exchange, and what atomics return. Broken: one expected value is wrong.
 template <bool kBroken>
 __global__ void collectives_kernel(unsigned, unsigned*) {
   const unsigned lane = threadIdx.x % 32;

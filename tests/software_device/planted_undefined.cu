@@ -1,4 +1,4 @@
-// Kernels with one fault each that a sanitizer sees and the device itself does not, and the same without it.
+// Kernels with one fault each that a sanitizer sees and the device itself does not, and the same kernels without it.
 #include <climits>
 #include <cstring>
 
@@ -10,7 +10,7 @@ constexpr unsigned kThreads = 64;
 
 __device__ unsigned memory[kThreads];
 
-// Not inlined: what is known of an array's size would be another check's to use.
+// Not inlined: if the compiler knew the array's size, another check would report the fault.
 __attribute__((noinline)) unsigned read(const unsigned* values, unsigned index) {
   return values[index];
 }

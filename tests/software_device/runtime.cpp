@@ -48,7 +48,7 @@ Function& function_of(const void* kernel) {
   return function;
 }
 
-// A kernel is loaded where it is first used.
+// A kernel is loaded when it is first used.
 cudaError_t load(Function& function) {
   if (function.loaded) return cudaSuccess;
   const cudaError_t refused = refused_in_capture();

@@ -1,8 +1,8 @@
 """python -m tests.software_device.sanitized: the small cases of tools/gpu_check on the software device, compiled with
-address and undefined-behaviour sanitizers. The first fault ends the run with the sanitizer's report.
+address and undefined-behavior sanitizers. The first fault ends the run with the sanitizer's report.
 
-Each architecture is a process of its own, as the sanitizers' runtime has to be loaded before anything else. libstdc++
-is loaded with it: the runtime looks for __cxa_throw when it starts, and Python does not bring it.
+Each architecture has its own process, since the sanitizers' runtime has to be loaded before anything else. libstdc++ is
+preloaded too: the runtime looks for __cxa_throw when it starts, and Python does not load libstdc++.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from tools.gpu_check.stage import UNAVAILABLE
 
 FEW = build.HERE / "few.cu", *build.KERNELS[2:]
 MISSING = "no GCC that has libasan.so, libubsan.so and libstdc++.so to preload"
-# A minute each in such plans, in which 16,000 blocks do what few do elsewhere.
+# These cases take a minute each in these plans, with 16,000 blocks for what other plans do with few.
 MANY, LARGE = ("many samples", "count, many samples"), ("cluster:8", "cluster:16")
 INSIDE = "FDKERNELS_SANITIZED"  # in the environment of a process that has the runtime
-# What Python itself never frees is no leak of ours.
+# No leak detection: Python itself never frees some of its memory.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
 
 
 @functools.cache
 def runtime() -> str | None:
-    """The libraries to preload; None where there is no compiler that has them."""
+    """The libraries to preload; None if no compiler has them."""
     found, compiler = [], build.compiler()
     if compiler is None:
         return None
@@ -57,7 +57,7 @@ def planted_library(source: str) -> Path:
 
 
 def child(arguments: Iterable[str], capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """This module again, with the runtime; the libraries are there already, as a compiler would be slow with it."""
+    """Run this module again with the runtime. Build the libraries before: the runtime would slow down the compiler."""
     return subprocess.run(
         [sys.executable, "-m", "tests.software_device.sanitized", *arguments],
         env={**os.environ, **OPTIONS, "LD_PRELOAD": runtime() or "", INSIDE: "1"},
@@ -66,7 +66,7 @@ def child(arguments: Iterable[str], capture: bool = False) -> subprocess.Complet
 
 
 def sanitized(library: Path, namespace: str = "") -> device.Software:
-    """The library, of which address sanitizer also says which thread has a fault."""
+    """Load the library, and let address sanitizer also report which thread has a fault."""
     software = device.Software(library, namespace)
     where = ctypes.cast(software.library.software_say_where, ctypes.c_void_p)
     ctypes.CDLL(None).__sanitizer_set_death_callback(where)
@@ -97,7 +97,7 @@ def run_small_cases(architecture: int, options: argparse.Namespace) -> int:
 
 
 def run_planted(source: str, names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
-    """Of every planted fault, without it and with it: exit code and output of a process that runs the kernel."""
+    """For every planted fault, without it and with it: exit code and output of a process that runs the kernel."""
     software = sanitized(planted_library(source))
     software.library.software_planted.restype = ctypes.c_char_p
     software.use(device.SMALL)
@@ -131,7 +131,7 @@ def main() -> int:
         print(MISSING, file=sys.stderr)
         return UNAVAILABLE
     if INSIDE in os.environ:
-        del os.environ["LD_PRELOAD"]  # for this process alone
+        del os.environ["LD_PRELOAD"]  # its children must not have the runtime
         if options.planted:
             print(json.dumps(run_planted(options.planted[0], options.planted[1:])))
             return 0

@@ -1,7 +1,7 @@
-"""In which ways a test meets the software device: architecture, limits, schedule and scheduler, chosen by its name.
+"""Settings in which a test runs on the software device: architecture, limits, plan and scheduler, chosen by its name.
 
-The tests of a run are spread over all of them. With FDKERNELS_SOFTWARE_DEVICE=5 (`make software-device`) each runs in
-five others, with 11 in all others.
+The tests of a run are spread over all ways (architecture and plan). With FDKERNELS_SOFTWARE_DEVICE=5
+(`make software-device`) each test also runs in five other ways, with 11 in all others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Setting:
 
     @property
     def description(self) -> device.Description:
-        """Multiprocessors for the largest cluster that is asked for, where no limits are given."""
+        """The given limits; without any, limits with enough multiprocessors for the plan's cluster."""
         if self.limits is not None:
             return self.limits
         limits = device.SMALL
@@ -39,7 +39,7 @@ class Setting:
 
     @contextlib.contextmanager
     def in_force(self, software: device.Software | None = None) -> Iterator[device.Software]:
-        """On the architecture's library, or one that is given."""
+        """Use this setting inside, with the architecture's library or the given one."""
         software = software or device.software(self.architecture)
         software.use(self.description)
         software.schedule(self.scheduler, self.seed)
@@ -48,7 +48,7 @@ class Setting:
             yield software
 
     def check(self, software: device.Software, may_launch_none: bool = False) -> None:
-        """That what ran since `begin` ran there, in this way."""
+        """Assert that what ran since `begin` ran on the software device, with this setting's plan."""
         launches, error = software.launches(), software.last_error()
         assert launches or may_launch_none, "nothing was launched on the software device"
         assert error is None, f"an error is left in CUDA's runtime: {error}"
@@ -71,7 +71,7 @@ WAYS = tuple(
 
 
 def setting_of(name: str, column: str) -> Setting:
-    """Of a test's name; its column says how many ways further."""
+    """The setting for a test's name; a number in its column says how many ways further."""
     first, _, text = column.partition(": ")
     digest, further = zlib.crc32(name.replace(column, first).encode()), int(text or 0)
     architecture, plan = WAYS[(digest + further) % len(WAYS)].removeprefix("sm_").split()

@@ -1,4 +1,4 @@
-// Streams, events, graphs on the software device: work that waits, and what may run beside what.
+// Streams, events and graphs on the software device: which work waits, and which may run at the same time.
 #include <cstring>
 
 #include "runtime.h"
@@ -7,7 +7,7 @@ namespace software {
 
 namespace {
 
-// What streams may start after a launch has ended.
+// Finds the launches that streams may start after one has ended.
 class Queues {
  public:
   explicit Queues(std::vector<SoftwareStream*> streams) : streams_(std::move(streams)) {
@@ -19,7 +19,7 @@ class Queues {
   ~Queues() {
     for (const auto& mark : reached_) mark->done = nullptr;
   }
-  // Whether a stream waits for what nothing will reach.
+  // Whether a stream waits for a mark that nothing will reach.
   bool are_stuck() const {
     return std::any_of(streams_.begin(), streams_.end(), [](SoftwareStream* s) { return !s->queue.empty(); });
   }
@@ -33,7 +33,7 @@ class Queues {
       if (waiting_ > 1) stream.done = executor().knowledge_after(*ended);
     }
     std::vector<Launch*> found;
-    // One stream may reach what another waits for.
+    // One stream may reach the mark that another waits for.
     for (bool moved = true; moved;) {
       moved = false;
       for (SoftwareStream* stream : streams_) {
@@ -44,7 +44,7 @@ class Queues {
   }
 
  private:
-  // The stream's next work; false where it must wait.
+  // Takes the stream's next work; false if it must wait.
   bool take(SoftwareStream& stream, std::vector<Launch*>& found) {
     const Work work = stream.queue.front();
     if (work.wait != nullptr && !work.wait->reached) return false;
@@ -136,7 +136,7 @@ cudaError_t cudaDeviceSynchronize() {
   return reported(status);
 }
 
-// Others run too: it may wait for what they reach.
+// All streams run: this one may wait for marks of others.
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaDeviceSynchronize();
 }
@@ -146,7 +146,7 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) {
   return cudaSuccess;
 }
 
-// Not in a capture, where events tell how streams branch.
+// Not supported in a capture, where events tell how streams branch.
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   Runtime& r = runtime();
   if (r.stream(stream).capture != nullptr) return reported(cudaErrorStreamCaptureUnsupported);
@@ -160,7 +160,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event) {
   return event->mark == nullptr ? cudaSuccess : submit(r.stream(stream), {nullptr, nullptr, event->mark});
 }
 
-// A kernel of one thread.
+// Runs as a kernel of one thread.
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   struct Fill {
     char* to;

@@ -1,4 +1,4 @@
-"""Every fault that the software device has to see, in a kernel that has it and in the same without it."""
+"""Every fault that the software device has to see, in a kernel with the fault and in the same kernel without it."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from tests.software_device import build, device
 
-# By name: where it shows, and what is said of it.
+# By name: a pattern of what the device reports.
 FAULTS = {
     "dynamic_out_of_bounds": "write of 4 bytes beyond the shared memory of block 0",
     "static_out_of_bounds": "write of 4 bytes (beyond the|0 bytes behind static) shared memory of block",
@@ -51,7 +51,7 @@ FAULTS = {
     "streams without an event": "race: write after a write by",
     "a sync in a capture": "operation not permitted when stream is capturing",
 }
-# This shows only where the first block is held back.
+# This fault shows only if the first block is held back.
 LATE = ("left_cluster",)
 
 

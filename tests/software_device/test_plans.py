@@ -1,4 +1,4 @@
-"""What a call makes the device do is what its plan says: its launches, and every byte that it reads and writes."""
+"""A call does on the device what its plan says: its launches, and every byte that it reads and writes."""
 
 import math
 
@@ -11,8 +11,8 @@ from tests.software_device import device, settings
 from tests.software_device.settings import Setting
 
 BF16, FP32 = torch.bfloat16, torch.float32
-# The shapes of docs/cuda.md, for a device of 4 multiprocessors that hold 17 KB each: as large a part of it as those are
-# of an H100.
+# The shapes of docs/cuda.md, scaled to a device of 4 multiprocessors that hold 17 KB each: a shape takes as large a
+# part of this device as the original takes of an H100.
 SCALED = {
     "CIFAR": (4, 3, 8, 10),
     "ImageNet-64": (2, 3, 16, 20),
@@ -54,7 +54,7 @@ def test_a_cluster_that_cannot_hold_a_sample_is_refused(name):
     ids=("plain, bf16", "plain, fp32", "guided"),
 )
 def test_every_byte_is_in_the_plan(name, architecture, plan, option, dtype, inputs, predictions):
-    """Of the inputs and the gradient: each once, and what is not held on chip of the predictions once more."""
+    """Inputs are read once and the gradient is written once; predictions that are not held on chip are read again."""
     case = make_batch(SCALED[name], dtype, option, seed=3)
     student = case.student.requires_grad_()
     with Setting(architecture, plan, "random").in_force() as software:
@@ -79,7 +79,7 @@ def test_every_byte_is_in_the_plan(name, architecture, plan, option, dtype, inpu
 
 
 def test_long_sums_of_a_thread():
-    """Of 1,024 elements, in float for so many at a time that rounding does not show."""
+    """A thread adds 960 elements, in float for so few at a time that rounding does not show."""
     case = make((1, 480 * 1024), FP32, heads=None, divergence="rkl", seed=3)
     case = case.but(teacher=torch.zeros_like(case.teacher), fake=torch.full_like(case.fake, 0.1))
     limits = device.SMALL._replace(multiprocessors=1)
@@ -100,10 +100,10 @@ def test_the_shapes_need_every_schedule():
     assert {schedule for schedule, *_ in found} == {"cluster", "grid"} and len(found) >= 3, found
 
 
-# Weights and masks that need launches of their own among them.
+# With BIG, weights and masks that need their own launches.
 OPTIONS = {option: (5, 3, 4, 6, 7) for option in EVERY_OPTION if option != "own divergence"}
-BIG = (("normalizer", (260, 1, 2, 4)), ("mask", (2, 1, 70, 130)))  # weighed by many blocks; counted first
-LARGE = ("cluster:4", "cluster:8", "cluster:16")  # with many samples, seconds each
+BIG = (("normalizer", (260, 1, 2, 4)), ("mask", (2, 1, 70, 130)))  # weighed by many blocks; mask counted first
+LARGE = ("cluster:4", "cluster:8", "cluster:16")  # take seconds each with many samples
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ LARGE = ("cluster:4", "cluster:8", "cluster:16")  # with many samples, seconds e
     ids=str,
 )
 def test_launches(option, shape, architecture, plan):
-    """They are those of the plan, nothing else is started, and results are right."""
+    """The launches are those of the plan, nothing else starts, and results are right."""
     case = make_batch(shape, BF16, option, seed=1)
     with Setting(architecture, plan, "in order").in_force() as software:
         expected = planned(case, plan, software.limits())

@@ -1,6 +1,6 @@
-"""Address and undefined-behaviour sanitizers on the software device see planted faults, and nothing in the library.
+"""Address and undefined-behavior sanitizers on the software device see planted faults, and nothing in the library.
 
-All small cases in every way: `python -m tests.software_device.sanitized`, of `make software-device`.
+`make software-device` runs all small cases in every way (`python -m tests.software_device.sanitized`).
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from tests.software_device import build, device, sanitized
 
 pytestmark = pytest.mark.skipif(sanitized.runtime() is None, reason=sanitized.MISSING)
 
-# What nothing but a sanitizer sees, and what it says.
+# Faults that only a sanitizer sees, and a pattern of its report.
 UNDEFINED = {
     "beyond_local_array": "stack-buffer-overflow .*planted_undefined.cu:\\d+, thread 9 of block 0",
     "out_of_scope": "stack-use-after-scope .*planted_undefined.cu:\\d+, thread 0 of block 0",
@@ -22,7 +22,7 @@ UNDEFINED = {
     "cast": "planted_undefined.cu:\\d+:\\d+: runtime error: 3e\\+09 is outside the range of representable values",
     "index": "planted_undefined.cu:\\d+:\\d+: runtime error: index 4 out of bounds for type",
 }
-# What the device sees by its calls for accesses, of which a sanitized library has none.
+# Faults that the device itself sees by the calls for accesses, which a sanitized library does not have.
 BOUNDS = {
     "dynamic_out_of_bounds": "use-after-poison .*planted.cu:\\d+, thread 63 of block 0",
     "dynamic_read_out_of_bounds": "use-after-poison .*planted.cu:\\d+, thread 9 of block 0",

@@ -31,7 +31,7 @@ def step(case):
 
 
 class Captured:
-    """A step in a graph over inputs of its own."""
+    """A step in a graph, with its own inputs."""
 
     def __init__(self, software, seed=0, option="normalizer", dtype=torch.bfloat16, stream=None):
         case = make_batch(SHAPE, dtype, option, seed=seed)
@@ -39,7 +39,7 @@ class Captured:
         self.case = case.but(**own, **case.fresh_options())
         with software.captured(stream) as self.graph:
             self.outcome = step(self.case)
-        # The state as the capture found it was copied then, before anything ran.
+        # No result: it was copied during the capture, before anything ran.
         self.outcome.mean = None
 
     def replay(self, case, stream=None):
@@ -69,7 +69,7 @@ def test_replays_on_new_data(software, dtype):
 @pytest.mark.parametrize("option", ("plain", "mask", "none", "weight", "edm, guided"))
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_first_call_may_be_captured(plan, option):
-    """It loads its kernels beside the capture, also those of its weights, its mask and its backward."""
+    """The call loads its kernels despite the capture, also those of its weights, its mask and its backward."""
     with Setting(90, plan, "random").in_force() as software:
         software.use_unused()
         captured = Captured(software, option=option)
@@ -80,7 +80,7 @@ def test_a_first_call_may_be_captured(plan, option):
 def test_a_first_weight_may_be_captured():
     with Setting(90, "auto", "random").in_force() as software:
         software.use_unused()
-        logits = torch.linspace(-2, 2, 40, dtype=torch.float64)  # whose weights nothing converts
+        logits = torch.linspace(-2, 2, 40, dtype=torch.float64)  # weights of float64 need no conversion
         with software.captured() as graph:
             weight = fdk.fdiv_weight(logits, backend="native", divergence="kl")
         graph.replay()
@@ -88,7 +88,7 @@ def test_a_first_weight_may_be_captured():
 
 
 def test_two_graphs_and_an_eager_call_at_once(software):
-    """On three streams, the graphs captured in one: launches that overlap share no ticket."""
+    """On three streams; both graphs were captured in one stream. Launches that overlap share no ticket."""
     stream = software.new_stream()
     captured = [Captured(software, seed=seed, option="plain", stream=stream) for seed in (0, 1)]
     case = make_batch(SHAPE, option="plain", seed=2)
@@ -122,7 +122,7 @@ def test_two_streams_at_once(scheduler, plan, other):
 
 
 def test_a_thousand_repeats_have_the_same_bits():
-    """Over all schedulers and seeds, while the order in which threads run does change."""
+    """Over all schedulers and seeds, which change the order in which threads run."""
     for plan in PLANS:
         case = make((3, 3, 4, 6), torch.float32, divergence="jeffreys", normalizer=normalizer(4))
         first = None
@@ -135,9 +135,9 @@ def test_a_thousand_repeats_have_the_same_bits():
 
 
 def test_more_captured_calls_than_tickets():
-    """Beyond them a call zeroes its own."""
+    """When there are no more tickets, a captured call zeroes its own."""
     with Setting(90, "cluster:1", "random").in_force() as software:
-        software.use_unused(device.TIGHT)  # whose tickets no other test will miss
+        software.use_unused(device.TIGHT)  # no other test needs its tickets
         student = torch.randn(2, 8)
         zeros = torch.zeros_like(student)
         call = lambda: fdk.fused_fdiv_loss(student, zeros, zeros + 1, divergence="rkl", backend="native")  # noqa: E731

@@ -16,9 +16,9 @@ LIMITS = {
     90: device.SMALL._replace(multiprocessors=8),
     80: device.SMALL_80._replace(multiprocessors=8),
 }
-# Batches that are no multiple of the teams.
+# (batch, teams): no batch is a multiple of its teams.
 BATCHES = ((5, 2), (9, 4), (3, 3))
-# Elements of a block's share, of which it holds those of two samples at a time, of one, a part.
+# Elements of a block's share. The block holds the shares of two samples at a time, of one, or a part of one.
 SHARES = {"two": 48, "one": 3000, "part": 5000}
 NAN = float("nan")
 
@@ -53,7 +53,7 @@ def check(case):
 @pytest.mark.parametrize(("batch", "teams"), BATCHES)
 def test_batches_that_are_no_multiple_of_the_teams(architecture, scheduler, batch, teams, held):
     share, team = SHARES[held], 8 // teams
-    elements = share * team + 2 - teams  # whole vectors in two teams, else a rest
+    elements = share * team + 2 - teams  # whole vectors with two teams, else a rest
     case = make((batch, elements), torch.float32, normalizer=normalizer(4), divergence="jeffreys")
     with on(architecture, scheduler, f"grid:{teams}") as software:
         software.launches()
@@ -62,7 +62,7 @@ def test_batches_that_are_no_multiple_of_the_teams(architecture, scheduler, batc
     assert flagship.name == "fdiv_grid_kernel" and flagship.cooperative and flagship.blocks == team * teams
     buffers = 2 if held == "two" and batch > teams else 1
     if held != "part":
-        assert 0 <= flagship.shared_bytes - 4 * buffers * share < 400  # the rest is the weights'
+        assert 0 <= flagship.shared_bytes - 4 * buffers * share < 400  # the rest is for weights
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_options(architecture, scheduler, option):
 
 
 def test_a_ticket_is_used_again_at_once(scheduler):
-    """By launches of other numbers of teams and by clusters, on one stream, while nothing waits for the host."""
+    """By launches with other numbers of teams and by clusters, on one stream, without waiting for the host."""
     plans = ("grid:4", "cluster:2", "grid:1", "grid:2", "cluster:1", "grid:3", "grid:4")
     cases = [make_batch((9, 3, 8, 8), option=option, seed=seed) for seed, option in ((0, "plain"), (1, "mask per row"))]
     with on(90, scheduler, "auto") as software:
@@ -93,7 +93,7 @@ def test_a_ticket_is_used_again_at_once(scheduler):
 
 
 def test_captured_calls_have_whole_tickets():
-    """Those of two graphs lie side by side: of the most teams, and of one."""
+    """The tickets of two graphs lie side by side: one has the most teams, the other has one."""
     case = make((64, 1, 2, 4), torch.float32, heads=None, scale=None)
     with on(90, "random", "auto", multiprocessors=128, cache=1 << 20) as software:
         software.use_unused(LIMITS[90]._replace(multiprocessors=128, cache=1 << 20))
@@ -156,7 +156,7 @@ def test_a_large_batch_in_the_loss(scheduler, plan):
 @pytest.mark.parametrize("of", ("logits", "t"))
 @pytest.mark.parametrize("blocks", ((0,), (1,), (0, 2), (0, 1, 2)), ids=str)
 def test_blocks_whose_samples_are_all_non_finite(scheduler, blocks, of):
-    """Such a block adds nothing to the batch's sums; if all are such, no sample has a weight, and the state stays."""
+    """Such a block adds nothing to the batch's sums. If all are such, no sample has a weight, and the state stays."""
     logits, t, state = batch_of_weights(300, 5)
     for block in blocks:
         {"logits": logits, "t": t}[of][128 * block : 128 * (block + 1)] = NAN
@@ -171,7 +171,7 @@ def test_blocks_whose_samples_are_all_non_finite(scheduler, blocks, of):
 
 @pytest.mark.parametrize("blocks", (1, 3))
 def test_blocks_whose_weights_are_all_zero(scheduler, blocks):
-    """Or all of the batch, which has no mean weight then."""
+    """If these are all blocks, the batch has no mean weight."""
     logits, t, state = batch_of_weights(300, 3)
     t[: 128 * blocks] = 0.5
     with torch.no_grad():
@@ -186,14 +186,14 @@ def test_blocks_whose_weights_are_all_zero(scheduler, blocks):
 @pytest.mark.parametrize("normalize", (True, False))
 @pytest.mark.parametrize("overflows", (0.0, NAN))
 def test_weights_that_overflow(scheduler, overflows, normalize):
-    """In a state that no update gives: those samples have no weight, but their ratios count in the figures."""
+    """In a state that no update can make. Those samples have no weight, but their ratios count in the figures."""
     batch = 1025
     case = make((batch, 8), torch.float32, heads=1, divergence="kl", nonfinite="zero")
     state = normalizer(3).eval()
     with torch.no_grad():
         state.mean[1] = overflows
     case = case.but(normalizer=state, normalize_weight=normalize)
-    case.t[:128] = 0.5  # a block of nothing else
+    case.t[:128] = 0.5  # a block with only such samples
     case.logits[700] = NAN
     lost = (case.t * 3).floor() == 1
     has = ~lost & case.logits[:, 0].isfinite()
@@ -222,10 +222,10 @@ def test_weights_that_overflow(scheduler, overflows, normalize):
 @pytest.mark.parametrize("plan", ("grid:1", "grid:2"))
 @pytest.mark.parametrize("granted", (1, 3))
 def test_a_context_with_a_part_of_the_device(architecture, granted, plan, weighed_first, captured):
-    """The launch is planned anew until it fits; weights that come first, and move the state, are not repeated."""
+    """The launch is planned anew until it fits. Weights that come first, and move the state, are not launched again."""
     if weighed_first:
         case = make((260, 32), torch.float32, heads=16, normalizer=normalizer(4))
-        limits = {"shared_per_block": 5 << 10, "shared_per_multiprocessor": 5 << 10}  # of a block
+        limits = {"shared_per_block": 5 << 10, "shared_per_multiprocessor": 5 << 10}  # of one block
     else:
         case = make((3, 24_000), torch.float32, normalizer=normalizer(4))
         limits = {"shared_per_multiprocessor": 21 << 10}

@@ -1,4 +1,4 @@
-// What a thread of the device may do: include/software_device.h.
+// What a thread of the device may do, declared in include/software_device.h.
 #include <algorithm>
 #include <cstring>
 
@@ -47,21 +47,21 @@ uint64_t result(const std::array<uint64_t, kWarp>& values, unsigned mask, unsign
   return votes;
 }
 
-// Whether all of these are of whole warps of a block.
+// Whether these threads make up whole warps of a block.
 bool are_whole_warps(const std::vector<Clock>& members, const Block& block) {
   std::vector<unsigned> lanes(block.launch->threads / kWarp + 1);
   for (const Clock& member : members) ++lanes[(member.thread - block.first) / kWarp];
   return std::all_of(lanes.begin(), lanes.end(), [](unsigned count) { return count % kWarp == 0; });
 }
 
-// A barrier of `expected` threads of a block: the last one takes along those that wait.
+// A barrier of `expected` threads of a block: the last one to arrive wakes those that wait.
 void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, Site site, const char* name) {
   Executor& run = executor();
   Thread& self = me();
   const bool first = barrier.arrived.empty();
   const bool of_all = &barrier == &self.block->barrier;
   if (first) barrier.votes = 0, barrier.site = site, barrier.expected = expected;
-  // Whoever names a barrier may come to it from several places.
+  // Threads may come to a named barrier from several places.
   if (of_all && !same(barrier.site, site)) {
     run.fault("divergent barriers: " + place(name, site) + " while others wait at that of line " +
               std::to_string(barrier.site.line()));
@@ -92,7 +92,7 @@ void meet(Barrier& barrier, int expected, int vote, Vote kind, bool waits, Site 
   run.may_switch();
 }
 
-// Ends a round of the cluster's barrier where all that are left have arrived.
+// Ends a round of the cluster's barrier if all threads that are left have arrived.
 void complete(Cluster& cluster) {
   size_t alive = 0;
   for (const Block* block : cluster.blocks) alive += block->alive;
@@ -185,7 +185,7 @@ uint64_t warp_collective(unsigned mask, uint64_t value, unsigned source, Collect
   }
   exchange->arrived = 0;
   ++exchange->round;
-  const Knowledge all = kind == Collective::sync ? met(members) : nullptr;  // that alone orders memory
+  const Knowledge all = kind == Collective::sync ? met(members) : nullptr;  // only a sync orders memory
   for (Thread* member : members) {
     if (kind == Collective::sync) member->clock.others = all, ++member->clock.own;
     if (member != &self) run.wake(*member);
@@ -268,7 +268,7 @@ void access(const void* address, size_t bytes, Access how) {
   if (region->block != nullptr && region->block != self->block) {
     if (region->block->cluster != self->block->cluster) run.fault("access to shared memory of another cluster");
     if (region->block->alive == 0) run.fault("access to " + region->name + ", which has left its cluster");
-    // It may have by chance: what counts is that this thread has met one of its.
+    // The block may have begun by chance: this thread must have met one of its threads.
     if (known(self->clock.others, region->block->first) == 0) {
       run.fault("access to " + region->name + ", which may not have begun");
     }
@@ -294,7 +294,7 @@ void store(void* to, const void* from, size_t bytes) {
 void check_prefetch(uintptr_t from, size_t bytes) {
   Executor& run = executor();
   if (from % 16 != 0 || bytes % 16 != 0 || bytes == 0) run.fault("a prefetch of what is no whole units of 16 bytes");
-  // It moves whole units, of which a tensor may have a part: what is in it must be of a page that is there.
+  // It moves whole units of 16 bytes. A tensor may have only a part of the first and of the last one.
   if (run.memory.find(from, 1) == nullptr && run.memory.find(from + 15, 1) == nullptr) {
     run.fault("a prefetch " + run.nearest(from));
   }

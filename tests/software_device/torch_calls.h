@@ -1,4 +1,4 @@
-// Included before the ops' files: what it asks of libtorch passes by the software device, whose memory is the CPU's.
+// Included before the ops' sources: sends their libtorch calls through the software device, whose memory is the CPU's.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

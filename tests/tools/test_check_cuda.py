@@ -1,5 +1,4 @@
-"""What `make check-kernels` claims of the CUDA library: true of the one that is built, false of kernels that are
-broken."""
+"""The claims of `make check-kernels` about the CUDA library hold for the built one, and fail for broken kernels."""
 
 import re
 import sys
@@ -155,7 +154,7 @@ def test_the_table_names_what_fails(monkeypatch, capsys):
 
 
 def test_the_test_of_launches_allows_what_cuda_takes_of_each_block():
-    """A profiler may count it with a kernel's own: 3,216 bytes of a flagship's for the 2,192 that it declares."""
+    """A profiler may count it as the kernel's: 3,216 bytes for a flagship that declares 2,192."""
     assert planned("kStaticShared") + SYSTEM_SHARED <= STATIC_SHARED
 
 
@@ -221,4 +220,4 @@ def test_loads_in_flight_end_at_the_first_use():
 
     first, second = functions(CODE)["two_loads"]
     assert in_flight(first, is_load) == 2
-    assert in_flight(second, is_load) == 1  # R15 is of the first load's four registers
+    assert in_flight(second, is_load) == 1  # R15 is one of the first load's four registers

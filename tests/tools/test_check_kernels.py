@@ -1,4 +1,4 @@
-"""`make check-kernels` on this machine: what it claims of Triton's kernels, and that a broken one breaks its claim."""
+"""`make check-kernels` on this machine: its claims about Triton's kernels hold, and a broken kernel breaks a claim."""
 
 import json
 import os
@@ -27,7 +27,7 @@ CAUGHT_BY = {
 
 
 def compiled_in_a_process_of_its_own(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Where Triton compiles, as it does not in the tests' own process."""
+    """Runs a module where Triton compiles; in the tests' own process it interprets."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -39,7 +39,7 @@ def compiled_in_a_process_of_its_own(module: str, *arguments: str) -> subprocess
 
 
 def test_every_kernel_is_as_claimed():
-    """On one target; `make check-kernels` takes another, and with ALL=1 all."""
+    """On one target; `make check-kernels` takes another too, and with ALL=1 all."""
     run = compiled_in_a_process_of_its_own("tools.machine_code", "sm_90", "--only", "triton")
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     for kernel in ("fdiv_fwd_kernel", "fdiv_reduce_kernel", "fdiv_apply_kernel", "scale_kernel",
@@ -56,7 +56,7 @@ def test_every_broken_kernel_is_caught(target):
     assert found.keys() == CAUGHT_BY.keys()
     for broken, claims in CAUGHT_BY.items():
         if target == "gfx942" and broken in ("misaligned student", "misaligned fake"):
-            continue  # a thread's share of that tile is 8 bytes on a device of 64 lanes: nothing is claimed
+            continue  # with warps of 64 lanes a thread's share of that tile is 8 bytes: nothing is claimed
         assert all(any(claim in failure for failure in found[broken]) for claim in claims), (broken, found[broken])
 
 

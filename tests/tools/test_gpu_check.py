@@ -1,4 +1,4 @@
-"""`make gpu-check` on a CPU, with tiny shapes: what it finds and refuses, and what it makes of failures and hangs."""
+"""`make gpu-check` on a CPU, with tiny shapes: what it finds and refuses, and how it reports failures and hangs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def script(path: Path, text: str) -> str:
 
 
 def test_all_stages_but_build(tmp_path, write_tests):
-    """The command of `make gpu-check`; that neither compute-sanitizer nor ncu is there is no failure."""
+    """The command of `make gpu-check`. It is no failure that compute-sanitizer and ncu are missing."""
     out = tmp_path / "out"
     arguments = ["--out", out, "--device", "cpu", "--stages", "test,sanitize,bench,profile"]
     run = subprocess.run(
@@ -128,7 +128,7 @@ def test_exit_codes(name, run, status, code, tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_runs_after_a_failed_build(tmp_path, monkeypatch, capsys):
-    """In the same call, or in a later one of the same folder, until a build succeeds."""
+    """Neither in the same call nor in a later one with the same folder, until a build succeeds."""
     begun, builds = [], {"status": "failed"}
     monkeypatch.setitem(check.KNOWN, "build", lambda stage: stage.add("build_ext", builds["status"]))
     monkeypatch.setitem(check.KNOWN, "test", lambda stage: (begun.append("test"), stage.add("a file", "ok")))
@@ -146,7 +146,7 @@ def test_nothing_runs_after_a_failed_build(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("report", "ended", "runs"), [("failed", False, True), ("ok", True, False)])
 def test_what_blocks_after_a_build(report, ended, runs, tmp_path, monkeypatch):
-    """A build that somebody ended, though an earlier one was good; not a failed report of one that succeeded."""
+    """A build that was ended blocks, even after an earlier good one. A failed report of a good build does not block."""
     begun, status = [], iter(("ok", report))
 
     def build(stage):
@@ -173,7 +173,7 @@ def test_what_blocks_after_a_build(report, ended, runs, tmp_path, monkeypatch):
 
 
 def test_what_has_ended_is_on_disk(stage):
-    """However the call ends: the machine is rented."""
+    """Parts are on disk however the call ends: the machine is rented."""
     found = stage("sanitize")
     for status in ("ok", "refused"):
         found.add(f"a part, {status}", status)
@@ -304,7 +304,7 @@ def test_an_ncu_that_refuses_is_asked_once_a_backend(stage, tmp_path, monkeypatc
 
 
 def benched(found, report, monkeypatch):
-    """The stage, over a benchmark that writes this report and has exit code 0."""
+    """Run the stage with a benchmark that writes this report and has exit code 0."""
 
     def benchmarks(name, *arguments, **options):
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(report))

@@ -61,7 +61,7 @@ def test_a_rehearsal_of_the_plans(stage):
 
 
 def test_the_first_half_hour_fits():
-    """Every stage of a call has its own budget; calls are of ten minutes; starts and transfers take time, too."""
+    """Every stage of a call has its own budget. A call has ten minutes; starts and transfers take time too."""
     calls = re.findall(r"^\| `STAGES=(\S+) BUDGET=(\d+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     seconds = [len(stage_names(names)) * int(budget) for names, budget in calls]
     assert len(calls) >= 5 and max(seconds) <= 540 and sum(seconds) <= 1600

@@ -1,18 +1,18 @@
 """python -m tools.check_versions [2.10.0 ...]: what `make check-versions` runs; ends with a table in Markdown.
 
-For each version: an environment (build/versions/<name>/environment, reused when it is there), a source distribution of
-this checkout, `pip install` of it, and a core part of the suite, in a folder without the package's sources, so that the
-installed package is what runs. Output goes to build/versions/<name>/log.txt. CUDA is compiled where
-FDKERNELS_CUDA_ARCHS names architectures.
+For each version it makes an environment (build/versions/<name>/environment; an existing one is reused), installs a
+source distribution of this checkout with pip, and runs a core part of the suite. The tests run in a folder without the
+package's sources, so that they import the installed package. Output goes to build/versions/<name>/log.txt. CUDA is
+compiled if FDKERNELS_CUDA_ARCHS names architectures.
 
-torch's CPU build is taken where an index has it. Where none has, the CUDA build is, without its CUDA libraries: empty
-stand-ins are compiled for them (stand_ins.py, with gcc, nm, readelf and ldd), and its CPU code runs as it is.
+torch is the CPU build if an index has it. Otherwise it is the CUDA build without its CUDA libraries: stand_ins.py
+compiles empty stand-ins for them (with gcc, nm, readelf and ldd), and torch's CPU code runs unchanged.
 
-Core: what depends on torch, Python, NumPy or Triton, in a few minutes on two cores: results, state, autograd,
-torch.compile, export, raw ops, errors on native and reference; schedules, weights, state and raw ops of Triton, in its
-interpreter.
+The core part takes a few minutes on two cores and covers what depends on torch, Python, NumPy or Triton. On native and
+reference: results, state, autograd, torch.compile, export, raw ops, errors. In Triton's interpreter: schedules,
+weights, state, raw ops.
 
-Exit code 1 where a version did not build or a test failed.
+Exit code 1: a version did not build, or a test failed.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ COUNTS = re.compile(r"\d+ (?:passed|skipped|xfailed)")
 
 
 def build(python: str, folder: Path, log: TextIO) -> None:
-    """`pip install` of a source distribution: as `pip install .`, without a build folder in this checkout."""
+    """`pip install` of a source distribution: like `pip install .`, but without a build folder in this checkout."""
     shutil.rmtree(folder / "dist", ignore_errors=True)
     run(log, sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder / "dist"), cwd=ROOT)
     (source,) = (folder / "dist").iterdir()
-    # --no-deps: pip would complete a CUDA build of torch.
+    # --no-deps: for a CUDA build of torch, pip would install the CUDA libraries.
     install = ("install", "--verbose", "--force-reinstall", "--no-deps", "--no-cache-dir", str(source))
     archs = os.environ.get("FDKERNELS_CUDA_ARCHS", "none")
     run(log, python, "-m", "pip", "--disable-pip-version-check", *install, cwd=folder, FDKERNELS_CUDA_ARCHS=archs)
 
 
 def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
-    """The core tests, against the installed package; pytest's totals."""
+    """Run the core tests against the installed package; return pytest's totals."""
     checkout = folder / "checkout"
     shutil.rmtree(checkout, ignore_errors=True)
     for part in ("tests", "tools", "benchmarks/results"):
@@ -81,7 +81,7 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
 
 
 def check(version: Version, workers: str) -> tuple[str, str]:
-    """("ok" or "failed", what there is to say)."""
+    """Returns ("ok" or "failed", text for the table's last columns)."""
     folder = FOLDER / version.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""An environment for each version: Python, torch, Triton, what the tests need; none of it is this project's own."""
+"""Makes an environment for each version: Python, torch, Triton and what the tests need, without this project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 from tools.check_versions import stand_ins
 
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-# Of a CUDA build, and not needed for its CPU code. Triton is installed by its own version.
+# Requirements of a CUDA build that its CPU code does not need. Triton is installed separately, by version.
 LEFT_OUT = re.compile(r"(nvidia|cuda|triton)")
 TESTS_NEED = ("pytest", "pytest-xdist", "hypothesis", "mpmath")
 NUMPY = {"3.6": "numpy<2.4"}  # Triton 3.6's interpreter fails with a newer one
@@ -30,7 +30,7 @@ class Version(NamedTuple):
 
 
 class Failed(Exception):
-    """Of a command; its text is all that it printed."""
+    """A command failed; the text is the command's output."""
 
     def last_words(self) -> str:
         return (str(self).strip().splitlines() or ["without a word"])[-1]
@@ -41,14 +41,14 @@ def interpreter(version: str) -> str:
     name = f"python{version}"
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for candidate in (shutil.which(name), *sorted(map(str, pyenv.glob(f"{version}.*/bin/{name}")))):
-        # A shim of pyenv's is on PATH whether it can run or not.
+        # pyenv puts a shim on PATH even if the shim cannot run.
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return candidate
     raise Failed(f"there is no {name}, neither on PATH nor with pyenv")
 
 
 def run(log: TextIO, *command: str, cwd: Path | None = None, **variables: str) -> str:
-    """What a command prints, which goes to the log as it comes."""
+    """Run a command; return its output, which also goes to the log as it comes."""
     dropped = ("PYTHONPATH", "VIRTUAL_ENV", "FDKERNELS_TORCH_DIR")
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     log.write(f"\n$ {' '.join(command)}\n")
@@ -77,14 +77,14 @@ def packages(folder: Path) -> Path:
 
 
 def dependencies(folder: Path) -> list[str]:
-    """What torch requires, but for CUDA's libraries and Triton."""
+    """torch's requirements, without CUDA's libraries and Triton."""
     (metadata,) = packages(folder).glob("torch-*.dist-info/METADATA")
     found = re.findall(r"^Requires-Dist: (.+)$", metadata.read_text(), re.MULTILINE)
     return [each for each in found if "extra ==" not in each and not LEFT_OUT.match(each)]
 
 
 def make(version: Version, folder: Path, log: TextIO) -> str:
-    """Python of the environment in `folder`, which is made where it is not there yet."""
+    """Path of Python in the environment in `folder`, which is made if it is missing."""
     python, ready = folder / "bin/python", folder / "ready"
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ def output(*command: str) -> str:
 
 
 def undefined(library: Path) -> set[tuple[str, str]]:
-    """(name, its version or "") of what a library must find elsewhere."""
+    """(name, version or "") of the symbols that a library must find elsewhere."""
     found = re.findall(r"^\s+U ([^@\s]+)@*(\S*)$", output("nm", "--dynamic", str(library)), re.MULTILINE)
     return {(name, version) for name, version in found if not name.startswith(OF_THE_INTERPRETER)}
 
@@ -45,7 +45,7 @@ def versions(library: Path) -> set[tuple[str, str]]:
 
 
 def missing(torch: Path) -> dict[str, Symbols]:
-    """What torch's libraries need and this machine has not, by library."""
+    """The symbols that torch's libraries need and this machine lacks, by library."""
     libraries = {*(torch / "lib").glob("lib*.so*"), *torch.glob("_C*.so")}
     found: dict[str, Symbols] = {}
     present = set(libraries)
@@ -60,7 +60,7 @@ def missing(torch: Path) -> dict[str, Symbols]:
     for name, version in set().union(*map(undefined, libraries)):
         if version in holders:
             found[holders[version]][version].add(name)
-        elif not version and name not in known:  # any of them may have it: all get it, and the first one serves
+        elif not version and name not in known:  # any missing library may define it: all get it
             for symbols in found.values():
                 symbols[""].add(name)
     return found
@@ -82,7 +82,7 @@ def compile_one(name: str, symbols: Symbols, folder: Path) -> None:
 
 
 def make(torch: Path) -> list[str]:
-    """Put stand-ins beside torch's own libraries, where these look first; their names."""
+    """Put stand-ins beside torch's own libraries, where torch looks first; return their names."""
     found = missing(torch)
     for name, symbols in found.items():
         compile_one(name, symbols, torch / "lib")

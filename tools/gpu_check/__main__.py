@@ -1,8 +1,8 @@
 """python -m tools.gpu_check --out FOLDER [--stages build,test,...]: what `make gpu-check` runs.
 
-Exit code 1 where a stage that asks whether we are right failed. What a machine refuses (a profiler without permission,
-a missing tool) and what no time was left for is written down and printed, and fails nothing. After a build that failed
-or was ended no other stage begins, in this call or, with the same folder, in a later one.
+Exit code 1: a stage that checks correctness failed, or the build did not finish. What the machine refuses (a profiler
+without permission, a missing tool) and what no time was left for is recorded and printed, but is no failure. After a
+build that failed or was stopped no other stage begins, neither in this call nor in later ones with the same folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAGES: dict[str, Callable[[Stage], None]] = {
     "bench": bench.run,
     "profile": profiling.run,
 }
-# For the first minutes on a GPU, a call each; they run where they are named.
+# For the first minutes on a GPU, in a call each; they run only if --stages names them.
 EXPERIMENTS: dict[str, Callable[[Stage], None]] = {
     "cases": experiments.run_cases,
     "own": bench.run_alone("own"),
@@ -69,10 +69,10 @@ def parse(arguments: list[str] | None) -> tuple[Options, list[str]]:
 
 
 def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
-    """(its JSON, its lines of the summary)."""
+    """Returns (the stage's JSON, its lines of the summary)."""
     print(f"{name}:", flush=True)
     stage = Stage(name, options)
-    stage.write(finished=False)  # an earlier call's file would be taken for this one's, should this one be ended
+    stage.write(finished=False)  # replaces an earlier call's file, in case this call is killed
     try:
         KNOWN[name](stage)
     except Exception:
@@ -81,7 +81,7 @@ def run_stage(name: str, options: Options) -> tuple[dict[str, Any], list[str]]:
 
 
 def build_failed(out: Path) -> bool:
-    """In this call, or in an earlier one that wrote to the same folder. Where there was none, people build by hand."""
+    """Whether the build failed in this call, or in an earlier one with this folder. No record: people built by hand."""
     file = out / "build.json"
     if not file.exists():
         return False

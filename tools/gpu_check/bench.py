@@ -1,7 +1,7 @@
-"""Stage bench: `python -m benchmarks` three times, what matters most first, each with a report of its own.
+"""Stage bench: runs `python -m benchmarks` three times, the most important run first, each with its own report.
 
-Every shape without peers; eager peers; then the quick choice with compiled peers too, which take minutes to compile.
-Stages own and peers are the first and the second alone.
+The runs: every shape without peers; eager peers; the quick choice with compiled peers too, which take minutes to
+compile. Stage own is the first run alone, stage peers the second.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from benchmarks.report.reading import case_of
 from tools.gpu_check.children import Done
 from tools.gpu_check.stage import Stage
 
-LAST_CASE = 60.0  # seconds kept for what is under way when the others have to stop
+LAST_CASE = 60.0  # seconds kept for the case that is running when the time is over
 REHEARSAL = ("--shapes", "tiny", "--dtype", "bf16", "--rounds", "6")
 
 
 class Part(NamedTuple):
     report: str
     share: float
-    """Of what is left of the stage."""
+    """Share of the stage's remaining time."""
     on_gpu: tuple[str, ...]
     on_cpu: tuple[str, ...]
 
@@ -35,7 +35,7 @@ PARTS = {
         "bench-peers.json", 0.4, ("--shapes", "practice", "--dtype", "bf16", "--backend", "native", "--mode", "eager"),
         (*REHEARSAL, "--mode", "eager"),
     ),
-    # With eager peers once more: the README shows a report that has both.
+    # Eager peers run again: the README shows a report that has both eager and compiled peers.
     "compiled": Part("benchmark.json", 1.0, (), (*REHEARSAL, "--baseline", "fastgen", "--mode", "eager")),
 }  # fmt: skip
 
@@ -55,7 +55,7 @@ def run_part(stage: Stage, name: str, share: float) -> None:
 
 
 def measure(stage: Stage, name: str, report: str, share: float, arguments: Sequence[str]) -> None:
-    """One run of the benchmark, in a share of what is left of the stage."""
+    """Run the benchmark once, in a share of the stage's remaining time."""
     if not stage.has_time(name):
         return
     limit = share * stage.left()
@@ -73,7 +73,7 @@ def measure(stage: Stage, name: str, report: str, share: float, arguments: Seque
 
 
 def note(stage: Stage, name: str, done: Done, report: dict[str, Any]) -> None:
-    """The run as a part of the stage, and each thing that it had to skip."""
+    """Add the run, and each thing that it had to skip, as parts of the stage."""
     late = [each["what"] for each in report["skipped"] if each["kind"] == "no time"]
     others = [each for each in report["skipped"] if each["kind"] != "no time"]
     status = done.status

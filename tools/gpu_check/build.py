@@ -1,4 +1,4 @@
-"""Stage build: the binaries in place, and what `python -m fdkernels` says of them."""
+"""Stage build: builds the binaries in place, and records what `python -m fdkernels` reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes with a time limit each: one that hangs, crashes or refuses does not take the check with it."""
+"""Child processes, each with a time limit: a child that hangs, crashes or refuses does not end the check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 LONGEST_OUTPUT = 100_000  # characters kept of one child
 NOT_INHERITED = ("PYTEST_XDIST", "PYTEST_CURRENT_TEST", "FDKERNELS_TEST_DEVICE")  # of a test run that runs the check
-# A process group of its own, to end it with its children; closing the parent's terminal ends it too.
+# A child gets its own process group, so that it can be killed with its children. process_group, unlike a new session,
+# leaves it in the parent's terminal.
 OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -26,7 +27,7 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 @dataclass(frozen=True)
 class Done:
-    """A child that ended; `stopped` says at whose limit it was killed, if at any: "its own", "the stage's"."""
+    """A child that ended. `stopped`: whose time limit killed it, "its own" or "the stage's"; None: no limit did."""
 
     code: int
     seconds: float
@@ -46,7 +47,7 @@ class Done:
 
 
 def run(command: Sequence[str], seconds: float, environment: Mapping[str, str], whose: str = "its own") -> Done:
-    """Run a command in the repository's root, its output in one text; killed with its children after `seconds`."""
+    """Run a command in the repository's root, stdout and stderr in one text; kill its process group after `seconds`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -79,7 +80,7 @@ def tool(name: str) -> str | None:
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a child's process group; one that the driver holds on to is not waited for."""
+    """Kill what is left of a child's process group. Wait 10 s at most: the GPU driver may hold a process."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Stages cases and plans, for the first minutes on a GPU: is every schedule right, and what does each one cost."""
+"""Stages cases and plans, for the first minutes on a GPU: is every schedule right, and what does each one cost?"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tools.gpu_check import sanitize
 from tools.gpu_check.sanitize import Subject
 from tools.gpu_check.stage import Stage
 
-# What the planner chooses, and everything that it can be made to choose.
+# "": the planner's own choice; the others force a schedule.
 PLANS = ("", "cluster:1", "cluster:2", "cluster:4", "cluster:8", "cluster:16", "grid:1", "grid:2", "grid")
-CALL = ("--heads", str(HEADS), "--bins", str(BINS))  # the one that is timed
+CALL = ("--heads", str(HEADS), "--bins", str(BINS))  # of the call that is timed
 
 
 def run_cases(stage: Stage) -> None:
-    """tools.gpu_check.small_cases in each plan, then what is planned for the shapes of practice on this device."""
+    """Run tools.gpu_check.small_cases in each plan, then record the plans for the shapes of practice on this device."""
     subjects = [*(Subject("native", plan) for plan in (PLANS if stage.is_gpu else PLANS[:1])), Subject("triton")]
     jobs = (functools.partial(sanitize.plainly, stage, subject, []) for subject in subjects)
     stage.together(jobs, max(1, (os.cpu_count() or 1) // 4))
@@ -36,7 +36,7 @@ def planned(stage: Stage, name: str, sizes: str) -> None:
 
 
 def run_plans(stage: Stage) -> None:
-    """Each shape's forward in each schedule: is the one that is planned the fastest?"""
+    """Time each shape's forward in each schedule: is the planned one the fastest?"""
     groups = ("practice", "large") if stage.is_gpu else ("rehearsal",)
     for i, group in enumerate(groups):
         if not stage.has_time(group):

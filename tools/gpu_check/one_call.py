@@ -1,7 +1,7 @@
 """python -m tools.gpu_check.one_call: one forward and backward, warmed up, on inputs that no cache holds.
 
-Between cudaProfilerStart and Stop, for `ncu` to look at; with --kernels torch.profiler looks, and JSON is printed.
-Exit code 3: the backend cannot run here, and says why.
+`ncu` measures it between cudaProfilerStart and Stop. With --kernels, torch.profiler measures it instead, and the
+program prints JSON. Exit code 3: the backend cannot run here; the output says why.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FLUSHED = 2**29  # bytes, more than any L2 cache
 
 
 def ops(step: Step, inputs: Inputs) -> list[dict[str, Any]]:
-    """What a call runs on the CPU."""
+    """The ops of a call on the CPU, each with its own time."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step(inputs)
     return [{"name": event.key, "us": event.self_cpu_time_total} for event in found.key_averages()]
 
 
 def flush() -> None:
-    """Fill the cache with what has been read: what has been written would be counted as it leaves."""
+    """Fill the cache with data that was read: evicted data that was written would count as the call's writes."""
     torch.zeros(FLUSHED, dtype=torch.uint8, device="cuda").sum()
     torch.cuda.synchronize()
 

@@ -1,8 +1,8 @@
-"""python -m tools.gpu_check.plan_times: forwards of the native backend in each schedule that may be worth it.
+"""python -m tools.gpu_check.plan_times: times forwards of the native backend in each schedule that may be worth it.
 
-One process, since a schedule is chosen a call: all schedules of a case are captured, then timed in turns, beside what
-the plan's model predicts. Gradients are kept, so that they go to memory as in training. On a CPU, which has one
-schedule, this is a rehearsal.
+One process is enough, since each call chooses its schedule: all schedules of a case are captured, then timed in turns.
+Each time is printed beside the plan model's prediction. Gradients are kept, so that they go to memory as in training.
+On a CPU, which has one schedule, this is a rehearsal.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from benchmarks.cases.shapes import LARGE, PRACTICE, SHAPES
 from benchmarks.measure.gpu_timing import Replay, device_timings
 from benchmarks.measure.rows import input_sets
 from fdkernels import RatioNormalizer, _core, devices
+from fdkernels.call_shape import CallShape
 from tools.gpu_check.stage import PLAN
 
 if TYPE_CHECKING:
     from fdkernels._core import Plan
 
-# (formula, shape, dtype) of each group; the last three of "practice" are the general kernels'.
+# (formula, shape, dtype) of each group; the last three of "practice" use the general kernels.
 CASES = {
     "practice": (
         *(("fastgen", shape, dtype) for dtype in ("bf16", "fp32") for shape in PRACTICE),
@@ -43,7 +44,7 @@ CASES = {
     ),
     "rehearsal": (("fastgen", "tiny", "bf16"),),
 }  # fmt: skip
-SLOW = 4.0  # times the best prediction, beyond which a schedule is not timed
+SLOW = 4.0  # a schedule that is predicted this many times slower than the best is not timed
 
 
 def schedule(plan: Plan) -> str:
@@ -51,7 +52,7 @@ def schedule(plan: Plan) -> str:
 
 
 def forward(formula: Formula, chosen: str, device: str) -> Callable[[Inputs], Tensor]:
-    """A step whose result is the gradient, as the forward has left it."""
+    """A step that returns the gradient that the forward has saved."""
     normalizer = RatioNormalizer(BINS, (0.0, 1.0), 0.9).to(device)
 
     def step(v: Inputs) -> Tensor:
@@ -63,12 +64,12 @@ def forward(formula: Formula, chosen: str, device: str) -> Callable[[Inputs], Te
 
 
 def times_of(name: str, shape: str, dtype: str, rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row for each schedule, the one that is planned first."""
+    """A row for each schedule, the planned one first."""
     formula = FORMULAS[name]
     case = formula.case(shape, SHAPES[shape].sizes, dtype)
     limits = devices.present(torch.cuda.current_device()) if device == "cuda" else devices.PRESETS["h100"]
-    elements = case.elements // case.shape[0]
-    plans = _core.plans(case.shape[0], elements, limits=limits, student=dtype, **formula.plan(case))
+    batch = case.shape[0]
+    plans = _core.plans(CallShape(batch, case.elements // batch, student=dtype, **formula.plan(case)), limits)
     plans = [plan for plan in plans if plan["seconds"] <= SLOW * plans[0]["seconds"]]
     data = rotation(case, device, input_sets(formula, case, device))
     timed: dict[str, Callable[[], object]] = {}

@@ -1,4 +1,4 @@
-// Faults planted on purpose, one for each tool of compute-sanitizer: a tool that misses its own is blind
+// Faults planted on purpose, one for each tool of compute-sanitizer: a tool that misses its fault does not work
 // on this machine.
 #include <cstdio>
 #include <cstring>
@@ -14,7 +14,7 @@ __global__ void out_of_bounds(int* memory, int*) {
 __global__ void race(int*, int* result) {
   __shared__ int values[kThreads];
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
-  result[threadIdx.x] = values[kThreads - 1 - threadIdx.x];  // the other warp's, without a barrier
+  result[threadIdx.x] = values[kThreads - 1 - threadIdx.x];  // the other warp's values, without a barrier
 }
 
 __global__ void uninitialized(int* memory, int* result) {

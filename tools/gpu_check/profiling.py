@@ -1,7 +1,8 @@
 """Stage profile: one call (tools.gpu_check.one_call) of a few shapes under torch.profiler and ncu.
 
-ncu looks twice: at each kernel by itself, with caches flushed before it, and at the call as a whole, where a second
-kernel may find in the cache what the first one left. What is then still in the L2 cache is not among the bytes written.
+ncu measures twice: each kernel by itself, with caches flushed before it; and the call as a whole, where a second kernel
+may find the first one's data in the cache. In the second measurement, data that stays in the L2 cache does not count as
+bytes written.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 from tools.gpu_check import children
 from tools.gpu_check.stage import UNAVAILABLE, Stage
 
-# Names of benchmarks.cases.shapes, by device.
+# By device; the shapes are names of benchmarks.cases.shapes.
 BACKENDS = {"cuda": ("native", "triton"), "cpu": ("native",)}
 SHAPES = {"cuda": ("sdxl", "wan", "cifar_large", "sdxl_large"), "cpu": ("tiny",)}
 DTYPE = "bf16"
 NCU_SECONDS = 120
-# ncu's names, and ours in the JSON.
+# ncu's names of metrics, and our names in the JSON.
 WHOLE = {
     "gpu__time_duration.sum": "nanoseconds",
     "dram__bytes_read.sum": "dram_bytes_read",
@@ -40,7 +41,7 @@ EACH = WHOLE | {
     "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
 }
 SHOWN = ("nanoseconds", "dram_bytes_an_element", "dram_percent_of_peak", "registers", "occupancy_percent")
-# Sections bring the other metrics, those that the GPU has; a metric asked for by name that it lacks is an error.
+# --section gives the other metrics, as far as the GPU has them; to name a metric that the GPU lacks is an error.
 ASKED = ("--metrics", ",".join(WHOLE))
 NCU = {
     "each kernel": (
@@ -76,7 +77,7 @@ def run(stage: Stage) -> None:
         for backend in BACKENDS[device]:
             for subject in (subject for subject in usable if subject.backend == backend):
                 if not profiled(stage, ncu, kind, subject):
-                    break  # what a machine refuses once it refuses again
+                    break  # ncu would refuse the other shapes too
 
 
 def one_call(stage: Stage, subject: Subject) -> list[str]:
@@ -87,7 +88,7 @@ def one_call(stage: Stage, subject: Subject) -> list[str]:
 
 
 def traced(stage: Stage, subject: Subject) -> bool:
-    """What torch.profiler sees; False where the backend cannot run."""
+    """Record what torch.profiler sees; False if it failed or the backend cannot run."""
     name = f"torch.profiler, {subject}"
     done = stage.child(name, [*one_call(stage, subject), "--kernels"], limit=NCU_SECONDS)
     status = "refused" if done.code == UNAVAILABLE else done.status
@@ -105,7 +106,7 @@ def traced(stage: Stage, subject: Subject) -> bool:
 
 
 def profiled(stage: Stage, ncu: str, kind: str, subject: Subject) -> bool:
-    """False where ncu refused."""
+    """Record what ncu measures; False if ncu refused."""
     name = f"ncu, {kind}, {subject}"
     if not stage.has_time(name):
         return True
@@ -126,7 +127,7 @@ def profiled(stage: Stage, ncu: str, kind: str, subject: Subject) -> bool:
 
 
 def complaint(output: str) -> str:
-    """What ncu says of why it did not measure."""
+    """ncu's errors and warnings, which say why it did not measure."""
     return "\n".join(line for line in output.splitlines() if line.startswith(("==ERROR==", "==WARNING==")))[:2000]
 
 

@@ -1,7 +1,7 @@
-"""A pytest plugin: the tests of one backend alone, and a line of JSON for each as it ends.
+"""A pytest plugin: runs the tests of one backend, and writes a line of JSON when each starts and when it ends.
 
-So a run that hangs or crashes still tells what it had shown, and in which test it was. `--only none` takes the tests
-that have no backend. With --collect-only the lines count tests by file and backend instead. They leave out the tests
+A run that hangs or crashes thus leaves its results, and the name of the test that it was in. `--only none` takes the
+tests that have no backend. With --collect-only the lines count tests by file and backend instead, without the tests
 that pytest will skip.
 """
 
@@ -57,7 +57,7 @@ class Recorder:
 
     def pytest_collection_finish(self, session):
         if session.config.option.collectonly:
-            # A process for tests that would all be skipped costs ten seconds, and shows nothing.
+            # A process whose tests are all skipped costs ten seconds for nothing.
             left = (item for item in session.items if not item.get_closest_marker("skip"))
             counts = Counter((str(item.path), backend_of(item)) for item in left)
             for (path, backend), tests in counts.items():

@@ -1,7 +1,7 @@
 """Stage sanitize: tools.gpu_check.small_cases by itself, then under each tool of compute-sanitizer.
 
-A tool first has to see a fault that is planted for it (planted.cu). Where it does not, or is missing, its silence about
-our kernels would mean nothing: it is noted as refused.
+A tool first has to see a fault that is planted for it (planted.cu). If it does not, its silence about our kernels means
+nothing, and the tool is recorded as refused. A missing compute-sanitizer is recorded as refused too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tools.gpu_check.children import ROOT, Done
 from tools.gpu_check.stage import PLAN, UNAVAILABLE, Stage
 
 TOOLS = {
-    "memcheck": ("--report-api-errors", "no"),  # what PyTorch asks and handles itself; our launches are checked
+    "memcheck": ("--report-api-errors", "no"),  # PyTorch handles its own API errors; our launches are checked
     "racecheck": (),
     "initcheck": (),
     "synccheck": (),
 }
 ERROR_CODE = 99
 RUN_SECONDS = 240
-# Every schedule that the native kernels can be made to take, beside the planned one.
+# "": the planned schedule; the others force one.
 NATIVE_PLANS = ("", "cluster:1", "cluster:4", "cluster:16", "grid:1", "grid:2")
 CPU_CASES = ("CIFAR", "guided", "count", "bad samples")
-# Without PyTorch's pool every tensor is an allocation of its own, with bounds that a tool sees.
+# Without PyTorch's pool every tensor is its own allocation, whose bounds a tool sees.
 ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error).*")
 
@@ -78,7 +78,7 @@ def counted(output: str) -> dict[str, int]:
 
 
 def plainly(stage: Stage, subject: Subject, usable: list[Subject]) -> None:
-    """Without a tool: the results alone."""
+    """Run the cases without a tool: only results are checked."""
     if not stage.has_time(f"cases, {subject}"):
         return
     done = stage.child(f"cases, {subject}", cases(stage, subject), limit=RUN_SECONDS, environment={PLAN: subject.plan})
@@ -106,13 +106,13 @@ def command(tool: str, name: str, *program: str) -> list[str]:
 
 
 def errors(output: str) -> int | None:
-    """What the tool counted; None where it did not get as far as a summary."""
+    """Errors that the tool counted; None if it printed no summary."""
     found = SUMMARY.search(output)
     return None if found is None else int(found[1] or found[2])
 
 
 def sees(stage: Stage, tool: str, name: str, planted: Path | None) -> bool:
-    """Whether the tool finds the fault planted for it; True where none could be compiled."""
+    """Whether the tool finds the fault planted for it; True if the faults could not be compiled."""
     if planted is None:
         return True
     done = stage.child(f"{name}, planted fault", command(tool, name, str(planted), name), limit=60)
@@ -151,6 +151,6 @@ def status_of(done: Done) -> str:
 
 
 def report(done: Done) -> str:
-    """What the tool said, from its first word on, without the cases' lines."""
+    """The tool's own lines and those of wrong cases, 40 at most, then the end of the output."""
     lines = [line for line in done.output.splitlines() if line.startswith("=========") or "wrong" in line]
     return "\n".join(lines[:40])[:4000] + f"\n{done.tail(3)}"

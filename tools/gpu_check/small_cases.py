@@ -1,7 +1,7 @@
-"""python -m tools.gpu_check.small_cases: a forward and a backward of every kind of call, small, held to the oracle.
+"""python -m tools.gpu_check.small_cases: small calls of every kind, forward and backward, compared with the oracle.
 
-What compute-sanitizer runs. Data is made, and results are compared, on the CPU, so that next to nothing but the kernels
-themselves runs under the tool. Exit code 3: the backend cannot run here, and says why.
+compute-sanitizer runs this program. Data is made, and results are compared, on the CPU, so that almost nothing but the
+kernels runs under the tool. Exit code 3: the backend cannot run here; the output says why.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def guided(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
 
 
 def misaligned(shape: tuple[int, ...]) -> Case:
-    """Every tensor starts one element behind an aligned address."""
+    """Every tensor starts one element after an aligned address."""
     case = make(shape, BF16)
 
     def shifted(v: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def misaligned(shape: tuple[int, ...]) -> Case:
 
 
 def half_of_a_step(shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> Case:
-    """A mask beside a count that the kernels read on the device."""
+    """A mask, and a count that the kernels read on the device."""
     mask = uniform(*shape) < 0.7
     return make(shape, dtype, mask=mask, count=(2 * mask.sum()).float(), **options)
 
@@ -99,7 +99,7 @@ UPSTREAM = {"odd length": torch.full((), 65536.0), "odd and long": torch.full(()
 
 
 def check(name: str, backend: str, device: str) -> None:
-    """Raise AssertionError where a result on the device is not the oracle's."""
+    """Raise AssertionError if a result on the device is not the oracle's."""
     case, upstream = CASES[name](), UPSTREAM.get(name)
     outcome = case.on(device).run(backend, place(upstream, device), stats=True)
     case.hold(outcome.cpu(), case.expected(), upstream)

@@ -1,4 +1,4 @@
-"""What a stage has while it runs, and what it leaves: a JSON file, and its children's output in the common log."""
+"""A stage: its state while it runs, its JSON file, and its children's output in the common log."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tools.gpu_check.children import Done
 STATUSES = ("failed", "timed out", "refused", "ok")
 PLAN = "FDKERNELS_CUDA_PLAN"  # makes native kernels take a schedule, in tests and experiments
 UNAVAILABLE = 3  # exit code of a child whose backend cannot run here
-NO_SCHEDULE = "no allowed schedule"  # what the native backend says where the plan asked for cannot hold a sample
-SHORTEST = 3.0  # seconds left in a stage below which no child is started
+NO_SCHEDULE = "no allowed schedule"  # the native backend's error if the forced plan cannot hold a sample
+SHORTEST = 3.0  # with fewer seconds left in a stage, no child is started
 
 
 def last_line(text: str) -> str:
@@ -31,7 +31,7 @@ class Options:
     out: Path
     device: str
     budget: float
-    """Seconds of each stage."""
+    """Seconds for each stage."""
     python: str
     tests: tuple[str, ...]
     setting: Mapping[str, Any]
@@ -43,9 +43,9 @@ class Stage:
     options: Options
     parts: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
-    """Beside the parts in the JSON file."""
+    """Further entries of the JSON file, beside the parts."""
     summary: list[str] = field(default_factory=list)
-    """Lines for the end of the whole run."""
+    """Lines that are printed at the end of the run."""
     start: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -57,7 +57,7 @@ class Stage:
         return self.options.budget - (time.monotonic() - self.start)
 
     def has_time(self, name: str, **details: Any) -> bool:
-        """Whether a part can still begin; where it cannot, that is noted."""
+        """Whether a part can still begin; if not, it is recorded as not run."""
         if self.left() >= SHORTEST:
             return True
         self.add(name, "not run", **details)
@@ -66,10 +66,10 @@ class Stage:
     def child(
         self, name: str, command: Sequence[str], *, limit: float | None = None, environment: Mapping[str, str] = {}
     ) -> Done:
-        """Run a command within what is left of the stage, and log its output."""
+        """Run a command within the stage's remaining time, and log its output."""
         left = self.left()
         seconds, whose = (left, "the stage's") if limit is None or left < limit else (limit, "its own")
-        # Triton decides as it is imported whether kernels are compiled or interpreted.
+        # Triton decides at its import whether kernels are compiled or interpreted.
         environment = {"TRITON_INTERPRET": "0" if self.is_gpu else "1", **environment}
         done = children.run(command, seconds, environment, whose)
         variables = " ".join(f"{key}={value}" for key, value in environment.items())
@@ -83,7 +83,7 @@ class Stage:
         return self.child(name, [self.options.python, *arguments], **options)
 
     def add(self, name: str, status: str, seconds: float = 0.0, text: str = "", **details: Any) -> None:
-        """Note a part, and print its line, with the last of the text's: there it says what matters."""
+        """Record a part and print its line, with the last line of `text`, which names the cause."""
         part = {"name": name, "status": status, "seconds": round(seconds, 1), **({"text": text} if text else {})}
         figures = ", ".join(f"{key} {value}" for key, value in details.items() if isinstance(value, int) and value)
         with self.lock:
@@ -99,7 +99,7 @@ class Stage:
             try:
                 for running in [pool.submit(job) for job in jobs]:
                     running.result()
-            except BaseException:  # also what a signal raises here: the pool's end waits for its children
+            except BaseException:  # a signal's exception too: the pool's exit waits for its children
                 pool.shutdown(wait=False, cancel_futures=True)
                 children.end_all()
                 raise
@@ -115,7 +115,7 @@ class Stage:
             return self.write(finished=True)
 
     def write(self, finished: bool) -> dict[str, Any]:
-        """The stage's JSON as it stands, whole at any moment: whoever rents the machine may end it without a word."""
+        """Write the stage's JSON as it stands. The file is always complete: the machine may end without notice."""
         result = {
             "stage": self.name, "status": self.status, "finished": finished,
             "seconds": round(time.monotonic() - self.start, 1), "device": self.options.device,

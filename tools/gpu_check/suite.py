@@ -1,6 +1,6 @@
-"""Stage test: the contract suite and the GPU tests, each file and backend in a process of its own.
+"""Stage test: the contract suite and the GPU tests, each file and backend in its own process.
 
-File by file, each on every backend before the next, so that where time ends every backend has been shown as far.
+A file runs on every backend before the next file starts, so that all backends are equally far when time runs out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tests import contracts
 from tools.gpu_check.children import ROOT, Done
 from tools.gpu_check.stage import Stage
 
-# In this order for each file: cold compilations make Triton's the longest, so they start first.
+# In this order for each file: cold compilations make Triton the slowest, so it starts first.
 BACKENDS = ("triton", "native", "none", "reference")
-FILE_SECONDS = 300  # of one file and backend; beyond it something hangs
-TEST_SECONDS = 100  # of one test, after which the log gets every thread's stack
+FILE_SECONDS = 300  # for one file and backend; a longer run hangs
+TEST_SECONDS = 100  # for one test; after that the log gets every thread's stack
 MOST_FAILURES = 100  # whose texts are kept
 WORST = ("failed", "skipped", "passed", "unfinished")
 
@@ -46,7 +46,7 @@ def run(stage: Stage) -> None:
 
 
 class Totals:
-    """Of all files so far: outcomes by backend, the table of contracts, the failures' texts."""
+    """Totals of all files so far: outcomes by backend, the table of contracts, the failures' texts."""
 
     def __init__(self) -> None:
         self.by_backend: dict[str, Counter[str]] = defaultdict(Counter)
@@ -66,11 +66,11 @@ class Totals:
             stage.details |= {
                 "totals": self.by_backend, "contracts": self.contracts, "failures": self.failures[:MOST_FAILURES],
             }  # fmt: skip
-            stage.write(finished=False)  # what is not run is noted as a part before it is counted here
+            stage.write(finished=False)  # a part that is not run was recorded before it is counted here
 
 
 def interleaved(found: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    """File by file in their order, within a file backend by backend."""
+    """Sorted by file in their order, within a file by backend."""
     files = list(dict.fromkeys(file for file, _, _ in found))
     known = [each for each in found if each[1] in BACKENDS]
     return sorted(known, key=lambda each: (files.index(each[0]), BACKENDS.index(each[1])))
@@ -85,12 +85,12 @@ def pytest(stage: Stage, name: str, record: Path, *arguments: str, **options: An
 
 
 def collect(stage: Stage, folder: Path) -> list[tuple[str, str, int]]:
-    """(file, backend, number of tests) of everything asked for."""
+    """(file, backend, number of tests) of all requested tests."""
     record = folder / "collected"
     done = pytest(stage, "collect", record, "--collect-only", *stage.options.tests, limit=120)
     if done.status != "ok":
         stage.add("collect", done.status, done.seconds, done.tail())
-    # The software device's column is the CPU's own, which a rehearsal leaves out.
+    # The software device's column needs only a CPU and has its own run; this stage leaves it out.
     found = [
         (name(line["file"]), line["backend"], line["tests"])
         for line in lines(record)
@@ -108,7 +108,7 @@ def name(path: str) -> str:
 
 
 def lines(record: Path) -> list[dict[str, Any]]:
-    """What a run has recorded, but for a line that its end has cut off."""
+    """The lines that a run has recorded, without a line that was cut off."""
     found = record.read_text().splitlines() if record.exists() else []
     return [json.loads(line) for line in found if line.endswith("}")]
 
@@ -136,7 +136,7 @@ def run_file(stage: Stage, file: str, backend: str, tests: int, threads: int, re
 
 
 def outcomes_of(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each test's worst line: a test may pass and then fail as it is torn down."""
+    """Each test's worst line: a test may pass and then fail in its teardown."""
     worst: dict[str, dict[str, Any]] = {}
     for line in found:
         before = worst.get(line["test"])

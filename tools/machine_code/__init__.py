@@ -1,2 +1,1 @@
-"""`make check-kernels`: compiles Triton's kernels for GPUs that this machine has not, and inspects their machine code
-and that of the CUDA library."""
+"""`make check-kernels`: compiles Triton's kernels for absent GPUs; checks their machine code and the CUDA library's."""

@@ -1,6 +1,8 @@
-"""python -m tools.machine_code [--all | TARGET ...]: a table of kernels for each library, exit code 1 where a claim
-fails. Triton's are compiled for the targets; of the CUDA library that is built, all architectures are inspected, or
-those that are named."""
+"""python -m tools.machine_code [--all | TARGET ...]: a table of Triton's kernels, and one of the CUDA library's.
+
+Triton's kernels are compiled for the targets. The built CUDA library is inspected for all its architectures, or for
+those that are named. Exit code 1: a claim fails.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def check_triton(targets: tuple[str, ...]) -> int:
 
 
 def check_library(named: tuple[str, ...]) -> int:
-    """The same of the CUDA library's; one line where there is none."""
+    """The same for the CUDA library's kernels; one line if there is no library."""
     where = LIBRARY.relative_to(ROOT)
     if not LIBRARY.exists():
         print(f"no {where}: built without nvcc, so there are Triton's kernels alone")

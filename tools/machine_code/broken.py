@@ -1,6 +1,6 @@
 """python -m tools.machine_code.broken TARGET: kernels broken on purpose, and which claims catch them, as JSON.
 
-Each in a process of its own, since it replaces parts of the kernels before they are first compiled.
+Each runs in its own process, since it replaces parts of the kernels before they are first compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tools.machine_code.compiled import TARGETS, compile_for
 
 @triton.jit
 def float_atomic(ticket):
-    """A loss that is added up without order."""
+    """Adds up the loss without an order."""
     tl.atomic_add(ticket.to(tl.pointer_type(tl.float32)), 1.0)
     return tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1
 
@@ -43,7 +43,7 @@ def no_ticket(ticket):
 
 @triton.jit
 def crowded_store(written, norm, gap, distance, nonfinite):
-    """Figures through a table in shared memory: a transposed block."""
+    """Sends figures through shared memory: the block is transposed."""
     i = tl.arange(0, 64)
     block = tl.load(written.partials + i[:, None] * 64 + i[None, :])
     tl.store(written.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite)
@@ -55,7 +55,7 @@ def misaligned() -> Launch:
 
 
 def one_misaligned(name: str) -> Launch:
-    """One input whose samples lie an odd number of elements apart, in the split schedule."""
+    """In the split schedule, one input's samples lie an odd number of elements apart."""
     batch, elements = SDXL[0], math.prod(SDXL[1:])
     image = meta(batch, elements + 1, dtype=torch.bfloat16)[:, 1:].view(SDXL)
     return forward_launches(call(SDXL)._replace(**{name: image}))[1][0]

@@ -1,4 +1,4 @@
-"""Kernels of the CUDA library broken on purpose: the sources with a few words changed, one kernel compiled of them."""
+"""Breaks kernels of the CUDA library on purpose: changes a few words of the sources, then compiles one kernel."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ template __global__ void {kernel}<Types<{types}>, {general}>(const __grid_consta
 
 class Change(NamedTuple):
     file: str
-    """In csrc/."""
+    """Its path in csrc/."""
     old: str
     new: str
 
 
 class Broken(NamedTuple):
     caught: tuple[str, ...]
-    """Words of the claims that fail."""
+    """Parts of the messages of the claims that must fail."""
     changes: tuple[Change, ...] = ()
     kernel: str = "fdiv_cluster_kernel"
     types: str = "Bf16, Bf16, float"
@@ -51,7 +51,7 @@ UNBROKEN = {
     "grid": Broken((), kernel="fdiv_grid_kernel", types="Half, float, float"),
 }
 
-# Several faults in one where they do not meet, since each is a compilation.
+# Independent faults share an entry, since each entry is a compilation.
 BROKEN = {
     "eight vectors in flight, few threads": Broken(
         ("registers, at most",),
@@ -106,11 +106,11 @@ BROKEN = {
         ("2 cluster barriers", "no store to distributed shared memory", "0 bulk prefetches"),
         (
             *in_file(
-                "fdiv/cuda/kernel.cuh",
+                "core/cuda/schedules.cuh",
                 ("cluster.sync();", "elements.sync();"),
                 (
-                    "struct Shared {",
-                    "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nstruct Shared {",
+                    "constexpr int kMaxCluster",
+                    "template <class T>\n__device__ T* own(T* p, int) {\n  return p;\n}\nconstexpr int kMaxCluster",
                 ),
                 ("cluster.map_shared_rank(", "own("),
             ),
@@ -121,11 +121,11 @@ BROKEN = {
         ("bytes of static shared memory", "1 float atomics", "2 integer atomics", "calls"),
         (
             *in_file(
-                "fdiv/cuda/kernel.cuh",
+                "core/cuda/schedules.cuh",
                 ("  bool drawn;\n", "  bool drawn;\n  double more[512];\n"),
-                ("static_assert(sizeof(Shared) <= kStaticShared);", ""),
-                ("    report(call, elements, shared);", '    printf("done"), report(call, elements, shared);'),
+                ("    Op::report(call, elements, shared);", '    printf("done"), Op::report(call, elements, shared);'),
             ),
+            *in_file("fdiv/cuda/kernel.cuh", ("static_assert(sizeof(Shared) <= kStaticShared);", "")),
             *in_file(
                 "core/cuda/block.cuh",
                 (TICKET, f"(atomicAdd(reinterpret_cast<float*>(ticket) + 1, 1.0f), {TICKET}, {TICKET})"),
@@ -135,7 +135,7 @@ BROKEN = {
     "grid: busy waiting, narrow stores of mixed types": Broken(
         ("no sleep", "0 stores of the gradient of 64 bits", "stores of the gradient of 32 bits"),
         (
-            *in_file("fdiv/cuda/kernel.cuh", ("__nanosleep(32);", ";")),
+            *in_file("core/cuda/schedules.cuh", ("__nanosleep(32);", ";")),
             *in_file("core/vectors.h", ("write_words<W * sizeof(S)>(words, out);", NARROW_STORE)),
         ),
         kernel="fdiv_grid_kernel",
@@ -151,7 +151,7 @@ def find_nvcc() -> str | None:
 
 
 def compile_broken(broken: Broken, nvcc: str, folder: Path) -> CudaKernel:
-    """The one kernel of the changed sources, which are written to `folder`."""
+    """Write the changed sources to `folder`, compile the one kernel, and return its figures."""
     for part in ("core", "fdiv"):
         shutil.copytree(ROOT / "csrc" / part, folder / part)
     for change in broken.changes:

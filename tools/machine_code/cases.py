@@ -37,10 +37,11 @@ def call(
 
     Args:
         shape: (B, *S) of every N-sized tensor.
-        dtype: the student's and x_t's; `predictions` is the others'.
+        dtype: of student and x_t.
+        predictions: dtype of the other tensors; None: `dtype`.
         frames: how many noise levels a sample has.
-        prediction: kind of the predictions; raw ones come with x_t.
-        guidance: an unconditional teacher prediction.
+        prediction: prediction kind; raw kinds come with x_t.
+        guidance: adds an unconditional teacher prediction.
         mask: shape of the (B or 1, R) table.
     """
     batch, elements = shape[0], math.prod(shape[1:])
@@ -106,7 +107,7 @@ FORWARDS = {
     ),
 }
 
-# Odd ones that have to compile; nothing is claimed of their accesses.
+# Unusual calls. They must compile; no claim is made about their memory accesses.
 ODD = {
     "one sample of one element": call((1, 1), FP32),
     "one sample": call((1, 3, 32, 32), with_stats=True),
@@ -152,7 +153,7 @@ def images_read(arguments: FdivArguments, kernel: str) -> list[Tensor]:
 def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
     """(case, launch, N-sized inputs that it reads, dtype of the gradient that it writes) of every case.
 
-    The last two are empty where nothing is claimed of its accesses.
+    The last two are [] and None where no claim is made about the accesses.
     """
     found: list[tuple[str, Launch, list[Tensor], torch.dtype | None]] = []
     for name, arguments in FORWARDS.items():

@@ -1,4 +1,4 @@
-"""What every compiled kernel must be, as claims that can fail."""
+"""Claims about every compiled Triton kernel, which can fail."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from fdkernels._triton.launch import Launch
 from fdkernels.fdiv.triton_elements import CAREFUL
 from tools.machine_code.compiled import Compiled
 
-# 16 bytes are four registers, which ptxas parks on some targets to fit a third program on a multiprocessor; they are
-# read back where the last program reports.
+# On some targets ptxas spills four registers (16 bytes), so that a third program fits on a multiprocessor. The last
+# program reads them back when it reports.
 MOST_SPILLED = 16
-# Enough loads in flight: 12 warps of at least one 128-bit load from each input, 32 where a kernel only streams.
+# Enough warps for loads in flight: 12 with at least one 128-bit load from each input; 32 if a kernel only streams.
 FEWEST_WARPS = {"fdiv_fwd_kernel": 12, "fdiv_reduce_kernel": 12, "fdiv_apply_kernel": 32, "scale_kernel": 32}
-MOST_SHARED = 8192  # bytes; nothing but reductions between warps lives there
+MOST_SHARED = 8192  # bytes; only reductions between warps use it
 DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
 BYTES_WIDE = 16
 
 
 @dataclass
 class Expected:
-    """128-bit accesses that aligned tensors of one dtype make possible; 0 where a thread's share is smaller.
+    """128-bit accesses that aligned tensors of one dtype make possible; 0 if a thread's share is smaller.
 
-    Loads stand in the code twice where a kernel has the careful branch: no slack that could hide a narrow one.
+    A kernel with the careful branch has its loads in the code twice. Both are counted, so that no narrow load can hide.
     """
 
     loads: int

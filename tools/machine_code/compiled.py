@@ -1,4 +1,4 @@
-"""Kernels compiled for a target without a device of it, and what their machine code says."""
+"""Compiles kernels for a target without having such a device, and reads figures from their machine code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 class _AbsentDevice:
-    """What Triton asks its driver for while it compiles, answered for a device that is not there."""
+    """Answers what Triton asks its driver while it compiles, for a device that is not there."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -57,18 +57,18 @@ class Compiled:
     spilled: int
     """Bytes of stack or scratch memory."""
     wide_loads: int
-    """128-bit ones from global memory before the ticket, as they stand in the code: those of elements. What the program
-    that reports loads comes after it."""
+    """128-bit loads from global memory in the code before the ticket: loads of elements. The loads of the program that
+    reports come after the ticket."""
     wide_stores: int
     narrow_stores: int
-    """Below 32 bits: what a gradient of unaligned half precision needs."""
+    """Stores below 32 bits: what an unaligned half-precision gradient needs."""
     integer_atomics: int
     float_atomics: int
     code: str
 
 
 def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
-    """The kernel of a launch over meta tensors, compiled exactly as the launch would have it."""
+    """Compile the kernel of a launch over meta tensors, exactly as the launch would."""
     driver.set_active(_AbsentDevice(target))
     kernel = launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
     inspect = _inspect_amd if target.backend == "hip" else _inspect_nvidia
@@ -86,7 +86,8 @@ def _inspect_nvidia(kernel: Any) -> Compiled:
         return int(re.search(rf"\b{name}:(\d+)", usage)[1])  # type: ignore[index]
 
     registers, warps = used("REG"), kernel.metadata.num_warps
-    # ATOMG.E.ADD.F32..., RED.E.ADD.F16x2...: a float type among the suffixes; integers name none, or U32, S32.
+    # A float atomic has a float type among its suffixes (ATOMG.E.ADD.F32, RED.E.ADD.F16x2); an integer one has none, or
+    # U32, S32.
     atomics = re.findall(r"\b(?:ATOMG?|REDG?)\.[\w.]*", code)
     floats = [name for name in atomics if re.search(r"\.(?:B?F\d+\w*)", name)]
     local = 0 if not re.search(r"\b(?:LDL|STL)\b", code) else 1
@@ -129,7 +130,7 @@ def _inspect_amd(kernel: Any) -> Compiled:
 
 
 def tool(name: str) -> str:
-    """The tool that Triton brings, else the machine's."""
+    """Path of a tool: Triton's own copy, else the one on PATH."""
     bundled = Path(triton.__file__).parent / "backends/nvidia/bin" / name
     found = str(bundled) if bundled.exists() else shutil.which(name)
     if found is None:

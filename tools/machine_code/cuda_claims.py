@@ -1,4 +1,4 @@
-"""What every kernel of the CUDA library must be, as claims that can fail."""
+"""Claims about every kernel of the CUDA library, which can fail."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterator
 
 from tools.machine_code.cuda_library import FLAGSHIPS, ROOT, CudaKernel, Types
 
-MOST_KERNELS = 48  # of an architecture
-MOST_REGISTERS = 128  # of a thread, with 512 threads a block
+MOST_KERNELS = 48  # for one architecture
+MOST_REGISTERS = 128  # per thread, with 512 threads a block
 MOST_CODE = {
     "plain": 80,
     "general": 130,
     "any type": 168,
     "small": 40,
-}  # KB, fetched anew in a training step
-LONGER_FROM, LONGER = 100, 1.3  # architectures that need more instructions for the same
-COMBINATIONS = 12  # of types, of a schedule
+}  # KB, which each training step fetches anew
+LONGER_FROM, LONGER = 100, 1.3  # newer architectures need more instructions for the same code
+COMBINATIONS = 12  # of types, per schedule
 MOST_GENERAL_WIDTH = 4  # elements
-TOGETHER = 6  # loads of elements
+TOGETHER = 6  # element loads in flight
 CLUSTERS_FROM = 90
 
 Claim = Callable[[CudaKernel], Iterator[str]]
 
 
 def planned(name: str) -> int:
-    """A constant that csrc/core/plan.h counts on."""
+    """The value of a constant of csrc/core/plan.h."""
     found = re.search(rf"\b{name} = ([\d* ]+)[,;]", (ROOT / "csrc/core/plan.h").read_text())
     if found is None:
         raise LookupError(f"csrc/core/plan.h: no constant {name}")
@@ -37,7 +37,7 @@ def planned(name: str) -> int:
 
 
 def registers(k: CudaKernel) -> Iterator[str]:
-    """On these depends how many threads a block may have, and how many blocks the plan has side by side."""
+    """The plan derives a block's threads, and the blocks that fit on a multiprocessor, from these limits."""
     most = MOST_REGISTERS
     if k.kernel in FLAGSHIPS:
         has_many = k.general or k.kernel == "fdiv_grid_kernel"
@@ -47,7 +47,7 @@ def registers(k: CudaKernel) -> Iterator[str]:
 
 
 def no_spills(k: CudaKernel) -> Iterator[str]:
-    """Kernels of any mix of types have a switch for every load: ptxas may keep some words of theirs in memory."""
+    """Only kernels for any mix of types may spill, a few words: they have a switch for every load."""
     most = 40 if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any" else 0
     if k.spilled > most:
         yield f"spills {k.spilled} bytes"
@@ -68,7 +68,7 @@ def shared_memory(k: CudaKernel) -> Iterator[str]:
 
 
 def _accesses(what: str, found: Counter[int], wanted: dict[int, int], also: tuple[int, ...]) -> Iterator[str]:
-    """At least so many of each width, and none of a width that is neither wanted nor one of `also`."""
+    """At least the wanted number of each width, and none of a width that is neither wanted nor in `also`."""
     for bits, count in wanted.items():
         if found[bits] < count:
             yield f"{found[bits]} {what} of {bits} bits, {count} wanted"
@@ -77,8 +77,9 @@ def _accesses(what: str, found: Counter[int], wanted: dict[int, int], also: tupl
 
 
 def element_loads(k: CudaKernel) -> Iterator[str]:
-    """Of two vectors at a time and of one alone from x, tau and f, where kGeneral of four elements from x_t and the
-    unconditional ones too; then of tau and f (and those) again, where directions are not on chip."""
+    """Plain kernels load vectors of x, tau and f, in a loop over two at a time and in a loop over one. General kernels
+    load one vector at a time, of four elements at most, also of x_t and of the unconditional predictions. All load the
+    predictions again where directions are not on chip."""
     if k.types is None or _goes_by_elements(k):
         return
     if k.kernel not in FLAGSHIPS:
@@ -92,8 +93,8 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
 
 
 def loads_before_use(k: CudaKernel) -> Iterator[str]:
-    """Two vectors of each of x, tau and f are on their way before the first is needed; where kGeneral, one of each of
-    those, x_t and the unconditional ones."""
+    """Six loads start before the first result is needed: two vectors each of x, tau and f; in general kernels one each
+    of x, x_t, tau, f and the two unconditional predictions."""
     typed = k.types is not None and k.types.student != "any"
     if k.kernel in FLAGSHIPS and typed and k.in_flight < TOGETHER:
         yield f"{k.in_flight} loads before the first use, {TOGETHER} wanted"
@@ -106,7 +107,7 @@ def no_doubles(k: CudaKernel) -> Iterator[str]:
 
 
 def gradient_stores(k: CudaKernel) -> Iterator[str]:
-    """A vector, as it is loaded; single elements where a sample ends or is not aligned."""
+    """Stores are as wide as loads; they are single elements at a sample's end and where it is not aligned."""
     if k.types is None or _goes_by_elements(k):
         return
     each = k.types.bytes(k.types.student)
@@ -125,8 +126,8 @@ def on_chip(k: CudaKernel) -> Iterator[str]:
 
 
 def cluster_instructions(k: CudaKernel) -> Iterator[str]:
-    """A barrier before the first sample, one at each, of those that weigh one too, and sums in distributed shared
-    memory."""
+    """Three cluster barriers: before the first sample, at each sample, and one by the warps that weigh. Sums go through
+    distributed shared memory."""
     clusters = k.kernel == "fdiv_cluster_kernel" and k.arch >= CLUSTERS_FROM
     if clusters and k.barriers < 3:
         yield f"{k.barriers} cluster barriers, 3 wanted"
@@ -137,7 +138,7 @@ def cluster_instructions(k: CudaKernel) -> Iterator[str]:
 
 
 def bulk_copies(k: CudaKernel) -> Iterator[str]:
-    """The first sample's share, and the next one's."""
+    """Two bulk prefetches: the first sample's share, and the next one's."""
     wanted = 2 if k.kernel in FLAGSHIPS and k.arch >= CLUSTERS_FROM else 0
     if k.prefetches < wanted or (k.prefetches and not wanted):
         yield f"{k.prefetches} bulk prefetches, {wanted} wanted"
@@ -149,7 +150,7 @@ def waits_asleep(k: CudaKernel) -> Iterator[str]:
 
 
 def atomics(k: CudaKernel) -> Iterator[str]:
-    """A ticket; in a grid an arrival at the team too."""
+    """One ticket; a grid kernel also counts arrivals at its team."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
     wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2}.get(k.kernel, 0)
@@ -188,7 +189,7 @@ def library_failures(kernels: list[CudaKernel]) -> list[str]:
 
 
 def _goes_by_elements(k: CudaKernel) -> bool:
-    """The flagship in double, whose registers have no room for vectors: nothing is claimed of its accesses."""
+    """Whether this is a flagship in double. Its registers have no room for vectors: no claim is made about accesses."""
     assert k.types is not None
     return k.kernel in FLAGSHIPS and k.types.bytes(k.types.arithmetic) == 8
 
@@ -200,11 +201,11 @@ def _width(k: CudaKernel) -> int:
 
 
 def _bits(k: CudaKernel, name: str) -> int:
-    """Of so many as they are stored."""
+    """Bits that a thread loads at a time of elements stored as `name`."""
     assert k.types is not None
     return 8 * _width(k) * k.types.bytes(name)
 
 
 def _narrower(types: Types) -> tuple[int, ...]:
-    """Widths of vectors of other types, in kernels that look types up."""
+    """Widths of accesses for other types, in kernels that look types up at run time."""
     return (16, 32, 64) if types.student == "any" else ()

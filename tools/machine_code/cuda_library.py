@@ -1,4 +1,4 @@
-"""The kernels of the CUDA library as it was built, and what their machine code says."""
+"""The kernels of the built CUDA library, and figures from their machine code."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64
 _MANGLED = re.compile(
     r"((?:fdiv_[a-z]+|scale)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
-# Slow paths of 64-bit division and of double's division and square root; warps that have diverged (sm_80); and what
-# csrc/ has called so that a kernel holds it once (FDK_CALLED).
+# Functions that a kernel may call: slow paths of 64-bit division and of double's division and square root, handling of
+# diverged warps (sm_80), and the functions of csrc/ that a kernel holds only once (FDK_CALLED).
 ARITHMETIC = re.compile(
     r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
     r"|\$_ZN9fdkernels(?:4cuda)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double|map_at|run_end)E"
@@ -32,7 +32,7 @@ ARITHMETIC = re.compile(
 
 
 class Types(NamedTuple):
-    """What a kernel's tensors are stored in ("any": looked up as it runs), and what it computes in."""
+    """Types that a kernel's tensors are stored in ("any": looked up at run time), and the type that it computes in."""
 
     student: str
     prediction: str
@@ -43,16 +43,16 @@ class Types(NamedTuple):
 
     @property
     def vector(self) -> int:
-        """Elements of a 16-byte access of the wider one."""
+        """Elements in a 16-byte access of the wider stored type."""
         return 16 // max(self.bytes(self.student), self.bytes(self.prediction))
 
 
 @dataclass
 class CudaKernel:
-    """Figures of one kernel for one architecture. Accesses are counted as they stand in the code, by their bits.
+    """Figures of one kernel for one architecture. Accesses are instructions in the code, counted by their bits.
 
-    A flagship kernel loads elements in two stretches between meetings of its threads (barriers, shuffles): where it
-    gathers sums and where it scatters the gradient. Stores and accesses to shared memory are counted in those alone.
+    A flagship kernel loads elements in two stretches of code between barriers or shuffles: where it gathers sums, and
+    where it scatters the gradient. Stores and accesses to shared memory are counted only there.
     """
 
     kernel: str
@@ -65,20 +65,20 @@ class CudaKernel:
     shared: int
     """Static bytes."""
     loads: Counter[int]
-    """Of elements: vectors, through the read-only path, which nothing else takes; all of a kernel that may overwrite
-    what it loads."""
+    """Loads of elements. A flagship kernel loads only elements through the read-only path. In a kernel that may
+    overwrite what it loads, all loads count."""
     in_flight: int
-    """The most of those that have started before one is needed."""
+    """The most loads of elements that have started before one is needed."""
     doubles: int
     """Instructions of double arithmetic in blocks that load elements."""
     stores: Counter[int]
-    """Of the gradient."""
+    """Stores of the gradient."""
     kept: Counter[int]
-    """Directions that go to shared memory; doubles are the block's figures."""
+    """Stores of directions to shared memory; doubles among them are the block's figures."""
     recalled: Counter[int]
-    """Directions that come back from it."""
+    """Loads of directions from shared memory."""
     barriers: int
-    """Of the cluster: those that arrive, or those that wait, whichever are fewer."""
+    """Barriers of the cluster: arrivals or waits, whichever are fewer."""
     distributed: int
     """Stores to another block's shared memory."""
     prefetches: int
@@ -87,7 +87,7 @@ class CudaKernel:
     integer_atomics: int
     float_atomics: int
     calls: tuple[str, ...]
-    """Of functions other than arithmetic's."""
+    """Called functions, other than those of ARITHMETIC."""
     instructions: int
 
     @property
@@ -109,14 +109,14 @@ class CudaKernel:
 
 
 def architectures(library: Path = LIBRARY) -> list[int]:
-    """Those that a library holds machine code for."""
+    """The architectures that a library holds machine code for."""
     return sorted(
         {int(arch) for arch in re.findall(r"\.sm_(\d+)\w*\.cubin", run(tool("cuobjdump"), "-lelf", str(library)))}
     )
 
 
 def kernels(library: Path, archs: list[int]) -> list[CudaKernel]:
-    """Those of a library for some architectures."""
+    """The kernels of a library for some architectures."""
     with tempfile.TemporaryDirectory() as folder:
         run(tool("cuobjdump"), "-xelf", "all", str(library.resolve()), cwd=folder)
         cubins = [
@@ -180,7 +180,7 @@ def named(mangled: str) -> tuple[str, Types | None, bool]:
         return mangled, None, False
     names: list[str] = []
     for token in re.finditer(r"NS_\d(Bf16|Half|AnyType)E|S\d*_|f|d", found[2] or ""):
-        # S3_ and its like: the type before it again.
+        # S3_ and similar tokens repeat the type before.
         names.append(names[-1] if token[0].startswith("S") else _NAMES[token[1] or token[0]])
     if len(names) == 2:  # stored, arithmetic
         names.insert(1, names[0])
@@ -198,7 +198,7 @@ def _is_double(instruction: Instruction) -> bool:
 
 
 def _distributed(block: Block) -> int:
-    """Generic stores after the permutation that puts another block's rank into an address."""
+    """Counts generic stores after the permutation that puts another block's rank into an address."""
     mapped = False
     count = 0
     for instruction in block:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-SYSTEM_SHARED = 1024  # bytes a block, which CUDA takes for itself and counts with a kernel's own from sm_90 on
+SYSTEM_SHARED = 1024  # bytes per block that CUDA takes for itself; from sm_90 on it counts them with the kernel's
 
 _FUNCTION = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _LINE = re.compile(
@@ -29,13 +29,13 @@ class Instruction(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of a memory access."""
+        """Width of a memory access."""
         found = re.search(r"\.[US]?(8|16|64|128)\b", self.opcode)
         return int(found[1]) if found else 32
 
     @property
     def registers(self) -> set[int]:
-        """That its operands name."""
+        """The registers that its operands name."""
         return {int(number) for number in _REGISTER.findall(self.operands)}
 
 
@@ -49,7 +49,7 @@ def functions(code: str) -> dict[str, list[Block]]:
 
 
 def _blocks(text: str) -> Iterator[Block]:
-    """Cut at labels; a branch out of the middle of a block leaves it whole."""
+    """Cuts at labels only; a branch in the middle does not end a block."""
     block: Block = []
     for match in _LINE.finditer(text):
         if match["label"]:
@@ -61,7 +61,7 @@ def _blocks(text: str) -> Iterator[Block]:
 
 
 def stretches(code: Block) -> Iterator[Block]:
-    """Cut where threads meet: at barriers, shuffles and atomics."""
+    """Cuts where threads meet: at barriers, shuffles and atomics."""
     stretch: Block = []
     for instruction in code:
         if instruction.kind in ("BAR", "SHFL", "WARPSYNC", "ATOM", "ATOMG", "UCGABAR_ARV", "UCGABAR_WAIT"):

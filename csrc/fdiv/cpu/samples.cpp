@@ -61,8 +61,8 @@ class Batch {
   Batch(const Problem& problem, double count, const Threads& threads)
       : p_(problem),
         threads_(threads),
-        reduce_(problem.wide ? kernels().reduce_wide : kernels().reduce),
-        apply_(problem.wide ? kernels().apply_wide : kernels().apply),
+        reduce_(problem.is_wide() ? kernels().reduce_wide : kernels().reduce),
+        apply_(problem.is_wide() ? kernels().apply_wide : kernels().apply),
         sums_(problem.batch),
         weight_(problem.batch),
         divisor_(problem.batch, 1.0) {

@@ -3,6 +3,7 @@
 
 #include "core/cuda/device.h"
 #include "core/cuda/reals.h"
+#include "core/cuda/teams.h"
 #include "fdiv/plan_call.h"
 #include "fdiv/weight.h"
 
@@ -28,23 +29,12 @@ struct Results {
   double* stats;      // null: none; then kStats figures and h of every sample
   bool weight_stats;  // the weights' figures too
   double* records;    // (kRecorded, B)
-  double* exchange;   // grid: (B, team, kExchanged)
-  unsigned* tickets;  // kTicket zeros, and zero again: blocks that are done, then each team's arrivals in a grid
 };
 
-struct Call {
+struct Call : Teams {
   Problem p;
   Weighting w;
   Results r;
-  // of the plan
-  int64_t share;
-  int held, buffers;
-  int weighing;           // threads of each block that weigh the batch and take no elements, its last warps
-  int teams;              // of the grid
-  int64_t prefetched;     // elements of each share of the next sample that go to L2 ahead of their loads
-  int prefetched_inputs;  // of these
-  Samples inputs[6];
-  int64_t held_bytes;    // of all buffers: where the weights' shared memory begins
   const double* counts;  // kept entries, in parts; null: every block counts for itself
   int count_parts;
   Reals count;        // N of a mean, where the caller gave it: on the device, or

@@ -31,8 +31,10 @@ bool is_aligned(const Problem& p, int vector) {
     return reinterpret_cast<uintptr_t>(samples.data) % static_cast<uintptr_t>(bytes) == 0 &&
            (p.batch == 1 || samples.batch_stride % vector == 0);
   };
-  return fits(p.student) && fits(p.teacher) && fits(p.fake) && fits(p.teacher_uncond) && fits(p.fake_uncond) &&
-         fits(p.noisy) && fits({p.gradient, p.student.dtype, p.elements});
+  for (const Samples* input : p.inputs()) {
+    if (!fits(*input)) return false;
+  }
+  return fits({p.gradient, p.student.dtype, p.elements});
 }
 
 // FDKERNELS_CUDA_PLAN narrows the schedules, for tests and experiments.
@@ -67,7 +69,8 @@ void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan&
   const Problem& p = call.p;
   cuda::Results& r = call.r;
   r.records = workspace.take(cuda::kRecorded * p.batch);
-  if (plan.schedule == fdkernels::Schedule::grid) r.exchange = workspace.take(cuda::kExchanged * p.batch * plan.team);
+  if (plan.schedule == fdkernels::Schedule::grid)
+    call.exchange = workspace.take(cuda::kExchanged * p.batch * plan.team);
   if (plan.weigh_first) {
     double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
     double* scratch = workspace.take(cuda::weigh_scratch(p.batch, call.w.state.bins));
@@ -83,24 +86,6 @@ void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan&
     cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, call.count_parts, target.stream);
     call.counts = counts;
     shape.mask_entries = 0;
-  }
-}
-
-// The plan's numbers, as kernels take them.
-void follow(Call& call, const fdkernels::CallShape& shape, const fdkernels::Plan& plan) {
-  const Problem& p = call.p;
-  call.share = plan.share;
-  call.held = plan.held;
-  call.buffers = plan.buffers;
-  call.teams = plan.teams;
-  call.weighing = plan.weighing;
-  call.held_bytes = plan.held_bytes(shape);
-  call.prefetched = plan.prefetched;
-  call.prefetched_inputs = 0;
-  const bool reads_student = p.dmd_scale || p.with_stats;
-  for (const Samples* samples : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond, &p.student, &p.noisy}) {
-    const bool is_read = samples->data != nullptr && (reads_student || (samples != &p.student && samples != &p.noisy));
-    if (plan.prefetched > 0 && is_read) call.inputs[call.prefetched_inputs++] = *samples;
   }
 }
 
@@ -181,21 +166,24 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
   p.aligned = is_aligned(p, vector_of(loads));
-  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins);
-  if (arguments.divisor) shape.mask_entries = 0;  // nothing to count
+  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
+                                        arguments.divisor.has_value());
   std::vector<Workspace> memory;  // alive until all is queued: what is freed earlier may be handed out again
-  r.tickets = cuda::take_tickets(target.device, target.stream);
-  if (r.tickets == nullptr) {
+  call.tickets = cuda::take_tickets(target.device, target.stream);
+  if (call.tickets == nullptr) {
     double* zeros = memory.emplace_back(cuda::kTicket / 2, like).take(cuda::kTicket / 2);
     cuda::zero(zeros, cuda::kTicket * sizeof(unsigned), target.stream);
-    r.tickets = reinterpret_cast<unsigned*>(zeros);
+    call.tickets = reinterpret_cast<unsigned*>(zeros);
   }
   fdkernels::DeviceLimits limits = *target.limits;
   int64_t refused = 0;  // blocks
   for (;;) {
     const fdkernels::Plan plan = fdkernels::plan(shape, limits, allowed());
     queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
-    follow(call, shape, plan);
+    call.follow(plan, shape);
+    for (const Samples* input : p.inputs()) {
+      if (p.dmd_scale || p.with_stats || (input != &p.student && input != &p.noisy)) call.prefetch(*input);
+    }
     if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
       if (refused > 0) warn_of_refusal(refused);  // not before: torch loses an error that follows a warning
       return out.all();

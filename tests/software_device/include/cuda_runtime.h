@@ -17,8 +17,8 @@
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// Every access of such a variable asks __tls_get_addr for it, which knows the block (instrumentation.cpp): the model is
-// the one that asks for each variable by itself.
+// Every access of a shared variable asks __tls_get_addr for it, which knows the block (instrumentation.cpp). This TLS
+// model asks for each variable by itself.
 #define __shared__ thread_local __attribute__((tls_model("global-dynamic")))
 
 struct alignas(8) uint2 {
@@ -40,7 +40,7 @@ inline constexpr ::software::Index<::software::block_threads> blockDim{};
 inline constexpr ::software::Index<::software::grid_blocks> gridDim{};
 constexpr int warpSize = 32;
 
-// A width of their own, which CUDA's shuffles may have, is not taken: it would have to be checked.
+// These shuffles take no width, unlike CUDA's: it would have to be checked.
 using SoftwareSite = ::software::Site;
 
 inline void __syncthreads(SoftwareSite site = SoftwareSite::current()) {
@@ -102,7 +102,7 @@ T software_load(const T* from, ::software::Access how) {
   ::software::load(&value, from, sizeof(T), how);
   return value;
 }
-// Promises that nothing writes there while the kernel runs.
+// A kernel that calls this promises that nothing writes there while it runs.
 template <class T>
 T __ldg(const T* from) {
   return software_load(from, ::software::Access::constant_read);
@@ -132,7 +132,7 @@ enum cudaError_t {
   cudaErrorInvalidDevice,
   cudaErrorCooperativeLaunchTooLarge,
   cudaErrorStreamCaptureUnsupported,
-  cudaErrorLaunchFailure,  // a fault of the device: its text is the whole story
+  cudaErrorLaunchFailure,  // a fault of the device; its text says what and where
 };
 
 using cudaStream_t = struct SoftwareStream*;
@@ -202,7 +202,7 @@ cudaError_t software_function_attributes(cudaFuncAttributes*, const void* kernel
 cudaError_t software_set_function_attribute(const void* kernel, cudaFuncAttribute, int value);
 cudaError_t software_active_clusters(int*, const void* kernel, const cudaLaunchConfig_t*);
 cudaError_t software_symbol_address(void** to, const void* symbol, size_t bytes);
-// call(arguments), of which every thread has a copy.
+// Runs call(kernel, arguments) in every thread, each with its own copy of the arguments.
 cudaError_t software_launch(const cudaLaunchConfig_t*, const void* kernel,
                             void (*call)(const void* kernel, void* arguments), const void* arguments, size_t bytes);
 

@@ -1,4 +1,4 @@
-// Stand-in for the loader's header: libtorch_cuda, of which the library asks the current stream.
+// Stand-in for the loader's header: the library asks libtorch_cuda for the current stream, and gets the device's.
 #pragma once
 
 #include <cstdint>
