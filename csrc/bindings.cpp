@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/planning.h"
 #include "fdiv/arguments.h"
 #include "fdiv/divergences.h"
 #include "fdiv/plan_call.h"

@@ -55,7 +55,6 @@ struct Rows {
 
 template <class Ty, bool kGeneral>
 struct FdivMath {
-  using Types = Ty;
   using T = typename Ty::T;
   using Student = typename Ty::Student;
   using Prediction = typename Ty::Prediction;
@@ -151,7 +150,6 @@ struct FdivMath {
            (p.sigma.entries == 1 || p.sigma.inner % kWidth == 0);
   }
 
-  // pred = u + g (cond - u)
   template <int W>
   FDK_HOST_DEVICE static void widen_guided(const Words& cond, const Words& uncond, const Samples& row,
                                            const Samples& other, T g, T (&out)[W]) {
@@ -159,7 +157,7 @@ struct FdivMath {
     widen<Prediction>(cond, row.dtype, out);
     widen<Prediction>(uncond, other.dtype, u);
 #pragma unroll
-    for (int n = 0; n < W; ++n) out[n] = u[n] + g * (out[n] - u[n]);
+    for (int n = 0; n < W; ++n) out[n] = guided(out[n], u[n], g);
   }
 
   // direction[n] of elements at + n, 0 where masked; gap[n] = c (f - tau), and tau. Returns which are unmasked.
@@ -289,15 +287,15 @@ struct FdivMath {
     T tau[1], f[1], x[1] = {}, noisy[1] = {};
     Element e;
     if constexpr (kGeneral) {
-      const auto guided = [&](const Samples& cond, const Samples& uncond, double scale, T(&out)[1]) {
+      const auto read_guided = [&](const Samples& cond, const Samples& uncond, double scale, T(&out)[1]) {
         read<Prediction>(cond, b, i, out);
         if (uncond.data == nullptr) return;
         T u[1];
         read<Prediction>(uncond, b, i, u);
-        out[0] = u[0] + static_cast<T>(scale) * (out[0] - u[0]);
+        out[0] = guided(out[0], u[0], static_cast<T>(scale));
       };
-      guided(p.teacher, p.teacher_uncond, p.guidance_scale, tau);
-      guided(p.fake, p.fake_uncond, p.fake_guidance_scale, f);
+      read_guided(p.teacher, p.teacher_uncond, p.guidance_scale, tau);
+      read_guided(p.fake, p.fake_uncond, p.fake_guidance_scale, f);
       e.keep = kept_bits<1>(p.mask, b, i) & 1;
       if (has_table(p.multiplier)) e.multiplier = table_value(p.multiplier, b, i);
       if (p.is_raw()) {

@@ -10,6 +10,12 @@ namespace fdkernels {
 
 namespace {
 
+// A guided prediction.
+template <class T>
+FDK_HOST_DEVICE inline T guided(T cond, T uncond, T scale) {
+  return uncond + scale * (cond - uncond);
+}
+
 // Neutral where a call lacks an operand. tau and f are raw predictions.
 struct Element {
   double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, multiplier = 1;

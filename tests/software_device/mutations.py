@@ -33,7 +33,7 @@ FDIV, WEIGH, MANY, OPS = (f"fdiv/cuda/{name}" for name in ("kernel.cuh", "weigh.
 TEAMS, BLOCK, DEVICE, LAUNCH, SCALE = (
     f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "scale.cu")
 )
-MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/plan.h"
+MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/planning.h"
 LIBRARIES = 14  # that one process loads, at most
 
 

@@ -38,6 +38,21 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
+// Blocks, and elements of a run that each takes, of a backward over `runs` runs. As few as keep the device busy, since
+// with an upstream of 1 each of them only reads that.
+struct ScalePlan {
+  int64_t blocks_a_run, vectors_a_block;
+  int threads;
+};
+
+ScalePlan plan_scale(int64_t runs, int64_t elements, int vector, int multiprocessors) {
+  constexpr int kThreads = 256, kVectorsAThread = 4;
+  const int64_t vectors = ceil_div(elements, vector);
+  const int64_t most = std::max<int64_t>(1, ceil_div(8 * static_cast<int64_t>(multiprocessors), runs));
+  const int64_t blocks = std::clamp<int64_t>(ceil_div(vectors, kThreads * kVectorsAThread), 1, most);
+  return {blocks, ceil_div(vectors, blocks), kThreads};
+}
+
 const Kernels loaded{scale_kernel<float, float>, scale_kernel<double, double>, scale_kernel<Bf16, float>,
                      scale_kernel<Half, float>};
 

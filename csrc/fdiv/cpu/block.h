@@ -1,107 +1,22 @@
-// What the element loops read: blocks of the N-sized inputs in the type of the arithmetic, and the tables' entries.
+// The flagship's operands, a block of elements at a time.
 //
-// In an unnamed namespace, like all that is compiled once per instruction set.
+// In an unnamed namespace, for the reason that core/numbers.h gives.
 #pragma once
 
-#include <cstring>
-#include <initializer_list>
-
-#include "core/cpu/convert.h"
+#include "core/cpu/blocks.h"
 #include "fdiv/math.h"
 
 namespace fdkernels {
 
 namespace {
 
-constexpr int kBlock = 512;
-// The fewest elements with the same entries that are worth a block.
-constexpr int64_t kShortestRun = 64;
-
-template <class T>
-constexpr DType kNative = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
-
-// A block of an N-sized input: where it lies if it needs no widening, else in the buffer.
-template <class T>
-const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* buffer) {
-  const int64_t offset = b * samples.batch_stride + begin;
-  if (samples.dtype == kNative<T>) return static_cast<const T*>(samples.data) + offset;
-  widen(samples.data, samples.dtype, offset, count, buffer);
-  return buffer;
-}
-
-// Where a table has the entry of element i.
-int64_t entry_at(const Table& table, int64_t b, int64_t i) {
-  return b * table.batch_stride + (i / table.inner) % table.entries;
-}
-
-double number_at(const Table& table, int64_t b, int64_t i) {
-  if (table.data == nullptr) return table.fixed;
-  double value;
-  widen(table.data, table.dtype, entry_at(table, b, i), 1, &value);
-  return value;
-}
-
-bool kept_at(const Table& mask, int64_t b, int64_t i) {
-  return static_cast<const uint8_t*>(mask.data)[entry_at(mask, b, i)] != 0;
-}
-
-bool varies(const Table& table) {
-  return table.data != nullptr && table.entries > 1;
-}
-
-// Of the run of elements around i that read one entry, those from i on, at most `most`.
-int64_t run_at(const Table& table, int64_t i, int64_t most) {
-  const int64_t left = table.inner - i % table.inner;
-  return left < most ? left : most;
-}
-
-// A block of a table, each entry repeated for the elements that read it.
-template <class T, class Copy, class Fill>
-void expand(const Table& table, int64_t b, int64_t begin, int count, T* out, Copy copy, Fill fill) {
-  for (int done = 0; done < count;) {
-    const int64_t entry = entry_at(table, b, begin + done), left = count - done;
-    int run;
-    if (table.inner == 1) {
-      const int64_t row_left = (b * table.batch_stride + table.entries) - entry;
-      run = static_cast<int>(row_left < left ? row_left : left);
-      copy(entry, run, out + done);
-    } else {
-      run = static_cast<int>(run_at(table, begin + done, left));
-      fill(entry, run, out + done);
-    }
-    done += run;
-  }
-}
-
-template <class T>
-void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* out) {
-  if (table.data == nullptr) {
-    for (int i = 0; i < count; ++i) out[i] = static_cast<T>(table.fixed);
-    return;
-  }
-  expand(
-      table, b, begin, count, out, [&](int64_t at, int run, T* to) { widen(table.data, table.dtype, at, run, to); },
-      [&](int64_t at, int run, T* to) {
-        T value{};
-        widen(table.data, table.dtype, at, 1, &value);
-        for (int i = 0; i < run; ++i) to[i] = value;
-      });
-}
-
-void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, uint8_t* out) {
-  const uint8_t* data = static_cast<const uint8_t*>(mask.data);
-  expand(
-      mask, b, begin, count, out, [&](int64_t at, int run, uint8_t* to) { std::memcpy(to, data + at, run); },
-      [&](int64_t at, int run, uint8_t* to) { std::memset(to, data[at], run); });
-}
-
 // One block of every operand; what a call lacks holds its neutral value. The tables' are for elements that share none.
 template <class T>
 struct Block {
   const T *x = nullptr, *tau = nullptr, *f = nullptr, *noisy = nullptr;
-  T x_buffer[kBlock], tau_buffer[kBlock], f_buffer[kBlock], noisy_buffer[kBlock], uncond_buffer[kBlock];
-  double a[kBlock], c[kBlock];
-  T multiplier[kBlock];
+  alignas(64) T x_buffer[kBlock], tau_buffer[kBlock], f_buffer[kBlock], noisy_buffer[kBlock], uncond_buffer[kBlock];
+  alignas(64) double a[kBlock], c[kBlock];
+  alignas(64) T multiplier[kBlock];
   uint8_t keep[kBlock];
 
   explicit Block(const Problem& p, bool with_tables) {
@@ -114,7 +29,6 @@ struct Block {
   }
 };
 
-// pred = u + g (cond - u)
 template <class T>
 const T* load_guided(const Samples& cond, const Samples& uncond, double guidance_scale, int64_t b, int64_t begin,
                      int count, T* buffer, T* uncond_buffer) {
@@ -122,7 +36,7 @@ const T* load_guided(const Samples& cond, const Samples& uncond, double guidance
   if (uncond.data == nullptr) return v;
   const T* u = load(uncond, b, begin, count, uncond_buffer);
   const T g = static_cast<T>(guidance_scale);
-  for (int i = 0; i < count; ++i) buffer[i] = u[i] + g * (v[i] - u[i]);
+  for (int i = 0; i < count; ++i) buffer[i] = guided(v[i], u[i], g);
   return buffer;
 }
 

@@ -130,23 +130,6 @@ void apply_entries(const Block<T>& block, int count, T w, T* out) {
   }
 }
 
-// Element by element in double: where a float sum overflowed, underflowed or met a NaN, this finds out which.
-template <class T>
-Sums reduce_carefully(const Problem& p, int64_t b, int64_t begin, const Block<T>& block, int count) {
-  const bool read_x = error_of(p) != Error::unread;
-  Sums sums;
-  for (int i = 0; i < count; ++i) {
-    Element e{.tau = block.tau[i], .f = block.f[i]};
-    int64_t one = 1;
-    const RunValues own = run_from(p, b, begin + i, &one);
-    e.c = own.c, e.multiplier = own.multiplier, e.keep = own.keep;
-    if (read_x) e.x = block.x[i];
-    if (read_x && p.noisy.data != nullptr) e.a = own.a, e.noisy = block.noisy[i];
-    add_carefully(sums, e, p, read_x);
-  }
-  return sums;
-}
-
 // Whether every N-sized operand is the same plain bfloat16, which then is widened in registers, without buffers.
 bool is_bf16(const Problem& p) {
   for (const Samples* samples : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
@@ -159,83 +142,111 @@ const Bf16* bf16_at(const Samples& samples, int64_t b, int64_t begin) {
   return samples.data == nullptr ? nullptr : static_cast<const Bf16*>(samples.data) + b * samples.batch_stride + begin;
 }
 
+// csrc/core/cpu/blocks.h
 template <class T>
-Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
-  const bool runs = has_runs(p), bf16 = runs && is_bf16(p);
-  const Error error = error_of(p);
-  Block<T> block(p, !runs);
-  Sums total;
-  for (int64_t at = begin; at < end;) {
-    int64_t count = end - at < kBlock ? end - at : kBlock;
-    const RunValues run = runs ? run_from(p, b, at, &count) : RunValues{};
-    const int n = static_cast<int>(count);
-    if (!bf16) load_samples(p, b, at, n, error != Error::unread, block);
+class Loop {
+ public:
+  using Sums = fdkernels::Sums;
+
+  Loop(const Problem& p, int64_t b)
+      : p_(p), b_(b), error_(error_of(p)), runs_(has_runs(p)), bf16_(runs_ && is_bf16(p)), block_(p, !runs_) {}
+
+  void enter(int64_t at, int64_t* count) {
+    if (runs_) run_ = run_from(p_, b_, at, count);
+  }
+
+  bool sum(int64_t at, int count, Sums& sums) {
+    const bool read_x = error_ != Error::unread;
+    if (!bf16_) load_samples(p_, b_, at, count, read_x, block_);
+    if (!runs_) {
+      load_tables(p_, b_, at, count, read_x, block_);
+      sums = reduce_entries(error_, block_, count, p_.kept_only);
+      const bool masked = std::memchr(block_.keep, 1, count) == nullptr;
+      return is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
+    }
+    sums = bf16_ ? reduce_run<T>(error_, bf16_at(p_.student, b_, at), bf16_at(p_.teacher, b_, at),
+                                 bf16_at(p_.fake, b_, at), bf16_at(p_.noisy, b_, at), run_, count)
+                 : reduce_run<T>(error_, block_.x, block_.tau, block_.f, block_.noisy, run_, count);
+    const bool trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, run_.keep ? sums.gap : 0.0);
+    const double factor = run_.multiplier * run_.c;
+    sums.energy *= run_.keep ? factor * factor : 0.0;
+    sums.gap *= magnitude(run_.c);
+    if (!run_.keep && p_.kept_only) sums.gap = sums.distance = 0;
+    return trusted && is_finite(sums.energy) && is_finite(sums.gap);
+  }
+
+  Sums sum_carefully(int64_t at, int count) {
+    const bool read_x = error_ != Error::unread;
+    if (bf16_) load_samples(p_, b_, at, count, read_x, block_);
     Sums sums;
-    bool trusted;
-    if (runs) {
-      sums = bf16 ? reduce_run<T>(error, bf16_at(p.student, b, at), bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at),
-                                  bf16_at(p.noisy, b, at), run, n)
-                  : reduce_run<T>(error, block.x, block.tau, block.f, block.noisy, run, n);
-      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, run.keep ? sums.gap : 0.0);
-      const double factor = run.multiplier * run.c;
-      sums.energy *= run.keep ? factor * factor : 0.0;
-      sums.gap *= magnitude(run.c);
-      if (!run.keep && p.kept_only) sums.gap = sums.distance = 0;
-      trusted = trusted && is_finite(sums.energy) && is_finite(sums.gap);
-    } else {
-      load_tables(p, b, at, n, error != Error::unread, block);
-      sums = reduce_entries(error, block, n, p.kept_only);
-      const bool masked = std::memchr(block.keep, 1, n) == nullptr;
-      trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
+    for (int i = 0; i < count; ++i) {
+      Element e{.tau = block_.tau[i], .f = block_.f[i]};
+      int64_t one = 1;
+      const RunValues own = run_from(p_, b_, at + i, &one);
+      e.c = own.c, e.multiplier = own.multiplier, e.keep = own.keep;
+      if (read_x) e.x = block_.x[i];
+      if (read_x && p_.noisy.data != nullptr) e.a = own.a, e.noisy = block_.noisy[i];
+      add_carefully(sums, e, p_, read_x);
     }
-    if (!trusted) {
-      if (bf16) load_samples(p, b, at, n, error != Error::unread, block);
-      sums = reduce_carefully(p, b, at, block, n);
-    }
-    // Do not share add() with samples.cpp: the linker may keep this AVX-512 copy for every CPU.
+    return sums;
+  }
+
+  // Do not share this with samples.cpp: the linker may keep this AVX-512 copy for every CPU.
+  void add(Sums& total, const Sums& sums) const {
     total.distance += sums.distance;
     total.energy += sums.energy;
     total.gap += sums.gap;
     total.nonfinite |= sums.nonfinite;
-    at += count;
   }
-  return total;
+
+  void store(int64_t at, int count, T w) {
+    const int64_t size = size_of(p_.student.dtype);
+    void* gradient = static_cast<char*>(p_.gradient) + (b_ * p_.elements + at) * size;
+    const T factor = static_cast<T>(run_.multiplier * run_.c);
+    if (!run_.keep) {
+      std::memset(gradient, 0, count * size);
+      return;
+    }
+    if (bf16_) {
+      apply_run(bf16_at(p_.teacher, b_, at), bf16_at(p_.fake, b_, at), count, w, factor, static_cast<Bf16*>(gradient));
+      return;
+    }
+    const bool direct = p_.student.dtype == kNative<T>;
+    alignas(64) T buffer[kBlock];
+    T* out = direct ? static_cast<T*>(gradient) : buffer;
+    load_samples(p_, b_, at, count, false, block_);
+    if (runs_) {
+      apply_run(block_.tau, block_.f, count, w, factor, out);
+    } else {
+      load_tables(p_, b_, at, count, false, block_);
+      p_.is_raw() ? apply_entries<T, true>(block_, count, w, out) : apply_entries<T, false>(block_, count, w, out);
+    }
+    if (!direct) narrow(out, count, gradient, p_.student.dtype, 0);
+  }
+
+ private:
+  const Problem& p_;
+  const int64_t b_;
+  const Error error_;
+  const bool runs_, bf16_;
+  RunValues run_;
+  Block<T> block_;
+};
+
+template <class T>
+Sums reduce(const Problem& p, int64_t b, int64_t begin, int64_t end) {
+  Loop<T> loop(p, b);
+  return sum_blocks(loop, begin, end);
 }
 
 template <class T>
 void apply(const Problem& p, int64_t b, int64_t begin, int64_t end, double coefficient) {
-  const bool runs = has_runs(p), bf16 = runs && is_bf16(p), direct = p.student.dtype == kNative<T>;
-  const int64_t start = b * p.elements, size = size_of(p.student.dtype);
-  Block<T> block(p, !runs);
-  T out_buffer[kBlock];
-  const T w = static_cast<T>(coefficient);
-  for (int64_t at = begin; at < end;) {
-    int64_t count = end - at < kBlock ? end - at : kBlock;
-    const RunValues run = runs ? run_from(p, b, at, &count) : RunValues{};
-    const int n = static_cast<int>(count);
-    const T factor = static_cast<T>(run.multiplier * run.c);
-    void* gradient = static_cast<char*>(p.gradient) + (start + at) * size;
-    T* out = direct ? static_cast<T*>(gradient) : out_buffer;
-    if (!run.keep) {
-      std::memset(gradient, 0, count * size);
-    } else if (bf16) {
-      apply_run(bf16_at(p.teacher, b, at), bf16_at(p.fake, b, at), n, w, factor, static_cast<Bf16*>(gradient));
-    } else {
-      load_samples(p, b, at, n, false, block);
-      if (runs) {
-        apply_run(block.tau, block.f, n, w, factor, out);
-      } else {
-        load_tables(p, b, at, n, false, block);
-        p.is_raw() ? apply_entries<T, true>(block, n, w, out) : apply_entries<T, false>(block, n, w, out);
-      }
-      if (!direct) narrow(out, n, gradient, p.student.dtype, 0);
-    }
-    at += count;
-  }
+  Loop<T> loop(p, b);
+  store_blocks(loop, begin, end, static_cast<T>(coefficient));
 }
 
 }  // namespace
 
-const Kernels kernels = {reduce<float>, reduce<double>, apply<float>, apply<double>};
+const Loops loops = {reduce<float>, reduce<double>, apply<float>, apply<double>};
 
 }  // namespace fdkernels::FDKERNELS_ISA

@@ -9,22 +9,19 @@ namespace fdkernels {
 using ReduceFunction = Sums (*)(const Problem& problem, int64_t b, int64_t begin, int64_t end);
 // Writes coefficient * m * c * (f - tau) into the gradient of elements [begin, end); 0 where masked.
 using ApplyFunction = void (*)(const Problem& problem, int64_t b, int64_t begin, int64_t end, double coefficient);
-struct Kernels {
+struct Loops {
   ReduceFunction reduce, reduce_wide;
   ApplyFunction apply, apply_wide;
 };
 
 namespace baseline {
-extern const Kernels kernels;
+extern const Loops loops;
 }
 namespace v3 {
-extern const Kernels kernels;
+extern const Loops loops;
 }
 namespace v4 {
-extern const Kernels kernels;
+extern const Loops loops;
 }
-
-// Of this processor.
-const Kernels& kernels();
 
 }  // namespace fdkernels

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "core/planning.h"
 #include "fdiv/cuda/call.h"
 #include "fdiv/operands.h"
 #include "torch/cuda_target.h"

@@ -1,0 +1,49 @@
+// Both passes over each sample of a batch: a sample's sums decide its coefficient before its first gradient is stored.
+// Memory sees each input once as long as the second pass finds it in cache:
+//
+//   whole samples   a thread takes a sample through both passes; it stays in that core's L2
+//   split samples   all threads reduce one sample in chunks, then apply it; it stays in the shared cache
+//
+// Chunks depend on the sample's size alone and their sums are added in order, so results have the same bits for any
+// number of threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/cpu/threads.h"
+
+namespace fdkernels::cpu {
+
+constexpr int64_t kChunk = 16384;          // elements one thread reduces at a time in a split sample
+constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
+
+// Op has Sums; reduce(b, begin, end), the sums of elements; add(b, sums), to sample b's; finish(b), its coefficient;
+// stores(); store(b, begin, end), the gradient of elements. bytes: of a sample's inputs.
+template <class Op>
+void pass_samples(Op& op, int64_t batch, int64_t elements, int64_t bytes, const Threads& threads) {
+  const auto piece = [&](int64_t i) { return std::min(elements, i * kChunk); };
+  const int64_t chunks = (elements + kChunk - 1) / kChunk;
+  if (chunks <= 1 || (bytes <= kWholeSample && batch >= threads.count)) {
+    parallel(threads, batch, std::max<int64_t>(1, kGrain / elements), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        for (int64_t i = 0; i < chunks; ++i) op.add(b, op.reduce(b, piece(i), piece(i + 1)));
+        op.finish(b);
+        if (op.stores()) op.store(b, 0, elements);
+      }
+    });
+    return;
+  }
+  std::vector<typename Op::Sums> partial(chunks);
+  for (int64_t b = 0; b < batch; ++b) {
+    parallel(threads, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) partial[i] = op.reduce(b, piece(i), piece(i + 1));
+    });
+    for (const typename Op::Sums& sums : partial) op.add(b, sums);
+    op.finish(b);
+    if (!op.stores()) continue;
+    parallel(threads, chunks, 1, [&](int64_t begin, int64_t end) { op.store(b, piece(begin), piece(end)); });
+  }
+}
+
+}  // namespace fdkernels::cpu
