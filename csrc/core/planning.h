@@ -153,7 +153,9 @@ inline Plan launches_before(const CallShape& call, const DeviceLimits& device, b
 }
 
 inline double cluster_seconds(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
-  const int active = device.active_clusters[std::countr_zero(static_cast<unsigned>(plan.team))];
+  int index = 0;
+  while (index < kClusterSizes - 1 && 1 << index < plan.team) ++index;
+  const int active = device.active_clusters[index];
   return (plan.team > 1 ? kClusterStart : 0) +
          seconds_of(call, device, plan, active, kClusterWait, plan.teams > active ? kOverlapped : kClusterTurn);
 }
