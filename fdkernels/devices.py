@@ -65,7 +65,7 @@ def present(index: int) -> DeviceLimits:
     """
     import torch
 
-    import fdkernels._op.library  # noqa: F401, which defines the op
+    import fdkernels._op.registry  # noqa: F401, which defines the op
     from fdkernels import backends
 
     reason = backends.load_native("cuda")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import testing
-from fdkernels._op import library
+from fdkernels._op import registry
 from tests import device, oracle
 
 ORDER = ("student", "teacher", "fake", "logits", "t")
@@ -83,7 +83,7 @@ class Inputs:
         """The public function's result, computed on the run's device. The call updates this case's own normalizer."""
         case = self.but(**changes)
         given, *others = (getattr(case, name) for name in self.ORDER)
-        function = device.on_device(getattr(fdk, library.ops[self.OP].public))
+        function = device.on_device(getattr(fdk, registry.ops[self.OP].public))
         return function(given if first is None else first, *others, backend=backend, **case.options)
 
     def outcome(self, loss: Tensor, grads: Any = (), stats: Any = None) -> Outcome:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
-from fdkernels._op import library
+from fdkernels._op import registry
 from fdkernels._op.arguments import Argument, ArgumentList, Table
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from tests import refusals
@@ -53,7 +53,7 @@ class Tested(NamedTuple):
 
     @property
     def arguments(self) -> ArgumentList:
-        return library.ops[self.name].arguments
+        return registry.ops[self.name].arguments
 
     def entry(self, name: str) -> Argument:
         return next(entry for entry in self.arguments.entries if entry.name == name)

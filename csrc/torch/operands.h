@@ -19,7 +19,7 @@ namespace fdkernels::ops {
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Whether autograd is running in this thread: a forward is then the second one of an activation checkpoint, which must
-// not update state again (fdkernels/_op/autograd.py, inside_backward).
+// not update state again (fdkernels/_op/registry.py, inside_backward).
 inline bool inside_backward() {
   return torch::autograd::get_current_graph_task_id != nullptr && torch::autograd::get_current_graph_task_id() != -1;
 }

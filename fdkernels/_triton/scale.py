@@ -1,4 +1,4 @@
-"""The backward of every loss in Triton: it scales the gradient that the forward stored (`_op/autograd.py`)."""
+"""The backward of every loss in Triton: it scales the gradient that the forward stored (`_op/registry.py`)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdkernels import backends
-from fdkernels._op import autograd, library
+from fdkernels._op import registry
 from fdkernels._op.arguments import Table
 from fdkernels._op.checks import check_like_student, check_student, check_tensor
 from fdkernels._op.views import as_table, dense_samples, memory_order
@@ -43,20 +43,20 @@ from fdkernels.normalizer import RatioNormalizer
 from fdkernels.prediction import Prediction
 
 _TRITON = "fdkernels.fdiv.triton_launch"
-_LOSS = library.register(
-    library.Op(
+_LOSS = registry.register(
+    registry.Op(
         "fdiv", "fused_fdiv_loss", FDIV, "Tensor loss, Tensor gradient, Tensor unscale, Tensor stats", fdiv_outputs,
         reference.fdiv,
     ),
     _TRITON,
 )  # fmt: skip
-_WEIGHT = library.register(
-    library.Op(
+_WEIGHT = registry.register(
+    registry.Op(
         "fdiv_weight", "fdiv_weight", FDIV_WEIGHT, "Tensor weight, Tensor stats", fdiv_weight_outputs, weight_in_torch
     ),
     _TRITON,
 )
-autograd.differentiable(_LOSS)
+registry.differentiable(_LOSS)
 
 
 class FDivStats(NamedTuple):
@@ -262,9 +262,9 @@ def fused_fdiv_loss(
         with_stats=return_stats,
         weighting=arguments,
     )
-    loss, stats = autograd.run(_LOSS, chosen, call)
+    loss, stats = registry.run(_LOSS, chosen, call)
     if chosen != "reference":
-        autograd.mark_updated(arguments.ratio_mean, arguments.update)
+        registry.mark_updated(arguments.ratio_mean, arguments.update)
     if not return_stats:
         return loss
     if ahead is not None:
@@ -359,5 +359,5 @@ def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:
     assert call.logits is not None
     result: tuple[Tensor, Tensor] = _WEIGHT.run(backend, call, call.logits)
     if backend != "reference":
-        autograd.mark_updated(call.ratio_mean, call.update)
+        registry.mark_updated(call.ratio_mean, call.update)
     return result

@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fdkernels._op.autograd import inside_backward
+from fdkernels._op.registry import inside_backward
 from fdkernels._triton.launch import Launch, on, start, ticket
 from fdkernels._triton.operands import readable, samples, scalar, shared_levels, table
 from fdkernels._triton.plan import next_power_of_2

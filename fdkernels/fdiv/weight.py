@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdkernels._op.autograd import inside_backward
+from fdkernels._op.registry import inside_backward
 from fdkernels.divergences import Divergence, from_kernel
 from fdkernels.fdiv.arguments import FDIV_WEIGHT, WEIGHT_STATS, WeightArguments
 

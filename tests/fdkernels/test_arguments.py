@@ -5,7 +5,7 @@ import torch
 
 from fdkernels import _core
 from fdkernels._op.arguments import Table
-from fdkernels._op.library import KERNELS, ops
+from fdkernels._op.registry import KERNELS, ops
 from tests.ops import raw_fdiv
 
 pytestmark = pytest.mark.cpu_only("lists")

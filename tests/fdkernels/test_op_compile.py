@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fdkernels as fdk
-from fdkernels._op import library
+from fdkernels._op import registry
 from tests import device
 from tests.cases import make, normalizer
 from tests.device import place
@@ -18,7 +18,7 @@ SHAPE = (12, 3, 8, 8)
 
 def compiled(op, backend, compiler, **options):
     """A compiled step like a trainer's: something before the op, the op, something after."""
-    function, options = getattr(fdk, library.ops[op.name].public), place(options)
+    function, options = getattr(fdk, registry.ops[op.name].public), place(options)
 
     def step(first, *others):
         return function(first * 1.0, *others, backend=backend, **options) * 2.0
@@ -83,7 +83,7 @@ def opcheck(op, arguments, outputs):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
 def test_raw_op(op, raw_variant, backend, dtype):
     """A registered op agrees with its schema, fake and mutations; the plain reference agrees with the fake too."""
-    changes, registered = op.raw_variants[raw_variant], library.ops[op.name]
+    changes, registered = op.raw_variants[raw_variant], registry.ops[op.name]
     call = op.raw(dtype, **changes)
     real = registered.run(backend, op.raw(dtype, **changes), op.arguments.flat(call)[0])
     assert not any(v.isnan().any() for v in real[:-1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fdkernels import backends
-from fdkernels._op import library, operands
+from fdkernels._op import operands, registry
 from fdkernels._op.arguments import ArgumentList, Edges, Logits, MaskTable, PerSample, Samples, State, Table
 from tests import device, refusals
 from tests.device import place
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.contract("raw operands"), pytest.mark.backends("native
 def raw(op, backend, name=None):
     """The loaded op, or another one of that name."""
     assert device.on_software or backends.choose(backend, device.name()) == backend
-    return library.kernels[f"{name or op.name}_{backend}"]
+    return registry.kernels[f"{name or op.name}_{backend}"]
 
 
 def test_the_call_that_others_spoil(op, backend):
@@ -112,8 +112,8 @@ def test_a_check_that_an_op_forgets_is_seen(backend, forgotten):
         return (call.x.clone(),)
 
     library_of_one = torch.library.Library("fdkernels_toy", "FRAGMENT")
-    op = library.Op(f"toy_{forgotten}", "toy", TOY, "Tensor result", lambda call: (call.x,), lambda call: (call.x,))
-    library.define(library_of_one, op, backend)
+    op = registry.Op(f"toy_{forgotten}", "toy", TOY, "Tensor result", lambda call: (call.x,), lambda call: (call.x,))
+    registry.define(library_of_one, op, backend)
     library_of_one.impl(f"{op.name}_{backend}", toy, "CPU")
     run = getattr(torch.ops.fdkernels_toy, f"{op.name}_{backend}")
     unseen = [

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fdkernels._op import library
+from fdkernels._op import registry
 from tests import ops
 from tests.contracts import EVERY_OP, ContractTable, backends
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cpu_only("the table itself")
 
 
 def test_every_registered_op_is_under_test():
-    assert list(ops.OPS) == list(library.ops)
+    assert list(ops.OPS) == list(registry.ops)
 
 
 def test_what_an_op_lacks_is_told(op):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fdkernels import backends, devices
-from fdkernels._op import library as registry
+from fdkernels._op import registry
 from fdkernels.fdiv.arguments import FDIV
 from tests.software_device import build
 from tools.gpu_check.stage import NO_SCHEDULE, PLAN

@@ -96,11 +96,19 @@ void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* 
       });
 }
 
-void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, uint8_t* out) {
+// 1 where an element is kept, else 0: in the type of the arithmetic, so that a loop over elements has one width.
+template <class T>
+void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, T* out) {
   const uint8_t* data = static_cast<const uint8_t*>(mask.data);
+  const auto set = [](uint8_t kept) { return kept != 0 ? T(1) : T(0); };
   expand(
-      mask, b, begin, count, out, [&](int64_t at, int run, uint8_t* to) { std::memcpy(to, data + at, run); },
-      [&](int64_t at, int run, uint8_t* to) { std::memset(to, data[at], run); });
+      mask, b, begin, count, out,
+      [&](int64_t at, int run, T* to) {
+        for (int i = 0; i < run; ++i) to[i] = set(data[at + i]);
+      },
+      [&](int64_t at, int run, T* to) {
+        for (int i = 0; i < run; ++i) to[i] = set(data[at]);
+      });
 }
 
 template <class Loop>

@@ -16,8 +16,7 @@ struct Block {
   const T *x = nullptr, *tau = nullptr, *f = nullptr, *noisy = nullptr;
   alignas(64) T x_buffer[kBlock], tau_buffer[kBlock], f_buffer[kBlock], noisy_buffer[kBlock], uncond_buffer[kBlock];
   alignas(64) double a[kBlock], c[kBlock];
-  alignas(64) T multiplier[kBlock];
-  uint8_t keep[kBlock];
+  alignas(64) T multiplier[kBlock], keep[kBlock];  // keep: 1 or 0
 
   explicit Block(const Problem& p, bool with_tables) {
     if (p.is_raw() && p.noisy.data == nullptr) {

@@ -13,16 +13,11 @@ namespace fdkernels::FDKERNELS_ISA {
 
 namespace {
 
-// Elements whose sums are taken in the type of the arithmetic: sixteen a lane, since each addition to a running float
-// sum of equal numbers may round the same way.
-#if defined(__AVX512F__)
-constexpr int kSummed = 16 * 16;
-#elif defined(__AVX2__)
-constexpr int kSummed = 16 * 8;
-#else
-constexpr int kSummed = 16 * 4;
-#endif
-static_assert(kBlock % kSummed == 0);
+// A sum has so many lanes, of which each takes kAdded additions before all become double: each addition to a running
+// float sum of equal numbers may round the same way. The lanes are written down, since a compiler that vectorizes with
+// fewer of them than was thought would add longer runs.
+constexpr int kLanes = 16, kAdded = 16;
+static_assert(kBlock % (kLanes * kAdded) == 0);
 
 inline float magnitude(float v) {
   return __builtin_fabsf(v);
@@ -54,21 +49,36 @@ auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a,
 // Sums over elements [0, count) of what each adds: |gap_at(i)|, direction_at(i, gap)^2 and |error_at(i)|.
 template <class T, class GapAt, class DirectionAt, class ErrorAt>
 Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const ErrorAt& error_at) {
-  Sums sums;
-  for (int begin = 0; begin < count; begin += kSummed) {
-    const int end = count - begin < kSummed ? count : begin + kSummed;
-    T energy = 0, gap = 0;
-    decltype(error_at(0)) distance = 0;
-#pragma omp simd reduction(+ : distance, energy, gap)
-    for (int i = begin; i < end; ++i) {
+  using Distance = decltype(error_at(0));
+  alignas(64) double totals[3][kLanes] = {};
+  for (int begin = 0; begin < count; begin += kLanes * kAdded) {
+    const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
+    alignas(64) T energy[kLanes] = {}, gap[kLanes] = {};
+    alignas(64) Distance distance[kLanes] = {};
+    const auto add = [&](int i, int lane) {
       const T d = gap_at(i), g = direction_at(i, d);
-      energy += g * g;
-      gap += magnitude(d);
-      distance += magnitude(error_at(i));
+      energy[lane] += g * g;
+      gap[lane] += magnitude(d);
+      distance[lane] += magnitude(error_at(i));
+    };
+    int at = begin;
+    for (; at + kLanes <= end; at += kLanes) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) add(at + lane, lane);
     }
-    sums.distance += static_cast<double>(distance);
-    sums.energy += static_cast<double>(energy);
-    sums.gap += static_cast<double>(gap);
+    for (int lane = 0; at + lane < end; ++lane) add(at + lane, lane);
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      totals[0][lane] += static_cast<double>(distance[lane]);
+      totals[1][lane] += static_cast<double>(energy[lane]);
+      totals[2][lane] += static_cast<double>(gap[lane]);
+    }
+  }
+  Sums sums;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums.distance += totals[0][lane];
+    sums.energy += totals[1][lane];
+    sums.gap += totals[2][lane];
   }
   return sums;
 }
@@ -109,11 +119,11 @@ T direction(const Block<T>& block, int i) {
 
 template <class T>
 Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_only) {
-  const auto counts = [&](int i) { return !kept_only || block.keep[i]; };
+  const auto counts = [&](int i) { return !kept_only || block.keep[i] != 0; };
   return with_error(error, [&]<Error kError>() {
     return sum<T>(
         count, [&](int i) { return counts(i) ? direction<T, kError != Error::of_x0>(block, i) : T(0); },
-        [&](int i, T gap) { return block.keep[i] ? block.multiplier[i] * gap : T(0); },
+        [&](int i, T gap) { return block.keep[i] != 0 ? block.multiplier[i] * gap : T(0); },
         [&](int i) {
           const auto e = error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i);
           return counts(i) ? e : decltype(e)(0);
@@ -126,7 +136,7 @@ void apply_entries(const Block<T>& block, int count, T w, T* out) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
     const T g = w * (block.multiplier[i] * direction<T, kPredicted>(block, i));
-    out[i] = block.keep[i] ? g : T(0);
+    out[i] = block.keep[i] != 0 ? g : T(0);
   }
 }
 
@@ -161,8 +171,9 @@ class Loop {
     if (!runs_) {
       load_tables(p_, b_, at, count, read_x, block_);
       sums = reduce_entries(error_, block_, count, p_.kept_only);
-      const bool masked = std::memchr(block_.keep, 1, count) == nullptr;
-      return is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, masked ? 0.0 : sums.gap);
+      int kept = 0;
+      for (int i = 0; i < count; ++i) kept |= block_.keep[i] != 0;
+      return is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, kept == 0 ? 0.0 : sums.gap);
     }
     sums = bf16_ ? reduce_run<T>(error_, bf16_at(p_.student, b_, at), bf16_at(p_.teacher, b_, at),
                                  bf16_at(p_.fake, b_, at), bf16_at(p_.noisy, b_, at), run_, count)

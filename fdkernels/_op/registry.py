@@ -1,20 +1,129 @@
-"""The autograd function around every loss: the forward also stores the gradient, and the backward only scales it.
+"""How an op is registered and differentiated: one schema, one fake and one autograd function for every backend.
 
-A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). The stored gradient is for
-an upstream of 1. A float16 gradient would underflow, so it is stored times a power of two; `unscale` is its inverse.
+`csrc/torch/` registers the implementations `<op>_native` for the same schemas. The first call imports Triton's.
+
+A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). Its forward stores the
+gradient for an upstream of 1, and its backward only scales it. A float16 gradient would underflow, so it is stored
+times a power of two; `unscale` is its inverse.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
-from fdkernels._op import library
-from fdkernels._op.library import KERNELS, Op
+from fdkernels._op.arguments import ArgumentList
+
+KERNELS = ("native", "triton")
+
+
+class Op(NamedTuple):
+    """An op `<name>_<backend>`."""
+
+    name: str
+    public: str
+    """The function that users call, as errors name it."""
+    arguments: ArgumentList
+    results: str
+    """The results as written in a schema."""
+    outputs: Callable[[Any], tuple[Tensor, ...]]
+    """Maps a call to its results, uninitialized; the fakes return these."""
+    reference: Callable[[Any], tuple[Tensor, ...]]
+    """The specification: maps a call to its results."""
+
+    def run(self, backend: str, call: Any, first: Tensor) -> Any:
+        """The results of a call whose first argument is replaced by `first`.
+
+        An empty batch runs no kernel: on every backend its results are the reference's.
+        """
+        if backend == "reference" or first.shape[0] == 0:
+            return self.reference(call._replace(**{self.arguments.names[0]: first}))
+        operands = self.arguments.operands(call)
+        operands[0] = first
+        return kernels[f"{self.name}_{backend}"](*operands)
+
+
+ops: dict[str, Op] = {}
+kernels: dict[str, Callable[..., Any]] = {}
+"""Registered ops by name, called below their own autograd kernels: the caller is already an autograd function."""
+
+# The limits of a GPU, from which native plans its launches: the fields of DeviceLimits in `csrc/core/plan.h`, in order.
+CUDA_LIMITS = "cuda_limits(int device) -> Tensor"
+
+_library = torch.library.Library("fdkernels", "DEF")
+_library.define(CUDA_LIMITS)
+
+
+def register(op: Op, triton: str) -> Op:
+    """Make an op callable on every backend. `triton` names the module with Triton's function of the op's name."""
+    ops[op.name] = op
+    for backend in KERNELS:
+        define(_library, op, backend)
+        name = f"{op.name}_{backend}"
+        kernels[name] = below_autograd(getattr(torch.ops.fdkernels, name).default)
+    _implement_in_triton(f"{op.name}_triton", triton, op.name)
+    return op
+
+
+def define(library: torch.library.Library, op: Op, backend: str) -> None:
+    """Define an op's schema and its fake in a library's namespace."""
+    library.define(f"{op.name}_{backend}({op.arguments.schema}) -> ({op.results})")
+
+    def fake(*operands: Any) -> tuple[Tensor, ...]:
+        return op.outputs(op.arguments.build(operands))
+
+    torch.library.register_fake(f"{library.ns}::{op.name}_{backend}", fake, lib=library)
+
+
+def define_scale(library: torch.library.Library, backend: str) -> None:
+    """Define the ops that scale a loss's stored gradient (`_Loss`): `scale_<backend>` and `scale_<backend>_`.
+
+    The in-place op moves no data where the factor is 1.
+    """
+    scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
+    library.define(f"{scaled}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
+    library.define(f"{in_place}(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
+    torch.library.register_fake(f"{library.ns}::{scaled}", lambda gradient, *_: torch.empty_like(gradient), lib=library)
+    torch.library.register_fake(f"{library.ns}::{in_place}", lambda *_: None, lib=library)
+
+
+def _implement_in_triton(op: str, module: str, function: str) -> None:
+    """The first call imports the module, and Triton with it."""
+
+    def implementation(*operands: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*operands)
+
+    for key in ("CUDA", "CPU"):  # PyTorch dispatches ROCm as CUDA; Triton's interpreter runs on the CPU
+        _library.impl(op, implementation, key)
+
+
+def below_autograd(op: Callable[..., Any]) -> Callable[..., Any]:
+    """`op` without its own autograd kernel."""
+
+    def call(*operands: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*operands)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*operands)
+
+    return call
+
+
+for _backend in KERNELS:
+    define_scale(_library, _backend)
+    for _name in (f"scale_{_backend}", f"scale_{_backend}_"):
+        kernels[_name] = getattr(torch.ops.fdkernels, _name).default
+_implement_in_triton("scale_triton", "fdkernels._triton.scale", "scale")
+_implement_in_triton("scale_triton_", "fdkernels._triton.scale", "scale_")
+
+
+# ---- autograd
 
 
 def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
@@ -65,10 +174,10 @@ class _Loss(Function):
         if ctx.backend == "reference":
             gradient = scaled(gradient, upstream, unscale)
         elif ctx.may_write_in_place and _graph_is_freed():
-            library.kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
+            kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
             increment_version(gradient)
         else:
-            gradient = library.kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
+            gradient = kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
         return gradient, None, None, None
 
 
@@ -77,7 +186,7 @@ class _RawLoss(_Loss):
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, op: Op, backend: str, operands: Any) -> tuple[Tensor, ...]:
-        results = _keep(ctx, op, backend, library.kernels[f"{op.name}_{backend}"](first, *operands[1:]))
+        results = _keep(ctx, op, backend, kernels[f"{op.name}_{backend}"](first, *operands[1:]))
         ctx.may_write_in_place = False  # the caller has the gradient too
         ctx.mark_non_differentiable(*results[1:])
         return results
@@ -86,7 +195,7 @@ class _RawLoss(_Loss):
 def differentiable(op: Op) -> Op:
     """Register the gradient of the raw ops."""
     for backend in KERNELS:
-        library.implement_autograd(op, backend, _raw(op, backend))
+        _library.impl(f"{op.name}_{backend}", _raw(op, backend), "Autograd")
     return op
 
 
