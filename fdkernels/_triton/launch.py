@@ -21,7 +21,7 @@ class Launch(NamedTuple):
     programs: int
     arguments: tuple[Any, ...]
     options: dict[str, Any]
-    """Compile-time arguments, and num_warps."""
+    """Arguments by name: numbers, compile-time options, num_warps."""
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -33,6 +33,8 @@ from fdkernels.fdiv.triton_kernels import Written, fdiv_apply_kernel, fdiv_fwd_k
 from fdkernels.fdiv.triton_plan import heads_at_a_time, plan
 from fdkernels.fdiv.triton_weight import WeightOperands, fdiv_weight_kernel
 
+ELEMENT_NUMBERS = ("guidance_scale", "fake_guidance_scale", "fixed_alpha", "fixed_sigma", "sigma_data")
+WEIGHT_NUMBERS = ("log_ratio_min", "log_ratio_max", "t_min", "t_max", "decay", "amari_alpha")
 PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # most samples that fdiv_weight_kernel weighs at a time
 
@@ -78,10 +80,7 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         weighting = WeightArguments()
     operands, weight_operands = _operands(call), _weight_operands(weighting, weight)
     wide = tl.float64 if call.dtype() == torch.float64 else tl.float32
-    element_numbers = (
-        call.guidance_scale, call.fake_guidance_scale, call.fixed_alpha, call.fixed_sigma, call.sigma_data,
-    )  # fmt: skip
-    numbers = (*element_numbers, call.eps, call.floor, *_weight_numbers(weighting, weight_operands.bins))
+    element_numbers = {name: getattr(call, name) for name in ELEMENT_NUMBERS}
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
         "WITH_ERROR": call.dmd_scale or call.with_stats,
@@ -89,21 +88,23 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         "RUN": shared_levels(operands.alpha, operands.sigma, call.teacher),
         "SAMPLES": spread.samples, "BINS": next_power_of_2(weight_operands.bins), "HEADS": spread.heads,
         "TILE": spread.tile, "WIDE": wide, "num_warps": spread.num_warps,
+        **element_numbers, "eps": call.eps, "floor": call.floor, **_weight_numbers(weighting, weight_operands.bins),
     }  # fmt: skip
     if not split:
         options["WITH_WEIGHT_STATS"] = not spread.weigh_first
         options["SHARED_MASK"] = call.mask.entries is not None and call.mask.entries.shape[0] == 1
-        arguments = (operands, weight_operands, written, batch, elements, *numbers)
+        arguments: tuple[Any, ...] = (operands, weight_operands, written, batch, elements)
         return outputs, [*launches, Launch(fdiv_fwd_kernel, batch, arguments, options)]
     options["PIECES"] = spread.pieces
     options["OFFSET"] = tl.int64 if spread.wide_offsets else tl.int32
     grid = (spread.programs, spread.tiles)
     chunks = -(-batch // spread.samples)
-    arguments = (operands, weight_operands, written, batch, elements, *grid, chunks, *numbers)
+    arguments = (operands, weight_operands, written, batch, elements, *grid, chunks)
     launches.append(Launch(fdiv_reduce_kernel, batch * spread.programs, arguments, options))
     if call.with_grad:
-        arguments = (operands, written, batch, elements, *grid, *element_numbers)
-        options = {name: options[name] for name in ("KIND", "RUN", "TILE", "OFFSET", "WIDE", "num_warps")}
+        arguments = (operands, written, batch, elements, *grid)
+        names = (*ELEMENT_NUMBERS, "KIND", "RUN", "TILE", "OFFSET", "WIDE", "num_warps")
+        options = {name: options[name] for name in names}
         launches.append(Launch(fdiv_apply_kernel, batch * spread.programs, arguments, options))
     return outputs, launches
 
@@ -116,8 +117,15 @@ def _weigh(call: WeightArguments, weight: Tensor, stats: Tensor) -> Launch:
     return Launch(
         fdiv_weight_kernel,
         1,
-        (weighting, weight, stats, batch, -(-batch // block), *_weight_numbers(call, weighting.bins)),
-        {**_weight_options(call), "SAMPLES": block, "BINS": bins, "HEADS": heads, "num_warps": 8},
+        (weighting, weight, stats, batch, -(-batch // block)),
+        {
+            **_weight_options(call),
+            **_weight_numbers(call, weighting.bins),
+            "SAMPLES": block,
+            "BINS": bins,
+            "HEADS": heads,
+            "num_warps": 8,
+        },
     )
 
 
@@ -129,10 +137,9 @@ def _weight_options(call: WeightArguments) -> dict[str, Any]:
     return {"DIVERGENCE": call.divergence, "NORMALIZE": call.normalize_weight, "UPDATE": update}
 
 
-def _weight_numbers(call: WeightArguments, bins: int) -> tuple[Any, ...]:
-    """The fields of `Constants`, in order."""
-    width = (call.t_max - call.t_min) / bins
-    return call.log_ratio_min, call.log_ratio_max, call.t_min, call.t_max, width, call.decay, call.amari_alpha
+def _weight_numbers(call: WeightArguments, bins: int) -> dict[str, Any]:
+    """The numbers of every kernel that weighs."""
+    return {name: getattr(call, name) for name in WEIGHT_NUMBERS} | {"bin_width": (call.t_max - call.t_min) / bins}
 
 
 def _weight_operands(call: WeightArguments, weight: Tensor | None) -> WeightOperands:

@@ -115,6 +115,7 @@ def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tens
     for name, value in excluded.items():
         if value is not None:
             raise ValueError(f"{name}: expected None beside weight=, which is h itself, got {type(value).__name__}")
+    _check_no_number("weight", weight)
     check_tensor("weight", weight)
     batch = student.shape[0]
     if any(size != 1 for size in weight.shape[1:]) or (weight.dim() and weight.shape[0] not in (1, batch)):
@@ -208,7 +209,14 @@ def check_prediction(prediction: Prediction, student: Tensor) -> None:
         check_like_student("noisy", prediction.noisy, student)
 
 
+def _check_no_number(name: str, value: Any) -> None:
+    if isinstance(value, numbers.Number):
+        made = f"torch.full((), {shown(value)}, device=student.device)"
+        raise TypeError(f"{name}: expected a tensor, got {shown(value)}; write {made}")
+
+
 def check_multiplier(multiplier: Tensor) -> Tensor:
+    _check_no_number("multiplier", multiplier)
     check_tensor("multiplier", multiplier)
     if multiplier.dtype not in FLOATS:
         raise ValueError(f"multiplier: expected a floating dtype, got {multiplier.dtype}")

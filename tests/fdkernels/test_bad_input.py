@@ -66,7 +66,7 @@ BAD = {
     ),
     "weight as a number": (
         {"weight": 1.0, "logits": None, "normalizer": None},
-        r"^weight: expected a tensor, got float",
+        r"^weight: expected a tensor, got 1.0; write torch.full\(\(\), 1.0, device=student.device\)",
     ),
     "unknown divergence": ({"divergence": "pearso"}, r"^divergence: .*'pearso'.*'pearson'"),
     "misspelt alias": ({"divergence": "jensen-shanon"}, r"^divergence: .*'jensen-shanon'.*'jensen_shannon'"),
@@ -91,7 +91,7 @@ BAD = {
         {"multiplier": torch.ones(8, dtype=torch.int64)},
         r"^multiplier: expected .*got torch\.int64",
     ),
-    "multiplier as a number": ({"multiplier": 2.0}, r"^multiplier: expected a tensor, got float"),
+    "multiplier as a number": ({"multiplier": 2.0}, r"^multiplier: expected a tensor, got 2.0; write torch.full"),
     "mask of another shape": ({"mask": torch.ones(8, 3, 5, dtype=torch.bool)}, r"^mask: expected .*got \(8, 3, 5\)"),
     "mask of weights": ({"mask": torch.ones(8)}, r"^mask: expected .*bool.*got torch\.float32.*mask != 0.*multiplier="),
     "mask of another size": (
