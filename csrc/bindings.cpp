@@ -191,7 +191,7 @@ T field(const py::object& call, const char* name) {
 
 Request request(const py::object& call, const py::dict& limits, const std::string& allowed) {
   constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
-  static char present = 0;                     // where an operand would be; nothing reads it
+  static char present = 0;                     // stands for an operand's data; nothing reads it
   fdkernels::Problem p{};
   const int64_t batch = p.batch = checked("batch", field<int64_t>(call, "batch"), 1, kMost);
   const int64_t elements = p.elements = checked("elements", field<int64_t>(call, "elements"), 1, kMost / batch);

@@ -1,7 +1,7 @@
 // Numbers on host and device: a test for finite ones, and conversions between half precision and float.
 //
-// Keep functions in the unnamed namespace. CPU files include this once per instruction set; of a function that their
-// objects share, the linker may keep the AVX-512 copy for every CPU.
+// Keep functions in the unnamed namespace. Objects for several instruction sets include this file: of a function that
+// they share, the linker may keep the AVX-512 copy for every CPU.
 #pragma once
 
 #include <bit>

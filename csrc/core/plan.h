@@ -93,7 +93,8 @@ constexpr int kMaxTeams = 64;
 constexpr int64_t kStaticShared = 3 * 1024;
 
 constexpr int kMaxThreads = 512, kMaxWeighing = 64;  // most threads of a block with elements; most that weigh
-// The most registers per thread of the cluster kernels. `make check-kernels` compares the compiled kernels.
+// The most registers per thread: of plain cluster kernels, and of general and grid kernels. `make check-kernels` checks
+// the compiled kernels.
 constexpr int kRegistersAThread = 96, kRegistersAThreadGeneral = 128;
 // Where samples outnumber the resident clusters, blocks may have this many threads: a multiprocessor's registers hold
 // three such blocks (two of general kernels), of which some load while others wait for their sums.

@@ -1,6 +1,6 @@
 // One thread's work on its part of a sample, for any op. `gather` loads the inputs, adds up the sums and keeps on chip
-// what the gradient will need; `scatter` stores the gradient. core/cuda/schedules.cuh adds up threads' and blocks'
-// sums.
+// what the gradient will need; `scatter` stores the gradient. core/cuda/schedules.cuh adds the sums of threads and
+// blocks.
 //
 // An op provides a Math, made for one sample: its operands and its arithmetic. Math works on W elements at a time: an
 // aligned vector (or kWidth elements of it), or one element where a sample ends within a vector or is not aligned.
@@ -10,7 +10,7 @@
 //   kWidth             elements of a whole vector that are taken at a time
 //   kInFlight          whole vectors whose loads are in flight at a time; 1 if kWidth is smaller than a vector
 //   together()         whether kWidth elements may be taken at a time
-//   gather<W>(at, values, partial)       adds elements at, at + 1, ... to partial; sets values, which stay on chip
+//   gather<W>(at, values, partial)       adds elements at, at + 1, ... to partial; sets the values to keep on chip
 //   gather_vectors<K>(v, hold, partial)  adds K whole vectors, v and this thread's next ones, and keeps their values
 //   add(total, partial)                  returns false if the partial sums in T cannot be trusted
 //   is_sound(total, held)                whether the sums can be used; held: no add() has returned false

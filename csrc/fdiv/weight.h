@@ -27,7 +27,7 @@ struct WeightOptions {
 
 // weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
 constexpr int kWeightStats = 7;
-// then gradient norm, relative gap, non-finite samples, and h of every sample
+// then gradient norm, relative gap, non-finite samples; h of every sample follows
 constexpr int kStats = kWeightStats + 3;
 
 // The bin of a finite noise level.

@@ -1,6 +1,5 @@
-// A CPU op's loop over elements, in blocks of up to kBlock: reads of a block's operands, and the passes over the
-// blocks. Inputs are converted to the type of the arithmetic; table entries are repeated for the elements that read
-// them.
+// A CPU op's loop over elements, in blocks of up to kBlock: reads of a block's operands, and passes over the blocks.
+// Inputs are converted to the type of the arithmetic; table entries are repeated for the elements that read them.
 //
 // An op provides a Loop, made for one sample:
 //

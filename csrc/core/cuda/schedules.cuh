@@ -19,9 +19,8 @@
 //   Math                     see core/sample.h
 //   kExchanged               doubles per sample that each block of a team gives to the others
 //   begin(call, elements, shared)           run by all threads with elements, before their first sample
-//   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() when it no
-//   longer
-//                                           reads state that report() changes
+//   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() after its last
+//                                           read of state that report() changes
 //   to_values(sums, values)                 a thread's sums as doubles to exchange
 //   finish(call, b, totals, reports, shared)  run by a block's first warp: sets shared.coefficient from a sample's
 //                                           totals. One block of the team `reports`: it writes the sample's record
@@ -190,7 +189,7 @@ __device__ inline void by_grid(const typename Op::Call& call, typename Op::Share
 
   unsigned* arrivals = call.tickets + 1 + 2 * first;
   const int turns = static_cast<int>((call.p.batch - first + teams - 1) / teams);
-  const int ahead = call.buffers - 1;  // turns that a block loads before it finishes the first of them
+  const int ahead = call.buffers - 1;  // turns by which loading is ahead of storing
   for (int loaded = 0; loaded < turns + ahead; ++loaded) {
     if (loaded < turns) {
       const int64_t b = first + static_cast<int64_t>(loaded) * teams;

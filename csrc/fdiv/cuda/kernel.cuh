@@ -68,7 +68,8 @@ __device__ inline double divisor_of(const Call& call, const Group& group) {
 
 // ---- a sample
 
-// The factor of a sample's direction, from its team's sums. One thread of the team `reports`: it writes the record.
+// The factor of a sample's direction, from its team's sums. One thread of the team `reports`: it writes the record, and
+// with "none" the sample's loss.
 __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, double divisor, bool reports) {
   const Problem& p = call.p;
   const Results& r = call.r;

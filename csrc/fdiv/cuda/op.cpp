@@ -187,7 +187,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
       if (p.dmd_scale || p.with_stats || (input != &p.student && input != &p.noisy)) call.prefetch(*input);
     }
     if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
-      if (refused > 0) warn_of_refusal(refused);  // not before: torch loses an error that follows a warning
+      if (refused > 0) warn_of_refusal(refused);  // no earlier: torch loses an error that follows a warning
       return out.all();
     }
     limits.multiprocessors = static_cast<int>(plan.blocks()) / 2;

@@ -131,7 +131,7 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   group.sync();
 }
 
-// h of a sample in a call without logits: the caller's weight, or 1; NaN if t is not finite.
+// h of a sample in a call without logits: the given weight, or 1; NaN if t is not finite.
 __device__ inline double given_weight(const Weighting& w, int64_t b) {
   const uint64_t given = w.given.data == nullptr ? 0 : load_real(w.given, b);
   const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
