@@ -1,6 +1,6 @@
-// fdkernels._core: what the binaries were built with, the double-precision divergence math on NumPy arrays, and the
-// plans that the CUDA launcher obeys. Knows nothing of torch or CUDA, so it can be imported, and tables and plans
-// inspected, where torch is missing or broken and without a GPU.
+// fdkernels._core: build information, the double-precision divergence math on NumPy arrays, and the plans that the CUDA
+// launcher follows. Uses neither torch nor CUDA, so that it can be imported without a GPU, or if torch is missing or
+// broken.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -105,7 +105,7 @@ py::value_error expected(const std::string& argument, const std::string& what, c
   return py::value_error(argument + ": expected " + what + ", got " + got);
 }
 
-// A count, in range.
+// Returns a count that lies in the range, else throws.
 int64_t checked(const char* argument, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return value;
   const std::string range = "from " + std::to_string(least) + " to " + std::to_string(most);
@@ -152,7 +152,7 @@ fdkernels::DeviceLimits device_limits(const py::dict& given) {
   fdkernels::DeviceLimits limits{};
   limits.capability = static_cast<int>(figure("capability", 10, kMostBlocks));
   limits.multiprocessors = static_cast<int>(figure("multiprocessors", 1, kMostBlocks));
-  // Less than any GPU gives, for devices that are made up.
+  // The least shared memory is below that of any GPU, for made-up devices.
   limits.shared_per_block = static_cast<int64_t>(figure("shared_per_block", 4096, kMostBytes));
   limits.shared_per_multiprocessor = static_cast<int64_t>(figure("shared_per_multiprocessor", 4096, kMostBytes));
   limits.cache = static_cast<int64_t>(figure("cache", 0, kMostBytes));
@@ -177,7 +177,7 @@ struct Request {
   fdkernels::Allowed allowed;
 };
 
-// A field of fdkernels/call_shape.py.
+// A field of CallShape in fdkernels/call_shape.py.
 template <class T>
 T field(const py::object& call, const char* name) {
   const py::object value = call.attr(name);
@@ -191,7 +191,7 @@ T field(const py::object& call, const char* name) {
 
 Request request(const py::object& call, const py::dict& limits, const std::string& allowed) {
   constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
-  static char present = 0;                     // where an operand would be; nothing reads it
+  static char present = 0;                     // stands for an operand's data; nothing reads it
   fdkernels::Problem p{};
   const int64_t batch = p.batch = checked("batch", field<int64_t>(call, "batch"), 1, kMost);
   const int64_t elements = p.elements = checked("elements", field<int64_t>(call, "elements"), 1, kMost / batch);
@@ -274,7 +274,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   return d;
 }
 
-// The very function that the launcher asks.
+// Calls the function that the launcher calls.
 py::dict plan(const py::object& call, const py::dict& limits, const std::string& allowed) {
   const Request r = request(call, limits, allowed);
   try {

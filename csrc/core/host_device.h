@@ -1,4 +1,4 @@
-// What the same source needs to be compiled for host and device.
+// Macros for functions that host and device compilers share.
 #pragma once
 
 #ifdef __CUDACC__
@@ -7,7 +7,8 @@
 #define FDK_HOST_DEVICE
 #endif
 
-// Once in a kernel, and called: what each block runs a few times waits longer for code than for arithmetic.
+// A device function that a kernel holds once and calls. Code that each block runs only a few times waits longer for its
+// instructions than for arithmetic, so inlined copies cost more than calls.
 #ifdef __CUDA_ARCH__
 #define FDK_CALLED __noinline__ inline
 #else

@@ -1,4 +1,4 @@
-// Enumerations whose values have names in Python: each is a macro list X(name, ...).
+// Macros for enumerations whose values have names in Python. Each enumeration is written once, as a list X(name, ...).
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace fdkernels {
 
-// False where `names` lacks the name.
+// Returns false if `names` lacks the name.
 template <class Enum, size_t kCount>
 bool find_name(const char* const (&names)[kCount], const char* name, Enum* found) {
   for (size_t i = 0; i < kCount; ++i) {

@@ -1,7 +1,7 @@
-// Numbers: which are finite, and half precision to float and back; for host and device.
+// Numbers on host and device: a test for finite ones, and conversions between half precision and float.
 //
-// In an unnamed namespace: the CPU's kernels compile this once per instruction set, and a function shared between those
-// could be linked from the widest one into the path of a processor that lacks it.
+// Keep functions in the unnamed namespace. Objects for several instruction sets include this file: of a function that
+// they share, the linker may keep the AVX-512 copy for every CPU.
 #pragma once
 
 #include <bit>
@@ -63,13 +63,12 @@ FDK_HOST_DEVICE inline uint16_t float_to_half(float value) {
 #ifdef __CUDA_ARCH__
   return __half_as_ushort(__float2half_rn(value));
 #else
-  // Adding a power of two at the half's last place makes the float adder round.
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536
-  if (magnitude < 0x38800000u) {                                               // subnormal
+  if (magnitude < 0x38800000u) {  // subnormal: 0.5f has the half's last place, so the float adder rounds
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
   }
@@ -78,8 +77,8 @@ FDK_HOST_DEVICE inline uint16_t float_to_half(float value) {
 #endif
 }
 
-// 2^k with k = floor(log2 v) of a v of at least 1: v without its fraction. float16 stores a gradient g / N times that
-// of N, since g / N underflows it.
+// The largest power of two up to v, for v >= 1. A float16 gradient is stored as g / N times float16_power(N), since
+// g / N alone underflows.
 FDK_HOST_DEVICE inline double float16_power(double v) {
   return std::bit_cast<double>(std::bit_cast<uint64_t>(v) & 0xfff0000000000000u);
 }

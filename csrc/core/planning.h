@@ -1,15 +1,14 @@
-// How the CUDA backend spreads a forward call over the chip: a pure function of the call's shape and the device's
-// limits, which the launcher obeys.
+// Makes plans (core/plan.h): a pure function of a call's shape and a device's limits. The launcher follows the plan.
 //
-//   cluster   one thread-block cluster (a block, where size 1 is best) holds a sample on chip between the sums over it
-//             and the store of its gradient; the sums meet in distributed shared memory
-//   grid      all blocks are resident, in teams that each hold a sample; the sums meet in global memory, and each block
-//             loads its share of its team's next sample before it waits for them. What a share cannot hold is read
-//             again.
+//   cluster   A thread-block cluster, or a single block, holds a sample on chip from its sums to the store of its
+//             gradient. The blocks exchange their sums through distributed shared memory.
+//   grid      All blocks are resident, in teams that each hold a sample. The blocks exchange their sums through global
+//             memory. With room for two samples, a block loads its share of the next one before it waits for the sums.
+//             What a share cannot hold is read again.
 //
-// Both are one launch, in which clusters, or teams, pass from sample to sample. Either reads every input once as
-// long as a sample fits; `grid` takes any sample. The plan is the cheaper of all that fit, in a model of three times:
-// bytes over bandwidth, waiting for weights and a team's sums, and starting.
+// Both take one launch, in which clusters or teams pass from sample to sample. Both read every input once as long as a
+// sample fits; `grid` takes any sample. The choice is the plan with the shortest predicted time. The model adds bytes
+// over bandwidth, waits for the weights and a team's sums, and the start.
 #pragma once
 
 #include <algorithm>
@@ -26,34 +25,36 @@ namespace fdkernels {
 
 // The model's constants, in seconds, from an H100 (docs/decisions.md, "Second run on a GPU").
 constexpr double kStart = 7.5e-6;         // launch, first bytes, the last block's report
-constexpr double kWeights = 5e-6;         // from the first byte until a block has weighed few samples
-constexpr double kWeightsASample = 1e-8;  // of those that it has to weigh besides
-// Besides, where blocks have to be there together: 0.5 us. A grid needs the whole device at once, a cluster leaves
-// other streams' kernels a place: so a grid has to be better by a microsecond.
+constexpr double kWeights = 5e-6;         // from the first byte until a block has weighed a small batch
+constexpr double kWeightsASample = 1e-8;  // in addition, per sample of the batch
+// In addition, if blocks must start together: 0.5 us. A grid has to be better by one more microsecond, since it needs
+// the whole device at once, while clusters leave room for other streams' kernels.
 constexpr double kClusterStart = 0.5e-6, kGridStart = 1.5e-6;
 constexpr double kClusterWait = 1e-6;  // block sums, cluster barrier, coefficient
-constexpr double kGridWait = 3.5e-6;   // the same through global memory, whatever the number of blocks
-// What a sample costs beside its bytes where others follow it: where memory has nothing to do while its sums are
-// awaited, while another block's sample moves, and while its own block loads the next.
+constexpr double kGridWait = 3.5e-6;   // the same through global memory, for any number of blocks
+// What each further sample of a team costs beside its bytes. During the wait for sums, memory idles (kClusterTurn,
+// kGridTurn), another block of the multiprocessor moves its sample (kOverlapped), or the block itself loads the next
+// one (kAhead).
 constexpr double kClusterTurn = 3.5e-6, kGridTurn = 8e-6, kOverlapped = 1.5e-6, kAhead = 2.3e-6;
-constexpr double kCrowded = 0.75;     // of the bandwidth, by several small blocks a multiprocessor
+constexpr double kCrowded = 0.75;     // part of the bandwidth that several small blocks per multiprocessor reach
 constexpr double kFasterAlone = 1.6;  // a multiprocessor's bandwidth over its share of the device's
-constexpr double kReached = 0.9;      // of the datasheet's bandwidth, as a copy does
-constexpr double kReadAgain = 2.5;    // a byte that is read again, from wherever, against one that is read once
+constexpr double kReached = 0.9;      // part of the datasheet's bandwidth that a copy reaches
+constexpr double kReadAgain = 2.5;    // cost of a second read of a byte (from L2 or memory) over that of a first read
 constexpr double kFollowing = 4e-6;   // a small launch right behind another
-constexpr double kWeigh = 0.625e-9;   // float64 arithmetic of a sample's weight on one multiprocessor, at full rate
+constexpr double kWeigh = 0.625e-9;   // a sample's weight on one multiprocessor, if float64 ran at float32's rate
 
+// Shared memory of a block that weighs: h and ratios, the bins' means, and each sample's bin.
 inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
   return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
 }
 
-// Warps that a multiprocessor's registers hold; each of its quarters has 16,384 and takes whole warps.
+// Warps that a multiprocessor's registers hold; each of its quarters has 16,384 registers and takes whole warps.
 constexpr int warps_by_registers(bool general) {
   return 4 * (16384 / (32 * (general ? kRegistersAThreadGeneral : kRegistersAThread)));
 }
 
-// One warp weighs few samples. Of many, each thread of two takes several.
+// One warp weighs up to 32 samples, two warps weigh more.
 inline int weighing_threads(const CallShape& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
   return call.batch <= 32 ? 32 : kMaxWeighing;
@@ -67,33 +68,34 @@ constexpr int launches_of(const CallShape& call, const Plan& plan) {
   return 1 + weighing_launches(call, plan.weigh_first) + plan.count_first;
 }
 
-// Seconds of float64 arithmetic for the weights of `samples` on one multiprocessor. Chips for computing do two
-// float64 operations in the time of four of float32, others one in that of 64.
+// Seconds of float64 arithmetic for the weights of `samples` on one multiprocessor. Data-center chips run float64 at
+// half of float32's rate, others at 1/64.
 inline double weighing_seconds(const CallShape& call, const DeviceLimits& device, int64_t samples) {
   const bool fast = device.capability == 80 || device.capability == 90 || device.capability == 100;
   return call.heads == 0 ? 0.0 : static_cast<double>(samples) * kWeigh * (fast ? 2 : 64);
 }
 
-// Those with elements. most: fewer a block where several blocks side by side keep a multiprocessor busier than one that
-// waits.
+// Threads of a block that take elements, at most `most`. With fewer per block, several blocks fit side by side and keep
+// a multiprocessor busy while one of them waits.
 inline int threads_for(int64_t vectors, bool general, int most) {
-  // Two vectors a thread keep its loads in flight together; below a warp's worth of those, four warps share the rest.
+  // Two vectors per thread (one in general kernels): their loads are in flight together. At least four warps.
   const int64_t wanted = ceil_div(ceil_div(vectors, general ? 1 : 2), 32) * 32;
   return static_cast<int>(std::clamp<int64_t>(wanted, 128, std::min(most, kMaxThreads)));
 }
 
-// What moves between memory and chip. `again`: as in Plan; `at_once`: samples that read so much again at a time.
+// Bytes between memory and chip. again: as in Plan. at_once: samples whose second reads share the cache.
 inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int64_t again, int at_once = 1) {
   const double batch = static_cast<double>(call.batch);
-  // Of a second read, half of the cache is counted on.
+  // Half of the cache is assumed to serve second reads.
   const double cached = 0.5 * static_cast<double>(device.cache) / at_once;
   const double twice = std::max(0.0, static_cast<double>(again) * call.reread - cached);
   return batch * (static_cast<double>(call.elements) * (call.read + call.written) + twice);
 }
 
-// From the start of the launch to its end. Samples go in rounds of plan.teams, of which every `active` are a block more
-// on a multiprocessor. A round takes as long as the device needs for all of them, or a multiprocessor for its shares.
-// The first round's sums are waited for, and its weights; each further round costs `between`.
+// From the start of the launch to its end. Samples go in rounds of plan.teams; every `active` teams put one block on
+// each multiprocessor. A round takes the longer of two times: the device's for all samples of the round, and a
+// multiprocessor's for its own shares. The first round also waits for its sums (`wait`) and for the weights; each
+// further round costs `between` beside its bytes.
 inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t active,
                          double wait, double between) {
   const double reached = (plan.teams > active ? kCrowded : 1.0) * kReached * device.bandwidth;
@@ -121,20 +123,20 @@ inline double seconds_of(const CallShape& call, const DeviceLimits& device, cons
   return seconds;
 }
 
-// As much of every block's next share as a quarter of the cache holds.
+// Elements of every block's next share to prefetch: as many as a quarter of the cache holds.
 inline int64_t prefetched(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
   if (device.capability < 90) return 0;
   const int64_t each = device.cache / 4 / (plan.blocks() * call.read);
   return std::min(plan.share, each / call.vector * call.vector);
 }
 
-// Whether every block computing the weights for itself is out of the question.
+// Whether the batch is too large for every block to weigh it itself.
 inline bool must_weigh_first(const CallShape& call) {
   return call.heads > 0 &&
          (call.batch > kWeighedSamples || call.batch * call.heads > kWeighedLogits || call.bins > kWeighedBins);
 }
 
-// What precedes a schedule, and how long that takes.
+// A plan with the launches before the main one and their seconds; a schedule adds the rest.
 inline Plan launches_before(const CallShape& call, const DeviceLimits& device, bool weigh_first) {
   Plan plan;
   plan.weigh_first = weigh_first;
@@ -160,7 +162,7 @@ inline double cluster_seconds(const CallShape& call, const DeviceLimits& device,
          seconds_of(call, device, plan, active, kClusterWait, plan.teams > active ? kOverlapped : kClusterTurn);
 }
 
-// False where a sample does not fit, or the device cannot schedule this size.
+// Returns false if a sample does not fit, or the device cannot schedule this size.
 inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool weigh_first, int index, Plan* found) {
   const int size = 1 << index;
   const int active = device.active_clusters[index];
@@ -173,12 +175,12 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   plan.share = share * call.vector;
   plan.shared_bytes = plan.share * call.arithmetic + weight_bytes(call, weigh_first);
   if (plan.shared_bytes + kStaticShared > device.shared_per_block) return false;
-  plan.held = static_cast<int>(share);  // all of it
+  plan.held = static_cast<int>(share);  // the whole share
   plan.bytes = bytes_moved(call, device, 0);
   plan.prefetched = prefetched(call, device, plan);
   const double before = plan.seconds;
-  // Blocks a multiprocessor, by shared memory. Where samples wait for their turn, several small ones side by side are
-  // an alternative to a large one.
+  // Blocks per multiprocessor that shared memory allows. Where samples outnumber the resident clusters, several small
+  // blocks side by side are an alternative to a large one.
   const int64_t by_shared = device.shared_per_multiprocessor / (plan.shared_bytes + kStaticShared + 1024);
   const auto consider = [&](int most, int64_t resident) {
     plan.threads = threads_for(share, call.general, most - plan.weighing) + plan.weighing;
@@ -197,12 +199,12 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
   return true;
 }
 
-// Every team of a grid has a sample, and two blocks.
+// The most teams of a grid: each has a sample and at least two blocks.
 inline int most_teams(const CallShape& call, const DeviceLimits& device) {
   return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(call.batch, device.multiprocessors / 2), 1, kMaxTeams));
 }
 
-// False where even a vector of a share does not fit, or the kernel's counts of elements and arrivals would overflow.
+// Returns false if not one vector fits, or the kernel's 32-bit counts of elements and arrivals would overflow.
 inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, int teams, Plan* found) {
   Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
@@ -231,9 +233,9 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
   return true;
 }
 
-// Calls use(plan) with each that is allowed and can run: clusters by their size, then grids of as many teams as there
-// can be, and of fewer by powers of two. Weights are computed first where they have to be, and where the shared memory
-// that this leaves to samples is worth a launch.
+// Calls use(plan) for every allowed plan that can run: clusters by size, then grids with the most teams, then with
+// fewer, by powers of two. Weights are computed first if they must be, or if that is faster: the launch then frees
+// shared memory for samples.
 template <class Use>
 inline void for_candidates(const CallShape& call, const DeviceLimits& device, const Allowed& allowed, const Use& use) {
   const auto consider = [&](const auto& make) {
@@ -256,14 +258,15 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
   }
 }
 
-// The same call with figures and a gradient, by which schedules are chosen: neither may change a bit of the loss.
+// The same call with statistics and a gradient. Schedules are chosen by this shape: asking for either must not change a
+// bit of the loss.
 inline CallShape chosen_by(CallShape call) {
   call.read = call.most_read;
   call.written = call.most_written;
   return call;
 }
 
-// A schedule that was chosen, as it serves the call.
+// A chosen plan with the bytes, prefetches and seconds of the call itself.
 inline Plan serving(const CallShape& call, const DeviceLimits& device, Plan plan) {
   if (plan.schedule == Schedule::grid) {
     plan_grid(call, device, plan.weigh_first, plan.teams, &plan);
@@ -275,7 +278,7 @@ inline Plan serving(const CallShape& call, const DeviceLimits& device, Plan plan
   return plan;
 }
 
-// Every schedule that is allowed and can run, in the order of the choice.
+// Every allowed plan that can run, the fastest first.
 inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   std::vector<Plan> found;
   for_candidates(chosen_by(call), device, allowed, [&](const Plan& candidate) { found.push_back(candidate); });
@@ -284,7 +287,7 @@ inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device
   return found;
 }
 
-// Throws std::invalid_argument where `allowed` leaves nothing that can run.
+// The fastest allowed plan. Throws std::invalid_argument if no allowed plan can run.
 inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   Plan best;
   bool found = false;
@@ -296,11 +299,11 @@ inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowe
   return serving(call, device, best);
 }
 
-// What parse_allowed reads.
+// The texts that parse_allowed reads.
 constexpr const char* kAllowed = "cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64";
 static_assert(kClusterSizes == 5 && kMaxTeams == 64);
 
-// "" and "auto": all; false for anything that is not kAllowed.
+// "" and "auto" allow all schedules. Returns false if the text is neither of these nor one of kAllowed.
 inline bool parse_allowed(const std::string& text, Allowed* allowed) {
   *allowed = {};
   if (text.empty() || text == "auto") return true;

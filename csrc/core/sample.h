@@ -1,20 +1,24 @@
-// What one thread does with its part of a sample, whatever the op: `gather` loads, sums and keeps on chip what the
-// gradient will need; `scatter` stores the gradient. The CUDA kernels add how threads and blocks share their sums.
+// One thread's work on its part of a sample, for any op. `gather` loads the inputs, adds up the sums and keeps on chip
+// what the gradient will need; `scatter` stores the gradient. core/cuda/schedules.cuh adds the sums of threads and
+// blocks.
 //
-// An op's Math holds one sample's operands and says what an element adds and becomes. It works on W elements at a time:
-// a whole, aligned vector, or one element where a sample's end or its alignment asks for that. Math has
+// An op provides a Math, made for one sample: its operands and its arithmetic. Math works on W elements at a time: an
+// aligned vector (or kWidth elements of it), or one element where a sample ends within a vector or is not aligned.
 //
 //   T, Sums, Partial   type of the arithmetic; sums in double; sums of a few vectors in T
 //   kVector            elements of a vector
-//   kWidth             elements of a whole vector that are gathered at a time
-//   kInFlight          whole vectors whose loads are in flight at a time; 1 where kWidth is smaller than a vector
-//   together()         whether kWidth elements may be taken together
-//   gather<W>(at, values, partial)     adds elements at, ..., and returns what stays on chip of them
-//   gather_vectors<K>(v, keep, partial)  the same of K whole vectors, v and those of this thread after it
-//   add(sums, partial)                 false where T did not hold the partial sums
-//   is_sound(sums, held), add_carefully(sums, at)   else element by element in double
-//   recompute<W>(at, values)           what was not kept
-//   store<W>(at, values)               the gradient's elements
+//   kWidth             elements of a whole vector that are taken at a time
+//   kInFlight          whole vectors whose loads are in flight at a time; 1 if kWidth is smaller than a vector
+//   together()         whether kWidth elements may be taken at a time
+//   gather<W>(at, values, partial)       adds elements at, at + 1, ... to partial; sets the values to keep on chip
+//   gather_vectors<K>(v, hold, partial)  adds K whole vectors, v and this thread's next ones, and keeps their values
+//   add(total, partial)                  returns false if the partial sums in T cannot be trusted
+//   is_sound(total, held)                whether the sums can be used; held: no add() has returned false
+//   add_carefully(again, at)             if they cannot: adds an element in double
+//   merged(total, held, again)           the sums to return after that
+//   stores_vectors()                     whether the gradient may be stored more than one element at a time
+//   recompute<W>(at, values)             values that did not stay on chip, from inputs read again
+//   store<W>(at, values)                 stores the gradient's elements
 #pragma once
 
 #include "core/share.h"
@@ -23,12 +27,12 @@
 
 namespace fdkernels {
 
-// Vectors that a thread adds in float before the sums become double: sixteen elements, since each addition to a running
-// sum of equal numbers may round the same way.
+// Vectors that a thread adds up in T before it adds to the sums in double: sixteen elements, no more. In a long running
+// sum of equal numbers, each addition may round the same way.
 template <class Math>
 constexpr int kRun = std::max(Math::kInFlight, 16 / Math::kVector);
 
-// The sums over a part, and what stays on chip, as far as `held` reaches.
+// Returns the sums over a part. The values of the share's first part.held vectors stay in `hold`.
 template <class Math>
 FDK_HOST_DEVICE inline typename Math::Sums gather(Math& math, bool aligned, const Part& part, Words* hold) {
   using T = typename Math::T;
@@ -36,7 +40,7 @@ FDK_HOST_DEVICE inline typename Math::Sums gather(Math& math, bool aligned, cons
   const Vectors vectors = vectors_of<V>(aligned, part);
   const int whole = math.together() ? vectors.whole : 0;
   typename Math::Sums total;
-  bool held = true;
+  bool held = true;  // T held all partial sums; part.held counts vectors
 #pragma unroll 1
   for (int first = part.thread; first < vectors.all; first += kRun<Math> * part.threads) {
     const int last = first + kRun<Math> * part.threads < vectors.all ? first + kRun<Math> * part.threads : vectors.all;
@@ -81,7 +85,7 @@ FDK_HOST_DEVICE inline typename Math::Sums gather(Math& math, bool aligned, cons
   return math.merged(total, held, again);
 }
 
-// The gradient of a part: of what stays on chip, and of the rest computed of inputs that are read again.
+// Stores the gradient of a part, from the values in `hold`, and beyond those from inputs that are read again.
 template <class Math>
 FDK_HOST_DEVICE inline void scatter(Math& math, bool aligned, const Part& part, const Words* hold) {
   using T = typename Math::T;

@@ -1,4 +1,5 @@
-// A block's share of a sample: which elements each thread has, and where they stay on chip.
+// A block's share: the elements of a sample that one block of its team takes. This file says which of them each thread
+// takes, and where their values stay on chip ("held").
 #pragma once
 
 #include <cstring>
@@ -7,21 +8,21 @@
 
 namespace fdkernels {
 
-// A thread's part of a block's share of a sample, in vectors: thread, thread + threads, ...
+// A thread's part of its block's share: vectors thread, thread + threads, ...
 struct Part {
   int64_t begin, end;  // of the share, in elements; begin is a multiple of the vector
-  int held;            // vectors of the share that stay on chip between gather and scatter
+  int held;            // the share's first vectors, which stay on chip between gather and scatter
   int thread, threads;
 };
 
-// The share of block `rank` of the team that has a sample.
+// A thread's part of the share of block `rank` in its team.
 FDK_HOST_DEVICE inline Part part_of(int64_t elements, int64_t share, int held, int rank, int thread, int threads) {
   const int64_t begin = rank * share < elements ? rank * share : elements;
   const int64_t end = begin + share < elements ? begin + share : elements;
   return {begin, end, held, thread, threads};
 }
 
-// Vectors of a share, and how many of them are whole and aligned.
+// A share's number of vectors, and how many of them are whole and aligned.
 struct Vectors {
   int all, whole;
 };
@@ -32,7 +33,7 @@ FDK_HOST_DEVICE inline Vectors vectors_of(bool aligned, const Part& part) {
   return {static_cast<int>((length + V - 1) / V), aligned ? static_cast<int>(length / V) : 0};
 }
 
-// The elements of vector v that are there.
+// Calls use(at) for the elements of vector v that lie in the share.
 template <int V, class Use>
 FDK_HOST_DEVICE inline void for_elements(const Part& part, int v, const Use& use) {
   const int64_t length = part.end - part.begin;
@@ -40,8 +41,8 @@ FDK_HOST_DEVICE inline void for_elements(const Part& part, int v, const Use& use
   for (int at = v * V; at < v * V + V && at < length; ++at) use(at);
 }
 
-// ---- on chip: W elements from element `at` of the share on, in planes of 16 bytes of every vector, so that neighbours
-// never meet in a bank
+// ---- on chip: the values of W elements from element `at` of the share on. Plane j of `hold` has the j-th 16 bytes of
+// every vector: threads that take neighboring vectors access neighboring 16 bytes, without bank conflicts.
 
 template <int V, int W, class T>
 FDK_HOST_DEVICE inline void keep(Words* hold, int held, int at, const T (&values)[W]) {

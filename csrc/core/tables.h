@@ -1,11 +1,11 @@
-// Small operands, at elements of a sample: element i reads entry (i / inner) % entries of its row.
+// Reads of small operands (Table): element i of a sample reads entry (i / inner) % entries of its row.
 #pragma once
 
 #include "core/tensors.h"
 
 namespace fdkernels {
 
-// i / by, without a 64-bit division where 32 bits do.
+// i / by, without a 64-bit division if 32 bits are enough.
 FDK_HOST_DEVICE inline int64_t divided(int64_t i, int64_t by) {
   if (((i | by) >> 32) == 0) return static_cast<uint32_t>(i) / static_cast<uint32_t>(by);
   return i / by;
@@ -15,7 +15,7 @@ FDK_HOST_DEVICE inline bool has_table(const Table& table) {
   return table.data != nullptr && table.entries > 1;
 }
 
-// Where element i lies: its entry, and how far in the run of that entry.
+// The entry of element i, and the element's position in the run of elements that read this entry.
 struct Place {
   int64_t entry, within;
 };
@@ -23,7 +23,7 @@ struct Place {
 FDK_HOST_DEVICE inline Place place_of(const Table& table, int64_t i) {
   if (table.entries == 1) return {0, i};
   const int64_t run = divided(i, table.inner), within = i - run * table.inner;
-  // A second division only where entries come round again.
+  // The second division is only for entries that repeat within a sample.
   return {run < table.entries ? run : run - divided(run, table.entries) * table.entries, within};
 }
 
@@ -47,7 +47,7 @@ FDK_HOST_DEVICE inline void multiply(const Table& table, int64_t b, int64_t i, T
   for_entries<W>(table, i, [&](int k, int64_t entry) { values[k] *= static_cast<T>(table_entry(table, b, entry)); });
 }
 
-// Bit k: whether element i + k is unmasked.
+// Bit k of the result: whether element i + k is unmasked.
 template <int W>
 FDK_HOST_DEVICE inline unsigned kept_bits(const Table& mask, int64_t b, int64_t i) {
   if (mask.data == nullptr) return ~0u;
@@ -57,7 +57,7 @@ FDK_HOST_DEVICE inline unsigned kept_bits(const Table& mask, int64_t b, int64_t 
   return bits;
 }
 
-// How many of a mask's entries, first, first + step, ... over all rows, are kept.
+// The number of kept entries among entries first, first + step, ... of all rows of a mask.
 FDK_HOST_DEVICE inline int64_t kept_entries(const Table& mask, int64_t rows, int64_t first, int64_t step) {
   const uint8_t* data = static_cast<const uint8_t*>(mask.data);
   int64_t kept = 0;

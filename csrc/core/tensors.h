@@ -1,4 +1,4 @@
-// The operands of an op as raw pointers, free of torch.
+// An op's operands as raw pointers, without torch.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ FDK_HOST_DEVICE constexpr int size_of(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
 }
 
-// An N-sized tensor: each sample is one dense run of elements. Absent where data is null.
+// An N-sized tensor, of the student's shape: each sample is one dense run of elements. Absent if data is null.
 struct Samples {
   const void* data = nullptr;
   DType dtype = DType::f32;
@@ -24,11 +24,11 @@ struct Samples {
 // A small operand: element i of sample b reads entry (i / inner) % entries of row b. A stride of 0 shares one row.
 struct Table {
   const void* data = nullptr;
-  DType dtype = DType::f32;  // float32 or float64; of masks unused, one byte an entry
+  DType dtype = DType::f32;  // float32 or float64; unused for masks, which have one byte per entry
   int64_t batch_stride = 0;
   int64_t entries = 1;
   int64_t inner = 1;
-  double fixed = 1;  // every element's value where data is null
+  double fixed = 1;  // every element's value if data is null
 };
 
 #define FDK_REDUCTIONS(X) X(mean) X(sum) X(none)

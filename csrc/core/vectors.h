@@ -1,5 +1,5 @@
-// Runs of V elements of the N-sized tensors, in 16-byte accesses where the widest of a call's stored types makes 16
-// bytes of V of them; for host and device.
+// Loads and stores of vectors: V consecutive elements of an N-sized tensor, on host and device. V elements of a call's
+// widest stored type are one 16-byte access; those of narrower types are 8 or 4 bytes.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@
 
 namespace fdkernels {
 
-struct AnyType {};  // looked up at run time
+struct AnyType {};  // a stored type that is looked up at run time
 
-// What the student (and x_t) and the predictions are stored in, and what the arithmetic is done in.
+// The stored types of the student (and x_t) and of the predictions, and the type of the arithmetic.
 template <class StudentType, class PredictionType, class Arithmetic>
 struct Types {
   using Student = StudentType;
@@ -33,7 +33,7 @@ template <class Ty>
 constexpr int kVector = 16 / std::max(kStoredBytes<typename Ty::Student, typename Ty::T>,
                                       kStoredBytes<typename Ty::Prediction, typename Ty::T>);
 
-// Calls body(Stored{}) with the type that `dtype` names; at compile time where `Stored` names one already.
+// Calls body(S{}), where S is Stored, or the type that `dtype` names if Stored is AnyType.
 template <class Stored, class Body>
 FDK_HOST_DEVICE inline void with_type(DType dtype, const Body& body) {
   if constexpr (!std::is_same_v<Stored, AnyType>) {
@@ -56,7 +56,8 @@ struct alignas(16) Words {
   uint32_t word[4];
 };
 
-// A dense vector as it lies in memory, aligned to its own size: 4, 8 or 16 bytes. Read-only for the kernel's life.
+// Reads a vector of 4, 8 or 16 bytes, aligned to its size, through the read-only cache: nothing may write to this
+// memory while the kernel runs.
 template <int kBytes>
 FDK_HOST_DEVICE inline Words read_words(const void* from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -99,7 +100,7 @@ FDK_HOST_DEVICE inline const Stored* vector_at(const Samples& samples, int64_t b
   return static_cast<const Stored*>(samples.data) + b * samples.batch_stride + i;
 }
 
-// Elements [i, i + V) of sample b, one or a whole, aligned vector, still as they are stored.
+// Elements [i, i + V) of sample b as they are stored. V is 1, or the elements are aligned to their size together.
 template <class Stored, int V>
 FDK_HOST_DEVICE inline Words read_vector(const Samples& samples, int64_t b, int64_t i) {
   Words words{};
@@ -120,7 +121,7 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
   with_type<Stored>(dtype, [&](auto type) {
     using S = decltype(type);
     if constexpr (std::is_same_v<S, Bf16> && V % 2 == 0) {
-      // Two to a word, each the upper half of a float.
+      // A word has two values, each the upper half of a float.
 #pragma unroll
       for (int k = 0; k < V; k += 2) {
         out[k] = static_cast<T>(std::bit_cast<float>(words.word[k / 2] << 16));
@@ -135,13 +136,13 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
   });
 }
 
-// The same in T.
+// Elements [i, i + W) of sample b, converted to T.
 template <class Stored, int W, class T>
 FDK_HOST_DEVICE inline void read(const Samples& samples, int64_t b, int64_t i, T (&out)[W]) {
   widen<Stored>(read_vector<Stored, W>(samples, b, i), samples.dtype, out);
 }
 
-// W values to elements from `at` on, each rounded once: one, or a whole, aligned vector.
+// Writes W values from element `at` on, each rounded once. W is 1, or the elements are aligned to their size together.
 template <class Stored, int W, class T>
 FDK_HOST_DEVICE inline void write(void* to, DType dtype, int64_t at, const T (&values)[W]) {
   with_type<Stored>(dtype, [&](auto type) {

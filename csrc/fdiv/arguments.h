@@ -1,6 +1,6 @@
 // The argument lists of the ops fdiv and fdiv_weight: X(kind, name), in the order of the schema.
-// fdkernels/fdiv/arguments.py has the same lists; a test compares them. csrc/torch/arguments.h makes of a list a struct
-// and what reads it from a call.
+// fdkernels/fdiv/arguments.py has the same lists; a test compares them. csrc/torch/arguments.h makes a struct from a
+// list and fills it from a call.
 #pragma once
 
 #define FDK_FDIV_WEIGHT_ARGUMENTS(X) \

@@ -1,6 +1,5 @@
-// The flagship's math on the elements of a sample, as core/sample.h asks for it. A thread keeps each element's
-// direction m c (f - tau) on chip, with m the multiplier where that varies within a sample; its gradient is w / N times
-// that.
+// The op fdiv's math on the elements of a sample: the Math of core/sample.h. Each element's direction m c (f - tau)
+// stays on chip, with m the multiplier if that varies within a sample. The gradient is w / N times the direction.
 #pragma once
 
 #include "core/sample.h"
@@ -8,16 +7,16 @@
 
 namespace fdkernels {
 
-// x0 = a x_t + c prediction: a and c of a run of elements, each in two parts of T.
+// a and c of x0 = a x_t + c prediction, for a run of elements. Each is a sum of two numbers of type T.
 template <class T>
 struct Coefficients {
   T a = 0, a_rest = 0, c = 1, c_rest = 0;
 };
 
-// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. One product keeps what
-// its rounding lost, the other is not rounded (Kahan's a b + c d: within two roundings of the result, and no
-// contraction by a compiler can change it). The rests of a and c count as well: rounded away, they would shift a whole
-// sample the same way, which no mean averages out.
+// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. The rounding error of c
+// tau is kept, and a x_t is not rounded (Kahan's a b + c d: within two roundings of the result, and no contraction by a
+// compiler can change it). The rests of a and c count as well: without them a whole sample would shift the same way,
+// which no mean averages out.
 template <class T>
 FDK_HOST_DEVICE inline T subtract_x0(T x, T noisy, T tau, const Coefficients<T>& k) {
   const T product = k.c * tau, lost = std::fma(k.c, tau, -product);
@@ -30,12 +29,13 @@ FDK_HOST_DEVICE inline T magnitude(T v) {
   return std::fabs(v);
 }
 
-// Called: what a thread looks up once a run waits longer for code than for arithmetic.
+// Not inlined (FDK_CALLED), since a thread looks this up only once per run.
 FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
   return coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
 }
 
-// The end of the run of levels around element `at` of a share that begins at `begin` and has `length` elements.
+// The end of the run of elements that have the same alpha and sigma as element `at`, in a share that begins at `begin`
+// and has `length` elements.
 FDK_HOST_DEVICE FDK_CALLED int run_end(const Problem& p, int64_t begin, int at, int length) {
   for (const Table* table : {&p.alpha, &p.sigma}) {
     if (table->entries == 1) continue;
@@ -45,9 +45,9 @@ FDK_HOST_DEVICE FDK_CALLED int run_end(const Problem& p, int64_t begin, int at, 
   return length;
 }
 
-// The inputs of a call at element `begin` of sample b. Where their types are known, these are the share's own
-// addresses, and what a call lacks is another input that changes nothing: conditions would keep loads apart. Where
-// types are looked up, registers have no room for that, and what is absent reads as 0.
+// A call's inputs for a share of sample b. If their types are known at compile time, each has the share's own address,
+// and another input that changes nothing stands in for an absent one: conditions would keep loads apart. If types are
+// looked up, registers have no room for that: the share begins at element `begin`, and absent inputs read as 0.
 struct Rows {
   Samples x, noisy, tau, tau_uncond, f, f_uncond;
   int64_t b = 0, begin = 0;
@@ -62,26 +62,26 @@ struct FdivMath {
 
   struct Partial {
     T distance = 0, energy = 0, gap = 0;
-    T reach = 0;  // of directions; that of the gap where there is neither multiplier nor mask
+    T reach = 0;  // sum of |direction|, in general kernels; in others it is the gap
     int kept = 0;
   };
 
   static constexpr bool kTyped = !std::is_same_v<Student, AnyType>;
   static constexpr int kVector = fdkernels::kVector<Ty>;
-  // Of calls with more than x, tau and f, whose many operands would not fit the registers of a thread otherwise.
+  // Smaller in general kernels (calls with more than x, tau and f): registers would not hold their many operands.
   static constexpr int kWidth = !kGeneral ? kVector : sizeof(T) == sizeof(double) ? 1 : std::min(4, kVector);
   static constexpr int kInFlight = kGeneral ? 1 : 2;
 
   const Problem& p;
   const int64_t b;
   const Part& part;
-  const bool with_error;  // x is read: for the dmd scale, or for figures
+  const bool with_error;  // x is read: for the dmd scale, or for statistics
   const Rows rows;
   Coefficients<T> k;
-  int end = 0;              // of the elements that k belongs to
-  const T coefficient = 0;  // w / N, of a scatter
+  int end = 0;              // the end of the run of elements that k belongs to
+  const T coefficient = 0;  // w / N, for a scatter
 
-  // A gather.
+  // For a gather.
   FDK_HOST_DEVICE FdivMath(const Problem& problem, int64_t sample, const Part& share)
       : p(problem),
         b(sample),
@@ -89,7 +89,7 @@ struct FdivMath {
         with_error(problem.dmd_scale || problem.with_stats),
         rows(rows_of(with_error)) {}
 
-  // A scatter.
+  // For a scatter.
   FDK_HOST_DEVICE FdivMath(const Problem& problem, int64_t sample, const Part& share, double weight)
       : p(problem),
         b(sample),
@@ -100,7 +100,7 @@ struct FdivMath {
 
   // ---- operands
 
-  // Whether x and x_t are loaded: always, where they can be tau instead.
+  // Whether x and x_t are loaded: also if they are not needed, but tau can stand in for them (rows_of).
   FDK_HOST_DEVICE bool loads_error() const {
     return with_error || (kTyped && std::is_same_v<Student, Prediction>);
   }
@@ -132,7 +132,7 @@ struct FdivMath {
     return read_vector<Stored, W>(row, rows.b, rows.begin + at);
   }
 
-  // k of the run around element `at` of the share.
+  // Sets k and end for the run around element `at` of the share.
   FDK_HOST_DEVICE void look_up(int at) {
     end = run_end(p, part.begin, at, static_cast<int>(part.end - part.begin));
     if (!p.is_raw()) return;
@@ -160,7 +160,8 @@ struct FdivMath {
     for (int n = 0; n < W; ++n) out[n] = guided(out[n], u[n], g);
   }
 
-  // direction[n] of elements at + n, 0 where masked; gap[n] = c (f - tau), and tau. Returns which are unmasked.
+  // Reads elements at + n: tau[n], gap[n] = c (f - tau), and direction[n] = m gap[n], 0 if masked. Bit n of the result:
+  // whether element at + n is unmasked.
   template <int W>
   FDK_HOST_DEVICE unsigned read_direction(int at, T (&tau)[W], T (&gap)[W], T (&direction)[W]) {
     const int64_t i = part.begin + at;
@@ -175,7 +176,7 @@ struct FdivMath {
     const Words raw_tau_uncond = read_row<Prediction, W>(rows.tau_uncond, at);
     const Words raw_f_uncond = read_row<Prediction, W>(rows.f_uncond, at);
     const unsigned kept = kept_bits<W>(p.mask, b, i);
-    if (at >= end) look_up(at);  // a thread passes its elements in their order
+    if (at >= end) look_up(at);  // a thread takes its elements in ascending order
     const T g = p.teacher_uncond.data == nullptr ? T(1) : static_cast<T>(p.guidance_scale);
     const T fake_g = p.fake_uncond.data == nullptr ? T(1) : static_cast<T>(p.fake_guidance_scale);
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);
@@ -201,7 +202,7 @@ struct FdivMath {
     };
     if constexpr (kTyped) load_error();
     const unsigned bits = read_direction(at, tau, gap, direction);
-    if constexpr (!kTyped) load_error();  // they would not fit the registers beside the others
+    if constexpr (!kTyped) load_error();  // late: registers would not hold these beside the other loads
     widen<Student>(raw_x, rows.x.dtype, x);
     if constexpr (!kGeneral) {
       add_plain(x, tau, direction, with_error, sums);
@@ -214,7 +215,7 @@ struct FdivMath {
         sums.energy += direction[n] * direction[n];
         sums.kept += kept;
         sums.reach += magnitude(direction[n]);
-        // A masked element counts in gap and distance, unless it is not finite.
+        // Without kept_only, masked elements count in gap and distance too, if they are finite.
         if (kept || (!p.kept_only && is_finite(gap[n]))) sums.gap += magnitude(gap[n]);
         const T error = with_error ? subtract_x0(x[n], noisy[n], tau[n], k) : T(0);
         if (kept || (!p.kept_only && is_finite(error))) sums.distance += magnitude(error);
@@ -233,7 +234,7 @@ struct FdivMath {
     }
   }
 
-  // Whole vectors v, v + threads, ... of a call that has x, tau and f alone: all loads before the first use.
+  // Gathers whole vectors v, v + threads, ... of a call with x, tau and f alone. All loads come before the first use.
   template <int kTogether>
   FDK_HOST_DEVICE void gather_vectors(int v, Words* hold, Partial& sums) const {
     constexpr int V = kVector;
@@ -259,7 +260,7 @@ struct FdivMath {
     }
   }
 
-  // False where T did not hold the partial sums.
+  // Returns false if the partial sums in T cannot be trusted.
   FDK_HOST_DEVICE bool add(Sums& total, const Partial& sums) const {
     total.distance += sums.distance;
     total.energy += sums.energy;
@@ -276,7 +277,7 @@ struct FdivMath {
     fdkernels::add_carefully(total, element(part.begin + at), p, with_error);
   }
 
-  // x is read for figures alone where there is no dmd scale: the loss must not depend on it.
+  // Without the dmd scale, x is read for statistics only: the loss must not depend on it.
   FDK_HOST_DEVICE Sums merged(const Sums& total, bool held, Sums again) const {
     again.kept = total.kept;
     if (held && !p.dmd_scale) again.energy = total.energy, again.gap = total.gap;
@@ -317,7 +318,7 @@ struct FdivMath {
 
   // ---- the gradient
 
-  // Where the coefficient is not finite, each element asks for its mask.
+  // Not if the coefficient is not finite: store() then reads the mask of each element.
   FDK_HOST_DEVICE bool stores_vectors() const {
     return !kGeneral || is_finite(coefficient);
   }
@@ -331,8 +332,8 @@ struct FdivMath {
   template <int W>
   FDK_HOST_DEVICE void store(int at, T (&direction)[W]) const {
     const int64_t i = part.begin + at;
-    // Of a dropped sample 0, whatever the direction is; of a masked element too, whose direction is 0, but not times
-    // NaN.
+    // A dropped sample (coefficient 0) gets 0, whatever its direction. So does a masked element: its direction is 0,
+    // but 0 * NaN is NaN.
     unsigned kept = coefficient == 0 ? 0u : ~0u;
     if (kGeneral && W == 1 && !is_finite(coefficient)) kept = kept_bits<W>(p.mask, b, i);
 #pragma unroll

@@ -1,6 +1,6 @@
-// One element in double: where float sums overflowed, underflowed or met a NaN, this finds out which.
+// The op fdiv's sums over one element in double, for the case that sums in float overflowed, underflowed or met a NaN.
 //
-// In an unnamed namespace, for the reason that core/numbers.h gives.
+// Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
 
 #include "core/numbers.h"
@@ -16,13 +16,13 @@ FDK_HOST_DEVICE inline T guided(T cond, T uncond, T scale) {
   return uncond + scale * (cond - uncond);
 }
 
-// Neutral where a call lacks an operand. tau and f are raw predictions.
+// An absent operand has its neutral value. tau and f are raw predictions.
 struct Element {
   double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, multiplier = 1;
   bool keep = true;
 };
 
-// with_error: whether x was read; with the dmd scale a result depends on it.
+// with_error: whether x was read. Without the dmd scale, the loss does not depend on x.
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Problem& p, bool with_error) {
   const double d = e.c * (e.f - e.tau);
   bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.multiplier);
@@ -36,9 +36,9 @@ FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Pr
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
 }
 
-// Sums in T that can be taken as they are: finite, and in float the squares either large enough that what underflowed
-// in them is nothing, or of elements without any reach: f = tau (a fake score that starts as the teacher), or all
-// masked. reach: sum of |m c (f - tau)|.
+// Whether sums in T can be used as they are. They must be finite. In float, the squares must also be so large that no
+// underflow matters, or reach, the sum of |m c (f - tau)|, must be 0: f = tau (a fake score that starts as the
+// teacher), or all elements are masked.
 template <class T, class Sum>
 FDK_HOST_DEVICE inline bool trustworthy(Sum energy, Sum gap, Sum reach) {
   if (!(is_finite(energy) && is_finite(gap))) return false;

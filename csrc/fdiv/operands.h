@@ -1,4 +1,4 @@
-// The flagship's arguments as structs, and the problem that a call of them is.
+// The arguments of the ops fdiv and fdiv_weight as structs, and the raw operands made from them.
 #pragma once
 
 #include "fdiv/arguments.h"
@@ -16,10 +16,10 @@ struct FdivArguments {
   FDK_ARGUMENTS(FDK_FDIV_ARGUMENTS)
 };
 
-using WeightResults = std::tuple<Tensor, Tensor>;                // h, figures
-using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, figures
+using WeightResults = std::tuple<Tensor, Tensor>;                // h, statistics
+using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, statistics
 
-// Of either list.
+// From either op's arguments.
 template <class Arguments>
 RatioState ratio_state(const Arguments& call, const Tensor& like) {
   if (!call.ratio_mean) {
@@ -36,7 +36,7 @@ RatioState ratio_state(const Arguments& call, const Tensor& like) {
     expect(same_device(*call.edges, like) && call.edges->dim() == 1 && call.edges->size(0) == mean.size(0) - 1 &&
                call.edges->is_contiguous() && call.edges->scalar_type() == ScalarType::Double,
            "edges: expected a contiguous float64 (bins - 1,) tensor on the others' device");
-    // Not null for a single bin, whose edges are empty; nothing reads them then.
+    // A single bin has no edges. Nothing reads the pointer then, but null would mean uniform bins.
     edges = mean.size(0) > 1 ? static_cast<const double*>(call.edges->data_ptr())
                              : reinterpret_cast<const double*>(mean.data_ptr());
   }
@@ -54,7 +54,7 @@ WeightOptions weight_options(const Arguments& call) {
   return options;
 }
 
-// All of a call but its weights and its gradient's memory.
+// A call's Problem, without its weights and its gradient's memory.
 inline Problem problem(const FdivArguments& call) {
   const Tensor& student = call.student;
   expect(student.dim() > 0, "student: expected shape (B, ...)");

@@ -1,5 +1,5 @@
-// From the operands of a call to which compiled kernel serves it and the shape that it is planned by, free of torch and
-// of CUDA, so that the launcher and `fdkernels._core.plan` say the same. Of an operand's data only its presence counts.
+// From a call's operands to the compiled kernel that serves it and the CallShape that it is planned by. Free of torch
+// and CUDA, so that the launcher and `fdkernels._core.plan` agree. Data pointers are only compared with null.
 #pragma once
 
 #include "core/plan.h"
@@ -7,7 +7,8 @@
 
 namespace fdkernels {
 
-// Which of the kernels' type combinations a call takes; the last two look types up at run time.
+// The type combinations that kernels are compiled for: one type, or the student's and the predictions'. The last two
+// look types up at run time.
 enum class Loads : int { bf16, f16, f32, bf16_f32, f16_f32, any_f32, any_f64 };
 constexpr int kLoads = 7;
 

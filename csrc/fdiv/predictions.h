@@ -22,10 +22,10 @@ namespace fdkernels {
 enum class PredictionKind : int8_t { FDK_PREDICTIONS(FDK_ENUMERATOR) };
 constexpr const char* kPredictionNames[] = {FDK_PREDICTIONS(FDK_NAME)};
 
-// In an unnamed namespace, for the reason that core/numbers.h gives.
+// Keep functions in the unnamed namespace: see core/numbers.h.
 namespace {
 
-// Written as one fused multiply-add, so that no compiler decides whether to make it one.
+// An explicit fused multiply-add, so that no compiler decides whether to make it one.
 FDK_HOST_DEVICE inline double sum_of_squares(double sigma, double data) {
   return ::fma(sigma, sigma, data * data);
 }

@@ -1,4 +1,4 @@
-// What the flagship op computes, free of torch: a call as raw pointers, and the arithmetic around each sample.
+// The op fdiv (fused_fdiv_loss) without torch: a call as raw pointers, and the arithmetic around each sample.
 //
 //   s_b  = 1 / (max(mean_i |x_bi - tau_bi|, floor) + eps)      dmd_scale; else 1
 //   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)                   f, tau raw predictions with x0 = a x_t + c prediction
@@ -22,7 +22,7 @@ struct Problem {
   Table alpha, sigma;
   double sigma_data;
   Table multiplier, mask;
-  const double* weight;  // h, one per sample; NaN where logit, t or weight is not finite
+  const double* weight;  // CPU: h, one per sample; not finite if logit, t or weight is not
   bool dmd_scale;
   double eps, floor;
   bool kept_only;  // masked elements take no part in the means of |x - tau| and |c (f - tau)|
@@ -30,7 +30,7 @@ struct Problem {
   Reduction reduction;
   bool with_stats;
   void* gradient;  // contiguous, in student's dtype; null: loss only
-  bool aligned;    // every sample of every N-sized tensor starts at a multiple of 16 bytes; the CPU does not ask
+  bool aligned;    // CUDA: every vector of every N-sized tensor is aligned to its size
 
   FDK_HOST_DEVICE bool is_raw() const {
     return prediction != PredictionKind::sample;
@@ -49,7 +49,7 @@ struct Problem {
   }
 };
 
-// Sums over a run of elements. Masked ones count in neither energy nor nonfinite.
+// Sums over elements. Masked ones count in neither energy nor nonfinite.
 struct Sums {
   double distance = 0;  // |x - tau|
   double energy = 0;    // (m c (f - tau))^2, with m the multiplier where it varies within a sample
@@ -58,13 +58,13 @@ struct Sums {
   double kept = 0;  // unmasked elements of a call that has a mask
 };
 
-// w_b, everything that multiplies a sample's per-element direction: 0 or NaN for a non-finite sample, which is marked.
+// w_b, the factor of all directions of a sample. A sample that is not finite is marked in `sums`, and gets 0 or NaN.
 FDK_HOST_DEVICE inline double sample_weight(const Problem& p, int64_t b, double h, Sums& sums) {
   const double multiplier =
       p.multiplier.data != nullptr && p.multiplier.entries == 1 ? table_entry(p.multiplier, b, 0) : 1.0;
   const double counted = p.kept_only ? sums.kept : static_cast<double>(p.elements);
   const double mean = sums.distance / ::fmax(1.0, counted);
-  // NaN stays NaN. Where nothing is kept there is no mean, and nothing to divide.
+  // A NaN mean stays NaN. If no element is kept, there is no mean, and nothing to divide.
   const double divisor = p.dmd_scale && counted > 0 ? (mean < p.floor ? p.floor : mean) + p.eps : 1.0;
   const double w = h / divisor * multiplier;
   sums.nonfinite = sums.nonfinite || !(w - w == 0) || !(multiplier - multiplier == 0);

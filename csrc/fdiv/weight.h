@@ -1,8 +1,8 @@
-// The weight h of steps 1 to 5, sample by sample, in double and in the log domain: what the CPU's loop and the CUDA
-// kernels share. fdkernels/fdiv/weight.py is the specification.
+// The weight h of one sample in double and in the log domain, shared by the CPU and the CUDA kernels. Steps 1 to 5 are
+// those of fdkernels/fdiv/weight.py, the specification.
 //
-// A batch is passed three times: log ratios (and, with a normalizer, the sums of its bins), log weights (and their
-// extremes), weights relative to the largest (and their sums), so that neither a mean nor a square overflows.
+// Three passes over a batch compute log ratios (with a normalizer, also the sums of its bins), then log weights and
+// their extremes, then weights relative to the largest and their sums. So neither a mean nor a square overflows.
 #pragma once
 
 #include "core/numbers.h"
@@ -27,7 +27,7 @@ struct WeightOptions {
 
 // weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
 constexpr int kWeightStats = 7;
-// then gradient norm, relative gap, non-finite samples, and h of every sample
+// then gradient norm, relative gap, non-finite samples; h of every sample follows
 constexpr int kStats = kWeightStats + 3;
 
 // The bin of a finite noise level.
@@ -49,18 +49,18 @@ FDK_HOST_DEVICE inline int64_t ratio_bin(const RatioState& state, double t) {
   return position < static_cast<double>(state.bins - 1) ? static_cast<int64_t>(position) : state.bins - 1;
 }
 
-// Steps 1 and 2 of one sample.
+// One sample after steps 1 and 2.
 struct LogRatio {
-  double L = 0, r = 0;  // clamped, and e^L; of a sample that is not finite, 0
+  double L = 0, r = 0;  // the clamped log ratio, and e^L; both 0 if the sample is not finite
   bool finite = false, clipped = false, outside = false;
 };
 
-// What a batch adds up to, over its finite samples; each pass fills its part.
+// Sums over a batch's finite samples; each pass adds some of them.
 struct WeightSums {
-  double count;  // of samples with a weight, those that overflow left out
-  double clipped, outside, ratios;
-  double total, squares;  // of h / highest h
-  double samples;         // with finite logits and t: what clipped, outside and ratios are of
+  double count;                     // samples with a weight: log h is below infinity
+  double clipped, outside, ratios;  // over `samples`
+  double total, squares;            // of h / highest h
+  double samples;                   // samples with finite logits and t
 };
 
 struct Extremes {
@@ -71,7 +71,7 @@ FDK_HOST_DEVICE constexpr Extremes no_extremes() {
   return {INFINITY, -INFINITY};
 }
 
-// `combined`: mean of the heads' logits; t: 0 where a call has none.
+// combined: mean of the heads' logits. t: 0 if the call has none.
 FDK_HOST_DEVICE inline LogRatio log_ratio(double combined, double t, const RatioState& state,
                                           const WeightOptions& options) {
   LogRatio ratio;
@@ -92,13 +92,13 @@ FDK_HOST_DEVICE inline void add(WeightSums& sums, const LogRatio& ratio) {
   sums.ratios += ratio.r;
 }
 
-// Step 3: a bin's mean after this batch's update, rounded as the state is.
+// Step 3: a bin's mean after this batch's update, rounded to float like the state.
 FDK_HOST_DEVICE inline float updated_mean(float old, double ratio_sum, double count, double decay) {
   if (!(count > 0)) return old;
   return static_cast<float>(decay * static_cast<double>(old) + (1 - decay) * (ratio_sum / count));
 }
 
-// Step 4. A log weight that is not below infinity, as by a state that holds a bin's mean of 0, drops its sample: false.
+// Step 4. Returns false, and the sample is dropped, if its log weight is not below infinity, as with a bin's mean of 0.
 FDK_HOST_DEVICE inline bool add(WeightSums& sums, Extremes& extremes, double log_h) {
   if (!(log_h < INFINITY)) return false;
   sums.count += 1;
@@ -117,7 +117,7 @@ FDK_HOST_DEVICE inline double log_mean_weight(const WeightSums& sums, const Extr
   return normalize ? extremes.highest + logarithm(sums.total / sums.count) : 0.0;
 }
 
-// The first kWeightStats figures. given: of weights from the caller, whose extremes and sums are of h itself.
+// Sets the first kWeightStats statistics. given: the weights are the caller's; extremes and sums are then of h itself.
 FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes& extremes, int64_t batch,
                                          bool normalized, bool given, double* stats) {
   const bool any = sums.count > 0;
@@ -132,11 +132,11 @@ FDK_HOST_DEVICE inline void weight_stats(const WeightSums& sums, const Extremes&
   stats[6] = normalized ? sums.outside / sums.samples : NAN;
 }
 
-// Steps 1 to 5 on combined logits L (modified), t (null: none); see fdkernels/fdiv/weight.py, the specification.
+// Steps 2 to 5 on the CPU, from combined logits L (modified) and t (null: none).
 void fdiv_weight(int64_t batch, double* L, const double* t, const RatioState& state, const WeightOptions& options,
                  double* h, double* stats);
 
-// Statistics of weights that the caller gave; NaN ones count as non-finite samples.
+// Statistics of the caller's weights, without those that are not finite.
 void given_weight_stats(int64_t batch, const double* h, double* stats);
 
 }  // namespace fdkernels

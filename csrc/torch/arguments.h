@@ -1,4 +1,4 @@
-// From an op's list of arguments, X(kind, name) as in csrc/fdiv/arguments.h, to a struct and what fills it from a call.
+// Makes a struct from an op's list of arguments, X(kind, name) as in csrc/fdiv/arguments.h, and fills it from a call.
 //
 //   struct FdivArguments { FDK_ARGUMENTS(FDK_FDIV_ARGUMENTS) };
 //   m.impl("fdiv_native", &boxed<FdivArguments, FdivResults, &fdiv>);
@@ -34,8 +34,8 @@ std::string said(Number number) {
   return std::to_string(number);
 }
 
-// Without a stream: where a toolchain links the C++ runtime into this library, and the process has another one, a
-// stream of the one uses locales of the other, and crashes. STD_TORCH_CHECK uses one.
+// Use no C++ stream here, nor STD_TORCH_CHECK, which uses one. Some toolchains link the C++ runtime into this library;
+// if the process has another one, a stream of the one uses locales of the other, and crashes.
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
   throw std::runtime_error((said(parts) + ...));
@@ -70,7 +70,7 @@ using choice = std::string;
 
 }  // namespace kinds
 
-// Fields, and `each`: use(name, field) in the order of the list.
+// A struct's fields, and each(), which calls use(name, field) in the order of the list.
 #define FDK_FIELD(kind, name) kinds::kind name;
 #define FDK_USE(kind, name) use(#name, name);
 #define FDK_ARGUMENTS(LIST)   \
@@ -106,8 +106,8 @@ class Stack {
   uint64_t count_, at_ = 0;
 };
 
-// The call's floats, in the order of its list, from `numbers`, which has them where a graph computed some: no one could
-// check those before.
+// Overwrites the call's floats, in the order of its list, with `numbers`. A call has `numbers` if a graph computes some
+// of its floats, which nothing has checked before.
 template <class Arguments>
 void take_numbers(Arguments& call, const Tensor& numbers) {
   int64_t count = 0;

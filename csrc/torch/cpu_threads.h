@@ -1,4 +1,4 @@
-// torch's threads.
+// torch's threads, as core/cpu/threads.h takes them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// What an op on CUDA tensors needs of its device: the stream, dense operands, scratch memory.
+// The device of a call on CUDA tensors: its stream, dense operands, workspace memory.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -14,10 +14,10 @@ struct Target {
   Target(const Tensor& like, const char* name) : device(index_of(like, name)), guard(device) {
     cuda::set_device(device);
     stream = cuda::current_stream(device);
-    limits = &cuda::limits(device);  // a first call loads every kernel, also where it is captured
+    limits = &cuda::limits(device);  // the first call loads kernels, even if it is captured
   }
 
-  // The dispatcher sends a call here for any of its tensors.
+  // The dispatcher sends a call here if any of its tensors is on CUDA; this one may not be.
   static int index_of(const Tensor& tensor, const char* name) {
     expect(tensor.is_cuda(), name, ": expected a CUDA tensor");
     return tensor.get_device_index();
@@ -29,8 +29,8 @@ struct Target {
   const DeviceLimits* limits = nullptr;
 };
 
-// Dense values of a type that kernels read. A tensor that had to be converted lives until its memory may be reused on
-// this stream, which is after the launches that read it.
+// Dense values of a type that kernels read. `tensor` keeps a converted copy alive until the launches that read it are
+// queued: later work on this stream may then reuse its memory.
 struct RealValues {
   Tensor tensor;
   cuda::Reals reals;
@@ -71,14 +71,14 @@ inline RealValues real_values(const Tensor& given, const Tensor& like, int64_t c
   return {dense, {dense.data_ptr(), *real_type(dense.scalar_type())}};
 }
 
-// One value a sample.
+// One value per sample.
 inline RealValues per_sample(const OptionalTensor& given, const Tensor& like, int64_t batch, const char* name) {
   if (!given) return {like, {}};
   expect(given->dim() == 1, name, ": expected shape (B,)");
   return real_values(*given, like, batch, name);
 }
 
-// Doubles on the device, handed out in pieces of 16-byte alignment.
+// Doubles on the device, handed out in pieces that are aligned to 16 bytes.
 class Workspace {
  public:
   Workspace(int64_t doubles, const Tensor& like) : tensor_(new_tensor({doubles}, ScalarType::Double, like)) {

@@ -1,5 +1,5 @@
-// From an op's arguments to raw operands. Python has validated a public call; what is checked here keeps a direct call
-// of a raw op from reading past a tensor. fdkernels/_op/operands.py makes the same checks for Triton.
+// From an op's arguments to raw operands. Python validates public calls; the checks here keep a direct call of a raw op
+// from reading past a tensor. fdkernels/_op/operands.py makes the same checks for Triton.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,7 +9,8 @@
 #include "core/tensors.h"
 #include "torch/arguments.h"
 
-// libtorch's, outside the stable ABI: null where a later torch has it no longer, and the call is then a forward.
+// A function of libtorch outside the stable ABI. It is null if a later torch lacks it; every call then counts as a
+// forward.
 namespace torch::autograd {
 __attribute__((weak, visibility("default"))) int get_current_graph_task_id();
 }
@@ -18,7 +19,7 @@ namespace fdkernels::ops {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// Whether autograd is running in this thread: a forward is then the second one of an activation checkpoint, which must
+// Whether autograd is running in this thread. A forward is then the second one of an activation checkpoint, and must
 // not update state again (fdkernels/_op/registry.py, inside_backward).
 inline bool inside_backward() {
   return torch::autograd::get_current_graph_task_id != nullptr && torch::autograd::get_current_graph_task_id() != -1;
@@ -66,7 +67,7 @@ inline Samples samples_of(const OptionalTensor& tensor, const Tensor& like, cons
   return tensor ? samples_of(*tensor, like, name) : Samples{};
 }
 
-// fixed: its value where it has no entries.
+// fixed: the table's value if it has no entries.
 inline Table table_of(const TableArgument& given, const Tensor& like, int64_t elements, bool is_mask, const char* name,
                       double fixed = 1) {
   if (!given.entries) {
@@ -89,7 +90,7 @@ inline Table table_of(const TableArgument& given, const Tensor& like, int64_t el
   return {tensor.data_ptr(), stored, rows == 1 ? 0 : tensor.stride(0), entries, inner, fixed};
 }
 
-// (B,) or (B, heads) of the batch; how many heads.
+// The number of heads of logits of shape (B,) or (B, heads).
 inline int64_t heads_of(const Tensor& logits, int64_t batch) {
   expect((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
          "logits: expected shape (B,) or (B, heads)");
@@ -106,7 +107,7 @@ inline void expect_real(const Tensor& tensor, const char* name) {
   expect(!is_complex, name, ": expected a real dtype");
 }
 
-// A real (B,) or () tensor in double.
+// The values of a real (B,) or () tensor on the CPU.
 inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const char* name) {
   expect_real(tensor, name);
   expect(tensor.is_cpu() && tensor.dim() <= 1 && tensor.numel() == count, name,
@@ -121,14 +122,14 @@ inline std::vector<double> to_double(const Tensor& tensor, int64_t count, const 
   return std::vector<double>(data, data + count);
 }
 
-// Of a mean: null, or one value on the samples' device or the CPU.
+// Checks the divisor of a mean: null, or one value on the samples' device or the CPU.
 inline void check_count(const OptionalTensor& count, Reduction reduction, const Tensor& like) {
   if (!count) return;
   expect(reduction == Reduction::mean && count->numel() == 1, "divisor: expected one value, with reduction mean");
   expect(count->is_cpu() || same_device(*count, like), "divisor: expected student's device or the CPU");
 }
 
-// N of a mean that the host knows, at least 1; 0 where the call gives none, or gives it on a device.
+// N of a mean, at least 1, if the call gives it on the CPU; else 0.
 inline double host_count(const OptionalTensor& count) {
   if (!count || !count->is_cpu()) return 0;
   const double given = to_double(*count, 1, "divisor")[0];
@@ -149,9 +150,9 @@ inline Tensor new_tensor(Sizes sizes, ScalarType dtype, const Tensor& like) {
   return Tensor(handle);
 }
 
-// What a loss returns; `figures`: how many it reports, beside one a sample.
+// The tensors that a loss returns. figures: how many statistics it has, beside one per sample.
 struct LossResults {
-  bool per_sample, is_double, scaled;  // "none"; a double loss; a float16 gradient
+  bool per_sample, is_double, scaled;  // reduction "none"; a double loss; a float16 gradient
   Tensor loss, gradient, unscale, stats;
 
   LossResults(const Tensor& like, Reduction reduction, bool with_grad, bool with_stats, int64_t figures)
@@ -171,7 +172,7 @@ struct LossResults {
   }
 };
 
-// ---- the ops scale_native and scale_native_, around what scales a gradient into another tensor, or into itself
+// ---- the ops scale_native and scale_native_ (in place), around a function that scales a gradient into `out`
 
 using ScaleInto = void(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out);
 
@@ -187,7 +188,7 @@ void scale_in_place_op(Tensor gradient, Tensor upstream, Tensor unscale) {
   kScale(gradient, upstream, unscale, gradient);
 }
 
-// Whether upstream has a value for each sample, after the shapes have been checked.
+// Checks the shapes, then returns whether upstream has a value for each sample.
 inline bool is_per_sample(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
   expect(gradient.dim() > 0 && gradient.is_contiguous() && out.is_contiguous(),
          "gradient: expected a contiguous tensor");

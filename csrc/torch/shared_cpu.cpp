@@ -9,7 +9,7 @@ namespace {
 
 using namespace fdkernels::ops;
 
-// upstream * unscale, for the whole batch or per sample.
+// out = upstream * unscale * gradient, for the whole batch or per sample.
 void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
   const bool per_sample = is_per_sample(gradient, upstream, unscale, out);
   const int64_t batch = gradient.size(0), count = per_sample ? batch : 1;

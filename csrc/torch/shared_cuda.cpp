@@ -1,4 +1,4 @@
-// The ops that belong to no op alone, on CUDA tensors: the backward of every loss, and a device's limits.
+// The operators that all losses share, on CUDA tensors: the backward, and a device's limits.
 #include <torch/csrc/stable/library.h>
 
 #include "core/cuda/scale.h"
@@ -9,7 +9,7 @@ namespace {
 using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
 
-// upstream * unscale * gradient, for the whole batch or per sample.
+// out = upstream * unscale * gradient, for the whole batch or per sample.
 void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
   const Target target(gradient, "gradient");
   cuda::Scale scale{};
@@ -20,7 +20,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   scale.gradient = gradient.data_ptr();
   scale.out = out.data_ptr();
   scale.dtype = dtype_of(gradient, "gradient");
-  // A stride of 0, as of loss.sum(), is read as it is.
+  // Upstream is read in place, even with a stride of 0, which loss.sum() gives it.
   const auto type = real_type(upstream.scalar_type());
   expect(type.has_value(), "upstream: expected a real dtype");
   scale.upstream = {upstream.data_ptr(), *type};
@@ -34,7 +34,7 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   cuda::launch_scale(scale, target.limits->multiprocessors, target.stream);
 }
 
-// What plans are made for, in DeviceLimits' order.
+// A device's limits, from which plans are made, in the order of DeviceLimits.
 Tensor cuda_limits(int64_t device) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
   cuda::set_device(static_cast<int>(device));

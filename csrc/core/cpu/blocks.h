@@ -1,16 +1,16 @@
-// Blocks of elements, as the loops of an op on the CPU read them, and the pass over the blocks of a run of elements.
-// Inputs are widened into the type of the arithmetic; entries of tables are repeated for the elements that read them.
+// A CPU op's loop over elements, in blocks of up to kBlock: reads of a block's operands, and passes over the blocks.
+// Inputs are converted to the type of the arithmetic; table entries are repeated for the elements that read them.
 //
-// An op's Loop is made for one sample, and says what a block adds and becomes:
+// An op provides a Loop, made for one sample:
 //
 //   Sums                       of elements
-//   enter(at, &count)          a block begins at element `at`; `count` may be lowered, to elements that share entries
-//   sum(at, count, sums)       writes the block's sums; false where they cannot be trusted: infinite, NaN, too small
-//   sum_carefully(at, count)   the same block's, element by element in double
-//   add(total, sums)
-//   store(at, count, factor)   the block's gradient
+//   enter(at, &count)          begins a block at element `at`; may lower `count` to elements that share table entries
+//   sum(at, count, sums)       sets the block's sums; returns false if they cannot be trusted: infinite, NaN, too small
+//   sum_carefully(at, count)   returns the same block's sums, added element by element in double
+//   add(total, sums)           adds a block's sums to the total
+//   store(at, count, factor)   stores the block's gradient
 //
-// In an unnamed namespace, for the reason that core/numbers.h gives.
+// Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
 
 #include <cstring>
@@ -22,13 +22,13 @@ namespace fdkernels {
 namespace {
 
 constexpr int kBlock = 512;
-// The fewest elements with the same entries that are worth a block.
+// The fewest elements with the same table entries that are worth a block of their own.
 constexpr int64_t kShortestRun = 64;
 
 template <class T>
 constexpr DType kNative = sizeof(T) == sizeof(double) ? DType::f64 : DType::f32;
 
-// A block of an N-sized input: where it lies if it needs no widening, else in the buffer.
+// A block of an N-sized input: in the input's own memory if that has type T, else converted into `buffer`.
 template <class T>
 const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* buffer) {
   const int64_t offset = b * samples.batch_stride + begin;
@@ -37,7 +37,7 @@ const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* bu
   return buffer;
 }
 
-// Where a table has the entry of element i.
+// The offset of element i's entry in a table's data.
 int64_t entry_at(const Table& table, int64_t b, int64_t i) {
   return b * table.batch_stride + (i / table.inner) % table.entries;
 }
@@ -57,13 +57,14 @@ bool varies(const Table& table) {
   return table.data != nullptr && table.entries > 1;
 }
 
-// Of the run of elements around i that read one entry, those from i on, at most `most`.
+// The number of elements from i on that read the same entry as i, at most `most`.
 int64_t run_at(const Table& table, int64_t i, int64_t most) {
   const int64_t left = table.inner - i % table.inner;
   return left < most ? left : most;
 }
 
-// A block of a table, each entry repeated for the elements that read it.
+// Expands a table to a block, each entry repeated for the elements that read it. copy(entry, run, to) is for entries in
+// a row, fill(entry, run, to) for one entry that all elements of the run read.
 template <class T, class Copy, class Fill>
 void expand(const Table& table, int64_t b, int64_t begin, int count, T* out, Copy copy, Fill fill) {
   for (int done = 0; done < count;) {

@@ -1,5 +1,5 @@
-// Runs of stored numbers, widened and narrowed. In an unnamed namespace, like all that is compiled once per instruction
-// set.
+// Conversion of stored numbers to the type of the arithmetic (widen) and back (narrow). Keep functions in the unnamed
+// namespace: see core/numbers.h.
 #pragma once
 
 #include "core/numbers.h"

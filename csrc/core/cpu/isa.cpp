@@ -1,3 +1,4 @@
+// The choice of an instruction set, once per process.
 #include "core/cpu/isa.h"
 
 #include <cstdlib>

@@ -1,11 +1,11 @@
-// Which of the files that are compiled once per instruction set serves this processor.
+// The instruction set that serves this processor: some files are compiled once for each (CMakeLists.txt).
 #pragma once
 
 namespace fdkernels::cpu {
 
 enum class Isa { baseline, v3, v4 };
 
-// The widest that this processor runs; FDKERNELS_CPU_ISA=baseline|v3|v4 forces one, for tests.
+// The widest instruction set that this processor runs. FDKERNELS_CPU_ISA=baseline|v3|v4 forces one, for tests.
 Isa isa();
 
 template <class Kernels>

@@ -1,8 +1,8 @@
-// Both passes over each sample of a batch: a sample's sums decide its coefficient before its first gradient is stored.
-// Memory sees each input once as long as the second pass finds it in cache:
+// A CPU op's two passes over each sample: the first adds up the sums, which decide the sample's coefficient; the second
+// stores the gradient. Each input is read from memory once if the second pass finds it in cache:
 //
-//   whole samples   a thread takes a sample through both passes; it stays in that core's L2
-//   split samples   all threads reduce one sample in chunks, then apply it; it stays in the shared cache
+//   whole samples   one thread takes a sample through both passes; the sample stays in that core's L2
+//   split samples   all threads sum one sample in chunks, then store its gradient; it stays in the shared cache
 //
 // Chunks depend on the sample's size alone and their sums are added in order, so results have the same bits for any
 // number of threads.
@@ -15,11 +15,12 @@
 
 namespace fdkernels::cpu {
 
-constexpr int64_t kChunk = 16384;          // elements one thread reduces at a time in a split sample
+constexpr int64_t kChunk = 16384;          // elements whose sums are added up apart, by one thread
 constexpr int64_t kWholeSample = 1 << 20;  // bytes of inputs that stay in a core's L2
 
-// Op has Sums; reduce(b, begin, end), the sums of elements; add(b, sums), to sample b's; finish(b), its coefficient;
-// stores(); store(b, begin, end), the gradient of elements. bytes: of a sample's inputs.
+// Op has Sums; reduce(b, begin, end) returns the sums of these elements; add(b, sums) adds them to sample b's;
+// finish(b) computes its coefficient; stores() says whether there is a gradient; store(b, begin, end) stores it for
+// these elements. bytes: of a sample's inputs.
 template <class Op>
 void pass_samples(Op& op, int64_t batch, int64_t elements, int64_t bytes, const Threads& threads) {
   const auto piece = [&](int64_t i) { return std::min(elements, i * kChunk); };

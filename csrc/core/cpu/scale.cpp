@@ -1,3 +1,4 @@
+// The backward of every loss on the CPU: spreads the loops of scale_loops.cpp over threads.
 #include "core/cpu/scale.h"
 
 #include "core/cpu/isa.h"

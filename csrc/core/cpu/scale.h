@@ -1,4 +1,4 @@
-// The backward of every loss: a stored gradient times the upstream.
+// The backward of every loss on the CPU: a stored gradient times the upstream.
 #pragma once
 
 #include "core/cpu/threads.h"
@@ -21,8 +21,8 @@ extern const ScaleFunction scale;
 
 namespace cpu {
 
-// out = gradient * factor[b], samples of `elements` each; per_sample false: one factor. Moves nothing where out is
-// gradient and the factor is 1.
+// out = gradient * factor[b] for each sample b of `elements` elements; one factor for all if not per_sample. Reads and
+// writes nothing if out is gradient and the factor is 1.
 void scale_gradient(const void* gradient, DType dtype, int64_t batch, int64_t elements, const double* factor,
                     bool per_sample, void* out, const Threads& threads);
 

@@ -1,4 +1,5 @@
-// In an unnamed namespace, for the reason that core/numbers.h gives.
+// The loop that scales a gradient, compiled once per instruction set. Keep functions in the unnamed namespace: see
+// core/numbers.h.
 #include "core/cpu/convert.h"
 #include "core/cpu/scale.h"
 

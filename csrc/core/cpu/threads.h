@@ -1,4 +1,4 @@
-// Work over several threads, which are torch's.
+// Loops over several threads. The threads are torch's (csrc/torch/cpu_threads.h); this file does not depend on torch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the threads of one block do together: barriers, sums in a fixed order, reading reals of any type, tickets.
+// Work that the threads of a block do together: barriers, sums in a fixed order, reads of reals, draws of tickets.
 #pragma once
 
 #include <cuda/atomic>
@@ -14,6 +14,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kMaxSums = 8;
 
+// Where the warps of a group leave their totals for each other.
 struct Scratch {
   double warps[(kMaxThreads + kMaxWeighing) / kWarp][kMaxSums];
 };
@@ -40,8 +41,9 @@ struct Max {
   }
 };
 
-// ---- N values at a time, a power of two. Lanes are split among the values as they are combined: in the end the lanes
-// from n * kLanes<N> on have value n. So four take 6 exchanges instead of 20, and eight 9 instead of 40.
+// ---- N values at a time, N a power of two. Each step halves the number of values that a lane still combines; in the
+// end, the kLanes<N> lanes from n * kLanes<N> on have the total of value n. So four values take 6 shuffles instead of
+// 20, and eight take 9 instead of 40.
 
 template <int N>
 constexpr int kLanes = kWarp / N;
@@ -55,12 +57,12 @@ __device__ inline double combine_lanes(double value, int lanes) {
   return value;
 }
 
-// Over a warp, to every lane.
+// The sum over a warp, in every lane.
 __device__ FDK_CALLED double add_lanes(double value) {
   return combine_lanes<Add>(value, kWarp);
 }
 
-// Over a warp.
+// Combines N values over a warp.
 template <class Op, int N>
 __device__ inline double combine_warp(const double (&given)[N]) {
   double values[N];
@@ -79,7 +81,7 @@ __device__ inline double combine_warp(const double (&given)[N]) {
   return combine_lanes<Op>(values[0], kLanes<N>);
 }
 
-// Over the first `count` rows, by each warp that calls.
+// Combines N values over the first `count` rows. Each warp that calls gets all totals.
 template <class Op, int N, int kWidth>
 __device__ inline double combine_rows(const double (*rows)[kWidth], int count) {
   double value = Op::kNeutral;
@@ -90,14 +92,14 @@ __device__ inline double combine_rows(const double (*rows)[kWidth], int count) {
   return combine_lanes<Op>(value, kLanes<N>);
 }
 
-// All of them to every lane.
+// Gives every lane the totals of all N values.
 template <int N>
 __device__ inline void spread(double value, double (&values)[N]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) values[n] = __shfl_sync(kAllLanes, value, n * kLanes<N>);
 }
 
-// Threads of a block that work together, whole warps, and the barrier that they meet at.
+// Whole warps of a block that work together, and the number of the barrier that they meet at.
 struct Group {
   int first, threads, barrier;
   Scratch& scratch;
@@ -108,8 +110,8 @@ struct Group {
   __device__ void sync() const {
     barrier_sync(barrier, threads);
   }
-  // Over the group, in each of its warps, in an order that the number of threads alone decides. The group must meet
-  // before it combines again.
+  // Combines N values over the group. Each of its warps gets the totals. The order depends on the number of threads
+  // alone. The group must meet before it combines again, which overwrites `scratch`.
   template <class Op, int N>
   __device__ double combine(const double (&values)[N]) const {
     static_assert(N <= kMaxSums);
@@ -118,19 +120,19 @@ struct Group {
     sync();
     return combine_rows<Op, N>(scratch.warps + first / kWarp, threads / kWarp);
   }
-  // The same, to every thread, and the group has met.
+  // The same, with all totals in every thread. The group has met on return.
   template <class Op, int N>
   __device__ void reduce(double (&values)[N]) const {
     spread(combine<Op>(values), values);
     sync();
   }
-  // A thread an index, and once in the code: most threads take one or none.
+  // Calls use(i) for each i < count, with one thread per index. Not unrolled: most threads take one index or none.
   template <class Use>
   __device__ void each(int64_t count, const Use& use) const {
 #pragma unroll 1
     for (int64_t i = thread(); i < count; i += threads) use(i);
   }
-  // The same with a warp an index, if `by_warp`: use(i, first, step) takes the parts first, first + step, ... of it.
+  // The same with one warp per index if `by_warp`: use(i, first, step) takes parts first, first + step, ... of index i.
   template <class Use>
   __device__ void each(int64_t count, bool by_warp, const Use& use) const {
     const int share = by_warp ? kWarp : 1;
@@ -141,7 +143,7 @@ struct Group {
   }
 };
 
-// ---- reals of any type. Loads come before conversions, so that several can be on their way.
+// ---- reals of any type. Loading and converting are apart, so that several loads can be in flight.
 
 __device__ inline uint64_t load_real(const Reals& reals, int64_t i) {
   const int bytes = bytes_of(reals.type);
@@ -184,8 +186,8 @@ __device__ inline double real_at(const Reals& reals, int64_t i) {
 
 using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;
 
-// Whether all other blocks that draw from this ticket have drawn: what they wrote before is visible then. For every
-// thread of the group; `drawn` is the block's own.
+// Draws from a ticket, a counter of blocks that are done. True in the block that draws last, which then sees what all
+// other blocks wrote before they drew. All threads of the group call this; `drawn` is in the block's shared memory.
 __device__ inline bool draws_last(const Group& group, unsigned* ticket, unsigned draws, bool& drawn) {
   group.sync();
   if (threadIdx.x == 0) {

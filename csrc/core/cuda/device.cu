@@ -1,3 +1,4 @@
+// Limits, tickets and streams of each device: see device.h.
 #include <dlfcn.h>
 
 #include <array>
@@ -21,14 +22,14 @@ void check(cudaError_t status, const std::string& what) {
 namespace {
 
 constexpr int kMaxDevices = 64;
-// Of a device: one for each call that is captured, and one for each stream, of which there is always room for some.
+// Tickets of a device: one for each captured call and one for each stream. Captured calls leave some to the streams.
 constexpr int kTickets = 4096, kTicketsOfStreams = 512;
 
-// Zero when the module is loaded, on every device; it outlives streams and graphs.
+// Zero on every device when the module is loaded. It outlives streams and graphs.
 __device__ unsigned ticket_memory[kTickets][kTicket];
 
-// What a first call prepares (a module that is loaded, an attribute that is set) is no part of a graph that this thread
-// may be capturing, and is allowed meanwhile.
+// While this lives, a first call may load modules and set attributes even if this thread captures a graph; they do not
+// become part of the graph.
 class BesideCapture {
  public:
   BesideCapture() {
@@ -48,11 +49,11 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
-// Clusters of this size that are resident at a time, one block a multiprocessor; 0 where they cannot be scheduled.
+// Clusters of this size that can be resident at one block per multiprocessor; 0 if they cannot be scheduled.
 int active_clusters(int size, const DeviceLimits& limits) {
   if (size == 1) return limits.multiprocessors;
   const void* kernel = ClusterKernel::any();
-  // Code for older architectures knows of no clusters, also where the driver has compiled it for this device.
+  // Code for older architectures cannot use clusters, even if the driver has compiled it for this device.
   cudaFuncAttributes code{};
   check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
   if (limits.capability < 90 || code.ptxVersion < 90) return 0;
@@ -69,7 +70,7 @@ int active_clusters(int size, const DeviceLimits& limits) {
   int count = 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "shared memory");
-  // These may be refused for the size alone.
+  // A refusal of these only means that this size cannot be scheduled.
   const bool known = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
                      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
   if (!known) cudaGetLastError();
@@ -85,11 +86,11 @@ DeviceLimits ask(int device) {
   found.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   found.shared_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   found.cache = attribute(cudaDevAttrL2CacheSize, device);
-  // Two transfers a clock; 1 TB/s where a virtual machine hides the clock. Only the choice of a schedule depends on it.
+  // Two transfers per clock; 1 TB/s if a virtual machine hides the clock. Only the choice of a plan depends on it.
   const double clock = 1e3 * attribute(cudaDevAttrMemoryClockRate, device);
   found.bandwidth = 2 * clock * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
   if (found.bandwidth <= 0) found.bandwidth = 1e12;
-  // Loaded by now, in case that their first launch is captured.
+  // Load these kernels now, since their first launch may be captured.
   for (const void* kernel : Kernels::all()) {
     cudaFuncAttributes code{};
     check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
@@ -101,7 +102,7 @@ DeviceLimits ask(int device) {
 struct Device {
   std::once_flag asked;
   DeviceLimits limits{};
-  std::mutex mutex;  // of what follows
+  std::mutex mutex;  // guards the members below
   unsigned* tickets = nullptr;
   int taken = 0;
   std::map<unsigned long long, unsigned*> by_stream;
@@ -133,7 +134,7 @@ const DeviceLimits& limits(int device) {
 }
 
 void* current_stream(int device) {
-  // Looked up where it is needed, so that this library also loads beside a torch without CUDA.
+  // Looked up at run time, so that this library also loads beside a torch without CUDA.
   using Function = int32_t (*)(int32_t, void**);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);

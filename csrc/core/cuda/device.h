@@ -1,4 +1,4 @@
-// The device that a call runs on: its limits, its tickets, its streams, and how a planned call starts there.
+// State of each device in this process: its limits, tickets, current stream, and the kernels that are prepared there.
 #pragma once
 
 #include <vector>
@@ -7,12 +7,12 @@
 
 namespace fdkernels::cuda {
 
-// Words of a ticket, an even number: blocks that are done, and arrivals at even and at odd turns of each team of a
-// grid.
+// Words of a ticket: counters that the blocks of one launch share. The first counts blocks that are done; then come two
+// for each team of a grid, its blocks' arrivals at even and at odd turns. Even, since doubles may provide the memory.
 constexpr int kTicket = 2 + 2 * kMaxTeams;
 
-// Kernels that a first call on a device loads, in case that their own first launch is captured. A static object of each
-// file that has some.
+// Registers kernels that the first call on a device loads, since their own first launch may be captured. Each file with
+// such kernels has a static object of this type.
 struct Kernels {
   template <class... Kernel>
   explicit Kernels(Kernel*... kernels) {
@@ -21,7 +21,7 @@ struct Kernels {
   static std::vector<const void*>& all();
 };
 
-// A kernel of the cluster schedule, by which the device is asked how many clusters it holds.
+// Registers a kernel of the cluster schedule. limits() asks CUDA how many clusters of it a device can hold.
 struct ClusterKernel {
   explicit ClusterKernel(const void* kernel) {
     any() = kernel;
@@ -29,17 +29,18 @@ struct ClusterKernel {
   static const void*& any();
 };
 
-// What the CUDA runtime says of a device, asked once. Throws std::runtime_error, as all of these do.
+// A device's limits; asks the CUDA runtime only once. Throws std::runtime_error, like all functions here.
 const DeviceLimits& limits(int device);
 
 // torch's current stream on a device.
 void* current_stream(int device);
 
-// Makes a device current for CUDA's runtime in this library.
+// Sets the current device of the CUDA runtime that is linked into this library.
 void set_device(int device);
 
-// kTicket zeros that one launch counts in and leaves zero, or null where none is left. Launches that may overlap never
-// share them: each stream has its own, and so has each call that a graph captures, since a graph replays on any stream.
+// A ticket: kTicket zeros that one launch counts in and leaves zero. Null if none is left. Launches that may overlap
+// must not share one: each stream has its own, and so has each call that a graph captures, since a graph may replay on
+// any stream.
 unsigned* take_tickets(int device, void* stream);
 
 void zero(void* memory, int64_t bytes, void* stream);

@@ -1,4 +1,4 @@
-// Calls of CUDA's runtime that must succeed.
+// Launches of kernels, and the check of CUDA runtime calls.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace fdkernels::cuda {
 
-// Throws std::runtime_error where the call that `what` names has failed.
+// Throws std::runtime_error if the call that `what` names has failed.
 void check(cudaError_t status, const std::string& what);
 
 template <class... Parameters, class... Arguments>
@@ -23,7 +23,7 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
-// Starts a planned call; false where this context cannot hold a grid's blocks all at once.
+// Starts a planned call. Returns false if this context cannot hold all blocks of a grid at once.
 template <class Call>
 bool start(const char* name, void (*kernel)(Call), const Call& call, const Plan& plan, int device, void* stream) {
   prepare(reinterpret_cast<const void*>(kernel), plan.schedule, device);

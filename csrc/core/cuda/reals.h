@@ -1,4 +1,4 @@
-// Real values of any type, a few of them, that kernels convert to double as they read them.
+// Small operands of any real type, such as logits and t. Kernels convert them to double as they read them.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ FDK_HOST_DEVICE constexpr int bytes_of(RealType type) {
   }
 }
 
-// Dense values, one a sample (logits: `heads`); absent where data is null.
+// Values in memory, mostly one per sample (logits: `heads` per sample). Absent if data is null.
 struct Reals {
   const void* data = nullptr;
   RealType type = RealType::f32;

@@ -1,3 +1,4 @@
+// The backward of every loss on CUDA tensors: its kernels and their launch.
 #include "core/cuda/block.cuh"
 #include "core/cuda/launch.h"
 #include "core/cuda/scale.h"
@@ -7,8 +8,8 @@ namespace fdkernels::cuda {
 
 namespace {
 
-// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. In place, a factor of 1 moves
-// nothing: each block reads it and returns. Otherwise reads and writes the gradient once.
+// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. Reads and writes the gradient once.
+// In place with a factor of 1, each block reads the factor and returns.
 template <class Stored, class T>
 __global__ void __launch_bounds__(kMaxThreads)
     scale_kernel(const __grid_constant__ Scale scale, int64_t blocks_a_run, int64_t vectors_a_block) {
@@ -38,8 +39,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// Blocks, and elements of a run that each takes, of a backward over `runs` runs. As few as keep the device busy, since
-// with an upstream of 1 each of them only reads that.
+// Blocks per run of a backward, and vectors of a run per block. Only as many blocks as keep the device busy, since with
+// an upstream of 1 each block only reads that.
 struct ScalePlan {
   int64_t blocks_a_run, vectors_a_block;
   int threads;

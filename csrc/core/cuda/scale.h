@@ -1,4 +1,4 @@
-// The backward of every loss: a stored gradient times the upstream.
+// The backward of every loss on CUDA tensors: a stored gradient times the upstream.
 #pragma once
 
 #include "core/cuda/reals.h"
@@ -6,16 +6,16 @@
 
 namespace fdkernels::cuda {
 
-// out = upstream * unscale * gradient, in runs.
+// out = upstream * unscale * gradient. A run has one factor: it is a sample, or the whole batch.
 struct Scale {
   const void* gradient;
   void* out;
   DType dtype;
-  Reals upstream;  // one value, or one a run `upstream_stride` apart
+  Reals upstream;  // one value per run, upstream_stride apart
   int64_t upstream_stride;
-  const float* unscale;  // null: none
-  int64_t runs, elements;
-  bool aligned;
+  const float* unscale;    // one value per run; null: none
+  int64_t runs, elements;  // elements per run
+  bool aligned;            // every run of both tensors starts at a multiple of 16 bytes
 };
 
 void launch_scale(const Scale& scale, int multiprocessors, void* stream);

@@ -1,23 +1,31 @@
-// The two schedules of csrc/core/plan.h over an op's samples, each in one launch. csrc/core/sample.h is what one thread
-// does; here threads, blocks and teams add up their sums.
+// The device code of the two schedules of core/plan.h, for any op; each is one launch. core/sample.h has one thread's
+// work; this file adds up the sums of threads, blocks and teams. Its words:
+//
+//   team, rank   the blocks that share a sample; a block's number in its team
+//   share        the elements of a sample that one block takes
+//   turn         the number of a sample in its team's order: team k of n takes sample k + t n in turn t
+//   hold         where a block holds a share's values in shared memory, from their sums to the store of the gradient
+//   ahead        done by a block's last warps, which have no elements, while its other threads load and add up
+//   ticket       counters in global memory: blocks that are done, and blocks of a grid that have arrived
+//   record       a sample's values in global memory that the last block adds up for the report
 //
 // Sums are added in an order that the plan fixes, so results have the same bits every time. The last block to finish
-// reports: no other block will read what it writes.
+// reports, and may change state: no other block reads it any more.
 //
 // An Op is a struct of types and static functions:
 //
-//   Call                     what its kernels take, derived from Teams; has p: batch, elements, aligned
-//   Shared                   a block's shared memory, derived from TeamShared
-//   Math                     csrc/core/sample.h
-//   kExchanged               doubles that the blocks of a sample exchange
-//   begin(call, elements, shared)           by all threads with elements, before their first sample
-//   ahead(call, group, shared, has_read)    by the threads without elements, while the others load; has_read(): this
-//                                           thread no longer reads state that report() changes
+//   Call                     the kernels' parameter, derived from Teams; its p has batch, elements and aligned
+//   Shared                   a block's static shared memory, derived from TeamShared
+//   Math                     see core/sample.h
+//   kExchanged               doubles per sample that each block of a team gives to the others
+//   begin(call, elements, shared)           run by all threads with elements, before their first sample
+//   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() after its last
+//                                           read of state that report() changes
 //   to_values(sums, values)                 a thread's sums as doubles to exchange
-//   finish(call, b, totals, reports, shared)  by a block's first warp: shared.coefficient, from a sample's totals; one
-//                                           block of the team reports
+//   finish(call, b, totals, reports, shared)  run by a block's first warp: sets shared.coefficient from a sample's
+//                                           totals. One block of the team `reports`: it writes the sample's record
 //   stores(call)                            whether there is a gradient to store
-//   report(call, elements, shared)          by the last block
+//   report(call, elements, shared)          run by the last block: writes the results of the batch
 #pragma once
 
 #include <cooperative_groups.h>
@@ -34,30 +42,32 @@ constexpr int kMaxCluster = 1 << (kClusterSizes - 1);
 template <int kExchanged>
 struct TeamShared {
   Scratch scratch;
-  double exchanged[2][kMaxCluster][kExchanged];  // of every block of the cluster, at even samples and at odd ones
-  double coefficient;                            // of the sample at hand
+  // The sums of all blocks of a cluster, at even and at odd turns: a fast block may write those of its next sample
+  // while a slow one still reads these.
+  double exchanged[2][kMaxCluster][kExchanged];
+  double coefficient;  // of the current sample
   bool drawn;
 };
 
-// A block's barriers but for 0, which is everyone's, by who meets there.
+// A block's named barriers: of the threads with elements, of those that work ahead, and between the two.
 enum Barrier : int { kOfElements = 1, kOfAhead, kBetween };
 
 extern __shared__ uint4 dynamic_shared[];
 
-// A team's samples take turns where there are two buffers.
+// The memory that holds the values of a turn. With two buffers, turns alternate between them.
 __device__ inline Words* hold_of(const Teams& call, int turn) {
   const int64_t half = call.buffers == 2 && turn % 2 == 1 ? call.held_bytes / 2 : 0;
   return reinterpret_cast<Words*>(reinterpret_cast<char*>(dynamic_shared) + half);
 }
 
-// Starts to move the beginning of a block's share of sample b from memory to L2. One thread an input.
+// Starts to prefetch the first elements of a block's share of sample b into L2. One thread per input.
 __device__ inline void prefetch(const Teams& call, int64_t b, const Part& part) {
 #if __CUDA_ARCH__ >= 900
   if (static_cast<int>(threadIdx.x) >= call.prefetched_inputs) return;
   const Samples& samples = call.inputs[threadIdx.x];
   const int64_t end = part.begin + call.prefetched < part.end ? part.begin + call.prefetched : part.end;
   const int64_t size = size_of(samples.dtype), row = b * samples.batch_stride;
-  // Whole units of 16 bytes: from the one that the share begins in to the last that is full.
+  // Whole units of 16 bytes: from the one in which the share begins to the last full one.
   const auto address = reinterpret_cast<uintptr_t>(samples.data);
   const uintptr_t from = (address + (row + part.begin) * size) / 16 * 16, to = (address + (row + end) * size) / 16 * 16;
   if (from >= to) return;
@@ -65,12 +75,13 @@ __device__ inline void prefetch(const Teams& call, int64_t b, const Part& part) 
 #endif
 }
 
+// The threads with elements: all but the last call.weighing ones.
 template <int kExchanged>
 __device__ inline Group elements_of(const Teams& call, TeamShared<kExchanged>& shared) {
   return {0, static_cast<int>(blockDim.x) - call.weighing, kOfElements, shared.scratch};
 }
 
-// By the threads without elements.
+// Run by the threads without elements: they work ahead, then tell the others.
 template <class Op, class HasRead>
 __device__ inline void go_ahead(const typename Op::Call& call, typename Op::Shared& shared, const HasRead& has_read) {
   const Group group{static_cast<int>(blockDim.x) - call.weighing, call.weighing, kOfAhead, shared.scratch};
@@ -78,13 +89,14 @@ __device__ inline void go_ahead(const typename Op::Call& call, typename Op::Shar
   barrier_arrive(kBetween, static_cast<int>(blockDim.x));
 }
 
-// By all threads with elements: one warp alone could wait, but compute-sanitizer's racecheck takes what it writes then
-// for a race where the others are at another barrier already.
+// Run by all threads with elements. One warp alone could wait, but if the others are already at another barrier,
+// compute-sanitizer's racecheck then reports what that warp writes as a race.
 __device__ inline void wait_for_ahead(const Teams& call) {
   if (call.weighing > 0) barrier_sync(kBetween, static_cast<int>(blockDim.x));
 }
 
-// One cluster a sample. Partial sums go to every block of it through distributed shared memory.
+// The cluster schedule: a team is a cluster. Each block writes its sums into the shared memory of every block of its
+// cluster.
 template <class Op>
 __device__ inline void by_clusters(const typename Op::Call& call, typename Op::Shared& shared) {
   constexpr int kExchanged = Op::kExchanged;
@@ -102,8 +114,9 @@ __device__ inline void by_clusters(const typename Op::Call& call, typename Op::S
   if (static_cast<int>(threadIdx.x) >= elements.threads) {
 #if __CUDA_ARCH__ >= 900
     if (team > 1) cluster.barrier_wait();
-    // The first sample's sums need not wait for these threads. But once the cluster has met, it may draw the last
-    // ticket, and the state moves.
+    // These threads arrive at the first sample's cluster.sync() as soon as they have read the state, so that its sums
+    // need not wait for their work. Not earlier: once the cluster has met, a block may draw last, and report() changes
+    // the state.
     go_ahead<Op>(call, shared, [&] {
       if (team > 1) cluster.barrier_arrive();
     });
@@ -159,9 +172,10 @@ __device__ inline void by_clusters(const typename Op::Call& call, typename Op::S
   }
 }
 
-// A resident grid, a part of it a sample: team k takes samples k, k + teams, ... Each block leaves its sums of one in
-// memory, arrives, and loads its share of the next before it waits for its team to have arrived at the first. A team's
-// arrivals at even turns and at odd ones are counted apart, since a block may be one turn ahead of another.
+// The grid schedule: all blocks are resident, and a team is a part of them. Each block writes its sums of a sample to
+// call.exchange and counts its arrival; with two buffers it then loads its share of the next sample; then it waits
+// until its whole team has arrived. Arrivals at even and at odd turns have separate counters, since a block may be one
+// turn ahead of another.
 template <class Op>
 __device__ inline void by_grid(const typename Op::Call& call, typename Op::Shared& shared) {
   constexpr int kExchanged = Op::kExchanged;
@@ -175,7 +189,7 @@ __device__ inline void by_grid(const typename Op::Call& call, typename Op::Share
 
   unsigned* arrivals = call.tickets + 1 + 2 * first;
   const int turns = static_cast<int>((call.p.batch - first + teams - 1) / teams);
-  const int ahead = call.buffers - 1;
+  const int ahead = call.buffers - 1;  // turns by which loading is ahead of storing
   for (int loaded = 0; loaded < turns + ahead; ++loaded) {
     if (loaded < turns) {
       const int64_t b = first + static_cast<int64_t>(loaded) * teams;

@@ -1,4 +1,4 @@
-// How teams of blocks share the samples of a call: the plan's numbers as kernels take them.
+// How teams of blocks share the samples of a call: the plan's numbers (core/plan.h) as kernels take them.
 #pragma once
 
 #include "core/plan.h"
@@ -7,16 +7,16 @@
 namespace fdkernels::cuda {
 
 struct Teams {
-  int64_t share;  // as the next three in Plan
+  int64_t share;  // these four as in Plan
   int held, buffers;
   int weighing;
   int teams;              // of a grid
-  int64_t held_bytes;     // of all buffers; the op's own shared memory lies behind them
+  int64_t held_bytes;     // of all buffers; the op's own dynamic shared memory follows them
   int64_t prefetched;     // as in Plan
-  int prefetched_inputs;  // of these
+  int prefetched_inputs;  // how many of `inputs` are prefetched
   Samples inputs[6];
-  double* exchange;   // grid: (B, team, sums)
-  unsigned* tickets;  // kTicket zeros, and zero again: blocks that are done, then each team's arrivals in a grid
+  double* exchange;   // grid: each block's sums of each sample, (B, team, Op::kExchanged)
+  unsigned* tickets;  // a ticket (core/cuda/device.h), zero before and after the launch
 
   void follow(const Plan& plan, const CallShape& call) {
     share = plan.share;
@@ -29,6 +29,7 @@ struct Teams {
     prefetched_inputs = 0;
   }
 
+  // Adds an input to those that kernels prefetch.
   void prefetch(const Samples& input) {
     if (prefetched > 0 && input.data != nullptr) inputs[prefetched_inputs++] = input;
   }

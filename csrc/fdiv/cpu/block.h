@@ -1,6 +1,6 @@
-// The flagship's operands, a block of elements at a time.
+// The operands of the op fdiv on the CPU, a block of elements at a time.
 //
-// In an unnamed namespace, for the reason that core/numbers.h gives.
+// Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
 
 #include "core/cpu/blocks.h"
@@ -10,7 +10,8 @@ namespace fdkernels {
 
 namespace {
 
-// One block of every operand; what a call lacks holds its neutral value. The tables' are for elements that share none.
+// One block of every operand; an absent one has its neutral value. The tables' values (a, c, multiplier, keep) are used
+// only if elements do not share entries (has_runs).
 template <class T>
 struct Block {
   const T *x = nullptr, *tau = nullptr, *f = nullptr, *noisy = nullptr;
@@ -67,13 +68,14 @@ void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool rea
   }
 }
 
-// What every element of a run has in common.
+// The tables' values for a run of elements that share entries.
 struct RunValues {
   double a = 0, c = 1, multiplier = 1;
   bool keep = true;
 };
 
-// Whether entries last for runs that are worth loops of their own; else every element is taken to have its own.
+// Whether table entries are shared by runs of elements that are worth loops of their own. If not, every element is
+// treated as having its own entries.
 bool has_runs(const Problem& p) {
   for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
     if (varies(*table) && table->inner < kShortestRun) return false;
@@ -81,7 +83,7 @@ bool has_runs(const Problem& p) {
   return true;
 }
 
-// What element i shares with those from it on, and in `count`, so far the most, how many these are.
+// The tables' values at element i. Lowers `count` to the number of elements from i on that share them.
 RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
   for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
     if (varies(*table)) *count = run_at(*table, i, *count);

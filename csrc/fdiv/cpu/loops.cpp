@@ -1,9 +1,9 @@
-// The flagship's element loops. Reads x, tau, f once per pass in blocks that stay in L1; a sample's second pass (apply)
-// finds them in cache. Half precision is widened into block buffers on load, or in registers where all is bfloat16, and
-// rounded once on store. Coefficients, scales and masks cost nothing an element where runs of elements share them.
+// The element loops of the op fdiv. Each pass reads its inputs once, in blocks that stay in L1; a sample's second pass
+// (apply) finds them in cache. Half precision is converted into block buffers on load, or in registers if all inputs
+// are bfloat16, and rounded once on store. Coefficients, multipliers and masks that runs of elements share cost nothing
+// per element.
 //
-// Everything here lives in an unnamed namespace: an inline function shared between instruction sets could be linked
-// from the widest one into the path of a processor that lacks it.
+// Keep functions in the unnamed namespace: see core/numbers.h.
 
 #include "fdiv/cpu/loops.h"
 
@@ -13,9 +13,9 @@ namespace fdkernels::FDKERNELS_ISA {
 
 namespace {
 
-// A sum has so many lanes, of which each takes kAdded additions before all become double: each addition to a running
-// float sum of equal numbers may round the same way. The lanes are written down, since a compiler that vectorizes with
-// fewer of them than was thought would add longer runs.
+// A sum has kLanes running float sums, and each takes kAdded additions before all become double: in a long running float
+// sum of equal numbers, each addition may round the same way. The lanes are written down because a compiler may
+// vectorize with fewer lanes, or not at all, and would then make the runs longer.
 constexpr int kLanes = 16, kAdded = 16;
 static_assert(kBlock % (kLanes * kAdded) == 0);
 
@@ -27,15 +27,15 @@ inline double magnitude(double v) {
   return __builtin_fabs(v);
 }
 
-enum class Error { unread, of_x0, of_prediction };  // x - tau, where tau is x0, or a raw prediction
+enum class Error { unread, of_x0, of_prediction };  // x - x0: x is not read; tau is x0; tau is a raw prediction
 
 Error error_of(const Problem& p) {
   if (!p.dmd_scale && !p.with_stats) return Error::unread;
   return p.is_raw() ? Error::of_prediction : Error::of_x0;
 }
 
-// Of x - x0, in its type. Of predictions in double: a and c rounded to float would shift a whole sample the same way,
-// which no mean averages out.
+// x - x0 of an element. With raw predictions in double: a and c rounded to float would shift a whole sample the same
+// way, which no mean averages out.
 template <class T, Error kError, class Stored>
 auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a, double c, int i) {
   if constexpr (kError == Error::unread) return T(0);
@@ -91,7 +91,7 @@ Sums with_error(Error error, const Use& use) {
   return use.template operator()<Error::of_prediction>();
 }
 
-// Before c and the multiplier multiply them, which all elements share.
+// Sums of f - tau and x - x0. All elements share c and the multiplier; the caller multiplies the sums by them.
 template <class T, class Stored>
 Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f, const Stored* noisy,
                 const RunValues& run, int count) {
@@ -103,14 +103,14 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
   });
 }
 
-// shared: m c, apart from w, since the product of both may leave T's range where the gradient does not.
+// shared: m c. Do not multiply it by w first: their product may leave T's range where the gradient does not.
 template <class T, class Stored>
 void apply_run(const Stored* tau, const Stored* f, int64_t count, T w, T shared, Stored* out) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) put(w * (shared * (number(f[i]) - number(tau[i]))), out[i]);
 }
 
-// Every element with its own entries; kPredicted: c among them.
+// For elements with entries of their own. kPredicted: c is one of them.
 template <class T, bool kPredicted>
 T direction(const Block<T>& block, int i) {
   const T d = block.f[i] - block.tau[i];
@@ -140,7 +140,7 @@ void apply_entries(const Block<T>& block, int count, T w, T* out) {
   }
 }
 
-// Whether every N-sized operand is the same plain bfloat16, which then is widened in registers, without buffers.
+// Whether every N-sized operand is bfloat16 without guidance: it is then converted in registers, without buffers.
 bool is_bf16(const Problem& p) {
   for (const Samples* samples : {&p.student, &p.teacher, &p.fake, &p.noisy}) {
     if (samples->data != nullptr && samples->dtype != DType::bf16) return false;
@@ -152,7 +152,7 @@ const Bf16* bf16_at(const Samples& samples, int64_t b, int64_t begin) {
   return samples.data == nullptr ? nullptr : static_cast<const Bf16*>(samples.data) + b * samples.batch_stride + begin;
 }
 
-// csrc/core/cpu/blocks.h
+// The Loop that core/cpu/blocks.h asks for.
 template <class T>
 class Loop {
  public:

@@ -1,4 +1,4 @@
-// The flagship's ops on CPU tensors, registered through libtorch's stable ABI.
+// The ops fdiv and fdiv_weight on CPU tensors, registered through libtorch's stable ABI.
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,7 +23,7 @@ void mean_of_heads(const Tensor& logits, int64_t heads, std::vector<double>& com
   }
 }
 
-// The log ratio of each sample, heads averaged.
+// Each sample's log ratio: the mean over its heads.
 std::vector<double> combine(const Tensor& logits, int64_t batch) {
   expect(logits.is_cpu(), "logits: expected a CPU tensor");
   const int64_t heads = heads_of(logits, batch);

@@ -1,4 +1,4 @@
-// The flagship op on the CPU: a batch's sums, coefficients, gradients and results.
+// The op fdiv on the CPU: a batch's sums, coefficients, gradients and results.
 
 #include "fdiv/cpu/samples.h"
 
@@ -59,7 +59,7 @@ class Batch {
     }
   }
 
-  // ---- csrc/core/cpu/passes.h
+  // ---- for core/cpu/passes.h
 
   Sums reduce(int64_t b, int64_t begin, int64_t end) const {
     return (wide_ ? loops_.reduce_wide : loops_.reduce)(p_, b, begin, end);

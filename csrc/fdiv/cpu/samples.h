@@ -1,4 +1,4 @@
-// The flagship op on the CPU: schedule over samples, blocks and threads.
+// The op fdiv on the CPU, over all samples of a batch.
 #pragma once
 
 #include "core/cpu/threads.h"
@@ -6,10 +6,9 @@
 
 namespace fdkernels::cpu {
 
-// count: N of a mean that the caller gave; 0: the unmasked elements.
-// Everything the op returns beside the gradient, which `problem.gradient` receives. loss: one value, or one per sample
-// with Reduction::none; unscale: as many, written for a float16 gradient alone; stats: null, or kStats values of which
-// the first kWeightStats are the caller's.
+// Writes problem.gradient, loss, unscale and stats. count: N of a mean that the caller gave; 0: the unmasked elements.
+// loss: one value, or one per sample with Reduction::none. unscale: as many; null if the gradient is not float16.
+// stats: null, or kStats values, of which the caller writes the first kWeightStats.
 void fdiv(const Problem& problem, double count, const Threads& threads, double* loss, float* unscale, double* stats);
 
 }  // namespace fdkernels::cpu

@@ -1,4 +1,4 @@
-// A forward call as its kernels take it: raw pointers and the plan's numbers, by value.
+// A forward call of the op fdiv as its kernels take it, by value: raw pointers and the plan's numbers.
 #pragma once
 
 #include "core/cuda/device.h"
@@ -9,7 +9,7 @@
 
 namespace fdkernels::cuda {
 
-// What the weights of a batch are made of.
+// The inputs of a batch's weights.
 struct Weighting {
   Reals logits;  // (B, heads)
   int64_t heads = 1;
@@ -19,15 +19,15 @@ struct Weighting {
   WeightOptions options{};
 };
 
-// Sums of a sample that its team's blocks exchange, and those of a batch that its samples leave for the last block.
+// Sums of a sample that the blocks of its team exchange, and values of a sample's record, which the last block adds up.
 constexpr int kExchanged = 4, kRecorded = 5;
 
 struct Results {
   void* loss;
   bool wide_loss;     // double, else float
   float* unscale;     // null: the gradient is stored as it is
-  double* stats;      // null: none; then kStats figures and h of every sample
-  bool weight_stats;  // the weights' figures too
+  double* stats;      // kStats statistics, then h of every sample; null: none
+  bool weight_stats;  // whether to write the weights' statistics too
   double* records;    // (kRecorded, B)
 };
 
@@ -35,31 +35,31 @@ struct Call : Teams {
   Problem p;
   Weighting w;
   Results r;
-  const double* counts;  // kept entries, in parts; null: every block counts for itself
+  const double* counts;  // kept mask entries, in count_parts parts; null: every block counts them itself
   int count_parts;
-  Reals count;        // N of a mean, where the caller gave it: on the device, or
-  double host_count;  // known to the host, at least 1; 0: neither
+  Reals count;        // N of a mean, if the caller gave it on the device
+  double host_count;  // N of a mean, at least 1, if the caller gave it on the CPU; else 0
 };
 
-// ---- what a launch needs to know of a kernel; null where a combination is not compiled
+// ---- the kernels by their combination; null if it is not compiled
 
 using FdivKernel = void (*)(Call);
 
 FdivKernel cluster_kernel(Loads loads, bool general);
 FdivKernel grid_kernel(Loads loads, bool general);
 
-// Starts the kernel that the plan names; false where this context cannot hold a grid's blocks all at once.
+// Starts the kernel that the plan names. Returns false if this context cannot hold all blocks of a grid at once.
 bool start(const Call& call, const Plan& plan, Loads loads, bool general, int device, void* stream);
 
-// h (B,), figures (null: none) and the normalizer's state, by weighing_blocks.
+// Weighs a batch in launches of its own: writes h (B,), statistics (null: none) and the normalizer's state.
 void launch_weigh(const Weighting& w, int64_t batch, double* h, double* stats, double* scratch, void* stream);
-constexpr int kPartSums = 9;  // of a batch, that each of many blocks leaves
+constexpr int kPartSums = 9;  // sums that each of many weighing blocks stores
 constexpr int64_t weigh_scratch(int64_t batch, int64_t bins) {
   const int64_t blocks = weighing_blocks(batch, bins);
   return (blocks == 1 ? batch : blocks * (kPartSums + 2 * bins)) + bins + (batch + 1) / 2;  // doubles
 }
 
-// Kept entries of a mask, in `parts` parts.
+// Counts a mask's kept entries, in `parts` parts.
 void launch_count(const Table& mask, int64_t rows, double* counts, int parts, void* stream);
 
 }  // namespace fdkernels::cuda

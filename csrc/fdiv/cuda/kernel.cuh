@@ -1,15 +1,16 @@
-// The flagship op in CUDA: from logits to the student's gradient in one launch.
+// The kernels of the op fdiv (fused_fdiv_loss): from logits to the student's gradient in one launch.
 //
 //   s_b  = 1 / (max(mean_i |x_bi - tau_bi|, floor) + eps)      dmd_scale; else 1
 //   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)                   f, tau raw predictions, m the multiplier
 //   loss = 1/2 sum g^2 / N,   gradient = g / N
 //
-// csrc/core/cuda/schedules.cuh moves the data: a team of blocks loads a sample once, and keeps the gradient's direction
-// in shared memory until the sample's sums are known. Bytes an element: 8 in bfloat16, 16 in float32, while a sample
-// fits. csrc/fdiv/elements.h has the math of an element. Here is what surrounds it: the batch's weights, a sample's
-// coefficient, and the last block's report of loss, figures and the normalizer's state.
+// core/cuda/schedules.cuh moves the data: a team of blocks loads a sample once, and holds the gradient's direction in
+// shared memory until the sample's sums are known. Bytes per element: 8 in bfloat16, 16 in float32, while a sample
+// fits. fdiv/elements.h has the math of an element. This file has the rest: the batch's weights, a sample's coefficient
+// and its record, and the last block's report of loss, statistics and the normalizer's state.
 //
-// Where a call has logits, a block's last warps have no elements: they weigh the batch while the others load.
+// If a call has logits, a block's last warps have no elements: they weigh the batch (compute its weights h) while the
+// others load.
 #pragma once
 
 #include "core/cuda/schedules.cuh"
@@ -20,14 +21,14 @@ namespace fdkernels::cuda {
 
 struct Shared : TeamShared<kExchanged> {
   Weighed weighed;
-  double divisor;  // N of the loss, but for "none" with a mask
+  double divisor;  // N of the loss; unused for "none" with a mask, where each sample has its own
 };
 
 static_assert(sizeof(Shared) <= kStaticShared);
 
 // ---- before the first sample
 
-// The weights' shared memory, behind the samples'.
+// The weights' shared memory, which follows the samples'.
 __device__ inline Weights weights_of(const Call& call) {
   const int64_t batch = call.p.batch;
   double* h = reinterpret_cast<double*>(reinterpret_cast<char*>(dynamic_shared) + call.held_bytes);
@@ -35,7 +36,7 @@ __device__ inline Weights weights_of(const Call& call) {
   return {h, h + batch, means, reinterpret_cast<int*>(means + call.w.state.bins)};
 }
 
-// Kept elements of all samples, of a mean over a mask.
+// The kept elements of all samples: N of a mean with a mask.
 __device__ inline double count_kept(const Call& call, const Group& group) {
   const Table& mask = call.p.mask;
   const int64_t rows = mask.batch_stride == 0 ? 1 : call.p.batch;
@@ -53,7 +54,7 @@ __device__ inline double at_least_one(double divisor) {
   return divisor < 1 ? 1 : divisor;  // NaN stays NaN
 }
 
-// N of the loss, but for "none" with a mask, which divides by each sample's own.
+// N of the loss. "none" with a mask does not use it: each sample has its own N there.
 template <bool kGeneral>
 __device__ inline double divisor_of(const Call& call, const Group& group) {
   const Problem& p = call.p;
@@ -67,7 +68,8 @@ __device__ inline double divisor_of(const Call& call, const Group& group) {
 
 // ---- a sample
 
-// What multiplies a sample's direction, from its team's sums; `reports`: the thread that records what it leaves.
+// The factor of a sample's direction, from its team's sums. One thread of the team `reports`: it writes the record, and
+// with "none" the sample's loss.
 __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, double divisor, bool reports) {
   const Problem& p = call.p;
   const Results& r = call.r;
@@ -94,6 +96,7 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
 
 // ---- after the last sample
 
+// Run by the last block: adds up the records, and writes loss, statistics and the normalizer's state.
 __device__ inline void report(const Call& call, const Group& group, Shared& shared) {
   const Problem& p = call.p;
   const Results& r = call.r;
@@ -156,7 +159,7 @@ struct FdivOp {
     weigh_batch(group, call.w, call.p.batch, weights_of(call), shared.weighed, has_read);
   }
 
-  // Energy that is not finite travels as NaN.
+  // NaN as energy marks a sample that is not finite; finish() reads the mark.
   __device__ static void to_values(const Sums& sums, double (&values)[kExchanged]) {
     values[0] = sums.distance, values[1] = sums.nonfinite ? NAN : sums.energy, values[2] = sums.gap;
     values[3] = sums.kept;
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) fdiv_grid_kernel(const __grid_
   by_grid<FdivOp<Ty, kGeneral>>(call, shared);
 }
 
-// ---- the combinations that are compiled: 12 a schedule
+// ---- the combinations that are compiled: 12 per schedule
 
 #define FDK_KERNEL_TABLE(kernel)                                                                             \
   switch (loads) {                                                                                           \

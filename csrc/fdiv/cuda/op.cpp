@@ -1,5 +1,5 @@
-// The flagship's ops on CUDA tensors, registered through libtorch's stable ABI: from tensors to a plan and its
-// launches. Nothing here reads a tensor's values or waits for the device.
+// The ops fdiv and fdiv_weight on CUDA tensors, registered through libtorch's stable ABI: from tensors to a plan and
+// its launches. Nothing here reads a CUDA tensor's values or waits for the device.
 
 #include <torch/csrc/stable/library.h>
 
@@ -47,7 +47,7 @@ fdkernels::Allowed allowed() {
   return allowed;
 }
 
-// Multiprocessors count a mask in so many parts.
+// The number of parts, one block each, in which a mask is counted.
 int mask_parts(const Target& target) {
   return 2 * target.limits->multiprocessors;
 }
@@ -64,7 +64,8 @@ int64_t workspace_of(const Call& call, const fdkernels::Plan& plan, const Target
   return doubles;
 }
 
-// The launches that a plan has come first. Another plan of this call finds them done.
+// Queues the plan's launches before the main one, and takes workspace. If the main launch is refused, the next plan of
+// this call finds them done: `call` and `shape` have changed.
 void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan& plan, const Target& target,
                  Workspace& workspace) {
   const Problem& p = call.p;
@@ -90,7 +91,7 @@ void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan&
   }
 }
 
-// Once a process.
+// Warns once per process.
 void warn_of_refusal(int64_t blocks) {
   static const bool warned = [&] {
     const std::string text =
@@ -108,7 +109,7 @@ const cuda::ClusterKernel asked{reinterpret_cast<const void*>(cuda::cluster_kern
 
 // ---- the ops
 
-// t, and the ratio's state and options, of either list; the values live as long as what the call holds of them.
+// A Weighting from either op's arguments. This keeps the tensors alive that the call points into.
 struct WeighingValues {
   RealValues logits, t;
   cuda::Weighting w;
@@ -169,7 +170,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.aligned = is_aligned(p, vector_of(loads));
   fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
                                         arguments.divisor.has_value());
-  std::vector<Workspace> memory;  // alive until all is queued: what is freed earlier may be handed out again
+  std::vector<Workspace> memory;  // lives until everything is queued: memory freed earlier may be handed out again
   call.tickets = cuda::take_tickets(target.device, target.stream);
   if (call.tickets == nullptr) {
     double* zeros = memory.emplace_back(cuda::kTicket / 2, like).take(cuda::kTicket / 2);
@@ -186,7 +187,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
       if (p.dmd_scale || p.with_stats || (input != &p.student && input != &p.noisy)) call.prefetch(*input);
     }
     if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
-      if (refused > 0) warn_of_refusal(refused);  // not before: torch loses an error that follows a warning
+      if (refused > 0) warn_of_refusal(refused);  // no earlier: torch loses an error that follows a warning
       return out.all();
     }
     limits.multiprocessors = static_cast<int>(plan.blocks()) / 2;

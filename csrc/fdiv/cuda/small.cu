@@ -1,4 +1,5 @@
-// The flagship's launches, and the kernels that precede it: weights of a large batch, kept elements of a large mask.
+// The launches of the op fdiv, and the small kernels that may run before the main one: the weights of a batch, and the
+// count of a large mask.
 #include "core/cuda/launch.h"
 #include "core/tables.h"
 #include "fdiv/cuda/weigh_many.cuh"
@@ -7,7 +8,7 @@ namespace fdkernels::cuda {
 
 namespace {
 
-// One block: logits (B, H) -> h (B,), figures (7,), and the normalizer's new state; the rest of `to` is scratch.
+// One block: logits (B, H) -> h (B,), statistics (7,), and the normalizer's new state; the rest of `to` is scratch.
 __global__ void __launch_bounds__(kMaxThreads, 1)
     fdiv_weight_kernel(const __grid_constant__ Weighting w, int64_t batch, const __grid_constant__ Weights to,
                        double* stats) {

@@ -1,5 +1,5 @@
-// Steps 1 to 5 by some threads of a block: from the logits of a batch to its weights h, in double. Every block of a
-// forward does this for itself while the batch is small, since that is cheaper than a launch.
+// Weighing: steps 1 to 5 (fdiv/weight.h) by some threads of a block, from a batch's logits to its weights h, in double.
+// Every block of a forward weighs a small batch itself, since that is cheaper than a launch.
 #pragma once
 
 #include "core/cuda/block.cuh"
@@ -13,14 +13,15 @@ struct Weights {
   int* bins;
 };
 
-// A batch's figures.
+// Sums and extremes of a batch, for its statistics.
 struct Weighed {
   WeightSums sums;
   Extremes extremes;
 };
 
+// Up to this many heads or samples, one thread adds up a mean or a bin; beyond, a warp does.
 constexpr int64_t kHeadsAThread = 8;
-constexpr int64_t kSamplesAThread = kWarp;  // of which one thread adds up a bin by itself
+constexpr int64_t kSamplesAThread = kWarp;
 
 // The sum of entries first, first + step, ... below last, two loads at a time.
 __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t last, int64_t step) {
@@ -39,14 +40,14 @@ __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t la
   return sum;
 }
 
-// Step 1: a sample's mean over heads, of which a thread adds those from first on by steps; the others are its warp's.
+// Step 1: a sample's mean over heads. A thread adds heads first, first + step, ...; its warp adds the sums if step > 1.
 __device__ inline double mean_of_heads(const Weighting& w, int64_t b, int first, int step) {
   double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
   if (step > 1) sum = add_lanes(sum);
   return sum / static_cast<double>(w.heads);
 }
 
-// The means into h, by a warp a sample where there are many heads; and t into ratios.
+// Writes each sample's mean over heads into h, and its t into ratios. With many heads, a warp takes a sample.
 __device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, const Weights& to) {
   group.each(batch, w.heads > kHeadsAThread, [&](int64_t b, int first, int step) {
     const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
@@ -57,7 +58,7 @@ __device__ inline void combine_heads(const Group& group, const Weighting& w, int
   });
 }
 
-// Step 3: the bins' means after this batch. A thread adds up a bin of a small batch, else a warp.
+// Step 3: the bins' means after this batch.
 __device__ inline void update_means(const Group& group, const RatioState& state, int64_t batch, const Weights& to) {
   const bool by_warp = batch > kSamplesAThread;
   group.each(state.bins, by_warp, [&](int64_t i, int first, int step) {
@@ -74,15 +75,15 @@ __device__ inline void update_means(const Group& group, const RatioState& state,
   group.sync();
 }
 
-// Writes to.h, with a normalizer to.means, and the figures. The group may read them on return, others of its block
-// after they have met it. A thread that will not read the normalizer's state again calls has_read().
+// Writes to.h, `figures` and, with a normalizer, to.means. The group may read them on return, the block's other threads
+// after a barrier with the group. Each thread calls has_read() when it no longer reads the normalizer's state.
 template <class HasRead>
 __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64_t batch, const Weights& to,
                                    Weighed& figures, const HasRead& has_read) {
   WeightSums sums{};
   Extremes found = no_extremes();
   const bool normalized = w.state.mean != nullptr;
-  // On its way beside the logits.
+  // Loaded here, so that it is in flight together with the logits.
   const float mean = normalized && group.thread() < w.state.bins ? w.state.mean[group.thread()] : 0.0f;
   combine_heads(group, w, batch, to);
   if (normalized) {
@@ -130,7 +131,7 @@ __device__ inline void weigh_batch(const Group& group, const Weighting& w, int64
   group.sync();
 }
 
-// h of a sample whose weight was given, or 1; NaN where t is not finite.
+// h of a sample in a call without logits: the given weight, or 1; NaN if t is not finite.
 __device__ inline double given_weight(const Weighting& w, int64_t b) {
   const uint64_t given = w.given.data == nullptr ? 0 : load_real(w.given, b);
   const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);

@@ -1,24 +1,29 @@
-// Steps 1 to 5 of a large batch by many blocks, in three launches: ratios, and their sums by bin; log h, after the
-// bins' means; h. What a block adds up is stored and added again in the order of blocks, which the batch's size
-// decides.
+// Weighing a large batch: steps 1 to 5 (fdiv/weight.h) by many blocks, in three launches.
+//
+//   fdiv_ratios_kernel      log ratios, and each block's sums by bin
+//   fdiv_logarithms_kernel  the bins' means, then log h
+//   fdiv_normalize_kernel   h, statistics, and the normalizer's state
+//
+// Each block stores its sums. The next launch adds them in an order that depends on the batch's size alone.
 #pragma once
 
 #include "fdiv/cuda/weigh.cuh"
 
 namespace fdkernels::cuda {
 
-// What the launches leave for each other.
+// Memory by which a launch hands results to the next.
 struct Parts {
   double* h;       // (B,): log r, then log h, then h
-  int* bins;       // (B,): of samples that are finite, else -1
+  int* bins;       // (B,): a sample's bin, or -1 if it is not finite
   double* sums;    // (kPartSums, blocks)
-  double* by_bin;  // (2, bins, blocks): a bin's ratios, and how many
+  double* by_bin;  // (2, bins, blocks): the sum of a bin's ratios, and their number
   double* means;   // (bins,): after this batch
 };
 
-static_assert(kWeighManyBlocks <= kWeighManyThreads && kWeighedBins <= kWeighManyThreads);  // a thread each
+// One thread per block, or per bin, reads their sums.
+static_assert(kWeighManyBlocks <= kWeighManyThreads && kWeighedBins <= kWeighManyThreads);
 
-// A block's samples: a thread takes one of every round.
+// Calls use(b) for the block's samples: in every round, a thread takes one.
 template <class Use>
 __device__ inline void each_own(int64_t batch, const Use& use) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kWeighManyThreads;
@@ -26,7 +31,7 @@ __device__ inline void each_own(int64_t batch, const Use& use) {
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * kWeighManyThreads + threadIdx.x; b < batch; b += step) use(b);
 }
 
-// What a block adds up, into the rows from `first` on.
+// Stores a block's sums in rows first, first + 1, ... of to.sums.
 template <int N>
 __device__ inline void store_part(const Parts& to, int first, const double (&values)[N], int count = N) {
   if (threadIdx.x != 0) return;
@@ -115,7 +120,7 @@ __global__ void __launch_bounds__(kWeighManyThreads)
   block.reduce<Max>(extremes);
   store_part(to, 4, extremes);
   const double highest = extremes[1];
-  if (highest > -INFINITY) {  // or what the block leaves would be NaN, and the batch's with it
+  if (highest > -INFINITY) {  // else log h - highest is NaN, and so would be the batch's sums
     each_own(batch, [&](int64_t b) {
       if (to.h[b] < INFINITY) add_relative(sums, exponential(to.h[b] - highest));
     });
@@ -125,7 +130,7 @@ __global__ void __launch_bounds__(kWeighManyThreads)
   store_part(to, 6, totals, 3);
 }
 
-// h, from what all blocks have left; block 0 also writes figures (stats null: none) and the normalizer's state.
+// Writes h, from the sums of all blocks. Block 0 also writes statistics (null: none) and the normalizer's state.
 __global__ void __launch_bounds__(kWeighManyThreads)
     fdiv_normalize_kernel(const __grid_constant__ Weighting w, int64_t batch, const __grid_constant__ Parts to,
                           double* stats) {
