@@ -1,8 +1,11 @@
-// The op fdiv's math on the elements of a sample: the Math of core/sample.h. Each element's direction m c (f - tau)
-// stays on chip, with m the multiplier if that varies within a sample. The gradient is w / N times the direction.
+// The op fdiv's math on the elements of a sample: the Math of core/cuda/schedules.cuh. Each element's direction m c (f
+// - tau) stays on chip, with m the multiplier if that varies within a sample. The gradient is w / N times the
+// direction.
 #pragma once
 
-#include "core/sample.h"
+#include "core/share.h"
+#include "core/tables.h"
+#include "core/vectors.h"
 #include "fdiv/math.h"
 
 namespace fdkernels {

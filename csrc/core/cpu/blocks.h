@@ -15,11 +15,90 @@
 
 #include <cstring>
 
-#include "core/cpu/convert.h"
+#include "core/numbers.h"
+#include "core/tensors.h"
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 namespace fdkernels {
 
 namespace {
+
+// ---- stored numbers, converted to the type of the arithmetic (widen) and back (narrow)
+
+template <class T>
+void widen(const void* source, DType dtype, int64_t offset, int count, T* out) {
+  switch (dtype) {
+    case DType::f32: {
+      const float* in = static_cast<const float*>(source) + offset;
+      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(in[i]);
+      return;
+    }
+    case DType::f64: {
+      const double* in = static_cast<const double*>(source) + offset;
+      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(in[i]);
+      return;
+    }
+    case DType::bf16: {
+      const uint16_t* in = static_cast<const uint16_t*>(source) + offset;
+      for (int i = 0; i < count; ++i) out[i] = static_cast<T>(bf16_to_float(in[i]));
+      return;
+    }
+    case DType::f16: {
+      const uint16_t* in = static_cast<const uint16_t*>(source) + offset;
+      int i = 0;
+#ifdef __F16C__
+      if constexpr (sizeof(T) == sizeof(float)) {
+        for (; i + 8 <= count; i += 8) {
+          const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
+          _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half));
+        }
+      }
+#endif
+      for (; i < count; ++i) out[i] = static_cast<T>(half_to_float(in[i]));
+      return;
+    }
+  }
+}
+
+template <class T>
+void narrow(const T* in, int count, void* target, DType dtype, int64_t offset) {
+  switch (dtype) {
+    case DType::f32: {
+      float* out = static_cast<float*>(target) + offset;
+      for (int i = 0; i < count; ++i) out[i] = static_cast<float>(in[i]);
+      return;
+    }
+    case DType::f64: {
+      double* out = static_cast<double*>(target) + offset;
+      for (int i = 0; i < count; ++i) out[i] = static_cast<double>(in[i]);
+      return;
+    }
+    case DType::bf16: {
+      uint16_t* out = static_cast<uint16_t*>(target) + offset;
+      for (int i = 0; i < count; ++i) out[i] = float_to_bf16(static_cast<float>(in[i]));
+      return;
+    }
+    case DType::f16: {
+      uint16_t* out = static_cast<uint16_t*>(target) + offset;
+      int i = 0;
+#ifdef __F16C__
+      if constexpr (sizeof(T) == sizeof(float)) {
+        for (; i + 8 <= count; i += 8) {
+          const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
+        }
+      }
+#endif
+      for (; i < count; ++i) out[i] = float_to_half(static_cast<float>(in[i]));
+      return;
+    }
+  }
+}
+
+// ---- blocks of operands
 
 constexpr int kBlock = 512;
 // The fewest elements with the same table entries that are worth a block of their own.
@@ -38,27 +117,27 @@ const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* bu
 }
 
 // The offset of element i's entry in a table's data.
-int64_t entry_at(const Table& table, int64_t b, int64_t i) {
+inline int64_t entry_at(const Table& table, int64_t b, int64_t i) {
   return b * table.batch_stride + (i / table.inner) % table.entries;
 }
 
-double number_at(const Table& table, int64_t b, int64_t i) {
+inline double number_at(const Table& table, int64_t b, int64_t i) {
   if (table.data == nullptr) return table.fixed;
   double value;
   widen(table.data, table.dtype, entry_at(table, b, i), 1, &value);
   return value;
 }
 
-bool kept_at(const Table& mask, int64_t b, int64_t i) {
+inline bool kept_at(const Table& mask, int64_t b, int64_t i) {
   return static_cast<const uint8_t*>(mask.data)[entry_at(mask, b, i)] != 0;
 }
 
-bool varies(const Table& table) {
+inline bool varies(const Table& table) {
   return table.data != nullptr && table.entries > 1;
 }
 
 // The number of elements from i on that read the same entry as i, at most `most`.
-int64_t run_at(const Table& table, int64_t i, int64_t most) {
+inline int64_t run_at(const Table& table, int64_t i, int64_t most) {
   const int64_t left = table.inner - i % table.inner;
   return left < most ? left : most;
 }
@@ -111,6 +190,8 @@ void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, T* out)
         for (int i = 0; i < run; ++i) to[i] = set(data[at]);
       });
 }
+
+// ---- passes over blocks
 
 template <class Loop>
 typename Loop::Sums sum_blocks(Loop& loop, int64_t begin, int64_t end) {

@@ -1,13 +1,11 @@
 // The loop that scales a gradient, compiled once per instruction set. Keep functions in the unnamed namespace: see
 // core/numbers.h.
-#include "core/cpu/convert.h"
+#include "core/cpu/blocks.h"
 #include "core/cpu/scale.h"
 
 namespace fdkernels::FDKERNELS_ISA {
 
 namespace {
-
-constexpr int kBlock = 512;
 
 template <class T>
 void scale_blocks(const void* gradient, DType dtype, int64_t count, T factor, void* out) {
