@@ -211,10 +211,9 @@ Request request(const py::object& call, const py::dict& limits, const std::strin
   p.prediction = raw ? fdkernels::PredictionKind::affine : fdkernels::PredictionKind::sample;
   const auto tile = [&](const char* argument, fdkernels::Table& table, int64_t rows, int64_t entries) {
     if ((rows != 1 && rows != batch) || entries < 1 || elements % entries != 0) {
-      throw expected(
-          argument,
-          "1 or " + std::to_string(batch) + " rows of entries that divide " + std::to_string(elements) + " elements",
-          std::to_string(rows) + " of " + std::to_string(entries));
+      const std::string ways = rows == batch ? "" : "1 or " + std::to_string(batch) + " rows of ";
+      throw expected(argument, ways + "entries that divide " + std::to_string(elements) + " elements",
+                     (rows == batch ? "" : std::to_string(rows) + " of ") + std::to_string(entries));
     }
     table = {&present, fdkernels::DType::f32, rows == 1 ? 0 : entries, entries, elements / entries};
   };
@@ -281,7 +280,7 @@ py::dict plan(const py::object& call, const py::dict& limits, const std::string&
     return to_dict(r, fdkernels::plan(r.shape, r.limits, r.allowed));
   } catch (const std::invalid_argument&) {
     const std::string sample = std::to_string(r.shape.elements) + " elements";
-    throw expected("allowed", "a schedule that can hold a sample of " + sample + " on this device", allowed);
+    throw expected("allowed", "a schedule that this device can run and that can hold a sample of " + sample, allowed);
   }
 }
 

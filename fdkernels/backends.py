@@ -38,6 +38,7 @@ NATIVE_FIRST, TRITON_FIRST = ("native", "triton", "reference"), ("triton", "nati
 
 # Compute capabilities on which a GPU passed `make gpu-check`, and the results. The blocks of native's CUDA kernels wait
 # for each other, so on hardware where they have not run they could hang a training run. Triton's programs never wait.
+# An entry stays while blocks wait as they did when the GPU ran them, even if the kernels compute other things since.
 CHECKED = {(9, 0): "benchmarks/results/h100_check.json"}
 # The same for earlier kernels, whose blocks waited in another way. A new check moves an entry to CHECKED.
 CHECKED_BEFORE: dict[tuple[int, int], str] = {}

@@ -35,12 +35,13 @@ def main(arguments: list[str]) -> None:
     reports = []
     for device, limits, note in chosen_devices(parser, given.device):
         try:
-            plan = _core.plan(call, limits, given.allow)
+            plan = _core.plan(call, limits, given.allowed)
         except ValueError as error:
             parser.error(f"{device}: {error}")
         reports.append(Report(device, note, limits, plan, _core.plans(call, limits)))
     if given.json:
-        print(json.dumps({"shape": given.shape, "plans": [report._asdict() for report in reports]}, indent=2))
+        found = [report._asdict() for report in reports]
+        print(json.dumps({"shape": given.shape, "call": call._asdict(), "plans": found}, indent=2))
         return
     print(describe_call(given.shape, call))
     for report in reports:
@@ -65,18 +66,18 @@ def command_line() -> argparse.ArgumentParser:
     add("--fake-uncond", action="store_true", help="one of fake's")
     add("--raw", action="store_true", help="raw predictions; with the dmd scale or --with-stats x_t is read too")
     add("--multiplier", type=count, default=0, metavar="ENTRIES", help="with this many entries a sample")
-    add("--mask", type=mask, metavar="ROWSxENTRIES", help="a mask of 1 or B rows; 8x16384: an entry for 16384 places")
+    add("--mask", type=mask, metavar="ROWSxENTRIES", help="of 1 or B rows; 8x16384: 16384 entries a row")
     add("--heads", type=count, default=0, help="of the logits; 0: none (rkl, or weight=)")
     add("--bins", type=count, default=0, help="of the normalizer; 0: none")
     add("--counted", action="store_true", help="with count=: no mask has to be counted")
     add("--no-dmd-scale", dest="dmd_scale", action="store_false", help="not scale='dmd'")
     add("--with-stats", action="store_true", help="return_stats")
     add("--no-grad", dest="with_grad", action="store_false", help="the loss alone")
-    add("--reduction", choices=REDUCTIONS, default="mean")
+    add("--reduction", choices=REDUCTIONS, default="mean", help="of the loss (mean)")
     names = ", ".join(devices.PRESETS)
     add("--device", metavar="NAME", help=f"{names}, all (of these), or present, cuda:1, ... (this machine's). Default:"
         " present where native serves its GPU, else h200")  # fmt: skip
-    add("--allow", default="auto", metavar="SCHEDULE", help="cluster, cluster:1 to cluster:16, grid,"
+    add("--allowed", default="auto", metavar="SCHEDULE", help="cluster, cluster:1 to cluster:16, grid,"
         " or grid:1 to grid:64, its teams (any)")  # fmt: skip
     add("--json", action="store_true", help="the same as JSON")
     return parser
@@ -152,7 +153,8 @@ def why_not_present() -> str | None:
 
 
 def describe_call(sizes: tuple[int, ...], call: CallShape) -> str:
-    mix = call.student if call.teacher == call.student else f"{call.student}, predictions {call.teacher}"
+    mix = call.student if call.teacher == call.student else f"{call.student}, teacher {call.teacher}"
+    mix += "" if call.fake == call.teacher else f", fake {call.fake}"
     shape = "×".join(map(str, sizes))
     return f"fused_fdiv_loss, forward: {shape}, {call.batch:,} samples of {call.elements:,} elements, {mix}"
 
@@ -208,7 +210,7 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
 
 def considered(report: Report) -> list[tuple[str, str]]:
     """Every schedule with its predicted time, and the cluster sizes that can't run."""
-    every = (*report.candidates, report.plan)  # a plan of --allow grid:N may be no candidate
+    every = (*report.candidates, report.plan)  # a plan of --allowed grid:N may be no candidate
     times = {name_of(candidate): f"{microseconds(candidate):>12}" for candidate in every}
     times[name_of(report.plan)] += "  taken"
     rest = {}

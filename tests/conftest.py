@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,14 +187,15 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item):
-    result = yield
-    before, after = item.stash[SETTINGS], _settings()
-    if before != after:
+    try:
+        return (yield)
+    finally:
+        before, after = item.stash[SETTINGS], _settings()
         for name in after:
             del os.environ[name]
         os.environ.update(before)
-        pytest.fail(f"left in the environment: {dict(after.items() ^ before.items())}", pytrace=False)
-    return result
+        if before != after and sys.exc_info()[0] is None:
+            pytest.fail(f"left in the environment: {dict(after.items() ^ before.items())}", pytrace=False)
 
 
 def pytest_generate_tests(metafunc):

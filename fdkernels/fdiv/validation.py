@@ -210,8 +210,8 @@ def check_prediction(prediction: Prediction, student: Tensor) -> None:
 
 
 def _check_no_number(name: str, value: Any) -> None:
-    if isinstance(value, numbers.Number):
-        made = f"torch.full((), {shown(value)}, device=student.device)"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        made = f"torch.full((), {as_float(value)}, device=student.device)"
         raise TypeError(f"{name}: expected a tensor, got {shown(value)}; write {made}")
 
 

@@ -60,10 +60,10 @@ def test_what_was_not_taken_and_why(capsys):
     assert [what for _, what in rows] == [f"{times[0]}  taken", *times[1:], "a sample does not fit"]
     text = printed(capsys, "--shape 8,4,128,128 --device a100")
     assert "cluster:16   the device can't schedule it" in text
-    text = printed(capsys, "--shape 8,4,128,128 --device h200 --allow grid")
+    text = printed(capsys, "--shape 8,4,128,128 --device h200 --allowed grid")
     assert "schedule       grid of 8: 16 blocks hold a sample together, 8 side by side" in text
     assert text.count("taken") == 1 and re.search(r"grid:8 .* taken", text)
-    text = printed(capsys, "--shape 8,4,128,128 --device a100 --allow grid:3")
+    text = printed(capsys, "--shape 8,4,128,128 --device a100 --allowed grid:3")
     assert "schedule       grid of 3: 36 blocks" in text and re.search(r"grid:3 .* taken", text)
 
 
@@ -83,13 +83,15 @@ CALL = (
 
 
 def test_json(capsys):
-    (one,) = json.loads(printed(capsys, f"{CALL} --device h200 --json"))["plans"]
+    found = json.loads(printed(capsys, f"{CALL} --device h200 --json"))
+    (one,) = found["plans"]
     call = CallShape(
         4, 99_840, student="fp16", teacher="fp32", fake="bf16", teacher_uncond="fp32", fake_uncond="bf16", noisy="fp16",
         raw=True, multiplier=16, mask=(1, 6240), heads=2, bins=7, counted=True, dmd_scale=False, with_stats=True,
         with_grad=False, reduction="sum",
     )  # fmt: skip
     assert plans.call_shape(plans.command_line().parse_args(CALL.split())) == call
+    assert CallShape(**found["call"]) == call._replace(mask=[1, 6240])
     assert one["plan"] == _core.plan(call, H200) and one["candidates"] == _core.plans(call, H200)
     assert one["limits"] == {**H200, "active_clusters": list(H200["active_clusters"])}
 
@@ -142,10 +144,13 @@ def test_the_gpu_that_is_present(capsys, monkeypatch):
         ("--shape 8,4 --mask 3x4", "h100: mask: expected 1 or 8 rows of entries that divide 4 elements, got 3 of 4"),
         ("--shape 8,4 --bins 3", "h100: bins: expected 0 without logits (heads=0), got 3"),
         (
-            "--shape 8,4 --allow clusters",
+            "--shape 8,4 --allowed clusters",
             "h100: allowed: expected auto, cluster, cluster:1 to cluster:16, grid or grid:1 to grid:64, got clusters",
         ),
-        ("--shape 8,400000 --allow cluster:1", "h100: allowed: expected a schedule that can hold a sample of 400000"),
+        (
+            "--shape 8,400000 --allowed cluster:1",
+            "h100: allowed: expected a schedule that this device can run and that can hold a sample of 400000",
+        ),
         ("--shape 8,4 --device h300", "argument --device: expected one of a100, l40s, h100,"),
         ("--shape 8,4 --device cuda:x", "or cuda:<index>, got cuda:x"),
     ],

@@ -81,7 +81,7 @@ MUTATIONS = (
     Mutation("warps' sums are read before they are there", "memory that nothing has written, at byte .* static shared",
              BLOCK, "    sync();\n    return combine_rows", "    return combine_rows"),
     Mutation("scratch is used again before all have read it", "race: write after a read .* static shared", BLOCK,
-             "    spread(combine<Op>(values), values);\n    sync();", "    spread(combine<Op>(values), values);"),
+             "(combine<Combine>(values), values);\n    sync();", "(combine<Combine>(values), values);"),
     Mutation("the weights are not handed over", "deadlock: .* a named barrier", TEAMS,
              "  barrier_arrive(kBetween, static_cast<int>(blockDim.x));\n", ""),
     Mutation("the weights are not waited for", "race: read after a write .* dynamic shared", TEAMS,

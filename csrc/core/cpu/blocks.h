@@ -6,7 +6,7 @@
 //   Sums                       of elements
 //   enter(at, &count)          begins a block at element `at`; may lower `count` to elements that share table entries
 //   sum(at, count, sums)       sets the block's sums; returns false if they cannot be trusted: infinite, NaN, too small
-//   sum_carefully(at, count)   returns the same block's sums, added element by element in double
+//   sum_carefully(at, count, sums)  replaces such sums by the same block's, added element by element in double
 //   add(total, sums)           adds a block's sums to the total
 //   store(at, count, factor)   stores the block's gradient
 //
@@ -200,7 +200,7 @@ typename Loop::Sums sum_blocks(Loop& loop, int64_t begin, int64_t end) {
     int64_t count = end - at < kBlock ? end - at : kBlock;
     loop.enter(at, &count);
     typename Loop::Sums sums;
-    if (!loop.sum(at, static_cast<int>(count), sums)) sums = loop.sum_carefully(at, static_cast<int>(count));
+    if (!loop.sum(at, static_cast<int>(count), sums)) loop.sum_carefully(at, static_cast<int>(count), sums);
     loop.add(total, sums);
     at += count;
   }

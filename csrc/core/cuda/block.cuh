@@ -48,11 +48,11 @@ struct Max {
 template <int N>
 constexpr int kLanes = kWarp / N;
 
-template <class Op>
+template <class Combine>
 __device__ inline double combine_lanes(double value, int lanes) {
 #pragma unroll
   for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    value = Op::of(value, __shfl_xor_sync(kAllLanes, value, offset));
+    value = Combine::of(value, __shfl_xor_sync(kAllLanes, value, offset));
   }
   return value;
 }
@@ -63,7 +63,7 @@ __device__ FDK_CALLED double add_lanes(double value) {
 }
 
 // Combines N values over a warp.
-template <class Op, int N>
+template <class Combine, int N>
 __device__ inline double combine_warp(const double (&given)[N]) {
   double values[N];
 #pragma unroll
@@ -75,21 +75,21 @@ __device__ inline double combine_warp(const double (&given)[N]) {
 #pragma unroll
     for (int n = 0; n < half; ++n) {
       const double mine = upper ? values[n + half] : values[n], other = upper ? values[n] : values[n + half];
-      values[n] = Op::of(mine, __shfl_xor_sync(kAllLanes, other, offset));
+      values[n] = Combine::of(mine, __shfl_xor_sync(kAllLanes, other, offset));
     }
   }
-  return combine_lanes<Op>(values[0], kLanes<N>);
+  return combine_lanes<Combine>(values[0], kLanes<N>);
 }
 
 // Combines N values over the first `count` rows. Each warp that calls gets all totals.
-template <class Op, int N, int kWidth>
+template <class Combine, int N, int kWidth>
 __device__ inline double combine_rows(const double (*rows)[kWidth], int count) {
-  double value = Op::kNeutral;
+  double value = Combine::kNeutral;
 #pragma unroll 1
   for (int row = lane() % kLanes<N>; row < count; row += kLanes<N>) {
-    value = Op::of(value, rows[row][lane() / kLanes<N>]);
+    value = Combine::of(value, rows[row][lane() / kLanes<N>]);
   }
-  return combine_lanes<Op>(value, kLanes<N>);
+  return combine_lanes<Combine>(value, kLanes<N>);
 }
 
 // Gives every lane the totals of all N values.
@@ -112,18 +112,18 @@ struct Group {
   }
   // Combines N values over the group. Each of its warps gets the totals. The order depends on the number of threads
   // alone. The group must meet before it combines again, which overwrites `scratch`.
-  template <class Op, int N>
+  template <class Combine, int N>
   __device__ double combine(const double (&values)[N]) const {
     static_assert(N <= kMaxSums);
-    const double value = combine_warp<Op>(values);
+    const double value = combine_warp<Combine>(values);
     if (lane() % kLanes<N> == 0) scratch.warps[warp()][lane() / kLanes<N>] = value;
     sync();
-    return combine_rows<Op, N>(scratch.warps + first / kWarp, threads / kWarp);
+    return combine_rows<Combine, N>(scratch.warps + first / kWarp, threads / kWarp);
   }
   // The same, with all totals in every thread. The group has met on return.
-  template <class Op, int N>
+  template <class Combine, int N>
   __device__ void reduce(double (&values)[N]) const {
-    spread(combine<Op>(values), values);
+    spread(combine<Combine>(values), values);
     sync();
   }
   // Calls use(i) for each i < count, with one thread per index. Not unrolled: most threads take one index or none.

@@ -18,7 +18,7 @@
 //   Call                     the kernels' parameter, derived from Teams; its p has batch, elements and aligned
 //   Shared                   a block's static shared memory, derived from TeamShared
 //   Math                     the arithmetic of one sample, see below
-//   kExchanged               doubles per sample that each block of a team gives to the others
+//   kExchanged               doubles per sample that each block of a team gives to the others: 1, 2, 4 or 8
 //   begin(call, elements, shared)           run by all threads with elements, before their first sample
 //   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() after its last
 //                                           read of state that report() changes
@@ -159,6 +159,7 @@ constexpr int kMaxCluster = 1 << (kClusterSizes - 1);
 
 template <int kExchanged>
 struct TeamShared {
+  static_assert(kExchanged <= kMaxSums && kWarp % kExchanged == 0, "the lanes of a warp are divided among the values");
   Scratch scratch;
   // The sums of all blocks of a cluster, at even and at odd turns: a fast block may write those of its next sample
   // while a slow one still reads these.

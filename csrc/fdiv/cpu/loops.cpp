@@ -108,11 +108,13 @@ RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
 
 // ---- its sums and its gradient
 
-// A sum has kLanes running float sums, and each takes kAdded additions before all become double: in a long running
-// float sum of equal numbers, each addition may round the same way. The lanes are written down because a compiler may
+// A sum has kLanes running sums in T, and each takes kAdded additions before all become double: in a long running float
+// sum of equal numbers, each addition may round the same way. The lanes are written down because a compiler may
 // vectorize with fewer lanes, or not at all, and would then make the runs longer.
-constexpr int kLanes = 16, kAdded = 16;
-static_assert(kBlock % (kLanes * kAdded) == 0);
+template <class T>
+constexpr int kLanes = 64 / sizeof(T);
+constexpr int kAdded = 16;
+static_assert(kBlock % (kLanes<float> * kAdded) == 0 && kBlock % (kLanes<double> * kAdded) == 0);
 
 inline float magnitude(float v) {
   return __builtin_fabsf(v);
@@ -142,9 +144,11 @@ auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a,
 }
 
 // Sums over elements [0, count) of what each adds: |gap_at(i)|, direction_at(i, gap)^2 and |error_at(i)|.
-template <class T, class GapAt, class DirectionAt, class ErrorAt>
+// The errors are left out if x is not read.
+template <class T, bool kReadX, class GapAt, class DirectionAt, class ErrorAt>
 Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const ErrorAt& error_at) {
   using Distance = decltype(error_at(0));
+  constexpr int kLanes = fdkernels::FDKERNELS_ISA::kLanes<T>;
   alignas(64) double totals[3][kLanes] = {};
   for (int begin = 0; begin < count; begin += kLanes * kAdded) {
     const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
@@ -154,7 +158,7 @@ Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const 
       const T d = gap_at(i), g = direction_at(i, d);
       energy[lane] += g * g;
       gap[lane] += magnitude(d);
-      distance[lane] += magnitude(error_at(i));
+      if constexpr (kReadX) distance[lane] += magnitude(error_at(i));
     };
     int at = begin;
     for (; at + kLanes <= end; at += kLanes) {
@@ -164,7 +168,7 @@ Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const 
     for (int lane = 0; at + lane < end; ++lane) add(at + lane, lane);
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      totals[0][lane] += static_cast<double>(distance[lane]);
+      if constexpr (kReadX) totals[0][lane] += static_cast<double>(distance[lane]);
       totals[1][lane] += static_cast<double>(energy[lane]);
       totals[2][lane] += static_cast<double>(gap[lane]);
     }
@@ -192,7 +196,7 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
                 const RunValues& run, int count) {
   const double a = run.a, c = run.c;
   return with_error(error, [&]<Error kError>() {
-    return sum<T>(
+    return sum<T, kError != Error::unread>(
         count, [&](int i) { return number(f[i]) - number(tau[i]); }, [](int, T gap) { return gap; },
         [&](int i) { return error_at<T, kError>(x, tau, noisy, a, c, i); });
   });
@@ -216,7 +220,7 @@ template <class T>
 Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_only) {
   const auto counts = [&](int i) { return !kept_only || block.keep[i] != 0; };
   return with_error(error, [&]<Error kError>() {
-    return sum<T>(
+    return sum<T, kError != Error::unread>(
         count, [&](int i) { return counts(i) ? direction<T, kError != Error::of_x0>(block, i) : T(0); },
         [&](int i, T gap) { return block.keep[i] != 0 ? block.multiplier[i] * gap : T(0); },
         [&](int i) {
@@ -268,23 +272,27 @@ class Loop {
       sums = reduce_entries(error_, block_, count, p_.kept_only);
       int kept = 0;
       for (int i = 0; i < count; ++i) kept |= block_.keep[i] != 0;
-      return is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, kept == 0 ? 0.0 : sums.gap);
+      sound_ = trustworthy<T>(sums.energy, sums.gap, kept == 0 ? 0.0 : sums.gap);
+      return sound_ && is_finite(sums.distance);
     }
     sums = bf16_ ? reduce_run<T>(error_, bf16_at(p_.student, b_, at), bf16_at(p_.teacher, b_, at),
                                  bf16_at(p_.fake, b_, at), bf16_at(p_.noisy, b_, at), run_, count)
                  : reduce_run<T>(error_, block_.x, block_.tau, block_.f, block_.noisy, run_, count);
-    const bool trusted = is_finite(sums.distance) && trustworthy<T>(sums.energy, sums.gap, run_.keep ? sums.gap : 0.0);
+    sound_ = trustworthy<T>(sums.energy, sums.gap, run_.keep ? sums.gap : 0.0);
+    const bool finite = is_finite(sums.distance);
     const double factor = run_.multiplier * run_.c;
     sums.energy *= run_.keep ? factor * factor : 0.0;
     sums.gap *= magnitude(run_.c);
     if (!run_.keep && p_.kept_only) sums.gap = sums.distance = 0;
-    return trusted && is_finite(sums.energy) && is_finite(sums.gap);
+    sound_ = sound_ && is_finite(sums.energy) && is_finite(sums.gap);
+    return sound_ && finite;
   }
 
-  Sums sum_carefully(int64_t at, int count) {
+  void sum_carefully(int64_t at, int count, Sums& sums) {
     const bool read_x = error_ != Error::unread;
     if (bf16_) load_samples(p_, b_, at, count, read_x, block_);
-    Sums sums;
+    const Sums first = sums;
+    sums = {};
     for (int i = 0; i < count; ++i) {
       Element e{.tau = block_.tau[i], .f = block_.f[i]};
       int64_t one = 1;
@@ -294,7 +302,8 @@ class Loop {
       if (read_x && p_.noisy.data != nullptr) e.a = own.a, e.noisy = block_.noisy[i];
       add_carefully(sums, e, p_, read_x);
     }
-    return sums;
+    // Without the dmd scale x is read only for statistics: it must not change a bit of the loss.
+    if (sound_ && !p_.dmd_scale) sums.energy = first.energy, sums.gap = first.gap;
   }
 
   // Do not share this with samples.cpp: the linker may keep this AVX-512 copy for every CPU.
@@ -335,6 +344,7 @@ class Loop {
   const int64_t b_;
   const Error error_;
   const bool runs_, bf16_;
+  bool sound_ = true;  // whether a block's sums other than the distance can be trusted
   RunValues run_;
   Block<T> block_;
 };
