@@ -182,11 +182,14 @@ def checked_sums(
     bad = tl.zeros_like(energy)
     # The float32 sums hold if they are finite, and if the squares are so large that underflow does not matter, or there
     # is no energy: f = τ (a fake score that starts as the teacher), or all elements are masked.
-    held = is_finite(energy) & is_finite(gap) & is_finite(distance)
-    if (held & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))) == 0:
+    held = is_finite(energy) & is_finite(gap) & ((energy > 1e-28) | (gap == 0.0) | (any_kept == 0))
+    if (held & is_finite(distance)) == 0:
+        first_energy, first_gap = energy, gap
         energy, gap, distance, bad = _careful_sums(
             operands, scalars, b, begin, end, KIND, RUN, WITH_ERROR, KEPT_ONLY, DMD, WIDE
         )
+        if not DMD:  # x is read only for statistics then: it must not change a bit of the loss
+            energy, gap = tl.where(held, first_energy, energy), tl.where(held, first_gap, gap)
     return energy, gap, distance, bad
 
 
