@@ -108,14 +108,14 @@ def test_student_is_not_read_without_dmd(backend):
     assert outcome.grad.isfinite().all() and torch.equal(outcome.grad, case.run(backend).grad)
 
 
-@pytest.mark.parametrize("mask", (None, (4, 1, 6, 5)))
+@pytest.mark.parametrize("mask", (None, (4, 1, 20, 20)))
 def test_student_decides_no_bit_of_the_loss_without_dmd(backend, mask):
     """It is read for statistics; a NaN there sends a thread's or block's sums to the careful path."""
-    for seed in range(4 if device.is_slow(backend) else 60):
+    for seed in range(8):
         keep = None if mask is None else torch.rand(mask, generator=torch.Generator().manual_seed(seed)) < 0.7
-        case = make((4, 3, 6, 5), scale=None, seed=seed, mask=keep)
+        case = make((4, 3, 20, 20), scale=None, seed=seed, mask=keep, reduction="none")
         poisoned = case.but(student=poison(case.student, 1, torch.nan))
-        assert torch.equal(poisoned.run(backend, stats=True).loss, case.run(backend).loss)
+        assert torch.equal(poisoned.run(backend, stats=True).loss, case.run(backend).loss), seed
 
 
 @pytest.mark.parametrize("sample", range(4))
