@@ -1,51 +1,20 @@
 // The ops fdiv and fdiv_weight on CUDA tensors, registered through libtorch's stable ABI: from tensors to a plan and
 // its launches. Nothing here reads a CUDA tensor's values or waits for the device.
 
-#include <torch/csrc/stable/library.h>
-
-#include <algorithm>
-#include <cstdlib>
-#include <vector>
-
-#include "core/planning.h"
 #include "fdiv/cuda/call.h"
 #include "fdiv/operands.h"
-#include "torch/cuda_target.h"
+#include "torch/cuda_launch.h"
 
 namespace {
 
 using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
 using cuda::Call;
-using fdkernels::DType;
 using fdkernels::Loads;
 using fdkernels::Problem;
 using fdkernels::Samples;
 
-// ---- which kernel, and which plan
-
-// Whether every vector of every N-sized tensor is aligned to its size.
-bool is_aligned(const Problem& p, int vector) {
-  const auto fits = [&](const Samples& samples) {
-    if (samples.data == nullptr) return true;
-    const int64_t bytes = static_cast<int64_t>(vector) * fdkernels::size_of(samples.dtype);
-    return reinterpret_cast<uintptr_t>(samples.data) % static_cast<uintptr_t>(bytes) == 0 &&
-           (p.batch == 1 || samples.batch_stride % vector == 0);
-  };
-  for (const Samples* input : p.inputs()) {
-    if (!fits(*input)) return false;
-  }
-  return fits({p.gradient, p.student.dtype, p.elements});
-}
-
-// FDKERNELS_CUDA_PLAN narrows the schedules, for tests and experiments.
-fdkernels::Allowed allowed() {
-  const char* text = std::getenv("FDKERNELS_CUDA_PLAN");
-  fdkernels::Allowed allowed;
-  expect(fdkernels::parse_allowed(text == nullptr ? "" : text, &allowed), "FDKERNELS_CUDA_PLAN: expected ",
-         fdkernels::kAllowed, ", got '", text, "'");
-  return allowed;
-}
+// ---- what comes before the main launch
 
 // The number of parts, one block each, in which a mask is counted.
 int mask_parts(const Target& target) {
@@ -89,20 +58,6 @@ void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan&
     call.counts = counts;
     shape.mask_entries = 0;
   }
-}
-
-// Warns once per process.
-void warn_of_refusal(int64_t blocks) {
-  static const bool warned = [&] {
-    const std::string text =
-        "fdkernels: a cooperative launch of " + std::to_string(blocks) +
-        " blocks, one a multiprocessor, was refused (a green context, a limit of MPS): calls go on with fewer blocks, "
-        "more slowly, and lose time to the refusals. FDKERNELS_CUDA_PLAN=cluster does without such launches, where a "
-        "cluster can hold a sample.";
-    aoti_torch_warn("fdiv", __FILE__, __LINE__, text.c_str());
-    return true;
-  }();
-  static_cast<void>(warned);
 }
 
 const cuda::ClusterKernel asked{reinterpret_cast<const void*>(cuda::cluster_kernel(Loads::bf16, false))};
@@ -167,35 +122,22 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
-  p.aligned = is_aligned(p, vector_of(loads));
+  const int vector = vector_of(loads);
+  p.aligned = is_aligned({p.gradient, p.student.dtype, p.elements}, p.batch, vector);
+  for (const Samples* input : p.inputs()) p.aligned = p.aligned && is_aligned(*input, p.batch, vector);
   fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
                                         arguments.divisor.has_value());
-  std::vector<Workspace> memory;  // lives until everything is queued: memory freed earlier may be handed out again
-  call.tickets = cuda::take_tickets(target.device, target.stream);
-  if (call.tickets == nullptr) {
-    double* zeros = memory.emplace_back(cuda::kTicket / 2, like).take(cuda::kTicket / 2);
-    cuda::zero(zeros, cuda::kTicket * sizeof(unsigned), target.stream);
-    call.tickets = reinterpret_cast<unsigned*>(zeros);
-  }
-  fdkernels::DeviceLimits limits = *target.limits;
-  int64_t refused = 0;  // blocks
-  for (;;) {
-    const fdkernels::Plan plan = fdkernels::plan(shape, limits, allowed());
+  std::vector<Workspace> memory;  // keep it until all is queued: memory freed earlier may be handed out again
+  call.tickets = take_tickets(target, like, memory);
+  launch_planned("fdiv", shape, target, [&](const fdkernels::Plan& plan) {
     queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
     call.follow(plan, shape);
     for (const Samples* input : p.inputs()) {
       if (p.dmd_scale || p.with_stats || (input != &p.student && input != &p.noisy)) call.prefetch(*input);
     }
-    if (cuda::start(call, plan, loads, general, target.device, target.stream)) {
-      if (refused > 0) warn_of_refusal(refused);  // no earlier: torch loses an error that follows a warning
-      return out.all();
-    }
-    limits.multiprocessors = static_cast<int>(plan.blocks()) / 2;
-    refused = std::max(refused, plan.blocks());
-    expect(limits.multiprocessors > 0,
-           "fdkernels: no block of a cooperative grid can be resident here;"
-           " FDKERNELS_CUDA_PLAN=cluster does without, where a cluster can hold a sample");
-  }
+    return cuda::start(call, plan, loads, general, target.device, target.stream);
+  });
+  return out.all();
 }
 
 }  // namespace
