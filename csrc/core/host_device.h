@@ -3,8 +3,10 @@
 
 #ifdef __CUDACC__
 #define FDK_HOST_DEVICE __host__ __device__
+#define FDK_UNROLL _Pragma("unroll")
 #else
 #define FDK_HOST_DEVICE
+#define FDK_UNROLL
 #endif
 
 // A device function that a kernel holds once and calls. Code that each block runs only a few times waits longer for its

@@ -5,6 +5,14 @@
 
 namespace fdkernels {
 
+namespace {
+
+FDK_HOST_DEVICE inline double table_entry(const Table& table, int64_t b, int64_t entry) {
+  const int64_t at = b * table.batch_stride + entry;
+  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
+                                   : static_cast<const float*>(table.data)[at];
+}
+
 // i / by, without a 64-bit division if 32 bits are enough.
 FDK_HOST_DEVICE inline int64_t divided(int64_t i, int64_t by) {
   if (((i | by) >> 32) == 0) return static_cast<uint32_t>(i) / static_cast<uint32_t>(by);
@@ -32,7 +40,7 @@ template <int W, class Use>
 FDK_HOST_DEVICE inline void for_entries(const Table& table, int64_t i, const Use& use) {
   auto [entry, within] = place_of(table, i);
   const bool one = table.entries == 1 || table.inner % W == 0;
-#pragma unroll
+  FDK_UNROLL
   for (int k = 0; k < W; ++k) {
     use(k, entry);
     if (!one && ++within == table.inner) {
@@ -71,5 +79,7 @@ FDK_HOST_DEVICE inline int64_t kept_entries(const Table& mask, int64_t rows, int
 FDK_HOST_DEVICE inline double table_value(const Table& table, int64_t b, int64_t i) {
   return table.data == nullptr ? table.fixed : table_entry(table, b, place_of(table, i).entry);
 }
+
+}  // namespace
 
 }  // namespace fdkernels

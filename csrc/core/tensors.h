@@ -35,10 +35,4 @@ struct Table {
 enum class Reduction : int8_t { FDK_REDUCTIONS(FDK_ENUMERATOR) };
 constexpr const char* kReductionNames[] = {FDK_REDUCTIONS(FDK_NAME)};
 
-FDK_HOST_DEVICE inline double table_entry(const Table& table, int64_t b, int64_t entry) {
-  const int64_t at = b * table.batch_stride + entry;
-  return table.dtype == DType::f64 ? static_cast<const double*>(table.data)[at]
-                                   : static_cast<const float*>(table.data)[at];
-}
-
 }  // namespace fdkernels

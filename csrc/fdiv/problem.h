@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/tensors.h"
+#include "core/tables.h"
 #include "fdiv/predictions.h"
 
 namespace fdkernels {

@@ -16,7 +16,7 @@
 #include <cstring>
 
 #include "core/numbers.h"
-#include "core/tensors.h"
+#include "core/tables.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -118,27 +118,13 @@ const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* bu
 
 // The offset of element i's entry in a table's data.
 inline int64_t entry_at(const Table& table, int64_t b, int64_t i) {
-  return b * table.batch_stride + (i / table.inner) % table.entries;
-}
-
-inline double number_at(const Table& table, int64_t b, int64_t i) {
-  if (table.data == nullptr) return table.fixed;
-  double value;
-  widen(table.data, table.dtype, entry_at(table, b, i), 1, &value);
-  return value;
-}
-
-inline bool kept_at(const Table& mask, int64_t b, int64_t i) {
-  return static_cast<const uint8_t*>(mask.data)[entry_at(mask, b, i)] != 0;
-}
-
-inline bool varies(const Table& table) {
-  return table.data != nullptr && table.entries > 1;
+  return b * table.batch_stride + place_of(table, i).entry;
 }
 
 // The number of elements from i on that read the same entry as i, at most `most`.
 inline int64_t run_at(const Table& table, int64_t i, int64_t most) {
-  const int64_t left = table.inner - i % table.inner;
+  if (table.entries == 1) return most;
+  const int64_t left = table.inner - place_of(table, i).within;
   return left < most ? left : most;
 }
 

@@ -59,7 +59,7 @@ void load_samples(const Problem& p, int64_t b, int64_t begin, int count, bool re
 
 template <class T>
 void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, Block<T>& block) {
-  if (varies(p.multiplier)) expand_numbers(p.multiplier, b, begin, count, block.multiplier);
+  if (has_table(p.multiplier)) expand_numbers(p.multiplier, b, begin, count, block.multiplier);
   if (p.mask.data != nullptr) expand_mask(p.mask, b, begin, count, block.keep);
   if (!p.is_raw()) return;
   double* alpha = block.a;
@@ -84,7 +84,7 @@ struct RunValues {
 // treated as having its own entries.
 bool has_runs(const Problem& p) {
   for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
-    if (varies(*table) && table->inner < kShortestRun) return false;
+    if (has_table(*table) && table->inner < kShortestRun) return false;
   }
   return true;
 }
@@ -92,17 +92,17 @@ bool has_runs(const Problem& p) {
 // The tables' values at element i. Lowers `count` to the number of elements from i on that share them.
 RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
   for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
-    if (varies(*table)) *count = run_at(*table, i, *count);
+    if (has_table(*table)) *count = run_at(*table, i, *count);
   }
   RunValues run;
   if (p.is_raw()) {
-    const double alpha = number_at(p.alpha, b, i), sigma = number_at(p.sigma, b, i);
+    const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
     const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
     run.c = map.c;
     if (p.noisy.data != nullptr) run.a = map.a;
   }
-  if (varies(p.multiplier)) run.multiplier = number_at(p.multiplier, b, i);
-  if (p.mask.data != nullptr) run.keep = kept_at(p.mask, b, i);
+  if (has_table(p.multiplier)) run.multiplier = table_value(p.multiplier, b, i);
+  if (p.mask.data != nullptr) run.keep = kept_bits<1>(p.mask, b, i) & 1;
   return run;
 }
 
