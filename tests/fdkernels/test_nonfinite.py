@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from tests import device
 from tests.cases import make, normalizer
 
 pytestmark = pytest.mark.contract("nonfinite")
