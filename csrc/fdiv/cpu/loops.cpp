@@ -108,13 +108,14 @@ RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
 
 // ---- its sums and its gradient
 
-// A sum has kLanes running sums in T, and each takes kAdded additions before all become double: in a long running float
-// sum of equal numbers, each addition may round the same way. The lanes are written down because a compiler may
-// vectorize with fewer lanes, or not at all, and would then make the runs longer.
-template <class T>
-constexpr int kLanes = 64 / sizeof(T);
+// A sum has kLanes running sums in T, one for each of the values that 64 bytes store, and each takes kAdded additions
+// before all become double: in a long running float sum of equal numbers, each addition may round the same way. The
+// lanes are written down because a compiler may vectorize with fewer lanes, or not at all, and would then make the runs
+// longer.
+template <class Stored>
+constexpr int kLanes = 64 / sizeof(Stored);
 constexpr int kAdded = 16;
-static_assert(kBlock % (kLanes<float> * kAdded) == 0 && kBlock % (kLanes<double> * kAdded) == 0);
+static_assert(kBlock % (kLanes<Bf16> * kAdded) == 0);
 
 inline float magnitude(float v) {
   return __builtin_fabsf(v);
@@ -145,10 +146,9 @@ auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a,
 
 // Sums over elements [0, count) of what each adds: |gap_at(i)|, direction_at(i, gap)^2 and |error_at(i)|.
 // The errors are left out if x is not read.
-template <class T, bool kReadX, class GapAt, class DirectionAt, class ErrorAt>
+template <class T, int kLanes, bool kReadX, class GapAt, class DirectionAt, class ErrorAt>
 Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const ErrorAt& error_at) {
   using Distance = decltype(error_at(0));
-  constexpr int kLanes = fdkernels::FDKERNELS_ISA::kLanes<T>;
   alignas(64) double totals[3][kLanes] = {};
   for (int begin = 0; begin < count; begin += kLanes * kAdded) {
     const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
@@ -196,7 +196,7 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
                 const RunValues& run, int count) {
   const double a = run.a, c = run.c;
   return with_error(error, [&]<Error kError>() {
-    return sum<T, kError != Error::unread>(
+    return sum<T, kLanes<Stored>, kError != Error::unread>(
         count, [&](int i) { return number(f[i]) - number(tau[i]); }, [](int, T gap) { return gap; },
         [&](int i) { return error_at<T, kError>(x, tau, noisy, a, c, i); });
   });
@@ -220,7 +220,7 @@ template <class T>
 Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_only) {
   const auto counts = [&](int i) { return !kept_only || block.keep[i] != 0; };
   return with_error(error, [&]<Error kError>() {
-    return sum<T, kError != Error::unread>(
+    return sum<T, kLanes<T>, kError != Error::unread>(
         count, [&](int i) { return counts(i) ? direction<T, kError != Error::of_x0>(block, i) : T(0); },
         [&](int i, T gap) { return block.keep[i] != 0 ? block.multiplier[i] * gap : T(0); },
         [&](int i) {
