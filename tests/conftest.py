@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "contract(name, op): the contract that a test shows; the op, if it is not fdiv")
     config.addinivalue_line("markers", "backends(*names): the backends that can show it, where not every one can")
     config.addinivalue_line("markers", "needs(*fields): of ops whose entry in tests/ops.py has these")

@@ -62,15 +62,15 @@ void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool rea
   if (has_table(p.multiplier)) expand_numbers(p.multiplier, b, begin, count, block.multiplier);
   if (p.mask.data != nullptr) expand_mask(p.mask, b, begin, count, block.keep);
   if (!p.is_raw()) return;
-  double* alpha = block.a;
-  double* sigma = block.c;
-  expand_numbers(p.alpha, b, begin, count, alpha);
-  expand_numbers(p.sigma, b, begin, count, sigma);
   const bool with_a = read_x && p.noisy.data != nullptr;
-  for (int i = 0; i < count; ++i) {
-    const Map map = coefficients_of(p.prediction, alpha[i], sigma[i], p.sigma_data);
-    block.a[i] = with_a ? map.a : 0.0;
-    block.c[i] = map.c;
+  for (int64_t done = 0; done < count;) {  // run by run, since a mask may vary where the levels do not
+    int64_t run = count - done;
+    if (has_table(p.alpha)) run = run_at(p.alpha, begin + done, run);
+    if (has_table(p.sigma)) run = run_at(p.sigma, begin + done, run);
+    const double alpha = table_value(p.alpha, b, begin + done), sigma = table_value(p.sigma, b, begin + done);
+    const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
+    for (const int64_t end = done + run; done < end; ++done)
+      block.a[done] = with_a ? map.a : 0.0, block.c[done] = map.c;
   }
 }
 
