@@ -172,7 +172,7 @@ fdkernels::DeviceLimits device_limits(const py::dict& given) {
 // A call as the launcher would see it.
 struct Request {
   fdkernels::Loads loads;
-  fdkernels::CallShape shape;
+  fdkernels::Workload work;
   fdkernels::DeviceLimits limits;
   fdkernels::Allowed allowed;
 };
@@ -235,8 +235,8 @@ Request request(const py::object& call, const py::dict& limits, const std::strin
 
   Request r;
   r.loads = fdkernels::loads_of(p);
-  r.shape =
-      fdkernels::shape_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins, field<bool>(call, "counted"));
+  r.work =
+      fdkernels::workload_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins, field<bool>(call, "counted"));
   r.limits = device_limits(limits);
   if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
     throw expected("allowed", std::string("auto, ") + fdkernels::kAllowed, allowed);
@@ -245,7 +245,7 @@ Request request(const py::object& call, const py::dict& limits, const std::strin
 }
 
 py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
-  const auto elements = static_cast<double>(r.shape.elements);
+  const auto elements = static_cast<double>(r.work.elements);
   py::dict d;
   d["schedule"] = plan.schedule == fdkernels::Schedule::grid ? "grid" : "cluster";
   d["team"] = plan.team;
@@ -262,12 +262,12 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["weigh_first"] = plan.weigh_first;
   d["count_first"] = plan.count_first;
   d["wide_offsets"] = plan.wide_offsets;
-  d["launches"] = fdkernels::launches_of(r.shape, plan);
+  d["launches"] = fdkernels::launches_of(r.work, plan);
   d["phases"] = 1 + static_cast<double>(plan.again) / elements;
   d["loads"] = name_of(r.loads);
-  d["general"] = r.shape.general;
-  d["vector"] = r.shape.vector;
-  d["minimum_bytes"] = fdkernels::bytes_moved(r.shape, r.limits, 0);
+  d["general"] = r.work.general;
+  d["vector"] = r.work.vector;
+  d["minimum_bytes"] = fdkernels::bytes_moved(r.work, r.limits, 0);
   d["bytes"] = plan.bytes;
   d["seconds"] = plan.seconds;
   return d;
@@ -277,9 +277,9 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
 py::dict plan(const py::object& call, const py::dict& limits, const std::string& allowed) {
   const Request r = request(call, limits, allowed);
   try {
-    return to_dict(r, fdkernels::plan(r.shape, r.limits, r.allowed));
+    return to_dict(r, fdkernels::plan(r.work, r.limits, r.allowed));
   } catch (const std::invalid_argument&) {
-    const std::string sample = std::to_string(r.shape.elements) + " elements";
+    const std::string sample = std::to_string(r.work.elements) + " elements";
     throw expected("allowed", "a schedule that this device can run and that can hold a sample of " + sample, allowed);
   }
 }
@@ -287,7 +287,7 @@ py::dict plan(const py::object& call, const py::dict& limits, const std::string&
 py::list plans(const py::object& call, const py::dict& limits, const std::string& allowed) {
   const Request r = request(call, limits, allowed);
   py::list list;
-  for (const fdkernels::Plan& one : fdkernels::plans(r.shape, r.limits, r.allowed)) list.append(to_dict(r, one));
+  for (const fdkernels::Plan& one : fdkernels::plans(r.work, r.limits, r.allowed)) list.append(to_dict(r, one));
   return list;
 }
 

@@ -1,5 +1,5 @@
 // A plan says how the CUDA backend spreads one forward call over the chip. This file has the planner's inputs
-// (DeviceLimits, CallShape), its result (Plan), and the limits that the kernels set. core/planning.h makes plans.
+// (DeviceLimits, Workload), its result (Plan), and the limits that the kernels set. core/planning.h makes plans.
 //
 // Words that the kernels use too:
 //   team      the blocks that share a sample: a thread-block cluster, or a part of a cooperative grid
@@ -26,7 +26,8 @@ struct DeviceLimits {
   int active_clusters[kClusterSizes];  // that can be resident at one block per multiprocessor; 0: cannot be scheduled
 };
 
-struct CallShape {
+// A call (fdkernels/call_shape.py) as the plan sees it: sizes, and bytes per element.
+struct Workload {
   int64_t batch = 0, elements = 0;
   int vector = 8;        // elements in 16 bytes of the widest stored type
   int arithmetic = 4;    // bytes per held element
@@ -66,7 +67,7 @@ struct Plan {
     return static_cast<int64_t>(team) * teams;
   }
   // Bytes of all buffers. The weights' shared memory follows them.
-  int64_t held_bytes(const CallShape& call) const {
+  int64_t held_bytes(const Workload& call) const {
     return static_cast<int64_t>(buffers) * held * call.vector * call.arithmetic;
   }
 };

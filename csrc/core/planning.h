@@ -44,7 +44,7 @@ constexpr double kFollowing = 4e-6;   // a small launch right behind another
 constexpr double kWeigh = 0.625e-9;   // a sample's weight on one multiprocessor, if float64 ran at float32's rate
 
 // Shared memory of a block that weighs: h and ratios, the bins' means, and each sample's bin.
-inline int64_t weight_bytes(const CallShape& call, bool weigh_first) {
+inline int64_t weight_bytes(const Workload& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
   return 16 * call.batch + 8 * call.bins + 4 * ceil_div(call.batch, 2) * 2;
 }
@@ -55,22 +55,22 @@ constexpr int warps_by_registers(bool general) {
 }
 
 // One warp weighs up to 32 samples, two warps weigh more.
-inline int weighing_threads(const CallShape& call, bool weigh_first) {
+inline int weighing_threads(const Workload& call, bool weigh_first) {
   if (call.heads == 0 || weigh_first) return 0;
   return call.batch <= 32 ? 32 : kMaxWeighing;
 }
 
-constexpr int weighing_launches(const CallShape& call, bool weigh_first) {
+constexpr int weighing_launches(const Workload& call, bool weigh_first) {
   return !weigh_first ? 0 : weighing_blocks(call.batch, call.bins) == 1 ? 1 : 3;
 }
 
-constexpr int launches_of(const CallShape& call, const Plan& plan) {
+constexpr int launches_of(const Workload& call, const Plan& plan) {
   return 1 + weighing_launches(call, plan.weigh_first) + plan.count_first;
 }
 
 // Seconds of float64 arithmetic for the weights of `samples` on one multiprocessor. Data-center chips run float64 at
 // half of float32's rate, others at 1/64.
-inline double weighing_seconds(const CallShape& call, const DeviceLimits& device, int64_t samples) {
+inline double weighing_seconds(const Workload& call, const DeviceLimits& device, int64_t samples) {
   const bool fast = device.capability == 80 || device.capability == 90 || device.capability == 100;
   return call.heads == 0 ? 0.0 : static_cast<double>(samples) * kWeigh * (fast ? 2 : 64);
 }
@@ -84,7 +84,7 @@ inline int threads_for(int64_t vectors, bool general, int most) {
 }
 
 // Bytes between memory and chip. again: as in Plan. at_once: samples whose second reads share the cache.
-inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int64_t again, int at_once = 1) {
+inline double bytes_moved(const Workload& call, const DeviceLimits& device, int64_t again, int at_once = 1) {
   const double batch = static_cast<double>(call.batch);
   // Half of the cache is assumed to serve second reads.
   const double cached = 0.5 * static_cast<double>(device.cache) / at_once;
@@ -96,7 +96,7 @@ inline double bytes_moved(const CallShape& call, const DeviceLimits& device, int
 // each multiprocessor. A round takes the longer of two times: the device's for all samples of the round, and a
 // multiprocessor's for its own shares. The first round also waits for its sums (`wait`) and for the weights; each
 // further round costs `between` beside its bytes.
-inline double seconds_of(const CallShape& call, const DeviceLimits& device, const Plan& plan, int64_t active,
+inline double seconds_of(const Workload& call, const DeviceLimits& device, const Plan& plan, int64_t active,
                          double wait, double between) {
   const double reached = (plan.teams > active ? kCrowded : 1.0) * kReached * device.bandwidth;
   const double elements = static_cast<double>(call.elements);
@@ -124,20 +124,20 @@ inline double seconds_of(const CallShape& call, const DeviceLimits& device, cons
 }
 
 // Elements of every block's next share to prefetch: as many as a quarter of the cache holds.
-inline int64_t prefetched(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
+inline int64_t prefetched(const Workload& call, const DeviceLimits& device, const Plan& plan) {
   if (device.capability < 90) return 0;
   const int64_t each = device.cache / 4 / (plan.blocks() * call.read);
   return std::min(plan.share, each / call.vector * call.vector);
 }
 
 // Whether the batch is too large for every block to weigh it itself.
-inline bool must_weigh_first(const CallShape& call) {
+inline bool must_weigh_first(const Workload& call) {
   return call.heads > 0 &&
          (call.batch > kWeighedSamples || call.batch * call.heads > kWeighedLogits || call.bins > kWeighedBins);
 }
 
 // A plan with the launches before the main one and their seconds; a schedule adds the rest.
-inline Plan launches_before(const CallShape& call, const DeviceLimits& device, bool weigh_first) {
+inline Plan launches_before(const Workload& call, const DeviceLimits& device, bool weigh_first) {
   Plan plan;
   plan.weigh_first = weigh_first;
   plan.weighing = weighing_threads(call, weigh_first);
@@ -154,7 +154,7 @@ inline Plan launches_before(const CallShape& call, const DeviceLimits& device, b
   return plan;
 }
 
-inline double cluster_seconds(const CallShape& call, const DeviceLimits& device, const Plan& plan) {
+inline double cluster_seconds(const Workload& call, const DeviceLimits& device, const Plan& plan) {
   int index = 0;
   while (index < kClusterSizes - 1 && 1 << index < plan.team) ++index;
   const int active = device.active_clusters[index];
@@ -163,7 +163,7 @@ inline double cluster_seconds(const CallShape& call, const DeviceLimits& device,
 }
 
 // Returns false if a sample does not fit, or the device cannot schedule this size.
-inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool weigh_first, int index, Plan* found) {
+inline bool plan_cluster(const Workload& call, const DeviceLimits& device, bool weigh_first, int index, Plan* found) {
   const int size = 1 << index;
   const int active = device.active_clusters[index];
   if (active == 0) return false;
@@ -200,12 +200,12 @@ inline bool plan_cluster(const CallShape& call, const DeviceLimits& device, bool
 }
 
 // The most teams of a grid: each has a sample and at least two blocks.
-inline int most_teams(const CallShape& call, const DeviceLimits& device) {
+inline int most_teams(const Workload& call, const DeviceLimits& device) {
   return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(call.batch, device.multiprocessors / 2), 1, kMaxTeams));
 }
 
 // Returns false if not one vector fits, or the kernel's 32-bit counts of elements and arrivals would overflow.
-inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool weigh_first, int teams, Plan* found) {
+inline bool plan_grid(const Workload& call, const DeviceLimits& device, bool weigh_first, int teams, Plan* found) {
   Plan plan = launches_before(call, device, weigh_first);
   const int64_t vectors = ceil_div(call.elements, call.vector);
   const int64_t share = ceil_div(vectors, device.multiprocessors / teams);
@@ -237,7 +237,7 @@ inline bool plan_grid(const CallShape& call, const DeviceLimits& device, bool we
 // fewer, by powers of two. Weights are computed first if they must be, or if that is faster: the launch then frees
 // shared memory for samples.
 template <class Use>
-inline void for_candidates(const CallShape& call, const DeviceLimits& device, const Allowed& allowed, const Use& use) {
+inline void for_candidates(const Workload& call, const DeviceLimits& device, const Allowed& allowed, const Use& use) {
   const auto consider = [&](const auto& make) {
     Plan plan, other;
     bool found = !must_weigh_first(call) && make(false, &plan);
@@ -260,14 +260,14 @@ inline void for_candidates(const CallShape& call, const DeviceLimits& device, co
 
 // The same call with statistics and a gradient. Schedules are chosen by this shape: asking for either must not change a
 // bit of the loss.
-inline CallShape chosen_by(CallShape call) {
+inline Workload chosen_by(Workload call) {
   call.read = call.most_read;
   call.written = call.most_written;
   return call;
 }
 
 // A chosen plan with the bytes, prefetches and seconds of the call itself.
-inline Plan serving(const CallShape& call, const DeviceLimits& device, Plan plan) {
+inline Plan serving(const Workload& call, const DeviceLimits& device, Plan plan) {
   if (plan.schedule == Schedule::grid) {
     plan_grid(call, device, plan.weigh_first, plan.teams, &plan);
     return plan;
@@ -279,7 +279,7 @@ inline Plan serving(const CallShape& call, const DeviceLimits& device, Plan plan
 }
 
 // Every allowed plan that can run, the fastest first.
-inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+inline std::vector<Plan> plans(const Workload& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   std::vector<Plan> found;
   for_candidates(chosen_by(call), device, allowed, [&](const Plan& candidate) { found.push_back(candidate); });
   std::stable_sort(found.begin(), found.end(), [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
@@ -288,7 +288,7 @@ inline std::vector<Plan> plans(const CallShape& call, const DeviceLimits& device
 }
 
 // The fastest allowed plan. Throws std::invalid_argument if no allowed plan can run.
-inline Plan plan(const CallShape& call, const DeviceLimits& device, const Allowed& allowed = {}) {
+inline Plan plan(const Workload& call, const DeviceLimits& device, const Allowed& allowed = {}) {
   Plan best;
   bool found = false;
   for_candidates(chosen_by(call), device, allowed, [&](const Plan& candidate) {

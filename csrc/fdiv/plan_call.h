@@ -1,4 +1,4 @@
-// From a call's operands to the compiled kernel that serves it and the CallShape that it is planned by. Free of torch
+// From a call's operands to the compiled kernel that serves it and the Workload that it is planned by. Free of torch
 // and CUDA, so that the launcher and `fdkernels._core.plan` agree. Data pointers are only compared with null.
 #pragma once
 
@@ -36,28 +36,28 @@ inline int vector_of(Loads loads) {
   return loads == Loads::bf16 || loads == Loads::f16 ? 8 : loads == Loads::any_f64 ? 2 : 4;
 }
 
-inline CallShape shape_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins, bool counted) {
-  CallShape shape;
-  shape.batch = p.batch;
-  shape.elements = p.elements;
-  shape.vector = vector_of(loads);
-  shape.arithmetic = loads == Loads::any_f64 ? 8 : 4;
-  shape.general = general;
-  shape.reread = 0;
+inline Workload workload_of(const Problem& p, Loads loads, bool general, int64_t heads, int64_t bins, bool counted) {
+  Workload work;
+  work.batch = p.batch;
+  work.elements = p.elements;
+  work.vector = vector_of(loads);
+  work.arithmetic = loads == Loads::any_f64 ? 8 : 4;
+  work.general = general;
+  work.reread = 0;
   for (const Samples* samples : {&p.teacher, &p.fake, &p.teacher_uncond, &p.fake_uncond}) {
-    if (samples->data != nullptr) shape.reread += size_of(samples->dtype);
+    if (samples->data != nullptr) work.reread += size_of(samples->dtype);
   }
   const int student = size_of(p.student.dtype), noisy = p.noisy.data != nullptr ? size_of(p.noisy.dtype) : 0;
-  shape.most_read = shape.reread + student + noisy;
-  shape.most_written = student;
-  shape.read = p.dmd_scale || p.with_stats ? shape.most_read : shape.reread;
-  shape.written = p.gradient != nullptr ? student : 0;
-  shape.heads = heads;
-  shape.bins = bins;
+  work.most_read = work.reread + student + noisy;
+  work.most_written = student;
+  work.read = p.dmd_scale || p.with_stats ? work.most_read : work.reread;
+  work.written = p.gradient != nullptr ? student : 0;
+  work.heads = heads;
+  work.bins = bins;
   if (p.mask.data != nullptr && p.reduction == Reduction::mean && !counted) {
-    shape.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
+    work.mask_entries = p.mask.entries * (p.mask.batch_stride == 0 ? 1 : p.batch);
   }
-  return shape;
+  return work;
 }
 
 }  // namespace fdkernels

@@ -52,13 +52,13 @@ inline void warn_of_refusal(const char* op, int64_t blocks) {
 }
 
 // Calls start(plan), and again with a plan of fewer blocks while it returns false: the device has refused the launch.
-// Each plan follows `shape`, which start() may change: launches that are queued need not be planned again.
+// Each plan follows `work`, which start() may change: launches that are queued need not be planned again.
 template <class Start>
-void launch_planned(const char* op, const CallShape& shape, const Target& target, const Start& start) {
+void launch_planned(const char* op, const Workload& work, const Target& target, const Start& start) {
   DeviceLimits limits = *target.limits;
   int64_t refused = 0;  // blocks
   for (;;) {
-    const Plan planned = plan(shape, limits, allowed_by_environment());
+    const Plan planned = plan(work, limits, allowed_by_environment());
     if (start(planned)) {
       if (refused > 0) warn_of_refusal(op, refused);  // not earlier: torch loses an error that follows a warning
       return;

@@ -129,7 +129,7 @@ MUTATIONS = (
              "device.shared_per_block - kStaticShared - weight_bytes(call, weigh_first);\n  const int64_t bytes_a",
              "device.shared_per_block + 512 - weight_bytes(call, weigh_first);\n  const int64_t bytes_a"),
     Mutation("a refused call weighs again", "read of 4 bytes of no memory that this call has", OPS,
-             "    shape.heads = shape.bins = 0;\n", ""),
+             "    work.heads = work.bins = 0;\n", ""),
     Mutation("a refusal is left for others to find", "an error is left in CUDA's runtime: too many blocks", LAUNCH,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
     Mutation("a backward's last vector is not whole", "over the end of a tensor", SCALE,

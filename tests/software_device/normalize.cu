@@ -131,20 +131,20 @@ void run(const float* x, float* y, double* found, int64_t batch, int64_t element
   cudaGetSymbolAddress(&address, exchanged);
   std::copy_n(x, batch * elements, given);
 
-  CallShape shape;
-  shape.batch = batch;
-  shape.elements = elements;
-  shape.vector = 4;
-  shape.general = true;  // one vector in flight
-  shape.read = shape.most_read = shape.reread = shape.written = shape.most_written = 4;
+  Workload work;
+  work.batch = batch;
+  work.elements = elements;
+  work.vector = 4;
+  work.general = true;  // one vector in flight
+  work.read = work.most_read = work.reread = work.written = work.most_written = 4;
   Allowed allowed;
   if (!parse_allowed(text, &allowed)) throw std::invalid_argument(text);
-  const Plan planned = plan(shape, limits(device), allowed);
+  const Plan planned = plan(work, limits(device), allowed);
   Call call{};
   call.p = {batch, elements, elements % 4 == 0, {given, DType::f32, elements}, normalized, norms};
   call.exchange = exchanged;
   call.tickets = take_tickets(device, current_stream(device));
-  call.follow(planned, shape);
+  call.follow(planned, work);
   call.prefetch(call.p.x);
   const bool grid = planned.schedule == Schedule::grid;
   if (!start("normalize", grid ? normalize_grid_kernel : normalize_cluster_kernel, call, planned, device, nullptr)) {

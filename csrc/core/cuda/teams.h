@@ -18,7 +18,7 @@ struct Teams {
   double* exchange;   // grid: each block's sums of each sample, (B, team, Op::kExchanged)
   unsigned* tickets;  // a ticket (core/cuda/device.h), zero before and after the launch
 
-  void follow(const Plan& plan, const CallShape& call) {
+  void follow(const Plan& plan, const Workload& call) {
     share = plan.share;
     held = plan.held;
     buffers = plan.buffers;

@@ -34,8 +34,8 @@ int64_t workspace_of(const Call& call, const fdkernels::Plan& plan, const Target
 }
 
 // Queues the plan's launches before the main one, and takes workspace. If the main launch is refused, the next plan of
-// this call finds them done: `call` and `shape` have changed.
-void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan& plan, const Target& target,
+// this call finds them done: `call` and `work` have changed.
+void queue_first(Call& call, fdkernels::Workload& work, const fdkernels::Plan& plan, const Target& target,
                  Workspace& workspace) {
   const Problem& p = call.p;
   cuda::Results& r = call.r;
@@ -49,14 +49,14 @@ void queue_first(Call& call, fdkernels::CallShape& shape, const fdkernels::Plan&
     call.w = {};
     call.w.given = {h, cuda::RealType::f64};
     r.weight_stats = false;
-    shape.heads = shape.bins = 0;
+    work.heads = work.bins = 0;
   }
   if (plan.count_first) {
     call.count_parts = mask_parts(target);
     double* counts = workspace.take(call.count_parts);
     cuda::launch_count(p.mask, p.mask.batch_stride == 0 ? 1 : p.batch, counts, call.count_parts, target.stream);
     call.counts = counts;
-    shape.mask_entries = 0;
+    work.mask_entries = 0;
   }
 }
 
@@ -125,13 +125,13 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const int vector = vector_of(loads);
   p.aligned = is_aligned({p.gradient, p.student.dtype, p.elements}, p.batch, vector);
   for (const Samples* input : p.inputs()) p.aligned = p.aligned && is_aligned(*input, p.batch, vector);
-  fdkernels::CallShape shape = shape_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
-                                        arguments.divisor.has_value());
+  fdkernels::Workload work = workload_of(p, loads, general, arguments.logits ? values.w.heads : 0, values.w.state.bins,
+                                         arguments.divisor.has_value());
   std::vector<Workspace> memory;  // keep it until all is queued: memory freed earlier may be handed out again
   call.tickets = take_tickets(target, like, memory);
-  launch_planned("fdiv", shape, target, [&](const fdkernels::Plan& plan) {
-    queue_first(call, shape, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
-    call.follow(plan, shape);
+  launch_planned("fdiv", work, target, [&](const fdkernels::Plan& plan) {
+    queue_first(call, work, plan, target, memory.emplace_back(workspace_of(call, plan, target), like));
+    call.follow(plan, work);
     for (const Samples* input : p.inputs()) {
       if (p.dmd_scale || p.with_stats || (input != &p.student && input != &p.noisy)) call.prefetch(*input);
     }
