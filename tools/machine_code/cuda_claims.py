@@ -47,10 +47,8 @@ def registers(k: CudaKernel) -> Iterator[str]:
 
 
 def no_spills(k: CudaKernel) -> Iterator[str]:
-    """Two sorts of kernels may spill, up to twelve words: those for any mix of types, which have a switch for every
-    load, and general kernels from sm_100 on, for which ptxas needs a few registers more than for sm_80 and sm_90."""
-    any_type = k.types is not None and k.types.student == "any"
-    most = 48 if k.kernel in FLAGSHIPS and (any_type or (k.general and k.arch >= LONGER_FROM)) else 0
+    """Only kernels for any mix of types may spill, a few words: they have a switch for every load."""
+    most = 40 if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any" else 0
     if k.spilled > most:
         yield f"spills {k.spilled} bytes"
 
