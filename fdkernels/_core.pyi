@@ -38,6 +38,7 @@ class Plan(TypedDict):
     teams: int  # teams that run side by side
     blocks: int  # team x teams
     threads: int  # per block
+    weighing: int  # threads of a block that weigh the batch and take no elements
     share: int  # elements of a sample per block
     held: int  # vectors of its share that a block holds on chip
     buffers: int  # samples that a block holds at a time

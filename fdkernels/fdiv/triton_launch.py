@@ -6,7 +6,6 @@ Nothing here reads the values of a GPU tensor.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -62,9 +61,10 @@ def fdiv_weight(*operands: Any) -> tuple[Tensor, Tensor]:
 def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
     """((loss, gradient, unscale, stats), the launches that write them) of a checked call."""
     student, weighting, weight = call.student, call.weighting, call.weight
-    batch, elements = student.shape[0], math.prod(student.shape[1:])
+    shape = call.shape()
+    batch, elements = shape.batch, shape.elements
     outputs = loss, gradient, unscale, stats = fdiv_outputs(call)
-    spread = plan(call.shape())
+    spread = plan(shape)
     split = spread.schedule == "split"
     leading = batch + batch % 2 if split else 0  # even, so that the partial sums are aligned to 16 bytes
     workspace = student.new_empty((leading + PARTIALS * batch * spread.programs,), dtype=torch.float64)

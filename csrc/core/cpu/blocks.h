@@ -149,10 +149,6 @@ void expand(const Table& table, int64_t b, int64_t begin, int count, T* out, Cop
 
 template <class T>
 void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* out) {
-  if (table.data == nullptr) {
-    for (int i = 0; i < count; ++i) out[i] = static_cast<T>(table.fixed);
-    return;
-  }
   expand(
       table, b, begin, count, out, [&](int64_t at, int run, T* to) { widen(table.data, table.dtype, at, run, to); },
       [&](int64_t at, int run, T* to) {
@@ -179,28 +175,31 @@ void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, T* out)
 
 // ---- passes over blocks
 
-template <class Loop>
-typename Loop::Sums sum_blocks(Loop& loop, int64_t begin, int64_t end) {
-  typename Loop::Sums total;
+// Calls use(at, count) for each block.
+template <class Loop, class Use>
+void for_blocks(Loop& loop, int64_t begin, int64_t end, const Use& use) {
   for (int64_t at = begin; at < end;) {
     int64_t count = end - at < kBlock ? end - at : kBlock;
     loop.enter(at, &count);
-    typename Loop::Sums sums;
-    if (!loop.sum(at, static_cast<int>(count), sums)) loop.sum_carefully(at, static_cast<int>(count), sums);
-    loop.add(total, sums);
+    use(at, static_cast<int>(count));
     at += count;
   }
+}
+
+template <class Loop>
+typename Loop::Sums sum_blocks(Loop& loop, int64_t begin, int64_t end) {
+  typename Loop::Sums total;
+  for_blocks(loop, begin, end, [&](int64_t at, int count) {
+    typename Loop::Sums sums;
+    if (!loop.sum(at, count, sums)) loop.sum_carefully(at, count, sums);
+    loop.add(total, sums);
+  });
   return total;
 }
 
 template <class Loop, class T>
 void store_blocks(Loop& loop, int64_t begin, int64_t end, T factor) {
-  for (int64_t at = begin; at < end;) {
-    int64_t count = end - at < kBlock ? end - at : kBlock;
-    loop.enter(at, &count);
-    loop.store(at, static_cast<int>(count), factor);
-    at += count;
-  }
+  for_blocks(loop, begin, end, [&](int64_t at, int count) { loop.store(at, count, factor); });
 }
 
 }  // namespace

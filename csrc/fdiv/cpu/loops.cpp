@@ -69,8 +69,10 @@ void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool rea
     if (has_table(p.sigma)) run = run_at(p.sigma, begin + done, run);
     const double alpha = table_value(p.alpha, b, begin + done), sigma = table_value(p.sigma, b, begin + done);
     const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
-    for (const int64_t end = done + run; done < end; ++done)
-      block.a[done] = with_a ? map.a : 0.0, block.c[done] = map.c;
+    for (const int64_t end = done + run; done < end; ++done) {
+      block.a[done] = with_a ? map.a : 0.0;
+      block.c[done] = map.c;
+    }
   }
 }
 
