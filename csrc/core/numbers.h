@@ -31,6 +31,15 @@ FDK_HOST_DEVICE inline bool is_finite(T v) {
   return v - v == 0;
 }
 
+// A value, or 0 if it is masked.
+FDK_HOST_DEVICE inline float kept_or_zero(float v, bool keep) {
+  return keep ? v : 0.0f;
+}
+
+FDK_HOST_DEVICE inline double kept_or_zero(double v, bool keep) {
+  return keep ? v : 0.0;
+}
+
 FDK_HOST_DEVICE inline float bf16_to_float(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }

@@ -10,28 +10,6 @@
 
 namespace fdkernels {
 
-// a and c of x0 = a x_t + c prediction, for a run of elements. Each is a sum of two numbers of type T.
-template <class T>
-struct Coefficients {
-  T a = 0, a_rest = 0, c = 1, c_rest = 0;
-};
-
-// x - (a x_t + c tau), to the last place: at high noise a x_t and c tau are large and cancel. The rounding error of c
-// tau is kept, and a x_t is not rounded (Kahan's a b + c d: within two roundings of the result, and no contraction by a
-// compiler can change it). The rests of a and c count as well: without them a whole sample would shift the same way,
-// which no mean averages out.
-template <class T>
-FDK_HOST_DEVICE inline T subtract_x0(T x, T noisy, T tau, const Coefficients<T>& k) {
-  const T product = k.c * tau, lost = std::fma(k.c, tau, -product);
-  const T x0 = std::fma(k.a, noisy, product);
-  return (x - x0) - (lost + std::fma(k.a_rest, noisy, k.c_rest * tau));
-}
-
-template <class T>
-FDK_HOST_DEVICE inline T magnitude(T v) {
-  return std::fabs(v);
-}
-
 // Not inlined (FDK_CALLED), since a thread looks this up only once per run.
 FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
   return coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
@@ -67,6 +45,10 @@ struct FdivMath {
     T distance = 0, energy = 0, gap = 0;
     T reach = 0;  // sum of |direction|, in general kernels; in others it is the gap
     int kept = 0;
+
+    FDK_HOST_DEVICE void add(const Added<T, T>& element) {
+      distance += element.distance, energy += element.energy, gap += element.gap;
+    }
   };
 
   static constexpr bool kTyped = !std::is_same_v<Student, AnyType>;
@@ -185,10 +167,10 @@ struct FdivMath {
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);
     widen_guided(raw_f, raw_f_uncond, rows.f, rows.f_uncond, fake_g, gap);
 #pragma unroll
-    for (int n = 0; n < W; ++n) direction[n] = gap[n] = k.c * (gap[n] - tau[n]);
+    for (int n = 0; n < W; ++n) direction[n] = gap[n] = gap_of(tau[n], gap[n], k.c);
     if (has_table(p.multiplier)) multiply(p.multiplier, b, i, direction);
 #pragma unroll
-    for (int n = 0; n < W; ++n) direction[n] = kept >> n & 1 ? direction[n] : T(0);
+    for (int n = 0; n < W; ++n) direction[n] = kept_or_zero(direction[n], (kept >> n & 1) != 0);
     return kept;
   }
 
@@ -215,13 +197,10 @@ struct FdivMath {
 #pragma unroll
       for (int n = 0; n < W; ++n) {
         const bool kept = bits >> n & 1;
-        sums.energy += direction[n] * direction[n];
+        const T error = with_error ? error_of(x[n], noisy[n], tau[n], k) : T(0);
+        sums.add(added(gap[n], direction[n], error, kept || !p.kept_only));
         sums.kept += kept;
         sums.reach += magnitude(direction[n]);
-        // Without kept_only, masked elements count in gap and distance too, if they are finite.
-        if (kept || (!p.kept_only && is_finite(gap[n]))) sums.gap += magnitude(gap[n]);
-        const T error = with_error ? subtract_x0(x[n], noisy[n], tau[n], k) : T(0);
-        if (kept || (!p.kept_only && is_finite(error))) sums.distance += magnitude(error);
       }
     }
   }
@@ -231,9 +210,7 @@ struct FdivMath {
                                         Partial& sums) {
 #pragma unroll
     for (int n = 0; n < W; ++n) {
-      sums.energy += gap[n] * gap[n];
-      sums.gap += magnitude(gap[n]);
-      if (has_x) sums.distance += magnitude(x[n] - tau[n]);
+      sums.add(added(gap[n], gap[n], has_x ? x[n] - tau[n] : T(0), true));
     }
   }
 

@@ -1,7 +1,13 @@
-// The op fdiv's sums over one element in double, for the case that sums in float overflowed, underflowed or met a NaN.
+// The op fdiv's math on one element, for every device. With guided raw predictions f and tau:
+//
+//   gap        c (f - tau)
+//   direction  m gap, m the multiplier; 0 if masked. The gradient is w / N times the direction.
+//   error      x - x0, x0 = a x_t + c tau
 //
 // Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
+
+#include <cmath>
 
 #include "core/numbers.h"
 #include "fdiv/problem.h"
@@ -10,13 +16,62 @@ namespace fdkernels {
 
 namespace {
 
+FDK_HOST_DEVICE inline float magnitude(float v) {
+  return ::fabsf(v);
+}
+
+FDK_HOST_DEVICE inline double magnitude(double v) {
+  return ::fabs(v);
+}
+
 // A guided prediction.
 template <class T>
 FDK_HOST_DEVICE inline T guided(T cond, T uncond, T scale) {
   return uncond + scale * (cond - uncond);
 }
 
-// An absent operand has its neutral value. tau and f are raw predictions.
+template <class T>
+FDK_HOST_DEVICE inline T gap_of(T tau, T f, T c) {
+  return c * (f - tau);
+}
+
+// The error of operands in double, or in float with a and c in double. a and c rounded to float would shift a whole
+// sample the same way, which no mean averages out.
+FDK_HOST_DEVICE inline double error_of(double x, double noisy, double tau, double a, double c) {
+  return x - (a * noisy + c * tau);
+}
+
+// a and c for a run of elements. Each is a sum of two numbers of type T.
+template <class T>
+struct Coefficients {
+  T a = 0, a_rest = 0, c = 1, c_rest = 0;
+};
+
+// The same error in T, to the last place: at high noise a x_t and c tau are large and cancel. The rounding error of c
+// tau is kept, and a x_t is not rounded (Kahan's a b + c d: within two roundings of the result, and no contraction by a
+// compiler can change it).
+template <class T>
+FDK_HOST_DEVICE inline T error_of(T x, T noisy, T tau, const Coefficients<T>& k) {
+  const T product = k.c * tau, lost = std::fma(k.c, tau, -product);
+  const T x0 = std::fma(k.a, noisy, product);
+  return (x - x0) - (lost + std::fma(k.a_rest, noisy, k.c_rest * tau));
+}
+
+// What an element adds to a sample's sums.
+template <class T, class Error>
+struct Added {
+  Error distance;
+  T energy, gap;
+};
+
+// counts: whether its gap and error do, as those of masked elements do without kept_only.
+template <class T, class Error, class Keep>
+FDK_HOST_DEVICE inline Added<T, Error> added(T gap, T direction, Error error, Keep counts) {
+  return {kept_or_zero(magnitude(error), counts), direction * direction, kept_or_zero(magnitude(gap), counts)};
+}
+
+// An element's operands in double, for the case that sums in float overflowed, underflowed or met a NaN. An absent one
+// has its neutral value.
 struct Element {
   double x = 0, tau = 0, f = 0, noisy = 0, a = 0, c = 1, multiplier = 1;
   bool keep = true;
@@ -24,15 +79,16 @@ struct Element {
 
 // with_error: whether x was read. Without the dmd scale, the loss does not depend on x.
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Problem& p, bool with_error) {
-  const double d = e.c * (e.f - e.tau);
+  const double gap = gap_of(e.tau, e.f, e.c), direction = kept_or_zero(e.multiplier * gap, e.keep);
+  const double error = with_error ? error_of(e.x, e.noisy, e.tau, e.a, e.c) : 0.0;
+  // A masked element that is not finite never counts.
+  const bool masked = !e.keep && !p.kept_only;
+  const Added<double, double> each = added(gap, direction, error, true);
+  sums.energy += each.energy;
+  if (e.keep || (masked && is_finite(gap))) sums.gap += each.gap;
+  if (e.keep || (masked && is_finite(error))) sums.distance += each.distance;
   bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.multiplier);
-  if (e.keep || (!p.kept_only && is_finite(d))) sums.gap += ::fabs(d);
-  if (e.keep) sums.energy += e.multiplier * d * e.multiplier * d;
-  if (with_error) {
-    const double error = e.x - (e.a * e.noisy + e.c * e.tau);
-    if (e.keep || (!p.kept_only && is_finite(error))) sums.distance += ::fabs(error);
-    if (p.dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
-  }
+  if (with_error && p.dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
 }
 

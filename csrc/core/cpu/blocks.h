@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "core/numbers.h"
 #include "core/tables.h"
@@ -158,18 +159,40 @@ void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* 
       });
 }
 
-// 1 where an element is kept, else 0: in the type of the arithmetic, so that a loop over elements has one width.
+// A mask's value, as wide as the type of the arithmetic: all bits are set, or none. No compiler makes it a branch.
 template <class T>
-void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, T* out) {
+struct Keep {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
+  Bits bits;
+};
+
+inline float kept_or_zero(float v, Keep<float> keep) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(v) & keep.bits);
+}
+
+inline double kept_or_zero(double v, Keep<double> keep) {
+  return std::bit_cast<double>(std::bit_cast<uint64_t>(v) & keep.bits);
+}
+
+inline double kept_or_zero(double v, Keep<float> keep) {
+  return kept_or_zero(v, Keep<double>{static_cast<uint64_t>(static_cast<int32_t>(keep.bits))});
+}
+
+template <class T>
+Keep<T> keep_if(bool kept) {
+  return {kept ? ~typename Keep<T>::Bits(0) : 0};
+}
+
+template <class T>
+void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, Keep<T>* out) {
   const uint8_t* data = static_cast<const uint8_t*>(mask.data);
-  const auto set = [](uint8_t kept) { return kept != 0 ? T(1) : T(0); };
   expand(
       mask, b, begin, count, out,
-      [&](int64_t at, int run, T* to) {
-        for (int i = 0; i < run; ++i) to[i] = set(data[at + i]);
+      [&](int64_t at, int run, Keep<T>* to) {
+        for (int i = 0; i < run; ++i) to[i] = keep_if<T>(data[at + i] != 0);
       },
-      [&](int64_t at, int run, T* to) {
-        for (int i = 0; i < run; ++i) to[i] = set(data[at]);
+      [&](int64_t at, int run, Keep<T>* to) {
+        for (int i = 0; i < run; ++i) to[i] = keep_if<T>(data[at] != 0);
       });
 }
 

@@ -23,7 +23,8 @@ struct Block {
   const T *x = nullptr, *tau = nullptr, *f = nullptr, *noisy = nullptr;
   alignas(64) T x_buffer[kBlock], tau_buffer[kBlock], f_buffer[kBlock], noisy_buffer[kBlock], uncond_buffer[kBlock];
   alignas(64) double a[kBlock], c[kBlock];
-  alignas(64) T multiplier[kBlock], keep[kBlock];  // keep: 1 or 0
+  alignas(64) T multiplier[kBlock];
+  alignas(64) Keep<T> keep[kBlock];
 
   explicit Block(const Problem& p, bool with_tables) {
     if (p.is_raw() && p.noisy.data == nullptr) {
@@ -31,7 +32,7 @@ struct Block {
       for (int i = 0; i < kBlock; ++i) noisy_buffer[i] = 0;
     }
     if (!with_tables) return;
-    for (int i = 0; i < kBlock; ++i) a[i] = 0, c[i] = 1, multiplier[i] = 1, keep[i] = 1;
+    for (int i = 0; i < kBlock; ++i) a[i] = 0, c[i] = 1, multiplier[i] = 1, keep[i] = keep_if<T>(true);
   }
 };
 
@@ -119,48 +120,40 @@ constexpr int kLanes = 64 / sizeof(Stored);
 constexpr int kAdded = 16;
 static_assert(kBlock % (kLanes<Bf16> * kAdded) == 0);
 
-inline float magnitude(float v) {
-  return __builtin_fabsf(v);
-}
-
-inline double magnitude(double v) {
-  return __builtin_fabs(v);
-}
-
 enum class Error { unread, of_x0, of_prediction };  // x - x0: x is not read; tau is x0; tau is a raw prediction
 
-Error error_of(const Problem& p) {
+Error which_error(const Problem& p) {
   if (!p.dmd_scale && !p.with_stats) return Error::unread;
   return p.is_raw() ? Error::of_prediction : Error::of_x0;
 }
 
-// x - x0 of an element. With raw predictions in double: a and c rounded to float would shift a whole sample the same
-// way, which no mean averages out.
+// The error of element i.
 template <class T, Error kError, class Stored>
 auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a, double c, int i) {
   if constexpr (kError == Error::unread) return T(0);
   if constexpr (kError == Error::of_x0) return number(x[i]) - number(tau[i]);
   if constexpr (kError == Error::of_prediction) {
-    const double x0 = a * static_cast<double>(number(noisy[i])) + c * static_cast<double>(number(tau[i]));
-    return static_cast<double>(number(x[i])) - x0;
+    return error_of(static_cast<double>(number(x[i])), static_cast<double>(number(noisy[i])),
+                    static_cast<double>(number(tau[i])), a, c);
   }
 }
 
-// Sums over elements [0, count) of what each adds: |gap_at(i)|, direction_at(i, gap)^2 and |error_at(i)|.
-// The errors are left out if x is not read.
-template <class T, int kLanes, bool kReadX, class GapAt, class DirectionAt, class ErrorAt>
-Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const ErrorAt& error_at) {
-  using Distance = decltype(error_at(0));
+// Sums over elements [0, count) of what each adds.
+template <int kLanes, class AddedAt>
+Sums sum(int count, const AddedAt& added_at) {
+  using Each = decltype(added_at(0));
+  using T = decltype(Each::energy);
+  using Distance = decltype(Each::distance);
   alignas(64) double totals[3][kLanes] = {};
   for (int begin = 0; begin < count; begin += kLanes * kAdded) {
     const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
     alignas(64) T energy[kLanes] = {}, gap[kLanes] = {};
     alignas(64) Distance distance[kLanes] = {};
     const auto add = [&](int i, int lane) {
-      const T d = gap_at(i), g = direction_at(i, d);
-      energy[lane] += g * g;
-      gap[lane] += magnitude(d);
-      if constexpr (kReadX) distance[lane] += magnitude(error_at(i));
+      const Each each = added_at(i);
+      distance[lane] += each.distance;
+      energy[lane] += each.energy;
+      gap[lane] += each.gap;
     };
     int at = begin;
     for (; at + kLanes <= end; at += kLanes) {
@@ -170,7 +163,7 @@ Sums sum(int count, const GapAt& gap_at, const DirectionAt& direction_at, const 
     for (int lane = 0; at + lane < end; ++lane) add(at + lane, lane);
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      if constexpr (kReadX) totals[0][lane] += static_cast<double>(distance[lane]);
+      totals[0][lane] += static_cast<double>(distance[lane]);
       totals[1][lane] += static_cast<double>(energy[lane]);
       totals[2][lane] += static_cast<double>(gap[lane]);
     }
@@ -198,9 +191,10 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
                 const RunValues& run, int count) {
   const double a = run.a, c = run.c;
   return with_error(error, [&]<Error kError>() {
-    return sum<T, kLanes<Stored>, kError != Error::unread>(
-        count, [&](int i) { return number(f[i]) - number(tau[i]); }, [](int, T gap) { return gap; },
-        [&](int i) { return error_at<T, kError>(x, tau, noisy, a, c, i); });
+    return sum<kLanes<Stored>>(count, [&](int i) {
+      const T gap = gap_of(T(number(tau[i])), T(number(f[i])), T(1));
+      return added(gap, gap, error_at<T, kError>(x, tau, noisy, a, c, i), true);
+    });
   });
 }
 
@@ -213,22 +207,20 @@ void apply_run(const Stored* tau, const Stored* f, int64_t count, T w, T shared,
 
 // For elements with entries of their own. kPredicted: c is one of them.
 template <class T, bool kPredicted>
-T direction(const Block<T>& block, int i) {
-  const T d = block.f[i] - block.tau[i];
-  return kPredicted ? static_cast<T>(block.c[i]) * d : d;
+T gap_at(const Block<T>& block, int i) {
+  return gap_of(block.tau[i], block.f[i], kPredicted ? static_cast<T>(block.c[i]) : T(1));
 }
 
 template <class T>
 Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_only) {
-  const auto counts = [&](int i) { return !kept_only || block.keep[i] != 0; };
+  const Keep<T> always = keep_if<T>(!kept_only);
   return with_error(error, [&]<Error kError>() {
-    return sum<T, kLanes<T>, kError != Error::unread>(
-        count, [&](int i) { return counts(i) ? direction<T, kError != Error::of_x0>(block, i) : T(0); },
-        [&](int i, T gap) { return block.keep[i] != 0 ? block.multiplier[i] * gap : T(0); },
-        [&](int i) {
-          const auto e = error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i);
-          return counts(i) ? e : decltype(e)(0);
-        });
+    return sum<kLanes<T>>(count, [&](int i) {
+      const T gap = gap_at<T, kError != Error::of_x0>(block, i);
+      return added(gap, kept_or_zero(block.multiplier[i] * gap, block.keep[i]),
+                   error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i),
+                   Keep<T>{block.keep[i].bits | always.bits});
+    });
   });
 }
 
@@ -236,8 +228,7 @@ template <class T, bool kPredicted>
 void apply_entries(const Block<T>& block, int count, T w, T* out) {
 #pragma omp simd
   for (int i = 0; i < count; ++i) {
-    const T g = w * (block.multiplier[i] * direction<T, kPredicted>(block, i));
-    out[i] = block.keep[i] != 0 ? g : T(0);
+    out[i] = kept_or_zero(w * (block.multiplier[i] * gap_at<T, kPredicted>(block, i)), block.keep[i]);
   }
 }
 
@@ -260,7 +251,7 @@ class Loop {
   using Sums = fdkernels::Sums;
 
   Loop(const Problem& p, int64_t b)
-      : p_(p), b_(b), error_(error_of(p)), runs_(has_runs(p)), bf16_(runs_ && is_bf16(p)), block_(p, !runs_) {}
+      : p_(p), b_(b), error_(which_error(p)), runs_(has_runs(p)), bf16_(runs_ && is_bf16(p)), block_(p, !runs_) {}
 
   void enter(int64_t at, int64_t* count) {
     if (runs_) run_ = run_from(p_, b_, at, count);
@@ -273,7 +264,7 @@ class Loop {
       load_tables(p_, b_, at, count, read_x, block_);
       sums = reduce_entries(error_, block_, count, p_.kept_only);
       int kept = 0;
-      for (int i = 0; i < count; ++i) kept |= block_.keep[i] != 0;
+      for (int i = 0; i < count; ++i) kept |= block_.keep[i].bits != 0;
       sound_ = trustworthy<T>(sums.energy, sums.gap, kept == 0 ? 0.0 : sums.gap);
       return sound_ && is_finite(sums.distance);
     }
