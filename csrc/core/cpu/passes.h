@@ -47,4 +47,16 @@ void pass_samples(Op& op, int64_t batch, int64_t elements, int64_t bytes, const 
   }
 }
 
+// For an op without sums: store(b, begin, end) is called for parts of all samples, in parallel.
+template <class Store>
+void pass_elements(int64_t batch, int64_t elements, const Threads& threads, const Store& store) {
+  parallel(threads, batch * elements, kGrain * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t b = at / elements, first = b * elements, last = std::min(end, first + elements);
+      store(b, at - first, last - first);
+      at = last;
+    }
+  });
+}
+
 }  // namespace fdkernels::cpu

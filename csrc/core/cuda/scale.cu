@@ -1,57 +1,62 @@
 // The backward of every loss on CUDA tensors: its kernels and their launch.
-#include "core/cuda/block.cuh"
-#include "core/cuda/launch.h"
+#include "core/cuda/elementwise.cuh"
 #include "core/cuda/scale.h"
-#include "core/vectors.h"
 
 namespace fdkernels::cuda {
 
 namespace {
 
-// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. Reads and writes the gradient once.
-// In place with a factor of 1, each block reads the factor and returns.
-template <class Stored, class T>
-__global__ void __launch_bounds__(kMaxThreads)
-    scale_kernel(const __grid_constant__ Scale scale, int64_t blocks_a_run, int64_t vectors_a_block) {
-  constexpr int V = 16 / sizeof(Stored);
-  const int64_t run = blockIdx.x / blocks_a_run, block = blockIdx.x - run * blocks_a_run;
-  T factor = static_cast<T>(real_at(scale.upstream, run * scale.upstream_stride));
-  if (scale.unscale != nullptr) factor *= static_cast<T>(scale.unscale[run]);
-  if (factor == 1 && scale.out == scale.gradient) return;
-  const Samples gradient{scale.gradient, scale.dtype, scale.elements};
-  const int64_t begin = block * vectors_a_block * V;
-  const int64_t last = begin + vectors_a_block * V < scale.elements ? begin + vectors_a_block * V : scale.elements;
-  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * V; i < last; i += static_cast<int64_t>(blockDim.x) * V) {
-    if (scale.aligned && i + V <= last) {
-      T values[V];
-      // Not through the read-only cache: out may be the gradient.
-      Words words = *reinterpret_cast<const Words*>(vector_at<Stored>(gradient, run, i));
-      widen<Stored>(words, scale.dtype, values);
-#pragma unroll
-      for (int k = 0; k < V; ++k) values[k] *= factor;
-      write<Stored>(scale.out, scale.dtype, run * scale.elements + i, values);
+// In place with a factor of 1, there is nothing to store.
+template <class Stored, class Arithmetic>
+struct ScaleMath {
+  using T = Arithmetic;
+  static constexpr int kVector = 16 / sizeof(Stored), kWidth = kVector;
+
+  const Scale& scale;
+  const int64_t at_run;  // the run's first element of this share
+  T factor;
+
+  __device__ ScaleMath(const Scale& call, int64_t run, const Part& part)
+      : scale(call),
+        at_run(run * call.elements + part.begin),
+        factor(static_cast<T>(real_at(call.upstream, run * call.upstream_stride))) {
+    if (scale.unscale != nullptr) factor *= static_cast<T>(scale.unscale[run]);
+  }
+
+  __device__ bool stores() const {
+    return factor != 1 || scale.out != scale.gradient;
+  }
+  __device__ static bool together() {
+    return true;
+  }
+  __device__ static bool stores_vectors() {
+    return true;
+  }
+
+  template <int W>
+  __device__ void recompute(int at, T (&values)[W]) const {
+    const Stored* from = static_cast<const Stored*>(scale.gradient) + at_run + at;
+    if constexpr (W == 1) {
+      values[0] = static_cast<T>(number(*from));
     } else {
-      for (int64_t k = i; k < last && k < i + V; ++k) {
-        const T value[1] = {static_cast<T>(number(*vector_at<Stored>(gradient, run, k))) * factor};
-        write<Stored>(scale.out, scale.dtype, run * scale.elements + k, value);
-      }
+      // Not through the read-only cache: out may be the gradient.
+      const Words words = *reinterpret_cast<const Words*>(from);
+      widen<Stored>(words, scale.dtype, values);
     }
   }
-}
 
-// Blocks per run of a backward, and vectors of a run per block. Only as many blocks as keep the device busy, since with
-// an upstream of 1 each block only reads that.
-struct ScalePlan {
-  int64_t blocks_a_run, vectors_a_block;
-  int threads;
+  template <int W>
+  __device__ void store(int at, T (&values)[W]) const {
+#pragma unroll
+    for (int n = 0; n < W; ++n) values[n] *= factor;
+    write<Stored>(scale.out, scale.dtype, at_run + at, values);
+  }
 };
 
-ScalePlan plan_scale(int64_t runs, int64_t elements, int vector, int multiprocessors) {
-  constexpr int kThreads = 256, kVectorsAThread = 4;
-  const int64_t vectors = ceil_div(elements, vector);
-  const int64_t most = std::max<int64_t>(1, ceil_div(8 * static_cast<int64_t>(multiprocessors), runs));
-  const int64_t blocks = std::clamp<int64_t>(ceil_div(vectors, kThreads * kVectorsAThread), 1, most);
-  return {blocks, ceil_div(vectors, blocks), kThreads};
+// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. Reads and writes the gradient once.
+template <class Stored, class T>
+__global__ void __launch_bounds__(kMaxThreads) scale_kernel(const __grid_constant__ Scale scale, Runs runs) {
+  by_elements<ScaleMath<Stored, T>>(scale, runs);
 }
 
 const Kernels loaded{scale_kernel<float, float>, scale_kernel<double, double>, scale_kernel<Bf16, float>,
@@ -60,10 +65,8 @@ const Kernels loaded{scale_kernel<float, float>, scale_kernel<double, double>, s
 }  // namespace
 
 void launch_scale(const Scale& scale, int multiprocessors, void* stream) {
-  const ScalePlan plan = plan_scale(scale.runs, scale.elements, 16 / size_of(scale.dtype), multiprocessors);
   const auto start = [&](auto* kernel) {
-    launch("scale_kernel", kernel, scale.runs * plan.blocks_a_run, plan.threads, stream, scale, plan.blocks_a_run,
-           plan.vectors_a_block);
+    launch_elements("scale_kernel", kernel, scale, 16 / size_of(scale.dtype), multiprocessors, stream);
   };
   switch (scale.dtype) {
     case DType::f32:
