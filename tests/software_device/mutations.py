@@ -30,8 +30,8 @@ from tests.software_device import build, device
 from tools.gpu_check.stage import PLAN
 
 FDIV, WEIGH, MANY, OPS = (f"fdiv/cuda/{name}" for name in ("kernel.cuh", "weigh.cuh", "weigh_many.cuh", "op.cpp"))
-TEAMS, BLOCK, DEVICE, LAUNCH, SCALE = (
-    f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "scale.cu")
+TEAMS, BLOCK, DEVICE, LAUNCH, ELEMENTWISE = (
+    f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "elementwise.cuh")
 )
 MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/planning.h"
 LIBRARIES = 14  # that one process loads, at most
@@ -132,8 +132,8 @@ MUTATIONS = (
              "    work.heads = work.bins = 0;\n", ""),
     Mutation("a refusal is left for others to find", "an error is left in CUDA's runtime: too many blocks", LAUNCH,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
-    Mutation("a backward's last vector is not whole", "over the end of a tensor", SCALE,
-             "if (scale.aligned && i + V <= last)", "if (scale.aligned && i < last)"),
+    Mutation("a backward's last share is too long", "over the end of a tensor", ELEMENTWISE,
+             "part_of(call.elements, runs.share,", "part_of(call.elements + 1, runs.share,"),
 )  # fmt: skip
 
 
