@@ -261,7 +261,6 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["prefetched"] = plan.prefetched;
   d["weigh_first"] = plan.weigh_first;
   d["count_first"] = plan.count_first;
-  d["wide_offsets"] = plan.wide_offsets;
   d["launches"] = fdkernels::launches_of(r.work, plan);
   d["phases"] = 1 + static_cast<double>(plan.again) / elements;
   d["loads"] = name_of(r.loads);

@@ -47,7 +47,6 @@ class Plan(TypedDict):
     prefetched: int  # elements of each share of the next sample that are prefetched into L2
     weigh_first: bool  # one or three extra launches compute h first
     count_first: bool  # an extra launch counts the mask's entries first
-    wide_offsets: bool  # an element's index in its sample needs more than 32 bits
     launches: int
     phases: float  # how often inputs are read: 1 + again / elements
     loads: str  # the kernel's combination of types

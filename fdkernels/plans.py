@@ -201,7 +201,6 @@ def figures(plan: Plan, size: int, has_mask: bool) -> list[tuple[str, str]]:
         ("vector", f"{plan['vector']} elements an access; kernel {plan['loads']}{general}"),
         ("phases", f"{plan['phases']:.4g}: inputs are read once{again}"),
         ("prefetch", f"{ahead:,} elements of each share of the next sample, into L2" if ahead else "none"),
-        ("offsets", f"{64 if plan['wide_offsets'] else 32} bits within a sample"),
         ("launches", f"{plan['launches']}" + "".join(f", {n} to {what} first" for n, what in first if n)),
         ("bytes", f"{amount(moved)}, {moved / size:.4g} an element; the minimum is {least / size:.4g}{without}"),
         ("time", f"{microseconds(plan)} predicted, {moved / plan['seconds'] / 1e12:.3g} TB/s"),

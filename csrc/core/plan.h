@@ -59,7 +59,6 @@ struct Plan {
   int64_t prefetched = 0;     // elements of each share of the next sample that are prefetched to L2
   bool weigh_first = false;   // separate launches compute h before the main one
   bool count_first = false;   // a separate launch counts the mask's entries
-  bool wide_offsets = false;  // an element's index in its sample needs more than 32 bits; in a share it never does
   double bytes = 0;           // between memory and chip
   double seconds = 0;         // predicted
 

@@ -142,7 +142,6 @@ inline Plan launches_before(const Workload& call, const DeviceLimits& device, bo
   plan.weigh_first = weigh_first;
   plan.weighing = weighing_threads(call, weigh_first);
   plan.count_first = call.mask_entries > kCountedEntries;
-  plan.wide_offsets = call.elements > INT32_MAX;
   plan.seconds = plan.count_first * kStart;
   if (weigh_first) {
     const int64_t blocks = weighing_blocks(call.batch, call.bins);

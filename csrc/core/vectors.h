@@ -122,7 +122,7 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
     using S = decltype(type);
     if constexpr (std::is_same_v<S, Bf16> && V % 2 == 0) {
       // A word has two values, each the upper half of a float.
-#pragma unroll
+      FDK_UNROLL
       for (int k = 0; k < V; k += 2) {
         out[k] = static_cast<T>(std::bit_cast<float>(words.word[k / 2] << 16));
         out[k + 1] = static_cast<T>(std::bit_cast<float>(words.word[k / 2] & 0xffff0000u));
@@ -130,7 +130,7 @@ FDK_HOST_DEVICE inline void widen(const Words& words, DType dtype, T (&out)[V]) 
     } else if constexpr (V * sizeof(S) <= 16) {
       S stored[V];
       std::memcpy(stored, &words, sizeof(stored));
-#pragma unroll
+      FDK_UNROLL
       for (int k = 0; k < V; ++k) out[k] = static_cast<T>(number(stored[k]));
     }
   });
@@ -149,7 +149,7 @@ FDK_HOST_DEVICE inline void write(void* to, DType dtype, int64_t at, const T (&v
     using S = decltype(type);
     using Wide = decltype(number(S{}));
     S stored[W];
-#pragma unroll
+    FDK_UNROLL
     for (int k = 0; k < W; ++k) put(static_cast<Wide>(values[k]), stored[k]);
     S* out = static_cast<S*>(to) + at;
     if constexpr (W == 1) {
