@@ -10,11 +10,6 @@
 
 namespace fdkernels {
 
-// Not inlined (FDK_CALLED), since a thread looks this up only once per run.
-FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
-  return coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
-}
-
 // The end of the run of elements that have the same alpha and sigma as element `at`, in a share that begins at `begin`
 // and has `length` elements.
 FDK_HOST_DEVICE FDK_CALLED int run_end(const Problem& p, int64_t begin, int at, int length) {
@@ -122,10 +117,10 @@ struct FdivMath {
     end = run_end(p, part.begin, at, static_cast<int>(part.end - part.begin));
     if (!p.is_raw()) return;
     const Map map = map_at(p, b, part.begin + at);
-    const double a = p.noisy.data == nullptr ? 0.0 : map.a, c = map.c;
-    k.a = static_cast<T>(a), k.c = static_cast<T>(c);
+    k.a = static_cast<T>(map.a), k.c = static_cast<T>(map.c);
     if constexpr (sizeof(T) < sizeof(double)) {
-      k.a_rest = static_cast<T>(a - static_cast<double>(k.a)), k.c_rest = static_cast<T>(c - static_cast<double>(k.c));
+      k.a_rest = static_cast<T>(map.a - static_cast<double>(k.a));
+      k.c_rest = static_cast<T>(map.c - static_cast<double>(k.c));
     }
   }
 
@@ -266,7 +261,7 @@ struct FdivMath {
 
   FDK_HOST_DEVICE Element element(int64_t i) const {
     T tau[1], f[1], x[1] = {}, noisy[1] = {};
-    Element e;
+    Element e = kGeneral ? element_at(p, b, i) : Element{};
     if constexpr (kGeneral) {
       const auto read_guided = [&](const Samples& cond, const Samples& uncond, double scale, T(&out)[1]) {
         read<Prediction>(cond, b, i, out);
@@ -277,16 +272,7 @@ struct FdivMath {
       };
       read_guided(p.teacher, p.teacher_uncond, p.guidance_scale, tau);
       read_guided(p.fake, p.fake_uncond, p.fake_guidance_scale, f);
-      e.keep = kept_bits<1>(p.mask, b, i) & 1;
-      if (has_table(p.multiplier)) e.multiplier = table_value(p.multiplier, b, i);
-      if (p.is_raw()) {
-        const Map map = map_at(p, b, i);
-        e.c = map.c;
-        if (with_error && p.noisy.data != nullptr) {
-          read<Student>(p.noisy, b, i, noisy);
-          e.a = map.a;
-        }
-      }
+      if (with_error && p.noisy.data != nullptr) read<Student>(p.noisy, b, i, noisy);
     } else {
       read<Prediction>(p.teacher, b, i, tau);
       read<Prediction>(p.fake, b, i, f);

@@ -77,6 +77,24 @@ struct Element {
   bool keep = true;
 };
 
+// a and c of element i. Not inlined (FDK_CALLED), since a thread looks this up only once per run.
+FDK_HOST_DEVICE FDK_CALLED Map map_at(const Problem& p, int64_t b, int64_t i) {
+  if (!p.is_raw()) return {0, 1};
+  Map map = coefficients_of(p.prediction, table_value(p.alpha, b, i), table_value(p.sigma, b, i), p.sigma_data);
+  if (p.noisy.data == nullptr) map.a = 0;
+  return map;
+}
+
+// What element i reads from tables.
+FDK_HOST_DEVICE inline Element element_at(const Problem& p, int64_t b, int64_t i) {
+  Element e;
+  const Map map = map_at(p, b, i);
+  e.a = map.a, e.c = map.c;
+  if (has_table(p.multiplier)) e.multiplier = table_value(p.multiplier, b, i);
+  e.keep = (kept_bits<1>(p.mask, b, i) & 1) != 0;
+  return e;
+}
+
 // with_error: whether x was read. Without the dmd scale, the loss does not depend on x.
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Problem& p, bool with_error) {
   const double gap = gap_of(e.tau, e.f, e.c), direction = kept_or_zero(e.multiplier * gap, e.keep);

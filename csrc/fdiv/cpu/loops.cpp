@@ -59,29 +59,18 @@ void load_samples(const Problem& p, int64_t b, int64_t begin, int count, bool re
 }
 
 template <class T>
-void load_tables(const Problem& p, int64_t b, int64_t begin, int count, bool read_x, Block<T>& block) {
+void load_tables(const Problem& p, int64_t b, int64_t begin, int count, Block<T>& block) {
   if (has_table(p.multiplier)) expand_numbers(p.multiplier, b, begin, count, block.multiplier);
   if (p.mask.data != nullptr) expand_mask(p.mask, b, begin, count, block.keep);
   if (!p.is_raw()) return;
-  const bool with_a = read_x && p.noisy.data != nullptr;
   for (int64_t done = 0; done < count;) {  // run by run, since a mask may vary where the levels do not
     int64_t run = count - done;
     if (has_table(p.alpha)) run = run_at(p.alpha, begin + done, run);
     if (has_table(p.sigma)) run = run_at(p.sigma, begin + done, run);
-    const double alpha = table_value(p.alpha, b, begin + done), sigma = table_value(p.sigma, b, begin + done);
-    const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
-    for (const int64_t end = done + run; done < end; ++done) {
-      block.a[done] = with_a ? map.a : 0.0;
-      block.c[done] = map.c;
-    }
+    const Map map = map_at(p, b, begin + done);
+    for (const int64_t end = done + run; done < end; ++done) block.a[done] = map.a, block.c[done] = map.c;
   }
 }
-
-// The tables' values for a run of elements that share entries.
-struct RunValues {
-  double a = 0, c = 1, multiplier = 1;
-  bool keep = true;
-};
 
 // Whether table entries are shared by runs of elements that are worth loops of their own. If not, every element is
 // treated as having its own entries.
@@ -92,21 +81,11 @@ bool has_runs(const Problem& p) {
   return true;
 }
 
-// The tables' values at element i. Lowers `count` to the number of elements from i on that share them.
-RunValues run_from(const Problem& p, int64_t b, int64_t i, int64_t* count) {
+// Lowers `count` to the number of elements from i on that share table entries.
+void lower_to_run(const Problem& p, int64_t i, int64_t* count) {
   for (const Table* table : {&p.alpha, &p.sigma, &p.multiplier, &p.mask}) {
     if (has_table(*table)) *count = run_at(*table, i, *count);
   }
-  RunValues run;
-  if (p.is_raw()) {
-    const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
-    const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
-    run.c = map.c;
-    if (p.noisy.data != nullptr) run.a = map.a;
-  }
-  if (has_table(p.multiplier)) run.multiplier = table_value(p.multiplier, b, i);
-  if (p.mask.data != nullptr) run.keep = kept_bits<1>(p.mask, b, i) & 1;
-  return run;
 }
 
 // ---- its sums and its gradient
@@ -188,7 +167,7 @@ Sums with_error(Error error, const Use& use) {
 // Sums of f - tau and x - x0. All elements share c and the multiplier; the caller multiplies the sums by them.
 template <class T, class Stored>
 Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f, const Stored* noisy,
-                const RunValues& run, int count) {
+                const Element& run, int count) {
   const double a = run.a, c = run.c;
   return with_error(error, [&]<Error kError>() {
     return sum<kLanes<Stored>>(count, [&](int i) {
@@ -254,14 +233,16 @@ class Loop {
       : p_(p), b_(b), error_(which_error(p)), runs_(has_runs(p)), bf16_(runs_ && is_bf16(p)), block_(p, !runs_) {}
 
   void enter(int64_t at, int64_t* count) {
-    if (runs_) run_ = run_from(p_, b_, at, count);
+    if (!runs_) return;
+    lower_to_run(p_, at, count);
+    run_ = element_at(p_, b_, at);
   }
 
   bool sum(int64_t at, int count, Sums& sums) {
     const bool read_x = error_ != Error::unread;
     if (!bf16_) load_samples(p_, b_, at, count, read_x, block_);
     if (!runs_) {
-      load_tables(p_, b_, at, count, read_x, block_);
+      load_tables(p_, b_, at, count, block_);
       sums = reduce_entries(error_, block_, count, p_.kept_only);
       int kept = 0;
       for (int i = 0; i < count; ++i) kept |= block_.keep[i].bits != 0;
@@ -287,12 +268,10 @@ class Loop {
     const Sums first = sums;
     sums = {};
     for (int i = 0; i < count; ++i) {
-      Element e{.tau = block_.tau[i], .f = block_.f[i]};
-      int64_t one = 1;
-      const RunValues own = run_from(p_, b_, at + i, &one);
-      e.c = own.c, e.multiplier = own.multiplier, e.keep = own.keep;
+      Element e = element_at(p_, b_, at + i);
+      e.tau = block_.tau[i], e.f = block_.f[i];
       if (read_x) e.x = block_.x[i];
-      if (read_x && p_.noisy.data != nullptr) e.a = own.a, e.noisy = block_.noisy[i];
+      if (read_x && p_.noisy.data != nullptr) e.noisy = block_.noisy[i];
       add_carefully(sums, e, p_, read_x);
     }
     // Without the dmd scale x is read only for statistics: it must not change a bit of the loss.
@@ -326,7 +305,7 @@ class Loop {
     if (runs_) {
       apply_run(block_.tau, block_.f, count, w, factor, out);
     } else {
-      load_tables(p_, b_, at, count, false, block_);
+      load_tables(p_, b_, at, count, block_);
       p_.is_raw() ? apply_entries<T, true>(block_, count, w, out) : apply_entries<T, false>(block_, count, w, out);
     }
     if (!direct) narrow(out, count, gradient, p_.student.dtype, 0);
@@ -338,7 +317,7 @@ class Loop {
   const Error error_;
   const bool runs_, bf16_;
   bool sound_ = true;  // whether a block's sums other than the distance can be trusted
-  RunValues run_;
+  Element run_;        // the tables' values for a run of elements that share entries
   Block<T> block_;
 };
 
