@@ -27,7 +27,7 @@ _MANGLED = re.compile(
 # diverged warps (sm_80), and the functions of csrc/ that a kernel holds only once (FDK_CALLED).
 ARITHMETIC = re.compile(
     r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
-    r"|\$_ZN9fdkernels(?:4cuda)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double|map_at|run_end)E"
+    r"|9fdkernels(?:4cuda|\d+_GLOBAL__N__\w+?)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double|map_at|run_end)E"
 )
 
 
