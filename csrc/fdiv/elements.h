@@ -87,19 +87,23 @@ struct FdivMath {
 
   FDK_HOST_DEVICE Rows rows_of(bool reads_x) const {
     if constexpr (kTyped) {
-      const auto row = [&](const Samples& samples, int bytes) {
-        const int64_t at = (b * samples.batch_stride + part.begin) * bytes;
-        return Samples{static_cast<const char*>(samples.data) + at, samples.dtype, 0};
+      // Data and stride are selected before the address is computed. If a branch chose between two addresses, the
+      // compiler would keep the result twice: for loads of vectors, and for loads of elements. It does so for x, where
+      // plain kernels, too, have a choice: they have the registers.
+      const auto row = [&](bool present, const Samples& samples, const Samples& stand_in, int bytes) {
+        const void* data = present ? samples.data : stand_in.data;
+        const int64_t stride = present ? samples.batch_stride : stand_in.batch_stride;
+        return Samples{static_cast<const char*>(data) + (b * stride + part.begin) * bytes, samples.dtype, 0};
       };
       constexpr int kStudent = sizeof(Student), kPrediction = sizeof(Prediction);
       constexpr bool kCanBeTau = std::is_same_v<Student, Prediction>;
       Rows at;
-      at.tau = row(p.teacher, kPrediction);
-      at.f = row(p.fake, kPrediction);
-      at.x = reads_x || !kCanBeTau ? row(p.student, kStudent) : at.tau;
-      at.noisy = reads_x && p.noisy.data != nullptr ? row(p.noisy, kStudent) : at.x;
-      at.tau_uncond = p.teacher_uncond.data != nullptr ? row(p.teacher_uncond, kPrediction) : at.tau;
-      at.f_uncond = p.fake_uncond.data != nullptr ? row(p.fake_uncond, kPrediction) : at.f;
+      at.tau = row(true, p.teacher, p.teacher, kPrediction);
+      at.f = row(true, p.fake, p.fake, kPrediction);
+      at.x = reads_x || !kCanBeTau ? row(true, p.student, p.student, kStudent) : at.tau;
+      at.noisy = row(reads_x && p.noisy.data != nullptr, p.noisy, kCanBeTau ? p.teacher : p.student, kStudent);
+      at.tau_uncond = row(p.teacher_uncond.data != nullptr, p.teacher_uncond, p.teacher, kPrediction);
+      at.f_uncond = row(p.fake_uncond.data != nullptr, p.fake_uncond, p.fake, kPrediction);
       return at;
     } else {
       return {p.student, p.noisy, p.teacher, p.teacher_uncond, p.fake, p.fake_uncond, b, part.begin};
@@ -145,6 +149,12 @@ struct FdivMath {
   template <int W>
   FDK_HOST_DEVICE unsigned read_direction(int at, T (&tau)[W], T (&gap)[W], T (&direction)[W]) {
     const int64_t i = part.begin + at;
+    // A thread takes its elements in ascending order. If types are looked up, registers would not hold loaded words
+    // during these calls; else loads come first, and are in flight meanwhile.
+    const auto follow_run = [&] {
+      if (at >= end) look_up(at);
+    };
+    if constexpr (kGeneral && !kTyped) follow_run();
     const Words raw_tau = read_row<Prediction, W>(rows.tau, at), raw_f = read_row<Prediction, W>(rows.f, at);
     if constexpr (!kGeneral) {
       widen<Prediction>(raw_tau, rows.tau.dtype, tau);
@@ -155,8 +165,8 @@ struct FdivMath {
     }
     const Words raw_tau_uncond = read_row<Prediction, W>(rows.tau_uncond, at);
     const Words raw_f_uncond = read_row<Prediction, W>(rows.f_uncond, at);
+    if constexpr (kTyped) follow_run();
     const unsigned kept = kept_bits<W>(p.mask, b, i);
-    if (at >= end) look_up(at);  // a thread takes its elements in ascending order
     const T g = p.teacher_uncond.data == nullptr ? T(1) : static_cast<T>(p.guidance_scale);
     const T fake_g = p.fake_uncond.data == nullptr ? T(1) : static_cast<T>(p.fake_guidance_scale);
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);
