@@ -88,8 +88,8 @@ struct FdivMath {
   FDK_HOST_DEVICE Rows rows_of(bool reads_x) const {
     if constexpr (kTyped) {
       // Data and stride are selected before the address is computed. If a branch chose between two addresses, the
-      // compiler would keep the result twice: for loads of vectors, and for loads of elements. It does so for x, where
-      // plain kernels, too, have a choice: they have the registers.
+      // compiler would keep the result twice: for loads of vectors, and for loads of elements. Plain kernels have the
+      // registers for that.
       const auto row = [&](bool present, const Samples& samples, const Samples& stand_in, int bytes) {
         const void* data = present ? samples.data : stand_in.data;
         const int64_t stride = present ? samples.batch_stride : stand_in.batch_stride;
@@ -100,7 +100,11 @@ struct FdivMath {
       Rows at;
       at.tau = row(true, p.teacher, p.teacher, kPrediction);
       at.f = row(true, p.fake, p.fake, kPrediction);
-      at.x = reads_x || !kCanBeTau ? row(true, p.student, p.student, kStudent) : at.tau;
+      if constexpr (kGeneral) {
+        at.x = row(reads_x, p.student, kCanBeTau ? p.teacher : p.student, kStudent);
+      } else {
+        at.x = reads_x || !kCanBeTau ? row(true, p.student, p.student, kStudent) : at.tau;
+      }
       at.noisy = row(reads_x && p.noisy.data != nullptr, p.noisy, kCanBeTau ? p.teacher : p.student, kStudent);
       at.tau_uncond = row(p.teacher_uncond.data != nullptr, p.teacher_uncond, p.teacher, kPrediction);
       at.f_uncond = row(p.fake_uncond.data != nullptr, p.fake_uncond, p.fake, kPrediction);
@@ -165,8 +169,8 @@ struct FdivMath {
     }
     const Words raw_tau_uncond = read_row<Prediction, W>(rows.tau_uncond, at);
     const Words raw_f_uncond = read_row<Prediction, W>(rows.f_uncond, at);
-    if constexpr (kTyped) follow_run();
     const unsigned kept = kept_bits<W>(p.mask, b, i);
+    if constexpr (kTyped) follow_run();
     const T g = p.teacher_uncond.data == nullptr ? T(1) : static_cast<T>(p.guidance_scale);
     const T fake_g = p.fake_uncond.data == nullptr ? T(1) : static_cast<T>(p.fake_guidance_scale);
     widen_guided(raw_tau, raw_tau_uncond, rows.tau, rows.tau_uncond, g, tau);
