@@ -104,22 +104,6 @@ def heads_at_a_time(heads: int) -> int:
     return next_power_of_2(max(1, min(heads, 64)))
 
 
-def bytes_moved(
-    plan: Plan, batch: int, elements: int, read: float, reread: float, written: float, cache: int = 0
-) -> float:
-    """Predicted bytes between the device's memory and its chip.
-
-    Args:
-        read: bytes of inputs per element; each is read once.
-        reread: those of them that the split schedule reads again, unless its first launch left them in the cache.
-        written: bytes of gradient per element.
-        cache: bytes of cache; half of it is assumed to hold inputs.
-    """
-    total = float(batch * elements)
-    again = 0.0 if plan.schedule == "whole" else max(0.0, total * reread - cache / 2 * reread / read)
-    return total * (read + written) + again
-
-
 def _split(batch: int, elements: int, sizes: tuple[int, ...], limits: Limits) -> tuple[int, int, int]:
     """(tile, tiles per program, programs per sample)."""
     tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
