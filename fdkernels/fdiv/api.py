@@ -229,11 +229,8 @@ def fused_fdiv_loss(
         weight, ahead = _weigh(chosen, weighting)
         arguments = WeightArguments()
 
-    def samples(v: Tensor) -> Tensor:
-        return dense_samples(v.detach() if order is None else v.detach().permute(order))
-
-    def samples_or_none(v: Tensor | None) -> Tensor | None:
-        return None if v is None else samples(v)
+    def samples(v: Tensor | None) -> Any:
+        return None if v is None else dense_samples(v.detach() if order is None else v.detach().permute(order))
 
     raw = None if prediction is None or prediction.kind == "sample" else prediction
     # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
@@ -242,11 +239,11 @@ def fused_fdiv_loss(
         student=dense_samples(student if order is None else student.permute(order)),
         teacher=samples(teacher),
         fake=samples(fake),
-        teacher_uncond=samples_or_none(teacher_uncond),
-        fake_uncond=samples_or_none(fake_uncond),
+        teacher_uncond=samples(teacher_uncond),
+        fake_uncond=samples(fake_uncond),
         guidance_scale=teacher_guidance,
         fake_guidance_scale=fake_guidance,
-        noisy=samples_or_none(noisy),
+        noisy=samples(noisy),
         prediction="sample" if raw is None else raw.kind,
         alpha=tables[0],
         sigma=tables[1],
