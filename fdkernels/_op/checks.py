@@ -182,10 +182,11 @@ def _abridged(value: Any, depth: int) -> str:
         return f"a value of type {type(value).__name__}"
     if not depth:
         return f"{left}...{right}"
-    parts = [_abridged(part, depth - 1) for part in itertools.islice(value, 6)]
     if isinstance(value, dict):
-        first = itertools.islice(value.values(), 6)
-        parts = [f"{key}: {_abridged(part, depth - 1)}" for key, part in zip(parts, first, strict=True)]
+        first = itertools.islice(value.items(), 6)
+        parts = [f"{_abridged(key, depth - 1)}: {_abridged(part, depth - 1)}" for key, part in first]
+    else:
+        parts = [_abridged(part, depth - 1) for part in itertools.islice(value, 6)]
     if len(value) > 6:
         parts.append("...")
     comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
