@@ -6,7 +6,7 @@ Only `present` imports torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,24 +15,26 @@ if TYPE_CHECKING:
 
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
 
+FIELDS = (
+    "capability", "multiprocessors", "shared_per_block", "shared_per_multiprocessor", "cache", "bandwidth",
+    "active_clusters",
+)  # fmt: skip
+
 # Shared memory in KiB (per block, per multiprocessor), by compute capability: CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability".
 _SHARED = {80: (163, 164), 89: (99, 100), 90: (227, 228), 100: (227, 228), 120: (99, 100)}
 
 
+def _limits(*values: Any) -> DeviceLimits:
+    """Limits from the values of FIELDS."""
+    return dict(zip(FIELDS, values, strict=True))  # type: ignore[return-value]
+
+
 def _preset(
     capability: int, multiprocessors: int, cache_mib: int, bandwidth: float, active_clusters: tuple[int, ...]
 ) -> DeviceLimits:
-    a_block, a_multiprocessor = _SHARED[capability]
-    return {
-        "capability": capability,
-        "multiprocessors": multiprocessors,
-        "shared_per_block": a_block << 10,
-        "shared_per_multiprocessor": a_multiprocessor << 10,
-        "cache": cache_mib << 20,
-        "bandwidth": bandwidth,
-        "active_clusters": active_clusters,
-    }
+    a_block, a_multiprocessor = (kib << 10 for kib in _SHARED[capability])
+    return _limits(capability, multiprocessors, a_block, a_multiprocessor, cache_mib << 20, bandwidth, active_clusters)
 
 
 # The numbers of resident clusters (of CLUSTER_SIZES) are assumptions unless a source is named: no datasheet states
@@ -80,12 +82,4 @@ def present(index: int) -> DeviceLimits:
 def limits_of(told: Tensor) -> DeviceLimits:
     """The result of the op `cuda_limits`, by name."""
     values = told.tolist()
-    return {
-        "capability": int(values[0]),
-        "multiprocessors": int(values[1]),
-        "shared_per_block": int(values[2]),
-        "shared_per_multiprocessor": int(values[3]),
-        "cache": int(values[4]),
-        "bandwidth": values[5],
-        "active_clusters": tuple(map(int, values[6:])),
-    }
+    return _limits(*map(int, values[:5]), values[5], tuple(map(int, values[6:])))

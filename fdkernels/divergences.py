@@ -113,8 +113,6 @@ _BUILTINS = (
     _builtin("le_cam", lambda L: 3 * LOG_2 + 2 * L - 3 * softplus(L)),
 )
 
-KERNEL_ROWS = frozenset({*(d.kernel for d in _BUILTINS), "alpha"})
-
 _registry: dict[str, Divergence] = {d.name: d for d in _BUILTINS}
 _by_alias: dict[str, Divergence] = {name: d for d in _BUILTINS for name in (d.name, *d.aliases)}
 

@@ -173,13 +173,12 @@ class Prediction:
 
     def _check_values(self) -> None:
         ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
-        least, expected = (
-            (-sys.float_info.max, "finite numbers") if self.kind == "affine" else (0, "finite numbers >= 0")
-        )
+        least = -sys.float_info.max if self.kind == "affine" else 0
         for name, known in ranges.items():
             if known is not None and not (known[0] >= least and known[1] < math.inf):
                 bad = ", ".join(map(repr, _beyond(getattr(self, name), least)[:4]))
-                raise ValueError(f"{self.argument(name)}: expected {expected}, got {bad}")
+                at_least = "" if least else " >= 0"
+                raise ValueError(f"{self.argument(name)}: expected finite numbers{at_least}, got {bad}")
         alpha, sigma = ranges.get("alpha"), ranges["sigma"]
         if self.kind == "epsilon" and alpha is not None and alpha[0] < MIN_EPSILON_ALPHA:
             raise ValueError(
@@ -205,11 +204,8 @@ class Prediction:
 
     def _is_on_a_schedule(self) -> bool:
         """Whether one schedule fits all the levels; True also if the host can't read them."""
-        for difference in _SCHEDULES.values():
-            off = self._largest(difference)
-            if off is None or off <= SCHEDULE_TOLERANCE:
-                return True
-        return False
+        largest = map(self._largest, _SCHEDULES.values())
+        return any(off is None or off <= SCHEDULE_TOLERANCE for off in largest)
 
     def _largest(self, difference: Callable[[Any, Any], Any]) -> float | None:
         """The largest |difference(alpha, sigma)| over x_t; None if the host can't read the levels."""

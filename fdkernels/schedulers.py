@@ -18,9 +18,11 @@ from fdkernels._op.checks import check_dense, check_number, did_you_mean, is_rea
 from fdkernels._op.floats import filled
 
 _Level = tuple[Tensor, Tensor]  # (alpha, sigma) of x_t = alpha·x0 + sigma·noise
+# (alpha, sigma, sigma_data) -> a kind of `Prediction` and its levels
+_Conversion = Callable[[Tensor, Tensor, float], tuple[str, Tensor, Tensor]]
 
 
-def _named(kind: str) -> Callable[[Tensor, Tensor, float], tuple[str, Tensor, Tensor]]:
+def _named(kind: str) -> _Conversion:
     return lambda alpha, sigma, data: (kind, alpha, sigma)
 
 
@@ -46,9 +48,9 @@ class _Family:
     name: str
     has: tuple[str, ...]  # attributes that are neither None nor False; "config." names one of its config
     lacks: tuple[str, ...]
-    table: tuple[str, ...]  # attributes that hold each timestep's level: alphas_cumprod[t], or timesteps with sigmas
     levels: Callable[[Tensor], _Level]  # from a value of the table
-    x0: dict[str, Callable[[Tensor, Tensor, float], tuple[str, Tensor, Tensor]]]  # by prediction_type
+    x0: dict[str, _Conversion]  # by prediction_type
+    table: tuple[str, ...] = ("timesteps", "sigmas")  # where each timestep's level is; alphas_cumprod has it at [t]
     is_continuous: bool = False  # t is sigma·num_train_timesteps, also between the table's entries
 
 
@@ -62,7 +64,6 @@ _FLOW = {
     **_SAMPLE,
 }
 _EDM = {"epsilon": _named("edm"), "v_prediction": _negative_edm}
-_BY_SIGMAS = ("timesteps", "sigmas")
 # Attributes of schedulers that are refused because add_noise and step disagree: at every second timestep of KDPM2 and
 # DPMSolverSDE, and in SASolver.
 _MIDPOINTS = ("sigmas_interpol", "mid_point_sigma")
@@ -83,7 +84,6 @@ _FAMILIES = (
         "VP (use_flow_sigmas=False)",
         has=("alpha_t", "sigmas", "config.prediction_type"),
         lacks=("config.use_flow_sigmas", _SA_SOLVER),
-        table=_BY_SIGMAS,
         levels=_vp_of_ratio,
         x0=_VP,
     ),
@@ -91,7 +91,6 @@ _FAMILIES = (
         "flow (use_flow_sigmas=True)",
         has=("alpha_t", "sigmas", "config.prediction_type", "config.use_flow_sigmas"),
         lacks=(_SA_SOLVER,),
-        table=_BY_SIGMAS,
         levels=lambda sigma: (1 - sigma, sigma),
         x0=_FLOW,
     ),
@@ -100,7 +99,6 @@ _FAMILIES = (
         "VE",
         has=("alphas_cumprod", "sigmas", "timesteps", "config.prediction_type"),
         lacks=("alpha_t", *_MIDPOINTS),
-        table=_BY_SIGMAS,
         levels=lambda sigma: (torch.ones_like(sigma), sigma),
         x0=_VE,
     ),
@@ -109,7 +107,6 @@ _FAMILIES = (
         "EDM",
         has=("sigmas", "timesteps", "config.sigma_data", "config.prediction_type"),
         lacks=("alphas_cumprod",),
-        table=_BY_SIGMAS,
         levels=lambda sigma: (torch.ones_like(sigma), sigma),
         x0=_EDM,
     ),
@@ -118,7 +115,6 @@ _FAMILIES = (
         "flow",
         has=("sigmas", "timesteps", "scale_noise", "config.num_train_timesteps"),
         lacks=("alphas_cumprod", "config.prediction_type"),
-        table=_BY_SIGMAS,
         levels=lambda sigma: (1 - sigma, sigma),
         x0=_FLOW,
         is_continuous=True,

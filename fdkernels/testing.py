@@ -57,11 +57,8 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
     """
     actual, expected = actual.double(), expected.double()
     finite = torch.isfinite(expected)
-    same_kind = torch.equal(torch.isfinite(actual), finite) and torch.equal(
-        actual[~finite].nan_to_num(nan=3.0, posinf=2.0, neginf=1.0),
-        expected[~finite].nan_to_num(nan=3.0, posinf=2.0, neginf=1.0),
-    )
-    if not same_kind:
+    same_kind = torch.allclose(actual[~finite], expected[~finite], equal_nan=True)
+    if not same_kind or not torch.equal(torch.isfinite(actual), finite):
         return float("inf")
     error, size = (actual - expected)[finite].norm().item(), expected[finite].norm().item()
     if size == 0.0:

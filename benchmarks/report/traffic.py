@@ -23,7 +23,7 @@ from fdkernels import printing
 from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE, spread
 from fdkernels.call_shape import CallShape
 from fdkernels.devices import PRESETS
-from fdkernels.fdiv.triton_plan import Limits, bytes_moved, plan
+from fdkernels.fdiv.triton_plan import Limits, Plan, plan
 
 PAGES = tuple(Path(__file__).parents[2] / "docs" / name for name in ("kernels.md", "cuda.md"))
 SHAPES = {shape.title: shape.sizes for shape in PRACTICE.values()}
@@ -46,6 +46,22 @@ def our_rows() -> Cells:
             schedule = f"whole, {p.tile} in {warps}" if p.schedule == "whole" else split
             launches = f"{p.launches} + 1 ({backward} programs)"
             yield f"{name} {dimensions(shape)}", dtype, schedule, launches, f"{moved:.1f}", 4 * size
+
+
+def bytes_moved(
+    plan: Plan, batch: int, elements: int, read: float, reread: float, written: float, cache: int = 0
+) -> float:
+    """Predicted bytes between the device's memory and its chip.
+
+    Args:
+        read: bytes of inputs per element; each is read once.
+        reread: those of them that the split schedule reads again, unless its first launch left them in the cache.
+        written: bytes of gradient per element.
+        cache: bytes of cache; half of it is assumed to hold inputs.
+    """
+    total = float(batch * elements)
+    again = 0.0 if plan.schedule == "whole" else max(0.0, total * reread - cache / 2 * reread / read)
+    return total * (read + written) + again
 
 
 def native_rows() -> Cells:

@@ -6,7 +6,7 @@ the two. The list determines the op's schema, the order of its operands and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -120,9 +120,17 @@ class ArgumentList:
         *values, numbers = operands if len(operands) > len(self.names) else (*operands, None)
         return self.build(values if numbers is None else self._with(values, floats.checked(numbers, self.numbers)))
 
-    def build(self, values: Sequence[Any]) -> Any:
+    def build(self, values: Iterable[Any]) -> Any:
         """The call, rebuilt from operands without `numbers`."""
-        return self._take(iter(values))
+        values = iter(values)  # a nested list continues the same iterator
+        fields = []
+        for position in range(len(self.tuple._fields)):
+            part = self._tuples.get(position)
+            if part is None:
+                fields.append(next(values))
+            else:
+                fields.append(Table(next(values), next(values)) if part is Table else part.build(values))
+        return self.tuple(*fields)
 
     def traced(self, call: Any) -> Any:
         """A call for code that a compiler may be tracing: if some floats are not constants, all floats become 0-d
@@ -137,16 +145,6 @@ class ArgumentList:
         for at, number in zip(self._numbers_at, numbers, strict=True):
             values[at] = number
         return values
-
-    def _take(self, values: Any) -> Any:
-        fields = []
-        for position in range(len(self.tuple._fields)):
-            part = self._tuples.get(position)
-            if part is None:
-                fields.append(next(values))
-            else:
-                fields.append(Table(next(values), next(values)) if part is Table else part._take(values))
-        return self.tuple(*fields)
 
 
 def _argument(name: str, hint: Any) -> Argument:

@@ -68,17 +68,12 @@ def is_readable(value: Tensor) -> bool:
 
 def is_traced() -> bool:
     """Whether ops are recorded or faked rather than run: torch.compile, export, make_fx, jit.trace, FakeTensorMode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_fakes, _get_current_dispatch_mode_stack())))
-        or _len_torch_dispatch_stack_pre_dispatch() > 0
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _len_torch_dispatch_stack_pre_dispatch() > 0:
+        return True
+    # Modes with a key trace or fake ops. FlopCounterMode and a user's own modes run them.
+    return torch._C._len_torch_dispatch_stack() > 0 and any(
+        getattr(mode, "_mode_key", None) is not None for mode in _get_current_dispatch_mode_stack()
     )
-
-
-def _fakes(mode: Any) -> bool:
-    """Whether a dispatch mode traces or fakes ops. FlopCounterMode and a user's own modes run them."""
-    return getattr(mode, "_mode_key", None) is not None
 
 
 def check_number(name: str, value: Any) -> float:
@@ -187,10 +182,11 @@ def _abridged(value: Any, depth: int) -> str:
         return f"a value of type {type(value).__name__}"
     if not depth:
         return f"{left}...{right}"
-    parts = [_abridged(part, depth - 1) for part in itertools.islice(value, 6)]
     if isinstance(value, dict):
-        first = itertools.islice(value.values(), 6)
-        parts = [f"{key}: {_abridged(part, depth - 1)}" for key, part in zip(parts, first, strict=True)]
+        first = itertools.islice(value.items(), 6)
+        parts = [f"{_abridged(key, depth - 1)}: {_abridged(part, depth - 1)}" for key, part in first]
+    else:
+        parts = [_abridged(part, depth - 1) for part in itertools.islice(value, 6)]
     if len(value) > 6:
         parts.append("...")
     comma = "," if isinstance(value, tuple) and len(value) == 1 else ""

@@ -20,7 +20,11 @@ def carried(options: Sequence[float | Tensor]) -> Tensor | None:
     """None if all options are constants, else `numbers`: float64 on the CPU, where launchers read it."""
     if not torch.compiler.is_compiling() and all(type(option) is float for option in options):
         return None  # the fast path of an eager call
-    return None if all(map(is_constant, options)) else torch.cat([_as_data(option) for option in options])
+    if all(map(is_constant, options)):
+        return None
+    cpu = torch.device("cpu")
+    parts = [v.detach().reshape(1).double() if isinstance(v, Tensor) else filled((1,), v, cpu) for v in options]
+    return torch.cat(parts)
 
 
 def is_constant(option: float | Tensor) -> bool:
@@ -29,12 +33,6 @@ def is_constant(option: float | Tensor) -> bool:
     if torch.compiler.is_compiling():
         return torch.fx.experimental.symbolic_shapes.has_static_value(option)
     return not isinstance(option, _SYMBOLS)
-
-
-def _as_data(option: float | Tensor) -> Tensor:
-    if isinstance(option, Tensor):
-        return option.detach().reshape(1).double()
-    return filled((1,), option, torch.device("cpu"))
 
 
 def filled(shape: tuple[int, ...], value: float, device: torch.device) -> Tensor:

@@ -192,11 +192,10 @@ class _RawLoss(_Loss):
         return results
 
 
-def differentiable(op: Op) -> Op:
+def differentiable(op: Op) -> None:
     """Register the gradient of the raw ops."""
     for backend in KERNELS:
         _library.impl(f"{op.name}_{backend}", _raw(op, backend), "Autograd")
-    return op
 
 
 def _raw(op: Op, backend: str) -> Any:

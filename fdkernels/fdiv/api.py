@@ -199,17 +199,22 @@ def fused_fdiv_loss(
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
     if dmd is not None and dmd.over != "sample" and student.shape[0]:
-        weighed = Weighed(chosen, weighting, weight, student)
         tensors = {
             "student": student, "teacher": teacher, "fake": fake, "teacher_uncond": teacher_uncond,
             "fake_uncond": fake_uncond,
         }  # fmt: skip
-        result = over_sets(
-            fused_fdiv_loss, dmd, tensors, {"multiplier": multiplier, "mask": mask}, prediction, weighed.weigh,
-            reduction, guidance_scale=guidance_scale, fake_guidance_scale=fake_guidance_scale, nonfinite=nonfinite,
+        call_with_weight = over_sets(
+            fused_fdiv_loss, dmd, tensors, {"multiplier": multiplier, "mask": mask}, prediction, reduction,
+            guidance_scale=guidance_scale, fake_guidance_scale=fake_guidance_scale, nonfinite=nonfinite,
             count=given_count, backend=backend, divergence="rkl", return_stats=return_stats,
         )  # fmt: skip
-        return (result[0], weighed.figures(result[1])) if return_stats else result
+        h, figures = _weigh_or_take(chosen, weighting, weight, student)  # after all checks: it may update state
+        result = call_with_weight(h)
+        if not return_stats:
+            return result
+        h = given_weight(None, None, student) if h is None else h
+        figures = given_weight_stats(h) if figures is None else figures
+        return result[0], FDivStats._make((h, *figures.unbind(0), *result[1][1 + WEIGHT_STATS :]))
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
@@ -224,11 +229,8 @@ def fused_fdiv_loss(
         weight, ahead = _weigh(chosen, weighting)
         arguments = WeightArguments()
 
-    def samples(v: Tensor) -> Tensor:
-        return dense_samples(v.detach() if order is None else v.detach().permute(order))
-
-    def samples_or_none(v: Tensor | None) -> Tensor | None:
-        return None if v is None else samples(v)
+    def samples(v: Tensor | None) -> Any:
+        return None if v is None else dense_samples(v.detach() if order is None else v.detach().permute(order))
 
     raw = None if prediction is None or prediction.kind == "sample" else prediction
     # f - τ = c·(pred_f - pred_τ) needs no x_t: only the error x - τ does.
@@ -237,11 +239,11 @@ def fused_fdiv_loss(
         student=dense_samples(student if order is None else student.permute(order)),
         teacher=samples(teacher),
         fake=samples(fake),
-        teacher_uncond=samples_or_none(teacher_uncond),
-        fake_uncond=samples_or_none(fake_uncond),
+        teacher_uncond=samples(teacher_uncond),
+        fake_uncond=samples(fake_uncond),
         guidance_scale=teacher_guidance,
         fake_guidance_scale=fake_guidance,
-        noisy=samples_or_none(noisy),
+        noisy=samples(noisy),
         prediction="sample" if raw is None else raw.kind,
         alpha=tables[0],
         sigma=tables[1],
@@ -327,28 +329,14 @@ def fdiv_weight(
     return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double()))
 
 
-class Weighed:
-    """h of a call that passes it to the kernels as weight=, whether computed or given."""
-
-    def __init__(self, backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor) -> None:
-        self.backend, self.weighting, self.weight, self.student = backend, weighting, weight, student
-        self.h: Tensor | None = None
-        self.stats: Tensor | None = None
-
-    def weigh(self) -> Tensor | None:
-        """h in float64; None if it is 1 for every sample."""
-        call = self.weighting.arguments
-        if call.logits is not None:
-            self.h, self.stats = _weigh(self.backend, self.weighting)
-        elif self.weight is not None or call.t is not None:
-            self.h = given_weight(self.weight, call.t, self.student)
-        return self.h
-
-    def figures(self, of_elements: FDivStats) -> FDivStats:
-        """`of_elements` with its figures of the weight replaced by those of h."""
-        h = given_weight(None, None, self.student) if self.h is None else self.h
-        stats = given_weight_stats(h) if self.stats is None else self.stats
-        return FDivStats._make((h, *stats.unbind(0), *of_elements[1 + WEIGHT_STATS :]))
+def _weigh_or_take(
+    backend: str, weighting: Weighting, weight: Tensor | None, student: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(h in float64, None if it is 1 for every sample; its statistics, None unless logits give it)"""
+    call = weighting.arguments
+    if call.logits is not None:
+        return _weigh(backend, weighting)
+    return None if weight is None and call.t is None else given_weight(weight, call.t, student), None
 
 
 def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:

@@ -24,16 +24,15 @@ def over_sets(
     tensors: dict[str, Tensor | None],
     tables: dict[str, Tensor | None],
     prediction: Prediction | None,
-    weigh: Callable[[], Tensor | None],
     reduction: str,
     **options: Any,
-) -> Any:
-    """Call `loss`, which is `fused_fdiv_loss`, on the view, and return its result for the original samples.
+) -> Callable[[Tensor | None], Any]:
+    """Check a call, and return the function that makes it: from h (B,), or None if h is 1, to the result of `loss`,
+    which is `fused_fdiv_loss`, for the original samples.
 
     Args:
         tensors: the N-sized inputs, with the student.
         tables: multiplier and mask.
-        weigh: returns h (B,), or None if h is 1. It updates state, so it is called after all checks.
     """
     student = tensors["student"]
     assert student is not None
@@ -43,19 +42,22 @@ def over_sets(
     if prediction is not None and prediction.kind != "sample":
         prediction = _prediction_of(prediction, student, per_set)
     options |= {"scale": replace(scale, over="sample"), "prediction": prediction, "reduction": reduction}
-    h = weigh()
-    if scale.over == "batch":
-        if h is not None:
-            column, given = h.view(1, -1, *(1,) * (student.dim() - 1)), tables["multiplier"]
-            tables["multiplier"] = column if given is None else column * given
-        return loss(**views, **tables, **options)
-    blocks = views["student"].shape[0] // student.shape[0]  # type: ignore[union-attr]
-    result = loss(**views, **tables, weight=None if h is None else h.repeat_interleave(blocks), **options)
-    if reduction != "none":
-        return result
-    losses, stats = result if options["return_stats"] else (result, None)
-    losses, norm = _of_samples(losses.view(-1, blocks), tables["mask"], views["student"])
-    return losses if stats is None else (losses, stats._replace(grad_norm=norm))
+
+    def call(h: Tensor | None) -> Any:
+        if scale.over == "batch":
+            if h is not None:
+                column, given = h.view(1, -1, *(1,) * (student.dim() - 1)), tables["multiplier"]
+                tables["multiplier"] = column if given is None else column * given
+            return loss(**views, **tables, **options)
+        blocks = views["student"].shape[0] // student.shape[0]  # type: ignore[union-attr]
+        result = loss(**views, **tables, weight=None if h is None else h.repeat_interleave(blocks), **options)
+        if reduction != "none":
+            return result
+        losses, stats = result if options["return_stats"] else (result, None)
+        losses, norm = _of_samples(losses.view(-1, blocks), tables["mask"], views["student"])
+        return losses if stats is None else (losses, stats._replace(grad_norm=norm))
+
+    return call
 
 
 def _prediction_of(prediction: Prediction, student: Tensor, per_set: Callable[[Tensor], Tensor]) -> Prediction:

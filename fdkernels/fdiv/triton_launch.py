@@ -79,16 +79,15 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         launches.append(_weigh(weighting, weight, figures))
         weighting = WeightArguments()
     operands, weight_operands = _operands(call), _weight_operands(weighting, weight)
-    wide = tl.float64 if call.dtype() == torch.float64 else tl.float32
-    element_numbers = {name: getattr(call, name) for name in ELEMENT_NUMBERS}
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
         "WITH_ERROR": call.dmd_scale or call.with_stats,
         "KEPT_ONLY": call.kept_only and call.mask.entries is not None, "KIND": call.prediction,
         "RUN": shared_levels(operands.alpha, operands.sigma, call.teacher),
         "SAMPLES": spread.samples, "BINS": next_power_of_2(weight_operands.bins), "HEADS": spread.heads,
-        "TILE": spread.tile, "WIDE": wide, "num_warps": spread.num_warps,
-        **element_numbers, "eps": call.eps, "floor": call.floor, **_weight_numbers(weighting, weight_operands.bins),
+        "TILE": spread.tile, "WIDE": tl.float64 if call.dtype() == torch.float64 else tl.float32,
+        "num_warps": spread.num_warps, **{name: getattr(call, name) for name in ELEMENT_NUMBERS}, "eps": call.eps,
+        "floor": call.floor, **_weight_numbers(weighting, weight_operands.bins),
     }  # fmt: skip
     if not split:
         options["WITH_WEIGHT_STATS"] = not spread.weigh_first
@@ -114,19 +113,11 @@ def _weigh(call: WeightArguments, weight: Tensor, stats: Tensor) -> Launch:
     weighting = _weight_operands(call, None)
     bins, heads = next_power_of_2(weighting.bins), heads_at_a_time(weighting.heads)
     block = max(16, min(next_power_of_2(batch), WEIGHT_SAMPLES, 8192 // max(bins, heads)))
-    return Launch(
-        fdiv_weight_kernel,
-        1,
-        (weighting, weight, stats, batch, -(-batch // block)),
-        {
-            **_weight_options(call),
-            **_weight_numbers(call, weighting.bins),
-            "SAMPLES": block,
-            "BINS": bins,
-            "HEADS": heads,
-            "num_warps": 8,
-        },
-    )
+    options = {
+        **_weight_options(call), **_weight_numbers(call, weighting.bins), "SAMPLES": block, "BINS": bins,
+        "HEADS": heads, "num_warps": 8,
+    }  # fmt: skip
+    return Launch(fdiv_weight_kernel, 1, (weighting, weight, stats, batch, -(-batch // block)), options)
 
 
 def _weight_options(call: WeightArguments) -> dict[str, Any]:
@@ -147,7 +138,7 @@ def _weight_operands(call: WeightArguments, weight: Tensor | None) -> WeightOper
     if call.logits is None:
         return WeightOperands(None, 1, 1, t, weight, None, 1, None)
     heads = call.heads()
-    bins = 1 if call.ratio_mean is None else call.ratio_mean.numel()
+    bins = call.bins() or 1
     chunks = -(-heads // heads_at_a_time(heads))
     return WeightOperands(call.logits.contiguous(), heads, chunks, t, weight, call.ratio_mean, bins, call.edges)
 

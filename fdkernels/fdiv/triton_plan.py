@@ -83,7 +83,9 @@ def plan(call: CallShape, limits: Limits | None = None) -> Plan:
         samples = samples if heads and not weigh_first else min(samples, 1024)
         warps = min(16, max(4, block // (256 if general else 512)))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
-    tile, tiles, programs = _split(batch, elements, limits.tiles[1:] if general else limits.tiles, limits)
+    sizes = limits.tiles[1:] if general else limits.tiles
+    tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
+    tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
     pieces = min(next_power_of_2(programs), 1024)
     samples = max(1, min(samples, 4096 // max(pieces, wider)))
     warps = max(4, min(8, tile // (256 if general else 512)))
@@ -102,26 +104,3 @@ def counted_entries(call: CallShape) -> int:
 def heads_at_a_time(heads: int) -> int:
     """How many heads of a sample's logits a program loads at a time: all of them up to 64."""
     return next_power_of_2(max(1, min(heads, 64)))
-
-
-def bytes_moved(
-    plan: Plan, batch: int, elements: int, read: float, reread: float, written: float, cache: int = 0
-) -> float:
-    """Predicted bytes between the device's memory and its chip.
-
-    Args:
-        read: bytes of inputs per element; each is read once.
-        reread: those of them that the split schedule reads again, unless its first launch left them in the cache.
-        written: bytes of gradient per element.
-        cache: bytes of cache; half of it is assumed to hold inputs.
-    """
-    total = float(batch * elements)
-    again = 0.0 if plan.schedule == "whole" else max(0.0, total * reread - cache / 2 * reread / read)
-    return total * (read + written) + again
-
-
-def _split(batch: int, elements: int, sizes: tuple[int, ...], limits: Limits) -> tuple[int, int, int]:
-    """(tile, tiles per program, programs per sample)."""
-    tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
-    tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
-    return tile, tiles, programs

@@ -77,9 +77,13 @@ def check_weighting(
     if normalizer is not None:
         mean, edges = _check_normalizer(normalizer, logits, t, device)
         if t is not None and not torch.compiler.is_compiling():
-            _warn_about_t(normalizer, t)
+            complaint = t_range.complaint(normalizer, t)
+            if complaint is not None:
+                # Once per t_range: a trainer may rebuild its loss every step, and another range is another mistake.
+                warn_once(f"t_range {normalizer.t_range}", complaint)
     if group is not None:
-        _check_group(group)
+        if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"group: expected a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
     elif logits is not None and not torch.compiler.is_compiling():
         _warn_about_statistics(resolved, batch, normalizer is not None, normalize_weight)
     t_min, t_max = (0.0, 1.0) if normalizer is None else normalizer.t_range
@@ -223,14 +227,13 @@ def check_multiplier(multiplier: Tensor) -> Tensor:
     return readable(multiplier.detach())
 
 
-def check_mask(mask: Tensor) -> Tensor:
+def check_mask(mask: Tensor) -> None:
     check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise ValueError(
             f"mask: expected dtype torch.bool (True is kept), got {mask.dtype}; pass mask != 0, and weights of "
             "elements as multiplier="
         )
-    return mask
 
 
 def _check_normalizer(
@@ -271,18 +274,6 @@ def _check_state(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dty
         )
     if not value.is_contiguous():
         raise ValueError(f"normalizer.{name}: expected a contiguous tensor, got strides {value.stride()}")
-
-
-def _check_group(group: Any) -> None:
-    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(f"group: expected a torch.distributed.ProcessGroup or None, got {type(group).__name__}")
-
-
-def _warn_about_t(normalizer: RatioNormalizer, t: Tensor) -> None:
-    # Once per t_range: a trainer may rebuild its loss every step, and another range is another mistake.
-    complaint = t_range.complaint(normalizer, t)
-    if complaint is not None:
-        warn_once(f"t_range {normalizer.t_range}", complaint)
 
 
 def _warn_about_statistics(divergence: Divergence, batch: int, has_normalizer: bool, normalize_weight: bool) -> None:

@@ -17,17 +17,13 @@ from fdkernels._op.registry import inside_backward
 from fdkernels.divergences import Divergence, from_kernel
 from fdkernels.fdiv.arguments import FDIV_WEIGHT, WEIGHT_STATS, WeightArguments
 
+# may_update is an op, because its answer is needed when a compiled graph runs, not when the graph is traced.
 _library = torch.library.Library("fdkernels", "FRAGMENT")
 _library.define("may_update(Tensor state) -> Tensor")
 torch.library.register_fake("fdkernels::may_update", lambda state: state.new_empty((), dtype=torch.bool), lib=_library)
-
-
-def _may_update(state: Tensor) -> Tensor:
-    return state.new_full((), not inside_backward(), dtype=torch.bool)
-
-
-# An op, because the answer is needed when a compiled graph runs, not when it is traced.
-_library.impl("may_update", _may_update, "CompositeExplicitAutograd")
+_library.impl(
+    "may_update", lambda state: state.new_full((), not inside_backward(), dtype=torch.bool), "CompositeExplicitAutograd"
+)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from PIL import Image
 from benchmarks.report import charts, figures, shown, traffic
 from benchmarks.report.comparisons import changed
 from benchmarks.report.reading import Report, load, row_of
+from fdkernels.call_shape import CallShape
+from fdkernels.fdiv.triton_plan import Limits, plan
 from tests.benchmarks.conftest import MEASURED
 from tests.benchmarks.made_up import agrees
 
@@ -20,6 +22,17 @@ def test_the_docs_are_up_to_date(path: Path) -> None:
     page = path.read_text()
     assert traffic.filled(page) == page, "run `python -m benchmarks.report.traffic --write`"
     assert "| CIFAR 64×3×32×32 | bf16 |" in page
+
+
+def test_bytes_of_the_triton_schedules() -> None:
+    def moved(batch: int, elements: int, cache: int = 0) -> float:
+        planned = plan(CallShape(batch, elements), Limits())
+        return traffic.bytes_moved(planned, batch, elements, read=6, reread=4, written=2, cache=cache)
+
+    assert moved(64, 3072) == 64 * 3072 * 8
+    assert moved(8, 65_536) == 8 * 65_536 * 12
+    assert moved(8, 65_536, cache=50 << 20) == 8 * 65_536 * 8
+    assert 64 * 786_432 * 11 < moved(64, 786_432, cache=50 << 20) < 64 * 786_432 * 12
 
 
 def test_the_readme_is_what_the_reports_say() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
 from fdkernels.call_shape import CallShape
 from fdkernels.fdiv import triton_launch, triton_plan
-from fdkernels.fdiv.triton_plan import Limits, bytes_moved
+from fdkernels.fdiv.triton_plan import Limits
 from tools.machine_code.cases import call
 
 pytestmark = pytest.mark.cpu_only("a pure function")
@@ -136,16 +136,6 @@ def test_offsets_need_64_bits_from_2_to_the_31_on():
     assert plan(1, 2**31 - 2**16 + 1).wide_offsets  # 32,768 programs of 16 tiles of 4,096 end at 2³¹
     # Many samples need none: where a sample starts is always in 64 bits.
     assert not plan(4096, 2**24).wide_offsets
-
-
-def test_bytes():
-    whole, split = plan(64, 3072), plan(8, 65_536)
-    assert bytes_moved(whole, 64, 3072, read=6, reread=4, written=2) == 64 * 3072 * 8
-    assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2) == 8 * 65_536 * 12
-    assert bytes_moved(split, 8, 65_536, read=6, reread=4, written=2, cache=50 << 20) == 8 * 65_536 * 8
-    large = plan(64, 786_432)
-    moved = bytes_moved(large, 64, 786_432, read=6, reread=4, written=2, cache=50 << 20)
-    assert 64 * 786_432 * 11 < moved < 64 * 786_432 * 12
 
 
 def test_the_launcher_obeys_the_plan(monkeypatch):
