@@ -47,20 +47,20 @@ enum class Schedule { cluster, grid };
 
 struct Plan {
   Schedule schedule = Schedule::cluster;
-  int team = 1;               // blocks per team
-  int teams = 1;              // teams that run side by side
-  int threads = 128;          // per block
-  int weighing = 0;           // threads of a block that weigh the batch while the others load; they take no elements
-  int64_t share = 0;          // elements of a sample per block
-  int held = 0;               // vectors of its share that a block holds
-  int buffers = 1;            // samples that a block holds at a time
-  int64_t shared_bytes = 0;   // dynamic shared memory per block
-  int64_t again = 0;          // elements per sample whose inputs the gradient reads a second time
-  int64_t prefetched = 0;     // elements of each share of the next sample that are prefetched to L2
-  bool weigh_first = false;   // separate launches compute h before the main one
-  bool count_first = false;   // a separate launch counts the mask's entries
-  double bytes = 0;           // between memory and chip
-  double seconds = 0;         // predicted
+  int team = 1;              // blocks per team
+  int teams = 1;             // teams that run side by side
+  int threads = 128;         // per block
+  int weighing = 0;          // threads of a block that weigh the batch while the others load; they take no elements
+  int64_t share = 0;         // elements of a sample per block
+  int held = 0;              // vectors of its share that a block holds
+  int buffers = 1;           // samples that a block holds at a time
+  int64_t shared_bytes = 0;  // dynamic shared memory per block
+  int64_t again = 0;         // elements per sample whose inputs the gradient reads a second time
+  int64_t prefetched = 0;    // elements of each share of the next sample that are prefetched to L2
+  bool weigh_first = false;  // separate launches compute h before the main one
+  bool count_first = false;  // a separate launch counts the mask's entries
+  double bytes = 0;          // between memory and chip
+  double seconds = 0;        // predicted
 
   int64_t blocks() const {
     return static_cast<int64_t>(team) * teams;
