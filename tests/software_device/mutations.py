@@ -132,7 +132,7 @@ MUTATIONS = (
              "    work.heads = work.bins = 0;\n", ""),
     Mutation("a refusal is left for others to find", "an error is left in CUDA's runtime: too many blocks", LAUNCH,
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
-    Mutation("a backward's last share is too long", "over the end of a tensor", ELEMENTWISE,
+    Mutation("a backward's last share is too long", "bytes behind a tensor", ELEMENTWISE,
              "part_of(call.elements, runs.share,", "part_of(call.elements + 1, runs.share,"),
 )  # fmt: skip
 
