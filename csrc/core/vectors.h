@@ -16,8 +16,6 @@
 
 namespace fdkernels {
 
-struct AnyType {};  // a stored type that is looked up at run time
-
 // The stored types of the student (and x_t) and of the predictions, and the type of the arithmetic.
 template <class StudentType, class PredictionType, class Arithmetic>
 struct Types {
@@ -32,25 +30,6 @@ constexpr int kStoredBytes = sizeof(std::conditional_t<std::is_same_v<Stored, An
 template <class Ty>
 constexpr int kVector = 16 / std::max(kStoredBytes<typename Ty::Student, typename Ty::T>,
                                       kStoredBytes<typename Ty::Prediction, typename Ty::T>);
-
-// Calls body(S{}), where S is Stored, or the type that `dtype` names if Stored is AnyType.
-template <class Stored, class Body>
-FDK_HOST_DEVICE inline void with_type(DType dtype, const Body& body) {
-  if constexpr (!std::is_same_v<Stored, AnyType>) {
-    body(Stored{});
-  } else {
-    switch (dtype) {
-      case DType::f32:
-        return body(float{});
-      case DType::f64:
-        return body(double{});
-      case DType::bf16:
-        return body(Bf16{});
-      case DType::f16:
-        return body(Half{});
-    }
-  }
-}
 
 struct alignas(16) Words {
   uint32_t word[4];

@@ -18,7 +18,6 @@
 
 #include "core/numbers.h"
 #include "core/tables.h"
-#include "core/vectors.h"
 
 #ifdef __F16C__
 #include <immintrin.h>

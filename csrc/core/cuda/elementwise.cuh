@@ -14,8 +14,9 @@ struct Runs {
   int64_t blocks, share;  // blocks per run, and elements of a run that each takes
 };
 
-// Call has runs, elements (of a run) and aligned. Of a Math, as in core/cuda/schedules.cuh, this uses together(),
-// stores_vectors(), recompute() and store(); and stores(), which says whether there is anything to store.
+// Call has runs, elements (of a run) and aligned. Math(call, run, part) is as in core/cuda/schedules.cuh; this uses T,
+// kVector, kWidth, together(), stores_vectors(), recompute() and store(), and stores(): whether there is anything to
+// store.
 template <class Math, class Call>
 __device__ inline void by_elements(const Call& call, const Runs& runs) {
   const int64_t run = blockIdx.x / runs.blocks;
@@ -26,14 +27,16 @@ __device__ inline void by_elements(const Call& call, const Runs& runs) {
   if (math.stores()) scatter(math, call.aligned, part, nullptr);
 }
 
-// Only as many blocks as keep the device busy: if there is nothing to store, each costs its start alone.
+// Only as many blocks as keep the device busy: if there is nothing to store, each costs its start alone. At least as
+// many as leave a share less than 2^31 elements, which a thread counts in 32 bits.
 template <class Call>
 void launch_elements(const char* name, void (*kernel)(Call, Runs), const Call& call, int vector, int multiprocessors,
                      void* stream) {
   constexpr int kThreads = 256, kVectorsAThread = 4;
   const int64_t vectors = ceil_div(call.elements, vector);
-  const int64_t most = std::max<int64_t>(1, ceil_div(8 * static_cast<int64_t>(multiprocessors), call.runs));
-  const int64_t blocks = std::clamp<int64_t>(ceil_div(vectors, kThreads * kVectorsAThread), 1, most);
+  const int64_t least = std::max<int64_t>(1, ceil_div(call.elements, int64_t{1} << 30));
+  const int64_t most = std::max(least, ceil_div(8 * static_cast<int64_t>(multiprocessors), call.runs));
+  const int64_t blocks = std::clamp(ceil_div(vectors, kThreads * kVectorsAThread), least, most);
   launch(name, kernel, call.runs * blocks, kThreads, stream, call, Runs{blocks, ceil_div(vectors, blocks) * vector});
 }
 
