@@ -207,7 +207,7 @@ struct FdivMath {
       for (int n = 0; n < W; ++n) {
         const bool kept = bits >> n & 1;
         const T error = with_error ? error_of(x[n], noisy[n], tau[n], k) : T(0);
-        sums.add(added(gap[n], direction[n], error, counts(gap[n], kept, p), counts(error, kept, p)));
+        sums.add(added(gap[n], direction[n], error, kept || !p.kept_only));
         sums.kept += kept;
         sums.reach += magnitude(direction[n]);
       }
@@ -219,7 +219,7 @@ struct FdivMath {
                                         Partial& sums) {
 #pragma unroll
     for (int n = 0; n < W; ++n) {
-      sums.add(added(gap[n], gap[n], has_x ? x[n] - tau[n] : T(0), true, true));
+      sums.add(added(gap[n], gap[n], has_x ? x[n] - tau[n] : T(0), true));
     }
   }
 
@@ -266,8 +266,11 @@ struct FdivMath {
     fdkernels::add_carefully(total, element(part.begin + at), p, with_error);
   }
 
-  FDK_HOST_DEVICE Sums merged(const Sums& total, bool held, const Sums& again) const {
-    return fdkernels::merged(total, held, again, p);
+  // Without the dmd scale, x is read for statistics only: the loss must not depend on it.
+  FDK_HOST_DEVICE Sums merged(const Sums& total, bool held, Sums again) const {
+    again.kept = total.kept;
+    if (held && !p.dmd_scale) again.energy = total.energy, again.gap = total.gap;
+    return again;
   }
 
   FDK_HOST_DEVICE Element element(int64_t i) const {

@@ -64,16 +64,10 @@ struct Added {
   T energy, gap;
 };
 
+// counts: whether its gap and error do, as those of masked elements do without kept_only.
 template <class T, class Error, class Keep>
-FDK_HOST_DEVICE inline Added<T, Error> added(T gap, T direction, Error error, Keep gap_counts, Keep error_counts) {
-  return {kept_or_zero(magnitude(error), error_counts), direction * direction,
-          kept_or_zero(magnitude(gap), gap_counts)};
-}
-
-// Whether an element's gap or error counts. Without kept_only those of masked elements do, if they are finite.
-template <class T>
-FDK_HOST_DEVICE inline bool counts(T v, bool keep, const Problem& p) {
-  return keep || (!p.kept_only && is_finite(v));
+FDK_HOST_DEVICE inline Added<T, Error> added(T gap, T direction, Error error, Keep counts) {
+  return {kept_or_zero(magnitude(error), counts), direction * direction, kept_or_zero(magnitude(gap), counts)};
 }
 
 // An element's operands in double, for the case that sums in float overflowed, underflowed or met a NaN. An absent one
@@ -105,19 +99,15 @@ FDK_HOST_DEVICE inline Element element_at(const Problem& p, int64_t b, int64_t i
 FDK_HOST_DEVICE inline void add_carefully(Sums& sums, const Element& e, const Problem& p, bool with_error) {
   const double gap = gap_of(e.tau, e.f, e.c), direction = kept_or_zero(e.multiplier * gap, e.keep);
   const double error = with_error ? error_of(e.x, e.noisy, e.tau, e.a, e.c) : 0.0;
-  const auto each = added(gap, direction, error, counts(gap, e.keep, p), counts(error, e.keep, p));
-  sums.distance += each.distance, sums.energy += each.energy, sums.gap += each.gap;
+  // A masked element that is not finite never counts.
+  const bool masked = !e.keep && !p.kept_only;
+  const Added<double, double> each = added(gap, direction, error, true);
+  sums.energy += each.energy;
+  if (e.keep || (masked && is_finite(gap))) sums.gap += each.gap;
+  if (e.keep || (masked && is_finite(error))) sums.distance += each.distance;
   bool finite = is_finite(e.tau) && is_finite(e.f) && is_finite(e.c) && is_finite(e.multiplier);
   if (with_error && p.dmd_scale) finite = finite && is_finite(e.x) && is_finite(e.noisy) && is_finite(e.a);
   sums.nonfinite = sums.nonfinite || (e.keep && !finite);
-}
-
-// The sums to use after `again` was added carefully. trusted: whether `first` can be, its distance excepted. Without
-// the dmd scale, x is read for statistics only: it must not change a bit of the loss.
-FDK_HOST_DEVICE inline Sums merged(const Sums& first, bool trusted, Sums again, const Problem& p) {
-  again.kept = first.kept;
-  if (trusted && !p.dmd_scale) again.energy = first.energy, again.gap = first.gap;
-  return again;
 }
 
 // Whether sums in T can be used as they are. They must be finite. In float, the squares must also be so large that no

@@ -95,7 +95,7 @@ BROKEN = {
             *in_file(
                 "fdiv/elements.h",
                 (
-                    "sums.add(added(gap[n], gap[n], has_x ? x[n] - tau[n] : T(0), true, true));",
+                    "sums.add(added(gap[n], gap[n], has_x ? x[n] - tau[n] : T(0), true));",
                     "sums.energy = static_cast<T>(sums.energy + double{gap[n]} * gap[n]);",
                 ),
             ),

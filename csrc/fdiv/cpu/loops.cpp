@@ -172,7 +172,7 @@ Sums reduce_run(Error error, const Stored* x, const Stored* tau, const Stored* f
   return with_error(error, [&]<Error kError>() {
     return sum<kLanes<Stored>>(count, [&](int i) {
       const T gap = gap_of(T(number(tau[i])), T(number(f[i])), T(1));
-      return added(gap, gap, error_at<T, kError>(x, tau, noisy, a, c, i), true, true);
+      return added(gap, gap, error_at<T, kError>(x, tau, noisy, a, c, i), true);
     });
   });
 }
@@ -198,7 +198,7 @@ Sums reduce_entries(Error error, const Block<T>& block, int count, bool kept_onl
       const T gap = gap_at<T, kError != Error::of_x0>(block, i);
       const Keep<T> counts{block.keep[i].bits | always.bits};  // what is not finite is added again, carefully
       return added(gap, kept_or_zero(block.multiplier[i] * gap, block.keep[i]),
-                   error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i), counts, counts);
+                   error_at<T, kError>(block.x, block.tau, block.noisy, block.a[i], block.c[i], i), counts);
     });
   });
 }
@@ -274,7 +274,8 @@ class Loop {
       if (read_x && p_.noisy.data != nullptr) e.noisy = block_.noisy[i];
       add_carefully(sums, e, p_, read_x);
     }
-    sums = merged(first, sound_, sums, p_);
+    // Without the dmd scale x is read only for statistics: it must not change a bit of the loss.
+    if (sound_ && !p_.dmd_scale) sums.energy = first.energy, sums.gap = first.gap;
   }
 
   // Do not share this with samples.cpp: the linker may keep this AVX-512 copy for every CPU.
