@@ -68,6 +68,7 @@ def test_what_was_not_taken_and_why(capsys):
 
 def test_a_sample_beyond_the_chip_and_launches_that_come_first(capsys):
     found = figures(printed(capsys, "--shape 1,2147483649 --device h200"))
+    assert found["schedule"].startswith("grid")
     assert found["phases"].startswith("1.99") and found["bytes"].startswith("25.7 GB")
     text = printed(capsys, "--shape 2048,3,32,32 --heads 3 --mask 2048x1024 --device h200")
     assert figures(text)["launches"] == "5, 3 to weigh first, 1 to count first"
