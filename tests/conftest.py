@@ -178,8 +178,15 @@ def pytest_collection_modifyitems(items):
 
 
 def _settings():
-    """The settings of fdkernels and Triton. A test that leaves them changed would change the tests after it."""
-    return {name: value for name, value in os.environ.items() if name.startswith(("FDKERNELS_", "TRITON_"))}
+    """The settings of fdkernels and Triton. A test that leaves them changed would change the tests after it.
+
+    Inductor sets two of Triton's for a process; they name its own cache and assembler.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("FDKERNELS_", "TRITON_")) and name not in ("TRITON_CACHE_DIR", "TRITON_PTXAS_PATH")
+    }
 
 
 @pytest.hookimpl(wrapper=True)

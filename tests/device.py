@@ -48,6 +48,8 @@ def place(value: Any, device: str | torch.device | None = None) -> Any:
         return replace(value, **{field: place(getattr(value, field), device) for field in ("noisy", "alpha", "sigma")})
     if not _is_movable(value) or _is_on(value, device):
         return value
+    if value.layout != torch.strided:
+        return value.to(device)
     return _Move.apply(value, device) if value.requires_grad else _copied(value, device)
 
 

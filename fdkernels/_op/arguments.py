@@ -100,7 +100,8 @@ class ArgumentList:
         start = 0
         for position, part in self._tuples.items():
             values += call[start:position]
-            values += call[position] if part is Table else part.flat(call[position])
+            # torch 2.11's Dynamo adds no NamedTuple to a list; a slice is a plain tuple.
+            values += call[position][:] if part is Table else part.flat(call[position])
             start = position + 1
         values += call[start:]
         return values
@@ -141,7 +142,8 @@ class ArgumentList:
         device = next(value.device for value in values if isinstance(value, Tensor))
         return self.build(self._with(values, numbers.to(device).unbind(0)))
 
-    def _with(self, values: list[Any], numbers: Any) -> list[Any]:
+    def _with(self, operands: Iterable[Any], numbers: Any) -> list[Any]:
+        values = list(operands)
         for at, number in zip(self._numbers_at, numbers, strict=True):
             values[at] = number
         return values

@@ -254,6 +254,12 @@ def test_an_error_under_a_tool_fails_the_stage(stage, tmp_path):
     assert "--tool racecheck" in log and f"{PLAN}=cluster:4" in log and "--backend native" in log
 
 
+@pytest.mark.filterwarnings("ignore:normalize_weight over", "ignore:alpha, sigma")
+@pytest.mark.parametrize("name", small_cases.CASES)
+def test_small_cases(name):
+    assert small_cases.verdict(name, "native", "cpu") == "ok"
+
+
 @pytest.mark.filterwarnings("ignore:normalize_weight over")
 def test_a_wrong_result_is_noticed(monkeypatch):
     right = fdk.fused_fdiv_loss

@@ -57,8 +57,8 @@ def forward(formula: Formula, chosen: str, device: str) -> Callable[[Inputs], Te
 
     def step(v: Inputs) -> Tensor:
         os.environ[PLAN] = chosen
-        saved: Any = formula.ours(v, normalizer, "native").grad_fn
-        return saved.saved_tensors[0]
+        loss: Any = formula.ours(v, normalizer, "native")  # torch 2.11 frees what is saved with the loss
+        return loss.grad_fn.saved_tensors[0]
 
     return step
 

@@ -90,8 +90,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "bad samples": lambda: with_bad_samples((5, 2, 6, 50)),
     "none": lambda: make((4, 3, 100), FP16, reduction="none"),
     "sum, no scale": lambda: make((4, 3, 100), FP32, reduction="sum", scale=None, heads=None),
-    "weight, scale a row": lambda: make(
-        (4, 3, 64), FP32, heads=None, weight=uniform(4, low=0.5), scale=uniform(4, 3, 1, low=0.5)
+    "weight, multiplier a row": lambda: make(
+        (4, 3, 64), FP32, heads=None, weight=uniform(4, low=0.5), multiplier=uniform(4, 3, 1, low=0.5)
     ),
     "many samples": lambda: make((700, 8), BF16, heads=3, normalizer=normalizer(10), divergence="alpha(0.5)"),
 }
