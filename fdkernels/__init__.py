@@ -19,6 +19,7 @@ except (ImportError, OSError) as _error:
 else:
     from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
     from fdkernels.fdiv import DmdScale, FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
+    from fdkernels.noising import add_noise
     from fdkernels.normalizer import RatioNormalizer
     from fdkernels.prediction import Prediction
 
@@ -31,6 +32,7 @@ __all__ = [
     "FDivStats",
     "Prediction",
     "RatioNormalizer",
+    "add_noise",
     "alpha",
     "divergences",
     "fdiv_weight",

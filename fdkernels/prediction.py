@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fdkernels import schedulers
 from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
-from fdkernels._op.views import broadcastable, readable
+from fdkernels._op.views import broadcastable, column_or_expanded, readable
 
 # Below this alpha, x0 is only the rounding error of the epsilon prediction, multiplied by 1/alpha.
 MIN_EPSILON_ALPHA = 1e-4
@@ -107,7 +107,7 @@ class Prediction:
         if not isinstance(self.noisy, Tensor):
             raise TypeError(f"noisy: {self.kind} needs the tensor x_t, got {type(self.noisy).__name__}")
         for name in KINDS[self.kind].needs:
-            _check_level(self.argument(name), getattr(self, name), self.kind)
+            check_level(self.argument(name), getattr(self, name), self.kind)
         if check_number("sigma_data", self.sigma_data) <= 0:
             raise ValueError(f"sigma_data: expected a positive number, got {shown(self.sigma_data)}")
         if not torch.compiler.is_compiling():
@@ -167,12 +167,45 @@ class Prediction:
         kind, alpha, sigma, sigma_data = schedulers.levels(scheduler, noisy, t)
         return cls(kind, noisy, alpha, sigma, sigma_data)
 
+    def to_x0(self, prediction: Tensor, *, backend: str = "auto") -> Tensor:
+        """x0 = a·x_t + c·prediction of a raw prediction, in its dtype, in one pass.
+
+        Args:
+            prediction: the network's output, shaped like `noisy`, in any floating dtype.
+            backend: as in `fused_fdiv_loss`.
+
+        Returns:
+            x0, computed in float32 (float64 if an input is float64) without cancellation at high noise, and rounded
+            once. Its gradient reaches `prediction` alone.
+
+        Raises:
+            ValueError, TypeError: as `add_noise`.
+
+        Example:
+            >>> x0 = fdk.Prediction("v_prediction", x_t, alpha, sigma).to_x0(unet(x_t, t).sample)
+        """
+        from fdkernels.noising.api import mapped  # noqa: PLC0415 - it imports this module
+
+        return mapped(self, "x0", "prediction", prediction, backend)
+
+    def from_x0(self, x0: Tensor, *, backend: str = "auto") -> Tensor:
+        """The raw prediction that stands for x0: (x0 - a·x_t) / c, the inverse of `to_x0`; its arguments are the same.
+
+        Where c is 0, as for `v_prediction` at σ = 0, no prediction or any stands for x0: the result is NaN or infinite.
+
+        Example:
+            >>> v_target = fdk.Prediction("v_prediction", x_t, alpha, sigma).from_x0(x0)
+        """
+        from fdkernels.noising.api import mapped  # noqa: PLC0415
+
+        return mapped(self, "prediction", "x0", x0, backend)
+
     def argument(self, name: str) -> str:
         """The caller's name for a level."""
         return {"alpha": "a", "sigma": "c"}.get(name, name) if self.kind == "affine" else name
 
     def _check_values(self) -> None:
-        ranges = {name: _host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
+        ranges = {name: host_range(getattr(self, name)) for name in KINDS[self.kind].needs}
         least = -sys.float_info.max if self.kind == "affine" else 0
         for name, known in ranges.items():
             if known is not None and not (known[0] >= least and known[1] < math.inf):
@@ -238,7 +271,16 @@ class Prediction:
         )
 
 
-def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
+def coefficients(call: Any, kind: str, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements, from an op's arguments."""
+    levels = []
+    for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
+        level = column_or_expanded(table, shape)
+        levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
+    return KINDS[kind].coefficients(*levels, call.sigma_data)
+
+
+def check_level(name: str, value: float | Tensor | None, kind: str) -> None:
     if value is None:
         raise ValueError(f"{name}: {kind} needs it, got None")
     if isinstance(value, Tensor):
@@ -249,7 +291,7 @@ def _check_level(name: str, value: float | Tensor | None, kind: str) -> None:
         raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
 
 
-def _host_range(value: float | Tensor) -> tuple[float, float] | None:
+def host_range(value: float | Tensor) -> tuple[float, float] | None:
     """(least, largest), NaN if a value is NaN; None if the host can't read the values, or there are none."""
     if not isinstance(value, Tensor):
         return as_float(value), as_float(value)

@@ -35,6 +35,13 @@ FDK_HOST_DEVICE inline Place place_of(const Table& table, int64_t i) {
   return {run < table.entries ? run : run - divided(run, table.entries) * table.entries, within};
 }
 
+// The number of elements from i on that read the same entry as i, at most `most`.
+FDK_HOST_DEVICE inline int64_t run_at(const Table& table, int64_t i, int64_t most) {
+  if (table.entries == 1) return most;
+  const int64_t left = table.inner - place_of(table, i).within;
+  return left < most ? left : most;
+}
+
 // Calls use(k, entry) for elements i + k, k < W.
 template <int W, class Use>
 FDK_HOST_DEVICE inline void for_entries(const Table& table, int64_t i, const Use& use) {

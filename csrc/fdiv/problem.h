@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "core/tables.h"
-#include "fdiv/predictions.h"
+#include "core/predictions.h"
 
 namespace fdkernels {
 

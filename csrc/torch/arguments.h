@@ -60,6 +60,7 @@ using samples_or_none = OptionalTensor;
 using logits_or_none = OptionalTensor;
 using per_sample_or_none = OptionalTensor;
 using scalar_or_none = OptionalTensor;
+using seed_or_none = OptionalTensor;
 using state_or_none = OptionalTensor;
 using edges_or_none = OptionalTensor;
 using table = TableArgument;

@@ -136,6 +136,14 @@ inline double host_count(const OptionalTensor& count) {
   return given < 1 ? 1 : given;
 }
 
+// The seed of drawn numbers, on the samples' device; null if there is none.
+inline const int64_t* seed_of(const OptionalTensor& seed, const Tensor& like) {
+  if (!seed) return nullptr;
+  expect(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long && same_device(*seed, like),
+         "seed: expected one int64 value on the samples' device");
+  return static_cast<const int64_t*>(seed->data_ptr());
+}
+
 // ---- results
 
 // A new contiguous tensor. The C shim costs a fraction of torch::stable::empty, which goes through the dispatcher.

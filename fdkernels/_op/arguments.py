@@ -29,6 +29,8 @@ Logits = Annotated[Tensor, "logits"]
 """(B,) or (B, heads), floating."""
 Scalar = Annotated[Tensor, "scalar"]
 """One real value, on the samples' device or the CPU."""
+Seed = Annotated[Tensor, "seed"]
+"""One int64 value on the samples' device."""
 State = Annotated[Tensor, "state"]
 """(bins,) float32, contiguous; a call may write it."""
 Edges = Annotated[Tensor, "edges"]
@@ -42,10 +44,13 @@ Number = Annotated[float | Tensor, "number"]
 Flag = Annotated[bool, "flag"]
 Choice = Annotated[str, "choice"]
 """One of the names that the annotation lists: Annotated[Choice, "mean", "sum", "none"]."""
+Kind = Annotated[Choice, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine"]
+"""What a network predicts (`prediction.py`)."""
 
 _SCHEMA = {
-    "samples": "Tensor", "per_sample": "Tensor", "logits": "Tensor", "scalar": "Tensor", "state": "Tensor(a!)",
-    "edges": "Tensor", "table": "Tensor?", "mask": "Tensor?", "number": "float", "flag": "bool", "choice": "str",
+    "samples": "Tensor", "per_sample": "Tensor", "logits": "Tensor", "scalar": "Tensor", "seed": "Tensor",
+    "state": "Tensor(a!)", "edges": "Tensor", "table": "Tensor?", "mask": "Tensor?", "number": "float",
+    "flag": "bool", "choice": "str",
 }  # fmt: skip
 
 

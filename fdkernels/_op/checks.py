@@ -92,26 +92,26 @@ def as_float(value: Any) -> float:
         return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
-def check_student(student: Any) -> None:
-    check_tensor("student", student)
-    if student.dtype not in FLOATS:
-        raise ValueError(
-            f"student: expected a floating dtype (float16, bfloat16, float32, float64), got {student.dtype}"
-        )
-    if student.dim() == 0:
-        raise ValueError("student: expected shape (B, ...), got ()")
-    if any(size == 0 for size in student.shape[1:]):
-        raise ValueError(f"student: expected at least one element a sample, got shape {tuple(student.shape)}")
-
-
-def check_like_student(name: str, value: Any, student: Tensor) -> None:
+def check_samples(name: str, value: Any) -> None:
+    """An N-sized tensor with the batch first."""
     check_tensor(name, value)
-    if value.shape != student.shape:
-        raise ValueError(f"{name}: expected shape {tuple(student.shape)} like student, got {tuple(value.shape)}")
     if value.dtype not in FLOATS:
         raise ValueError(f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {value.dtype}")
-    if value.device != student.device:
-        raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
+    if value.dim() == 0:
+        raise ValueError(f"{name}: expected shape (B, ...), got ()")
+    if any(size == 0 for size in value.shape[1:]):
+        raise ValueError(f"{name}: expected at least one element a sample, got shape {tuple(value.shape)}")
+
+
+def check_like(name: str, value: Any, first: Tensor, of: str = "student") -> None:
+    """An N-sized tensor of the shape and on the device of the first one, which is named `of`."""
+    check_tensor(name, value)
+    if value.shape != first.shape:
+        raise ValueError(f"{name}: expected shape {tuple(first.shape)} like {of}, got {tuple(value.shape)}")
+    if value.dtype not in FLOATS:
+        raise ValueError(f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {value.dtype}")
+    if value.device != first.device:
+        raise ValueError(f"{name}: expected device {first.device} like {of}, got {value.device}")
 
 
 def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *, heads: bool = False) -> None:

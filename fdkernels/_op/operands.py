@@ -71,6 +71,9 @@ def _check_tensor(entry: Argument, value: Tensor, first: _First, bins: int) -> N
     elif kind == "scalar":
         if value.numel() != 1 or value.is_complex() or not (on_device or value.device.type == "cpu"):
             refuse(entry.name, f"one real value on {device} or the CPU", value)
+    elif kind == "seed":
+        if value.numel() != 1 or value.dtype != torch.int64 or not on_device:
+            refuse(entry.name, f"one int64 value on {device}", value)
     else:
         size, dtype = (bins, torch.float32) if kind == "state" else (bins - 1, torch.float64)
         if not bins or value.shape != (size,) or value.dtype != dtype or not on_device or not value.is_contiguous():

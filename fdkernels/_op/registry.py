@@ -2,6 +2,9 @@
 
 `csrc/torch/` registers the implementations `<op>_native` for the same schemas. The first call imports Triton's.
 
+A linear op maps its first argument x linearly to y, the first of its results (`run_linear`). Its backward is the op
+itself on y's gradient, with the other arguments of `adjoint()`.
+
 A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). Its forward stores the
 gradient for an upstream of 1, and its backward only scales it. A float16 gradient would underflow, so it is stored
 times a power of two; `unscale` is its inverse.
@@ -10,7 +13,7 @@ times a power of two; `unscale` is its inverse.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +22,7 @@ from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from fdkernels._op.arguments import ArgumentList
+from fdkernels._op.views import dense_samples
 
 KERNELS = ("native", "triton")
 
@@ -190,6 +194,65 @@ class _RawLoss(_Loss):
         ctx.may_write_in_place = False  # the caller has the gradient too
         ctx.mark_non_differentiable(*results[1:])
         return results
+
+
+def run_linear(op: Op, backend: str, call: Any) -> Any:
+    """The results of a linear op, the first differentiable with respect to the first argument, any number of times."""
+    first: Tensor = call[0]
+    if backend not in KERNELS or first.shape[0] == 0:
+        return op.reference(call)
+    operands = op.arguments.operands(call)
+    if torch.compiler._is_exporting_flag:  # an exported graph loses an autograd function
+        return getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default(*operands)
+    return _Linear.apply(first, op, backend, operands)
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, op: Op, backend: str, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = kernels[f"{op.name}_{backend}"](first, *operands[1:])
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        *values, numbers = operands
+        adjoint = [None, *op.arguments.flat(op.arguments.build(values).adjoint())[1:], numbers]
+        tensors = {at: value for at, value in enumerate(adjoint) if isinstance(value, Tensor)}
+        ctx.save_for_backward(*tensors.values())
+        ctx.op, ctx.backend, ctx.at = op, backend, tuple(tensors)
+        ctx.others = [None if at in tensors else value for at, value in enumerate(adjoint)]
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
+        if upstreams[0] is None:  # what consumed y sent no gradient back
+            return None, None, None, None
+        operands = list(ctx.others)
+        for at, tensor in zip(ctx.at, ctx.saved_tensors, strict=True):
+            operands[at] = tensor
+        operands[0] = dense_samples(upstreams[0])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradient = _Linear.apply(operands[0], ctx.op, ctx.backend, operands)[0]
+        else:
+            gradient = kernels[f"{ctx.op.name}_{ctx.backend}"](*operands)[0]
+        return gradient, None, None, None
+
+
+def differentiable_linear(op: Op) -> None:
+    """Register the gradient of a linear op's raw ops."""
+    for backend in KERNELS:
+        _library.impl(f"{op.name}_{backend}", _raw_linear(op, backend), "Autograd")
+
+
+def _raw_linear(op: Op, backend: str) -> Any:
+    raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
+
+    def call(*operands: Any) -> tuple[Tensor, ...]:
+        missing = len(op.arguments.names) + 1 - len(operands)  # a call may leave `numbers` out
+        if torch.is_grad_enabled() and operands[0] is not None and operands[0].requires_grad:
+            return _Linear.apply(operands[0], op, backend, (*operands, *(None,) * missing))
+        with torch._C._AutoDispatchBelowAutograd():
+            return raw(*operands)
+
+    return call
 
 
 def differentiable(op: Op) -> None:

@@ -38,14 +38,16 @@ def dense_samples(x: Tensor) -> Tensor:
     return x
 
 
-def broadcastable(name: str, value: Tensor, student: Tensor) -> Tensor:
-    """value with student's rank. value has student's leading dimensions, such as () or (B,), or broadcasts to it."""
+def broadcastable(name: str, value: Tensor, student: Tensor, of: str = "student") -> Tensor:
+    """value with student's rank. value has student's leading dimensions, such as () or (B,), or broadcasts to it.
+
+    of: student's name in messages."""
     if value.device != student.device:
-        raise ValueError(f"{name}: expected device {student.device} like student, got {value.device}")
+        raise ValueError(f"{name}: expected device {student.device} like {of}, got {value.device}")
     fits = value.dim() <= student.dim() and all(v in (1, s) for v, s in zip(value.shape, student.shape, strict=False))
     if not fits:
         raise ValueError(
-            f"{name}: expected leading dimensions of student, as ({student.shape[0]},), or a shape of rank "
+            f"{name}: expected leading dimensions of {of}, as ({student.shape[0]},), or a shape of rank "
             f"{student.dim()} that broadcasts to {tuple(student.shape)}, got {tuple(value.shape)}"
         )
     missing = student.dim() - value.dim()
@@ -68,12 +70,14 @@ def readable(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value.double()
 
 
-def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None) -> Table:
+def as_table(
+    name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None, of: str = "student"
+) -> Table:
     """A small operand as a table for elements in the student's memory order."""
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     if value.dim() == 1 and value.shape[0] == batch and value.device == student.device:
         return Table(value[:, None], elements)
-    value = unexpanded(broadcastable(name, value, student))
+    value = unexpanded(broadcastable(name, value, student, of))
     shape = student.shape
     if order is not None:
         value, shape = value.permute(order), torch.Size(student.shape[d] for d in order)
@@ -84,3 +88,19 @@ def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] |
     table = value.reshape(value.shape[0], *value.shape[first : last + 1])
     table = table.expand(-1, *shape[first : last + 1]).reshape(value.shape[0], -1)
     return Table(dense_samples(table), math.prod(shape[last + 1 :]))
+
+
+def expanded(table: Table, shape: tuple[int, int]) -> Tensor:
+    """A table for every element: element i has entry (i // inner) % R."""
+    assert table.entries is not None
+    batch, n = shape
+    entries = table.entries.shape[1]
+    repeats = n // (entries * table.inner)
+    return table.entries[:, None, :, None].expand(batch, repeats, entries, table.inner).reshape(shape)
+
+
+def column_or_expanded(table: Table, shape: tuple[int, int]) -> Tensor | None:
+    """A table in float64: (B or 1, 1) if a sample has one entry, else expanded to every element."""
+    if table.entries is None:
+        return None
+    return (table.entries if table.entries.shape[1] == 1 else expanded(table, shape)).double()

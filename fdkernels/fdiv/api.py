@@ -10,7 +10,7 @@ from torch import Tensor
 from fdkernels import backends
 from fdkernels._op import registry
 from fdkernels._op.arguments import Table
-from fdkernels._op.checks import check_like_student, check_student, check_tensor
+from fdkernels._op.checks import check_like, check_samples, check_tensor
 from fdkernels._op.views import as_table, dense_samples, memory_order
 from fdkernels.divergences import Divergence
 from fdkernels.fdiv import reference
@@ -172,9 +172,9 @@ def fused_fdiv_loss(
         >>> loss = fdk.fused_fdiv_loss(x, teacher_x0, fake_x0, logits, t, divergence="js", normalizer=normalizer)
         >>> loss.backward()
     """
-    check_student(student)
-    check_like_student("teacher", teacher, student)
-    check_like_student("fake", fake, student)
+    check_samples("student", student)
+    check_like("teacher", teacher, student)
+    check_like("fake", fake, student)
     if student.shape[0] == 0 and group is None and weight is None:
         raise ValueError(
             "student: expected at least one sample (an empty batch needs group= or weight=), "

@@ -14,6 +14,7 @@ from fdkernels._op.arguments import (
     Edges,
     Flag,
     FloatTable,
+    Kind,
     Logits,
     MaskTable,
     Number,
@@ -35,7 +36,6 @@ STATS = WEIGHT_STATS + 3
 Row = Annotated[
     Choice, "rkl", "kl", "js", "softened_rkl", "squared_hellinger", "jeffreys", "neyman", "pearson", "le_cam", "alpha"
 ]
-Kind = Annotated[Choice, "sample", "epsilon", "v_prediction", "flow_prediction", "edm", "affine"]
 
 
 class WeightArguments(NamedTuple):

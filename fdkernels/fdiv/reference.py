@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor
 
-from fdkernels._op.arguments import Table
+from fdkernels._op.views import column_or_expanded, expanded
 from fdkernels.fdiv.arguments import FDIV, FdivArguments
 from fdkernels.fdiv.weight import fdiv_weight, given_weight, given_weight_stats
-from fdkernels.prediction import KINDS
+from fdkernels.prediction import coefficients
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     # Step 2: the elements. Masked elements are replaced by 0, not multiplied with 0: they may be NaN.
     keep = (
-        torch.ones(shape, dtype=torch.bool, device=device) if call.mask.entries is None else _elements(call.mask, shape)
+        torch.ones(shape, dtype=torch.bool, device=device) if call.mask.entries is None else expanded(call.mask, shape)
     )
     raw_teacher = _guided(call.teacher, call.teacher_uncond, call.guidance_scale, dtype).reshape(shape)
     raw_fake = _guided(call.fake, call.fake_uncond, call.fake_guidance_scale, dtype).reshape(shape)
@@ -48,7 +48,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for v in (raw_teacher, raw_fake, *((call.student, call.noisy) if call.dmd_scale else ())):
         if v is not None:
             finite = finite & (torch.isfinite(v.reshape(shape)) | ~keep).all(1)
-    a, c = _coefficients(call, shape)
+    a, c = coefficients(call, call.prediction, shape, device)
     if call.dmd_scale and call.noisy is not None:
         finite = finite & (torch.isfinite(a) | ~keep).all(1)
     distance = torch.zeros(batch, dtype=torch.float64, device=device)
@@ -63,7 +63,7 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = distance / counted.clamp(min=1)
         # NaN stays NaN. If nothing is kept, there is no mean, and w is not divided.
         w = w / torch.where(counted > 0, torch.where(mean < call.floor, call.floor, mean) + call.eps, 1.0)
-    multiplier = _column_or_elements(call.multiplier, shape)
+    multiplier = column_or_expanded(call.multiplier, shape)
     per_element = torch.ones((), dtype=dtype, device=device)
     if call.prediction != "sample":
         finite = finite & (torch.isfinite(c) | ~keep).all(1)
@@ -98,33 +98,6 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
         stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double())), h))
     return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
-
-
-def _elements(table: Table, shape: tuple[int, int]) -> Tensor:
-    """A table expanded to every element: element i has entry (i // inner) % R."""
-    assert table.entries is not None
-    batch, n = shape
-    entries = table.entries.shape[1]
-    repeats = n // (entries * table.inner)
-    return table.entries[:, None, :, None].expand(batch, repeats, entries, table.inner).reshape(shape)
-
-
-def _column_or_elements(table: Table, shape: tuple[int, int]) -> Tensor | None:
-    """A table in float64: (B or 1, 1) if a sample has one entry, else expanded to every element."""
-    if table.entries is None:
-        return None
-    return (table.entries if table.entries.shape[1] == 1 else _elements(table, shape)).double()
-
-
-def _coefficients(call: FdivArguments, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements."""
-    device = call.student.device
-    levels = []
-    for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
-        level = _column_or_elements(table, shape)
-        levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
-    alpha, sigma = levels
-    return KINDS[call.prediction].coefficients(alpha, sigma, call.sigma_data)
 
 
 def _counts(v: Tensor, keep: Tensor, call: FdivArguments) -> Tensor:

@@ -15,7 +15,7 @@ from fdkernels._op.checks import (
     FLOATS,
     as_float,
     check_choice,
-    check_like_student,
+    check_like,
     check_number,
     check_per_sample,
     check_tensor,
@@ -162,7 +162,7 @@ def check_guidance(
         if isinstance(number, Tensor) or number != 1.0:
             raise ValueError(f"{name}: expected beside {scale_name} = {shown(scale)}, got None")
         return 1.0
-    check_like_student(name, uncond, student)
+    check_like(name, uncond, student)
     return number
 
 
@@ -210,7 +210,7 @@ def check_prediction(prediction: Prediction, student: Tensor) -> None:
     if not isinstance(prediction, Prediction):
         raise TypeError(f"prediction: expected an fdkernels.Prediction or None, got {type(prediction).__name__}")
     if prediction.kind != "sample":
-        check_like_student("noisy", prediction.noisy, student)
+        check_like("noisy", prediction.noisy, student)
 
 
 def _check_no_number(name: str, value: Any) -> None:

@@ -88,13 +88,6 @@ inline int64_t entry_at(const Table& table, int64_t b, int64_t i) {
   return b * table.batch_stride + place_of(table, i).entry;
 }
 
-// The number of elements from i on that read the same entry as i, at most `most`.
-inline int64_t run_at(const Table& table, int64_t i, int64_t most) {
-  if (table.entries == 1) return most;
-  const int64_t left = table.inner - place_of(table, i).within;
-  return left < most ? left : most;
-}
-
 // Expands a table to a block, each entry repeated for the elements that read it. copy(entry, run, to) is for entries in
 // a row, fill(entry, run, to) for one entry that all elements of the run read.
 template <class T, class Copy, class Fill>

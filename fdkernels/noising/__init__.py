@@ -1,0 +1,3 @@
+from fdkernels.noising.api import add_noise
+
+__all__ = ["add_noise"]

@@ -1,0 +1,157 @@
+"""The public functions over the op `noising`: signature, validation, choice of backend."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdkernels import backends
+from fdkernels._op import registry
+from fdkernels._op.arguments import Table
+from fdkernels._op.checks import check_like, check_samples, shown
+from fdkernels._op.views import as_table, dense_samples, memory_order, readable
+from fdkernels.noising import reference
+from fdkernels.noising.arguments import NOISING, NoisingArguments, noising_outputs
+from fdkernels.prediction import Prediction, check_level, host_range
+
+_NOISING = registry.register(
+    registry.Op("noising", "add_noise", NOISING, "Tensor y, Tensor noise", noising_outputs, reference.noising),
+    "fdkernels.noising.triton_launch",
+)
+registry.differentiable_linear(_NOISING)
+
+
+def add_noise(
+    x0: Tensor,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    return_noise: bool = False,
+    *,
+    backend: str = "auto",
+) -> Any:
+    """x_t = α·x0 + σ·ε in one pass, with ε given or drawn in the kernel.
+
+        x_t = alpha · x0 + sigma · noise         float32 (float64 if an input is float64), rounded once
+
+    Works for every schedule: variance preserving, flow (α = 1 - σ), EDM (α = 1), TrigFlow (cos t, sin t).
+
+    Args:
+        x0: (B, *S), floating; gets a gradient, α times that of x_t.
+        alpha, sigma: floats, or tensors of x0's leading dimensions, as (B,) or (B, F), or of x0's rank and
+            broadcastable to it. Constants.
+        noise: ε, shaped like x0, of any floating dtype; a constant. None: standard normal numbers are drawn.
+        generator: of x0's device, for drawn noise; None: the device's default generator. A call takes one integer of
+            it, which seeds Philox4x32-10; the counter is the element's index. So noise depends on neither backend nor
+            memory layout, and a replayed CUDA graph draws new noise. Drawn noise is rounded to x0's dtype.
+        return_noise: return (x_t, ε), with ε in x0's dtype.
+        backend: as in `fused_fdiv_loss`.
+
+    Returns:
+        x_t in x0's dtype and memory layout, or (x_t, noise). In layouts other than contiguous (channels_last, for
+        example), drawn noise costs two copies.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; a generator of another device, or beside noise; a level
+            that is not finite, if the host can know it; noise or a level that requires a gradient.
+        TypeError: not a tensor; a level that is neither a number nor a real tensor.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Source: Song et al. 2021 (perturbation kernels); Philox: Salmon et al. 2011.
+
+    Example:
+        >>> x_t, noise = fdk.add_noise(x0, alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt(), return_noise=True)
+    """
+    check_samples("x0", x0)
+    if noise is not None:
+        check_like("noise", noise, x0, "x0")
+        _check_constant("noise", noise)
+        if generator is not None:
+            raise ValueError("generator: expected without noise")
+    for name, level in (("alpha", alpha), ("sigma", sigma)):
+        check_level(name, level, "add_noise")
+        if not torch.compiler.is_compiling():
+            known = host_range(level)
+            if known is not None and not (-math.inf < known[0] and known[1] < math.inf):
+                raise ValueError(f"{name}: expected finite numbers, got {shown(level)}")
+        if isinstance(level, Tensor):
+            _check_constant(name, level)
+    levels = tuple(readable(v) if isinstance(v, Tensor) else float(v) for v in (alpha, sigma))
+    seed = None if noise is not None else _seed(x0, generator)
+    x_t, drawn = _run("add_noise", "x0", x0, noise, seed, "noisy", "sample", levels, 1.0, return_noise, backend)
+    if not return_noise:
+        return x_t
+    return x_t, drawn if noise is None else noise.detach().to(x0.dtype)
+
+
+def mapped(prediction: Prediction, result: str, name: str, x: Tensor, backend: str) -> Tensor:
+    """`Prediction.to_x0` and `Prediction.from_x0`, of which x is the argument."""
+    check_samples(name, x)
+    if prediction.kind == "sample":
+        return x
+    assert prediction.noisy is not None  # `Prediction` requires it
+    check_like("noisy", prediction.noisy, x, name)
+    levels, data = prediction.levels(), float(prediction.sigma_data)
+    public = "Prediction.to_x0" if result == "x0" else "Prediction.from_x0"
+    return _run(public, name, x, prediction.noisy.detach(), None, result, prediction.kind, levels, data, False, backend)[0]
+
+
+def _run(
+    public: str,
+    name: str,
+    x: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    result: str,
+    kind: str,
+    levels: tuple[float | Tensor, ...],
+    sigma_data: float,
+    with_noise: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The op on tensors of any layout. name: of x, in messages."""
+    order = memory_order(x)
+    inverse = None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
+    chosen = backends.choose(backend, x.device.type)
+    backends.log_choice(public, chosen, x.device.type)
+    # Drawn numbers follow the indices of x, so x comes in their order.
+    kept = None if seed is not None else order
+    alpha, sigma = (
+        as_table(argument, level, x, kept, name) if isinstance(level, Tensor) else Table()
+        for argument, level in zip(("alpha", "sigma"), levels, strict=True)
+    )
+    fixed_alpha, fixed_sigma = (1.0 if isinstance(level, Tensor) else level for level in levels)
+
+    def samples(v: Tensor) -> Tensor:
+        return dense_samples(v if kept is None else v.permute(kept))
+
+    call = NoisingArguments(
+        samples(x) if seed is None else x.contiguous(), None if noise is None else samples(noise.detach()), seed,
+        result, kind, alpha, sigma, fixed_alpha, fixed_sigma, sigma_data, with_noise,
+    )  # fmt: skip
+    results: tuple[Tensor, Tensor] = registry.run_linear(_NOISING, chosen, call)
+    if order is None or inverse is None:
+        return results
+    y, drawn = (v if v.dim() == 1 and v.numel() == 0 else _in_order(v, seed, order, inverse) for v in results)
+    return y, drawn
+
+
+def _in_order(v: Tensor, seed: Tensor | None, order: tuple[int, ...], inverse: tuple[int, ...]) -> Tensor:
+    """A result in the shape and the memory order of x."""
+    return (v if seed is None else v.permute(order).contiguous()).permute(inverse)
+
+
+def _check_constant(name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor without gradient, which it would not get; pass {name}.detach()")
+
+
+def _seed(x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One integer on x0's device, drawn there: no host sync, and a graph that is replayed draws another."""
+    if generator is not None and generator.device.type != x0.device.type:
+        raise ValueError(f"generator: expected device {x0.device} like x0, got {generator.device}")
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=x0.device, generator=generator)
