@@ -17,6 +17,7 @@
 #include "fdiv/arguments.h"
 #include "fdiv/divergences.h"
 #include "fdiv/plan_call.h"
+#include "noising/arguments.h"
 
 namespace py = pybind11;
 
@@ -82,8 +83,9 @@ Listed arguments(const std::string& op) {
 #define FDK_LISTED(kind, name) {#kind, #name},
   if (op == "fdiv") return {FDK_FDIV_ARGUMENTS(FDK_LISTED)};
   if (op == "fdiv_weight") return {FDK_FDIV_WEIGHT_ARGUMENTS(FDK_LISTED)};
+  if (op == "noising") return {FDK_NOISING_ARGUMENTS(FDK_LISTED)};
 #undef FDK_LISTED
-  throw py::value_error("op: expected fdiv or fdiv_weight, got " + op);
+  throw py::value_error("op: expected fdiv, fdiv_weight or noising, got " + op);
 }
 
 py::dict build_info() {

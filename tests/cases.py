@@ -55,9 +55,9 @@ class Inputs:
     options: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The case's tensors, without those that are None."""
+        """The case's tensors."""
         given = {name: getattr(self, name) for name in self.ORDER}
-        return {name: tensor for name, tensor in given.items() if tensor is not None}
+        return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
 
     def but(self, **changes: Any) -> Any:
         """A copy with other tensors or options."""
@@ -84,7 +84,8 @@ class Inputs:
         case = self.but(**changes)
         given, *others = (getattr(case, name) for name in self.ORDER)
         function = device.on_device(getattr(fdk, registry.ops[self.OP].public))
-        return function(given if first is None else first, *others, backend=backend, **case.options)
+        named = dict(zip(self.ORDER[1:], others, strict=True))
+        return function(given if first is None else first, backend=backend, **named, **case.options)
 
     def outcome(self, loss: Tensor, grads: Any = (), stats: Any = None) -> Outcome:
         """An Outcome with the normalizer's state as it is now."""

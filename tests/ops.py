@@ -16,6 +16,7 @@ from tests import refusals
 from tests.cases import Case, Inputs, WeightCase, make, normalizer
 from tests.contracts import EVERY_OP
 from tests.device import place
+from tests.noising import NoisingCase, make_noising, raw_noising
 
 
 class Tested(NamedTuple):
@@ -40,6 +41,10 @@ class Tested(NamedTuple):
     """Options that make the result (B,); only for an op that has a gradient."""
     formula: Callable[[Any], Callable[..., Tensor]] | None = None
     """Maps a float64 case to a plain PyTorch function of the tensors that get a gradient; same value and gradient."""
+    is_loss: bool = True
+    """Whether the result is a loss, whose gradient the forward stores."""
+    raw_names: dict[str, str] = {}
+    """Raw names of the public arguments that are named otherwise."""
     has_stats: bool = False
     """Whether `return_stats=True` returns figures too."""
     own: tuple[str, ...] = ()
@@ -56,7 +61,8 @@ class Tested(NamedTuple):
         return registry.ops[self.name].arguments
 
     def entry(self, name: str) -> Argument:
-        return next(entry for entry in self.arguments.entries if entry.name == name)
+        raw = self.raw_names.get(name, name)
+        return next(entry._replace(name=name) for entry in self.arguments.entries if entry.name == raw)
 
 
 def raw_fdiv(dtype: torch.dtype = torch.float32, **changes: Any) -> FdivArguments:
@@ -156,7 +162,30 @@ OPS = {
         raw=raw_weight,
         raw_variants={"all": {}, "no state": {"ratio_mean": None, "edges": None, "update": False}},
         own=("state",),
+        is_loss=False,
         lacks={"autograd": "the weight is a constant of the loss"},
+    ),
+    "noising": Tested(
+        "noising", NoisingCase, make_noising,
+        variants={
+            "plain": make_noising,
+            "state": lambda *of: make_noising(*of, levels="per row"),
+            "numbers": lambda *of: make_noising(*of, levels="numbers"),
+            "per element": lambda *of: make_noising(*of, levels="per element"),
+        },
+        raw=raw_noising,
+        raw_variants={
+            "noise": {"seed": None, "with_noise": False},
+            "drawn": {"noise": None},
+            "x0": {"seed": None, "with_noise": False, "result": "x0", "prediction": "epsilon"},
+            "prediction": {"seed": None, "with_noise": False, "result": "prediction", "prediction": "edm"},
+            "neither": {"noise": None, "seed": None, "with_noise": False, "alpha": Table(), "sigma": Table()},
+        },
+        raw_beside={name: {"noise": None} for name in ("seed",)},
+        samples=("x0", "noise"),
+        is_loss=False,
+        raw_names={"x0": "x"},
+        own=("random", "predictions"),
     ),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ OF_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "booleans": Tensor.bool,
     "another float": lambda v: v.to(torch.float32 if v.dtype == torch.float64 else torch.float64),
     "half": Tensor.half,
+    "another integer": Tensor.int,
     "gaps": lambda v: torch.stack((v, v), -1)[..., 0],
     "expanded": lambda v: v[..., :1].expand(v.shape),
     "elsewhere": lambda v: v.to("meta"),
@@ -44,6 +45,7 @@ OF_RAW: dict[str, tuple[str, ...]] = {
     "per_sample": ("another batch", "one for all", "one dimension more", "complex", "missing"),
     "logits": ("another batch", "one dimension more", "none", "integers", "complex", "missing"),
     "scalar": ("two values", "complex"),
+    "seed": ("two values", "another integer", "half"),
     "state": ("none", "two values", "another float", "gaps"),
     "edges": ("one too many", "two values", "another float", "gaps"),
     "table": (*TABLE, "half", *RUNS),
@@ -57,6 +59,7 @@ OF_PUBLIC = {
     "samples": (*ANY, "another shape", "one dimension less", "integers"),
     "logits": (*ANY, "none", "integers"),
     "per_sample": ANY,
+    "table": ("another batch", "complex", "booleans", "elsewhere", "sparse", "a list"),
 }
 # Faults that the first tensor cannot have: the others must fit it, so the message blames one of them, or nothing.
 BESIDE_OTHERS = (

@@ -75,12 +75,25 @@ struct Split {
   T x = 0, x_rest = 0, noise = 0, noise_rest = 0;
 };
 
-// y in T, to the last place also where the terms cancel (as error_of in fdiv/math.h).
 template <class T>
-FDK_HOST_DEVICE inline T mixed(T x, T noise, const Split<T>& by) {
-  const T product = by.noise * noise, y = std::fma(by.x, x, product);
-  const T rest = std::fma(by.noise, noise, -product) + std::fma(by.x_rest, x, by.noise_rest * noise);
+FDK_HOST_DEVICE inline Split<T> split(const Terms& by) {
+  Split<T> parts{static_cast<T>(by.x), 0, static_cast<T>(by.noise), 0};
+  if constexpr (sizeof(T) < sizeof(double)) {
+    parts.x_rest = static_cast<T>(by.x - static_cast<double>(parts.x));
+    parts.noise_rest = static_cast<T>(by.noise - static_cast<double>(parts.noise));
+  }
+  return parts;
+}
+
+// y, in float to the last place also where the terms cancel (as error_of in fdiv/math.h).
+FDK_HOST_DEVICE inline float mixed(float x, float noise, const Split<float>& by) {
+  const float product = by.noise * noise, y = std::fma(by.x, x, product);
+  const float rest = std::fma(by.noise, noise, -product) + std::fma(by.x_rest, x, by.noise_rest * noise);
   return is_finite(y) ? y + rest : y;
+}
+
+FDK_HOST_DEVICE inline double mixed(double x, double noise, const Split<double>& by) {
+  return by.x * x + by.noise * noise;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Every op that has a gradient, under everything that autograd does with it."""
+"""Every loss, under everything that autograd does with it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from tests import device
 from tests.cases import same_bits
 
-pytestmark = [pytest.mark.contract("autograd"), pytest.mark.needs("gradients")]
+pytestmark = [pytest.mark.contract("autograd"), pytest.mark.needs("gradients", "is_loss")]
 
 SHAPE = (6, 3, 6, 5)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -90,7 +90,7 @@ def test_partial_backward(op, case, backend):
     assert equal_bits(two, other.but(**{name: getattr(case, name) for name in op.gradients}).run(backend).grads)
 
 
-@pytest.mark.needs("gradients", "per_sample")
+@pytest.mark.needs("is_loss", "per_sample")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_stride_0_upstream(op, backend, dtype):
     graph = Graph(op.make(SHAPE, dtype, **op.per_sample), backend)
@@ -98,7 +98,7 @@ def test_stride_0_upstream(op, backend, dtype):
     graph.hold(graph.grad_fields())
 
 
-@pytest.mark.needs("gradients", "per_sample")
+@pytest.mark.needs("is_loss", "per_sample")
 def test_sliced_and_concatenated_upstream(op, backend):
     case = op.make(SHAPE, **op.per_sample)
     upstream = (torch.arange(24.0) - 7)[::4]
@@ -112,7 +112,7 @@ def test_sliced_and_concatenated_upstream(op, backend):
     graph.hold(graph.grad_fields(), [0.0, 0, 1, 0, 0, 0])
 
 
-@pytest.mark.needs("gradients", "per_sample")
+@pytest.mark.needs("is_loss", "per_sample")
 @pytest.mark.pairwise
 @pytest.mark.parametrize("per_sample", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -134,7 +134,7 @@ def test_nonfinite_upstream(case, backend, value):
         torch.testing.assert_close(grads, tuple(v * value for v in clean), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.needs("gradients", "per_sample")
+@pytest.mark.needs("is_loss", "per_sample")
 def test_upstream_per_sample_with_one_nan(op, backend):
     outcome = op.make((3, *SHAPE[1:]), **op.per_sample).run(backend, torch.tensor([1.0, torch.nan, 2.0]))
     for grad in outcome.grads:
@@ -264,7 +264,7 @@ class _Claimed(torch.autograd.Function):
             return None, None, None, *Graph(*ctx.graph).grads(upstream)
 
 
-@pytest.mark.needs("gradients", "formula")
+@pytest.mark.needs("is_loss", "formula")
 def test_gradcheck(op, backend):
     """In fp64: the op's gradient against finite differences of a formula in plain PyTorch."""
     case = op.make((3, 2, 3, 2), torch.float64)

@@ -20,8 +20,8 @@ def compiled(op, backend, compiler, **options):
     """A compiled step like a trainer's: something before the op, the op, something after."""
     function, options = getattr(fdk, registry.ops[op.name].public), place(options)
 
-    def step(first, *others):
-        return function(first * 1.0, *others, backend=backend, **options) * 2.0
+    def step(first, **others):
+        return function(first * 1.0, backend=backend, **others, **options) * 2.0
 
     return torch.compile(step, backend=compiler, fullgraph=True)
 
@@ -30,7 +30,8 @@ def hold(case, step):
     """Check that the step gives the op's state, and twice its result and gradients."""
     placed, expected = case.on(), case.expected()
     leaves = placed.leaves()
-    result = step(*(leaves.get(name, getattr(placed, name)) for name in placed.ORDER))
+    first, *others = ((name, leaves.get(name, getattr(placed, name))) for name in placed.ORDER)
+    result = step(first[1], **dict(others))
     if leaves:
         result.sum().backward()
     outcome = case.outcome(result / 2, [leaf.grad for leaf in leaves.values()])
@@ -93,7 +94,7 @@ def test_raw_op(op, raw_variant, backend, dtype):
         return
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     opcheck(raw, tuple(op.arguments.operands(call)), real)
-    if op.gradients and call.with_grad:
+    if op.is_loss and call.with_grad:
         result, gradient, unscale = real[:3]
         upstream = torch.full_like(result, 2.0)
         scale, scale_ = (getattr(torch.ops.fdkernels, f"scale_{backend}{end}").default for end in ("", "_"))

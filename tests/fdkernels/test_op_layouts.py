@@ -91,9 +91,9 @@ def test_gradient_keeps_the_strides_that_autograd_expects(op, backend):
     leaves = [channels_last(getattr(case, name)).detach().requires_grad_() for name in op.gradients]
     result = case.but(**dict(zip(op.gradients, leaves, strict=True))).call(backend)
     # autograd.grad shows the op's own strides; for `.grad`, autograd copies to the parameter's strides.
-    for leaf, gradient in zip(leaves, torch.autograd.grad(result, leaves, retain_graph=True), strict=True):
+    for leaf, gradient in zip(leaves, torch.autograd.grad(result.sum(), leaves, retain_graph=True), strict=True):
         assert gradient.stride() == leaf.stride()
-    result.backward()
+    result.sum().backward()
     assert all(leaf.grad.stride() == leaf.stride() for leaf in leaves)
 
 

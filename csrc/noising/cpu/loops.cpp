@@ -35,25 +35,24 @@ void draw(uint64_t seed, uint64_t first, int count, T* out) {
   std::memcpy(out, numbers + skipped, count * sizeof(T));
 }
 
-// Sums of terms: x_t has none that cancel, and is added up in T; x0 and raw predictions in double.
+// In float with fused multiply-adds, or in double, so that terms may cancel.
 template <class T, class Stored, class StoredNoise>
-void mix_run(const Stored* x, const StoredNoise* noise, int64_t count, const Terms& by, bool cancels, Stored* y) {
+void mix_run(const Stored* x, const StoredNoise* noise, int64_t count, const Terms& terms, Stored* y) {
   using Wide = decltype(number(Stored{}));
-  if (cancels) {
+#ifdef __FMA__
+  using Arithmetic = T;
+#else
+  using Arithmetic = double;
+#endif
+  const Split<Arithmetic> by = split<Arithmetic>(terms);
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      put(static_cast<Wide>(by.x * number(x[i]) + by.noise * number(noise[i])), y[i]);
-    }
-  } else {
-    const T by_x = static_cast<T>(by.x), by_noise = static_cast<T>(by.noise);
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      put(static_cast<Wide>(by_x * number(x[i]) + by_noise * number(noise[i])), y[i]);
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    put(static_cast<Wide>(mixed(static_cast<Arithmetic>(number(x[i])), static_cast<Arithmetic>(number(noise[i])), by)),
+        y[i]);
   }
 }
 
-// A block's noise in T, or null: it is read where it is stored.
+// A block of drawn noise, rounded as it is stored.
 template <class T>
 const T* drawn_noise(const Noising& p, int64_t at, int count, T* buffer) {
   draw(static_cast<uint64_t>(*p.seed), static_cast<uint64_t>(at), count, buffer);
@@ -67,7 +66,6 @@ const T* drawn_noise(const Noising& p, int64_t at, int count, T* buffer) {
 template <class T>
 void mix_blocks(const Noising& p, int64_t b, int64_t begin, int64_t end) {
   alignas(64) T noise_buffer[kBlock] = {};
-  const bool cancels = p.result != NoisingResult::noisy;
   with_type<AnyType>(p.x.dtype, [&](auto type) {
     using Stored = decltype(type);
     const Stored* x = static_cast<const Stored*>(p.x.data) + b * p.x.batch_stride;
@@ -77,12 +75,12 @@ void mix_blocks(const Noising& p, int64_t b, int64_t begin, int64_t end) {
       const Terms terms = terms_at(p, b, at);
       if (p.noise.data != nullptr && p.noise.dtype == p.x.dtype) {
         const Stored* noise = static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride;
-        mix_run<T>(x + at, noise + at, count, terms, cancels, y + at);
+        mix_run<T>(x + at, noise + at, count, terms, y + at);
       } else {
         const T* noise = p.noise.data != nullptr ? load(p.noise, b, at, count, noise_buffer)
                          : p.seed != nullptr     ? drawn_noise(p, b * p.elements + at, count, noise_buffer)
                                                  : noise_buffer;
-        mix_run<T>(x + at, noise, count, terms, cancels, y + at);
+        mix_run<T>(x + at, noise, count, terms, y + at);
       }
       at += count;
     }

@@ -40,12 +40,7 @@ struct NoisingMath {
   // A thread takes its elements in ascending order.
   __device__ void look_up(int64_t i) {
     end = i + same_terms(p, i, part.end - i);
-    const Terms terms = terms_at(p, b, i);
-    by.x = static_cast<T>(terms.x), by.noise = static_cast<T>(terms.noise);
-    if constexpr (sizeof(T) < sizeof(double)) {
-      by.x_rest = static_cast<T>(terms.x - static_cast<double>(by.x));
-      by.noise_rest = static_cast<T>(terms.noise - static_cast<double>(by.noise));
-    }
+    by = split<T>(terms_at(p, b, i));
   }
 
   template <int W>

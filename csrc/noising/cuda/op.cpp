@@ -7,6 +7,7 @@ namespace {
 
 using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
+using fdkernels::Samples;
 
 std::tuple<Tensor, Tensor> noising(const NoisingArguments& arguments) {
   const Target target(arguments.x, "x");
