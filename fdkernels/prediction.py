@@ -184,7 +184,7 @@ class Prediction:
         Example:
             >>> x0 = fdk.Prediction("v_prediction", x_t, alpha, sigma).to_x0(unet(x_t, t).sample)
         """
-        from fdkernels.noising.api import mapped  # noqa: PLC0415 - it imports this module
+        from fdkernels.noising.api import mapped  # which imports this module
 
         return mapped(self, "x0", "prediction", prediction, backend)
 
@@ -196,7 +196,7 @@ class Prediction:
         Example:
             >>> v_target = fdk.Prediction("v_prediction", x_t, alpha, sigma).from_x0(x0)
         """
-        from fdkernels.noising.api import mapped  # noqa: PLC0415
+        from fdkernels.noising.api import mapped
 
         return mapped(self, "prediction", "x0", x0, backend)
 

@@ -40,7 +40,7 @@ def normals(seed: int, first: int, count: int) -> np.ndarray:
 
 def doubled(level: float | Tensor, x: Tensor) -> Tensor:
     """A level in float64, with dimensions that broadcast over x."""
-    level = torch.as_tensor(level).double()
+    level = torch.as_tensor(level, dtype=torch.float64)
     return level.reshape(*level.shape, *(1,) * (x.dim() - level.dim()))
 
 

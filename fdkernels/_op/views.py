@@ -70,9 +70,7 @@ def readable(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value.double()
 
 
-def as_table(
-    name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None, of: str = "student"
-) -> Table:
+def as_table(name: str, value: Tensor, student: Tensor, order: tuple[int, ...] | None, of: str = "student") -> Table:
     """A small operand as a table for elements in the student's memory order."""
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     if value.dim() == 1 and value.shape[0] == batch and value.device == student.device:

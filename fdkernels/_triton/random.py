@@ -13,7 +13,7 @@ import triton.language as tl
 @triton.jit
 def minus_log(bits, WIDE: tl.constexpr):
     """-log u of u = (bits + 1/2) / 2^32."""
-    if tl.float64 == WIDE:
+    if tl.float64 == WIDE:  # noqa: SIM108 - a constant, of which only one branch is compiled
         result = -tl.log((bits.to(tl.float64) + 0.5) * 2.3283064365386962890625e-10)
     else:
         result = _minus_log(bits)

@@ -52,8 +52,8 @@ def add_noise(
         backend: as in `fused_fdiv_loss`.
 
     Returns:
-        x_t in x0's dtype and memory layout, or (x_t, noise). In layouts other than contiguous (channels_last, for
-        example), drawn noise costs two copies.
+        x_t in x0's dtype and memory layout (with the batch outermost), or (x_t, noise). In layouts other than
+        contiguous, such as channels_last, drawn noise costs two or three copies.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; a generator of another device, or beside noise; a level
@@ -82,7 +82,8 @@ def add_noise(
             _check_constant(name, level)
     levels = tuple(readable(v) if isinstance(v, Tensor) else float(v) for v in (alpha, sigma))
     seed = None if noise is not None else _seed(x0, generator)
-    x_t, drawn = _run("add_noise", "x0", x0, noise, seed, "noisy", "sample", levels, 1.0, return_noise, backend)
+    with_noise = return_noise and noise is None
+    x_t, drawn = _run("add_noise", "x0", x0, noise, seed, "noisy", "sample", levels, 1.0, with_noise, backend)
     if not return_noise:
         return x_t
     return x_t, drawn if noise is None else noise.detach().to(x0.dtype)
@@ -97,7 +98,9 @@ def mapped(prediction: Prediction, result: str, name: str, x: Tensor, backend: s
     check_like("noisy", prediction.noisy, x, name)
     levels, data = prediction.levels(), float(prediction.sigma_data)
     public = "Prediction.to_x0" if result == "x0" else "Prediction.from_x0"
-    return _run(public, name, x, prediction.noisy.detach(), None, result, prediction.kind, levels, data, False, backend)[0]
+    return _run(
+        public, name, x, prediction.noisy.detach(), None, result, prediction.kind, levels, data, False, backend
+    )[0]
 
 
 def _run(

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from fdkernels._op.arguments import ArgumentList, Choice, Flag, FloatTable, Kind, Number, Samples, Seed, Table
+from fdkernels._op.arguments import ArgumentList, Choice, Flag, FloatTable, Kind, Number, Samples, Seed
 from fdkernels._op.operands import check, refuse
 
 

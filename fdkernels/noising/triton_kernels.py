@@ -63,6 +63,14 @@ def mixed(x, noise, by_x, by_noise, WIDE: tl.constexpr):
     return y
 
 
+@triton.jit
+def stored(v, TYPE: tl.constexpr):
+    """v in the type of the result: float64 goes to half precision by way of float32, as in C++."""
+    if TYPE != tl.float64:
+        v = v.to(tl.float32)
+    return v.to(TYPE)
+
+
 # y = (coefficient of x)·x + (coefficient of noise)·noise: programs share each sample.
 @triton.jit
 def noising_kernel(
@@ -87,7 +95,8 @@ def noising_kernel(
         if operands.noise is not None:
             noise = load_samples(operands.noise, b, i, inside, WIDE)
         if operands.seed is not None:
-            z = draw(tl.load(operands.seed), row + start, BY_FOUR, TILE, WIDE).to(y.dtype.element_ty)
+            z = draw(tl.load(operands.seed), row + start, BY_FOUR, TILE, WIDE)
+            z = stored(z, y.dtype.element_ty)
             if drawn is not None:
                 tl.store(drawn + row + i, z, mask=inside)
             noise = z.to(WIDE)
@@ -97,4 +106,4 @@ def noising_kernel(
             value = mixed(x, noise, c, a, WIDE)
         else:
             value = mixed(x, noise, 1.0 / c, -a / c, WIDE)
-        tl.store(y + row + i, value.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + row + i, stored(value, y.dtype.element_ty), mask=inside)

@@ -27,7 +27,13 @@ ARCHITECTURES = (80, 90)
 KEPT = 14 * 24 * 3600  # seconds
 
 RUNTIME = tuple(sorted(HERE.glob("*.cpp")))
-KERNELS = ("fdiv/cuda/cluster.cu", "fdiv/cuda/grid.cu", "fdiv/cuda/small.cu", "core/cuda/scale.cu", "noising/cuda/noising.cu")
+KERNELS = (
+    "fdiv/cuda/cluster.cu",
+    "fdiv/cuda/grid.cu",
+    "fdiv/cuda/small.cu",
+    "core/cuda/scale.cu",
+    "noising/cuda/noising.cu",
+)
 OPS = ("fdiv/cuda/op.cpp", "noising/cuda/op.cpp", "torch/shared_cuda.cpp")
 # No fortification: a fortified longjmp refuses to go to another stack.
 COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", f"-isystem{TORCH / 'include'}")
