@@ -273,11 +273,12 @@ class Prediction:
 
 def coefficients(call: Any, kind: str, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements, from an op's arguments."""
-    levels = []
+    levels: list[Tensor] = []
     for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
         level = column_or_expanded(table, shape)
         levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
-    return KINDS[kind].coefficients(*levels, call.sigma_data)
+    alpha, sigma = levels
+    return KINDS[kind].coefficients(alpha, sigma, call.sigma_data)
 
 
 def check_level(name: str, value: float | Tensor | None, kind: str) -> None:

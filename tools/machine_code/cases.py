@@ -13,6 +13,8 @@ from fdkernels._triton.launch import Launch
 from fdkernels._triton.scale import scale_launches
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from fdkernels.fdiv.triton_launch import forward_launches
+from fdkernels.noising.arguments import NoisingArguments
+from fdkernels.noising.triton_launch import noising_launches
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CIFAR, SD15, SDXL, WAN = (64, 3, 32, 32), (8, 4, 64, 64), (8, 4, 128, 128), (2, 16, 21, 60, 104)
@@ -134,6 +136,36 @@ BACKWARDS = {
 }
 
 
+def noising(
+    shape: tuple[int, ...], dtype: torch.dtype = BF16, *, frames: int = 1, drawn: bool = False, **changes: Any
+) -> NoisingArguments:
+    """The arguments of `noising_triton` for x_t, or what `changes` says."""
+    level = Table(meta(shape[0], frames), math.prod(shape[1:]) // frames)
+    call = NoisingArguments(
+        x=meta(*shape, dtype=dtype), noise=None if drawn else meta(*shape, dtype=dtype),
+        seed=meta(1, dtype=torch.int64) if drawn else None, result="noisy", prediction="sample", alpha=level,
+        sigma=level, fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, with_noise=drawn,
+    )  # fmt: skip
+    return call._replace(**changes)
+
+
+NOISINGS = {
+    "sdxl bf16, given": noising(SDXL),
+    "sdxl fp32, given, a level a channel": noising(SDXL, FP32, frames=4),
+    "sdxl bf16, drawn": noising(SDXL, drawn=True),
+    "wan fp32, drawn, a level a frame": noising(WAN, FP32, frames=21, drawn=True),
+    "wan bf16, x0 of epsilon": noising(WAN, result="x0", prediction="epsilon"),
+    "sdxl bf16, the backward": noising(SDXL, noise=None),
+}
+ODD_NOISINGS = {
+    "odd length, drawn": noising((3, 4099), FP16, drawn=True),
+    "float64, drawn": noising((8, 3, 32, 32), torch.float64, drawn=True),
+    "edm's prediction of x0, levels of every element": noising(
+        CIFAR, result="prediction", prediction="edm", sigma=Table(meta(64, 3072), 1)
+    ),
+}
+
+
 def backward(dtype: torch.dtype, upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
     gradient = meta(*SDXL, dtype=dtype)
     unscale = meta(*upstream) if dtype == FP16 else meta(0)
@@ -168,4 +200,9 @@ def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
     for name, (dtype, upstream, in_place) in BACKWARDS.items():
         for launch in backward(dtype, upstream, in_place):
             found.append((name, launch, [launch.arguments[0]], dtype))
+    for name, noised in NOISINGS.items():
+        read = [v for v in (noised.x, noised.noise) if v is not None]
+        found += [(name, launch, read, noised.x.dtype) for launch in noising_launches(noised)[1]]
+    for name, noised in ODD_NOISINGS.items():
+        found += [(name, launch, [], None) for launch in noising_launches(noised)[1]]
     return found

@@ -15,7 +15,13 @@ from tools.machine_code.compiled import Compiled
 # program reads them back when it reports.
 MOST_SPILLED = 16
 # Enough warps for loads in flight: 12 with at least one 128-bit load from each input; 32 if a kernel only streams.
-FEWEST_WARPS = {"fdiv_fwd_kernel": 12, "fdiv_reduce_kernel": 12, "fdiv_apply_kernel": 32, "scale_kernel": 32}
+FEWEST_WARPS = {
+    "fdiv_fwd_kernel": 12,
+    "fdiv_reduce_kernel": 12,
+    "fdiv_apply_kernel": 32,
+    "scale_kernel": 32,
+    "noising_kernel": 32,
+}
 MOST_SHARED = 8192  # bytes; only reductions between warps use it
 DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
 BYTES_WIDE = 16
