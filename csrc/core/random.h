@@ -4,14 +4,15 @@
 // two Box-Muller transforms: r sin and r cos, r = sqrt(-2 log u). u and the angle are a 32-bit integer plus 1/2, over
 // 2^32: never 0, so |z| is at most 6.8.
 //
-// In float nothing but additions, products, square roots and polynomials: loops vectorize, and devices differ by a few
-// units in the last place (compilers may fuse products with sums). fdkernels/_triton/random.py has the same
-// expressions, fdkernels/noising/reference.py the same numbers in float64.
+// Nothing but additions, products, square roots and polynomials (and a logarithm, in double): loops vectorize, and
+// devices differ by a few units in the last place, since compilers may fuse products with sums.
+// fdkernels/_triton/random.py has the same expressions, fdkernels/noising/reference.py the same numbers in float64.
 //
 // Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/numbers.h"
 
@@ -36,10 +37,18 @@ FDK_HOST_DEVICE inline Bits4 philox(uint64_t seed, uint64_t counter) {
   return c;
 }
 
-// first ? a : b, of which no compiler makes a branch.
-FDK_HOST_DEVICE inline float either(bool first, float a, float b) {
-  const uint32_t mask = 0u - static_cast<uint32_t>(first);
-  return std::bit_cast<float>((std::bit_cast<uint32_t>(a) & mask) | (std::bit_cast<uint32_t>(b) & ~mask));
+// first ? a : b, and -v or v: no compiler makes branches of these.
+template <class T>
+FDK_HOST_DEVICE inline T either(bool first, T a, T b) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
+  const Bits mask = Bits(0) - static_cast<Bits>(first);
+  return std::bit_cast<T>((std::bit_cast<Bits>(a) & mask) | (std::bit_cast<Bits>(b) & ~mask));
+}
+
+template <class T>
+FDK_HOST_DEVICE inline T negated(bool negative, T v) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
+  return std::bit_cast<T>(std::bit_cast<Bits>(v) ^ static_cast<Bits>(negative) << (8 * sizeof(T) - 1));
 }
 
 // -log u of u = (bits + 1/2) / 2^32. Near 1 the distance to 1 decides, so it is what is converted to float.
@@ -68,7 +77,7 @@ FDK_HOST_DEVICE inline float minus_log(uint32_t bits) {
   return -(f + (p * f * square - 0.5f * square + exponent * -2.12194440e-4f) + exponent * 0.693359375f);
 }
 
-FDK_HOST_DEVICE inline double minus_log_wide(uint32_t bits) {
+FDK_HOST_DEVICE FDK_CALLED double minus_log_wide(uint32_t bits) {
   return -::log((static_cast<double>(bits) + 0.5) * 0x1p-32);
 }
 
@@ -77,45 +86,61 @@ struct Pair {
   T cosine, sine;
 };
 
-// Of the angle 2 pi (bits + 1/2) / 2^32, reduced to a quarter turn around a multiple of it: cosine and sine of at most
-// pi / 4 by Cephes' polynomials.
-FDK_HOST_DEVICE inline Pair<float> on_circle(uint32_t bits) {
-  const uint32_t shifted = bits + 0x20000000u, quarter = shifted >> 30;
-  const int32_t within = static_cast<int32_t>(shifted & 0x3fffffffu) - 0x20000000;
-  const float angle = (static_cast<float>(within) + 0.5f) * 1.46291807927e-9f;  // pi / 2^31
+// Of an angle of at most pi / 4, by Cephes' polynomials.
+FDK_HOST_DEVICE inline Pair<float> of_angle(float angle) {
   const float square = angle * angle;
-  const float sine =
-      angle + angle * square * ((-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f);
-  const float cosine =
-      1.0f - 0.5f * square +
-      square * square * ((2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f);
-  const bool odd = (quarter & 1) != 0;
-  const uint32_t negative_sine = quarter >> 1 << 31, negative_cosine = negative_sine ^ quarter << 31;
-  return {std::bit_cast<float>(std::bit_cast<uint32_t>(either(odd, sine, cosine)) ^ negative_cosine),
-          std::bit_cast<float>(std::bit_cast<uint32_t>(either(odd, cosine, sine)) ^ negative_sine)};
+  const float s = (-1.9515295891e-4f * square + 8.3321608736e-3f) * square - 1.6666654611e-1f;
+  const float c = (2.443315711809948e-5f * square - 1.388731625493765e-3f) * square + 4.166664568298827e-2f;
+  return {1.0f - 0.5f * square + square * square * c, angle + angle * square * s};
 }
 
-FDK_HOST_DEVICE inline Pair<double> on_circle_wide(uint32_t bits) {
-  const double turns = (static_cast<double>(bits) + 0.5) * 0x1p-32;
+FDK_HOST_DEVICE inline Pair<double> of_angle(double angle) {
+  const double square = angle * angle;
+  double s = 1.58962301576546568060e-10;
+  s = s * square - 2.50507477628578072866e-8;
+  s = s * square + 2.75573136213857245213e-6;
+  s = s * square - 1.98412698295895385996e-4;
+  s = s * square + 8.33333333332211858878e-3;
+  s = s * square - 1.66666666666666307295e-1;
+  double c = -1.13585365213876817300e-11;
+  c = c * square + 2.08757008419747316778e-9;
+  c = c * square - 2.75573141792967388112e-7;
+  c = c * square + 2.48015872888517045348e-5;
+  c = c * square - 1.38888888888730564116e-3;
+  c = c * square + 4.16666666666665929218e-2;
+  return {1.0 - 0.5 * square + square * square * c, angle + angle * square * s};
+}
+
+// Of the angle 2 pi (bits + 1/2) / 2^32, reduced to the nearest multiple of a quarter turn.
+template <class T>
+FDK_HOST_DEVICE inline Pair<T> on_circle(uint32_t bits) {
+  const uint32_t shifted = bits + 0x20000000u, quarter = shifted >> 30;
+  const int32_t within = static_cast<int32_t>(shifted & 0x3fffffffu) - 0x20000000;
+  const Pair<T> at = of_angle((static_cast<T>(within) + T(0.5)) * T(1.4629180792671596e-9));  // pi / 2^31
+  const bool odd = (quarter & 1) != 0, lower_half = quarter >> 1 != 0;
+  return {negated(odd != lower_half, either(odd, at.sine, at.cosine)),
+          negated(lower_half, either(odd, at.cosine, at.sine))};
+}
+
+FDK_HOST_DEVICE inline float root(float v) {
 #ifdef __CUDA_ARCH__
-  return {::cospi(2 * turns), ::sinpi(2 * turns)};
+  return v * ::rsqrtf(v);  // v > 0; sqrtf() would call a function for small numbers
 #else
-  return {::cos(6.283185307179586 * turns), ::sin(6.283185307179586 * turns)};
+  return ::sqrtf(v);
 #endif
 }
 
 // Two normal numbers of two words.
 template <class T>
 FDK_HOST_DEVICE inline Pair<T> normal_pair(uint32_t radius, uint32_t angle) {
+  const Pair<T> at = on_circle<T>(angle);
+  T r;
   if constexpr (sizeof(T) == sizeof(double)) {
-    const double r = ::sqrt(2.0 * minus_log_wide(radius));
-    const Pair<double> at = on_circle_wide(angle);
-    return {r * at.cosine, r * at.sine};
+    r = ::sqrt(2.0 * minus_log_wide(radius));
   } else {
-    const float r = ::sqrtf(2.0f * minus_log(radius));
-    const Pair<float> at = on_circle(angle);
-    return {r * at.cosine, r * at.sine};
+    r = root(2.0f * minus_log(radius));
   }
+  return {r * at.cosine, r * at.sine};
 }
 
 // Numbers i, ..., i + W - 1 of a stream. W is 1, 2 or a multiple of 4, and i a multiple of the lesser of W and 4.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fdkernels._triton.elements import float64
+
 
 @triton.jit
 def minus_log(bits, WIDE: tl.constexpr):
@@ -46,25 +48,28 @@ def _minus_log(bits):
 
 @triton.jit
 def on_circle(bits, WIDE: tl.constexpr):
-    """(cosine, sine) of the angle 2π·(bits + 1/2) / 2^32."""
-    if tl.float64 == WIDE:
-        turn = (bits.to(tl.float64) + 0.5) * 1.4629180792671596e-9
-        cosine, sine = tl.cos(turn), tl.sin(turn)
-    else:
-        cosine, sine = _on_circle(bits)
-    return cosine, sine
-
-
-@triton.jit
-def _on_circle(bits):
+    """(cosine, sine) of the angle 2π·(bits + 1/2) / 2^32, reduced to the nearest multiple of a quarter turn."""
     shifted = bits + 0x20000000
     quarter = shifted >> 30
     within = (shifted & 0x3FFFFFFF).to(tl.int32, bitcast=True) - 0x20000000
-    angle = (within.to(tl.float32) + 0.5) * 1.46291807927e-9
+    angle = (within.to(WIDE) + 0.5) * tl.full((), 1.4629180792671596e-9, WIDE)
     square = angle * angle
-    sine = angle + angle * square * ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1)
-    curve = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
-    cosine = 1.0 - 0.5 * square + square * square * curve
+    if tl.float64 == WIDE:
+        s = square * float64(1.58962301576546568060e-10) - float64(2.50507477628578072866e-8)
+        s = s * square + float64(2.75573136213857245213e-6)
+        s = s * square - float64(1.98412698295895385996e-4)
+        s = s * square + float64(8.33333333332211858878e-3)
+        s = s * square - float64(1.66666666666666307295e-1)
+        c = square * float64(-1.13585365213876817300e-11) + float64(2.08757008419747316778e-9)
+        c = c * square - float64(2.75573141792967388112e-7)
+        c = c * square + float64(2.48015872888517045348e-5)
+        c = c * square - float64(1.38888888888730564116e-3)
+        c = c * square + float64(4.16666666666665929218e-2)
+    else:
+        s = (-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1
+        c = (2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2
+    sine = angle + angle * square * s
+    cosine = 1.0 - 0.5 * square + square * square * c
     odd = (quarter & 1) != 0
     lower_half = (quarter >> 1) != 0
     x = tl.where(odd, sine, cosine)

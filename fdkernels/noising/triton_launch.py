@@ -34,12 +34,16 @@ def noising_launches(call: NoisingArguments) -> tuple[tuple[Tensor, Tensor], lis
     outputs = y, drawn = noising_outputs(call)
     operands = Operands(samples(x), samples(call.noise), call.seed, table(call.alpha), table(call.sigma))
     tiles, programs = plan.spread(elements, TILE, max(1, PROGRAMS // batch))
+    run, by_four = shared_levels(operands.alpha, operands.sigma, x), elements % 4 == 0
+    heavy = (
+        call.is_wide() or run == 1 or (call.seed is not None and not by_four)
+    )  # with four warps, registers are short
     arguments = (operands, y, drawn if call.with_noise else None, elements, programs, tiles)
     options = {
         "fixed_alpha": call.fixed_alpha, "fixed_sigma": call.fixed_sigma, "sigma_data": call.sigma_data,
         "RESULT": call.result, "KIND": "affine" if call.result == "noisy" else call.prediction,
-        "RUN": shared_levels(operands.alpha, operands.sigma, x), "BY_FOUR": elements % 4 == 0, "TILE": TILE,
+        "RUN": run, "BY_FOUR": by_four, "TILE": TILE,
         "OFFSET": tl.int64 if plan.needs_int64(programs * tiles * TILE) else tl.int32,
-        "WIDE": tl.float64 if call.is_wide() else tl.float32, "num_warps": 4,
+        "WIDE": tl.float64 if call.is_wide() else tl.float32, "num_warps": 8 if heavy else 4,
     }  # fmt: skip
     return outputs, [Launch(noising_kernel, batch * programs, arguments, options)]

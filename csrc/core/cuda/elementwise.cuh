@@ -9,6 +9,8 @@
 
 namespace fdkernels::cuda {
 
+constexpr int kElementThreads = 256;
+
 // How the blocks of a launch share the runs.
 struct Runs {
   int64_t blocks, share;  // blocks per run, and elements of a run that each takes
@@ -32,12 +34,13 @@ __device__ inline void by_elements(const Call& call, const Runs& runs) {
 template <class Call>
 void launch_elements(const char* name, void (*kernel)(Call, Runs), const Call& call, int vector, int multiprocessors,
                      void* stream) {
-  constexpr int kThreads = 256, kVectorsAThread = 4;
+  constexpr int kVectorsAThread = 4;
   const int64_t vectors = ceil_div(call.elements, vector);
   const int64_t least = std::max<int64_t>(1, ceil_div(call.elements, int64_t{1} << 30));
   const int64_t most = std::max(least, ceil_div(8 * static_cast<int64_t>(multiprocessors), call.runs));
-  const int64_t blocks = std::clamp(ceil_div(vectors, kThreads * kVectorsAThread), least, most);
-  launch(name, kernel, call.runs * blocks, kThreads, stream, call, Runs{blocks, ceil_div(vectors, blocks) * vector});
+  const int64_t blocks = std::clamp(ceil_div(vectors, kElementThreads * kVectorsAThread), least, most);
+  launch(name, kernel, call.runs * blocks, kElementThreads, stream, call,
+         Runs{blocks, ceil_div(vectors, blocks) * vector});
 }
 
 }  // namespace fdkernels::cuda

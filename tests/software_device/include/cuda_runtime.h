@@ -102,15 +102,12 @@ T software_load(const T* from, ::software::Access how) {
   ::software::load(&value, from, sizeof(T), how);
   return value;
 }
+
+inline float rsqrtf(float v) {
+  return 1 / std::sqrt(v);
+}
+
 // A kernel that calls this promises that nothing writes there while it runs.
-inline double cospi(double v) {
-  return std::cos(3.141592653589793 * v);
-}
-
-inline double sinpi(double v) {
-  return std::sin(3.141592653589793 * v);
-}
-
 template <class T>
 T __ldg(const T* from) {
   return software_load(from, ::software::Access::constant_read);
