@@ -45,7 +45,7 @@ struct Terms {
   double x, noise;
 };
 
-FDK_HOST_DEVICE FDK_CALLED Terms terms_at(const Noising& p, int64_t b, int64_t i) {
+FDK_HOST_DEVICE inline Terms terms_at(const Noising& p, int64_t b, int64_t i) {
   const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
   if (p.result == NoisingResult::noisy) return {alpha, sigma};
   const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);

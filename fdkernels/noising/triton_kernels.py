@@ -66,7 +66,7 @@ def mixed(x, noise, by_x, by_noise, WIDE: tl.constexpr):
 @triton.jit
 def stored(v, TYPE: tl.constexpr):
     """v in the type of the result: float64 goes to half precision by way of float32, as in C++."""
-    if TYPE != tl.float64:
+    if tl.float64 != TYPE:
         v = v.to(tl.float32)
     return v.to(TYPE)
 
