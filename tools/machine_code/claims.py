@@ -14,7 +14,8 @@ from tools.machine_code.compiled import Compiled
 # On some targets ptxas spills four registers (16 bytes), so that a third program fits on a multiprocessor. The last
 # program reads them back when it reports.
 MOST_SPILLED = 16
-# Enough warps for loads in flight: 12 with at least one 128-bit load from each input; 32 if a kernel only streams, 24 if it may draw noise.
+# Enough warps for loads in flight: 12 with at least one 128-bit load from each input; 32 if a kernel only streams, 24
+# if it may draw noise.
 FEWEST_WARPS = {
     "fdiv_fwd_kernel": 12,
     "fdiv_reduce_kernel": 12,
