@@ -39,8 +39,8 @@ def normals(seed: int, first: int, count: int) -> np.ndarray:
 
 
 def doubled(level: float | Tensor, x: Tensor) -> Tensor:
-    """A level in float64, with dimensions that broadcast over x."""
-    level = torch.as_tensor(level, dtype=torch.float64)
+    """A level in float64 on the CPU, with dimensions that broadcast over x."""
+    level = torch.as_tensor(level, dtype=torch.float64, device="cpu")
     return level.reshape(*level.shape, *(1,) * (x.dim() - level.dim()))
 
 
@@ -61,7 +61,7 @@ class NoisingCase(Inputs):
     def expected(self) -> tuple[Tensor, Tensor]:
         """x_t, and the gradient at an upstream of ones."""
         alpha, sigma = (doubled(level, self.x0) for level in (self.alpha, self.sigma))
-        return alpha * self.x0.double() + sigma * self.noise.double(), alpha.expand(self.x0.shape)
+        return alpha * self.x0.cpu().double() + sigma * self.noise.cpu().double(), alpha.expand(self.x0.shape)
 
     def hold(self, outcome: Outcome, expected: tuple[Tensor, Tensor], upstream: Tensor | None = None) -> None:
         factor = torch.ones((), dtype=torch.float64) if upstream is None else upstream.double()
