@@ -9,8 +9,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/tables.h"
 #include "core/predictions.h"
+#include "core/tables.h"
 
 namespace fdkernels {
 
