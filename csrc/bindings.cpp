@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/planning.h"
+#include "denoising/arguments.h"
 #include "fdiv/arguments.h"
 #include "fdiv/divergences.h"
 #include "fdiv/plan_call.h"
@@ -83,9 +84,10 @@ Listed arguments(const std::string& op) {
 #define FDK_LISTED(kind, name) {#kind, #name},
   if (op == "fdiv") return {FDK_FDIV_ARGUMENTS(FDK_LISTED)};
   if (op == "fdiv_weight") return {FDK_FDIV_WEIGHT_ARGUMENTS(FDK_LISTED)};
+  if (op == "denoising") return {FDK_DENOISING_ARGUMENTS(FDK_LISTED)};
   if (op == "noising") return {FDK_NOISING_ARGUMENTS(FDK_LISTED)};
 #undef FDK_LISTED
-  throw py::value_error("op: expected fdiv, fdiv_weight or noising, got " + op);
+  throw py::value_error("op: expected fdiv, fdiv_weight, noising or denoising, got " + op);
 }
 
 py::dict build_info() {

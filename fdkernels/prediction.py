@@ -42,19 +42,43 @@ class _Kind:
     coefficients: Callable[[Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
     """(alpha, sigma, sigma_data) -> (a, c)"""
     needs: tuple[str, ...]
+    target: Callable[[Tensor, Tensor, float | Tensor], tuple[Tensor, Tensor]]
+    """(alpha, sigma, sigma_data) -> (p, q) of what the network is trained to predict, p·x0 + q·noise."""
 
 
 # x_t = alpha·x0 + sigma·noise everywhere; alpha = 1 - sigma for flow_prediction and 1 for edm.
 KINDS: dict[str, _Kind] = {
-    "sample": _Kind(lambda alpha, sigma, data: (torch.zeros_like(sigma), torch.ones_like(sigma)), ()),  # unused
-    "epsilon": _Kind(lambda alpha, sigma, data: (alpha.reciprocal(), -sigma / alpha), ("alpha", "sigma")),
-    "v_prediction": _Kind(lambda alpha, sigma, data: (alpha, -sigma), ("alpha", "sigma")),
-    "flow_prediction": _Kind(lambda alpha, sigma, data: (torch.ones_like(sigma), -sigma), ("sigma",)),
+    "sample": _Kind(
+        lambda alpha, sigma, data: (torch.zeros_like(sigma), torch.ones_like(sigma)),
+        (),
+        lambda alpha, sigma, data: (torch.ones_like(sigma), torch.zeros_like(sigma)),
+    ),
+    "epsilon": _Kind(
+        lambda alpha, sigma, data: (alpha.reciprocal(), -sigma / alpha),
+        ("alpha", "sigma"),
+        lambda alpha, sigma, data: (torch.zeros_like(sigma), torch.ones_like(sigma)),
+    ),
+    "v_prediction": _Kind(
+        lambda alpha, sigma, data: (alpha, -sigma),
+        ("alpha", "sigma"),
+        lambda alpha, sigma, data: (-sigma, alpha),
+    ),
+    "flow_prediction": _Kind(
+        lambda alpha, sigma, data: (torch.ones_like(sigma), -sigma),
+        ("sigma",),
+        lambda alpha, sigma, data: (-torch.ones_like(sigma), torch.ones_like(sigma)),
+    ),
     "edm": _Kind(
         lambda alpha, sigma, data: (data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()),
         ("sigma",),
+        lambda alpha, sigma, data: (
+            sigma / (data * (sigma**2 + data**2).sqrt()),
+            -data / (sigma**2 + data**2).sqrt(),
+        ),
     ),
-    "affine": _Kind(lambda alpha, sigma, data: (alpha, sigma), ("alpha", "sigma")),
+    "affine": _Kind(
+        lambda alpha, sigma, data: (alpha, sigma), ("alpha", "sigma"), lambda alpha, sigma, data: (alpha, sigma)
+    ),
 }
 
 
@@ -271,14 +295,35 @@ class Prediction:
         )
 
 
-def coefficients(call: Any, kind: str, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements, from an op's arguments."""
+def coefficients(
+    call: Any, kind: str, shape: tuple[int, int], device: torch.device, *, target: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(a, c) of x0 = a·x_t + c·prediction in float64, broadcastable to the elements, from an op's arguments.
+
+    target: (p, q) of the target instead.
+    """
     levels: list[Tensor] = []
     for table, number in ((call.alpha, call.fixed_alpha), (call.sigma, call.fixed_sigma)):
         level = column_or_expanded(table, shape)
         levels.append(torch.ones(1, 1, dtype=torch.float64, device=device) * number if level is None else level)
     alpha, sigma = levels
-    return KINDS[kind].coefficients(alpha, sigma, call.sigma_data)
+    row = KINDS[kind]
+    return (row.target if target else row.coefficients)(alpha, sigma, call.sigma_data)
+
+
+def check_levels(kind: Any, alpha: Any, sigma: Any) -> None:
+    """Check a kind's name, and the values of levels that it is given, if the host can read them."""
+    if not isinstance(kind, str) or kind not in KINDS or kind == "affine":
+        known = [name for name in KINDS if name != "affine"]
+        raise ValueError(f"prediction: unknown kind {shown(kind)}{did_you_mean(kind, known)}")
+    for name, level in (("alpha", alpha), ("sigma", sigma)):
+        if level is None:
+            continue
+        check_level(name, level, kind)
+        known_range = None if torch.compiler.is_compiling() else host_range(level)
+        if known_range is not None and not (known_range[0] >= 0 and known_range[1] < math.inf):
+            bad = ", ".join(map(repr, _beyond(level, 0.0)[:4]))
+            raise ValueError(f"{name}: expected finite numbers >= 0, got {bad}")
 
 
 def check_level(name: str, value: float | Tensor | None, kind: str) -> None:

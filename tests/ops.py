@@ -15,6 +15,7 @@ from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from tests import refusals
 from tests.cases import Case, Inputs, WeightCase, make, normalizer
 from tests.contracts import EVERY_OP
+from tests.denoising import DenoisingCase, make_denoising, raw_denoising, weighted
 from tests.device import place
 from tests.noising import NoisingCase, make_noising, raw_noising
 
@@ -164,6 +165,26 @@ OPS = {
         own=("state",),
         is_loss=False,
         lacks={"autograd": "the weight is a constant of the loss"},
+    ),
+    "denoising": Tested(
+        "denoising", DenoisingCase, make_denoising,
+        variants={
+            "plain": make_denoising,
+            "state": weighted,
+            "edm, none": lambda *of: make_denoising(*of, prediction="edm", reduction="none"),
+        },
+        raw=raw_denoising,
+        raw_variants={
+            "all": {},
+            "none": {"reduction": "none", "weight": Table()},
+            "no grad": {"with_grad": False, "alpha": Table(), "sigma": Table()},
+            "edm": {"prediction": "edm"},
+        },
+        raw_beside={"divisor": {"divisor": torch.tensor(50.0)}},
+        samples=("pred", "x0", "noise"),
+        per_sample={"reduction": "none"},
+        formula=lambda case: lambda pred: (pred - case.noise).square().mean(),
+        own=("weightings", "peers"),
     ),
     "noising": Tested(
         "noising", NoisingCase, make_noising,

@@ -19,6 +19,16 @@ namespace fdkernels {
   X(edm, data* data / sum_of_squares(sigma, data), sigma * data / ::sqrt(sum_of_squares(sigma, data))) \
   X(affine, alpha, sigma)
 
+// What a network of each kind is trained to predict: p x0 + q noise, X(name, p, q). An affine target's p and q are
+// alpha and sigma. EDM's x_t is x0 + sigma noise.
+#define FDK_TARGETS(X)                                                                                      \
+  X(sample, 1.0, 0.0)                                                                                       \
+  X(epsilon, 0.0, 1.0)                                                                                      \
+  X(v_prediction, -sigma, alpha)                                                                            \
+  X(flow_prediction, -1.0, 1.0)                                                                             \
+  X(edm, sigma / (data * ::sqrt(sum_of_squares(sigma, data))), -data / ::sqrt(sum_of_squares(sigma, data))) \
+  X(affine, alpha, sigma)
+
 enum class PredictionKind : int8_t { FDK_PREDICTIONS(FDK_ENUMERATOR) };
 constexpr const char* kPredictionNames[] = {FDK_PREDICTIONS(FDK_NAME)};
 
@@ -40,10 +50,15 @@ FDK_HOST_DEVICE inline Map coefficients_of(PredictionKind kind, double alpha, do
   case PredictionKind::name: \
     return {a, c};
     FDK_PREDICTIONS(FDK_CASE)
-#undef FDK_CASE
   }
   return {NAN, NAN};
 }
+
+FDK_HOST_DEVICE inline Map target_of(PredictionKind kind, double alpha, double sigma, double data) {
+  switch (kind) { FDK_TARGETS(FDK_CASE) }
+  return {NAN, NAN};
+}
+#undef FDK_CASE
 
 }  // namespace
 

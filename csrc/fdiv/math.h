@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "core/numbers.h"
+#include "core/affine.h"
 #include "fdiv/problem.h"
 
 namespace fdkernels {
@@ -33,28 +33,6 @@ FDK_HOST_DEVICE inline T guided(T cond, T uncond, T scale) {
 template <class T>
 FDK_HOST_DEVICE inline T gap_of(T tau, T f, T c) {
   return c * (f - tau);
-}
-
-// The error of operands in double, or in float with a and c in double. a and c rounded to float would shift a whole
-// sample the same way, which no mean averages out.
-FDK_HOST_DEVICE inline double error_of(double x, double noisy, double tau, double a, double c) {
-  return x - (a * noisy + c * tau);
-}
-
-// a and c for a run of elements. Each is a sum of two numbers of type T.
-template <class T>
-struct Coefficients {
-  T a = 0, a_rest = 0, c = 1, c_rest = 0;
-};
-
-// The same error in T, to the last place: at high noise a x_t and c tau are large and cancel. The rounding error of c
-// tau is kept, and a x_t is not rounded (Kahan's a b + c d: within two roundings of the result, and no contraction by a
-// compiler can change it).
-template <class T>
-FDK_HOST_DEVICE inline T error_of(T x, T noisy, T tau, const Coefficients<T>& k) {
-  const T product = k.c * tau, lost = std::fma(k.c, tau, -product);
-  const T x0 = std::fma(k.a, noisy, product);
-  return (x - x0) - (lost + std::fma(k.a_rest, noisy, k.c_rest * tau));
 }
 
 // What an element adds to a sample's sums.

@@ -10,9 +10,7 @@
 // Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
 
-#include <cmath>
-
-#include "core/predictions.h"
+#include "core/affine.h"
 #include "core/random.h"
 #include "core/tables.h"
 
@@ -40,12 +38,8 @@ struct Noising {
 
 namespace {
 
-// y = x times x + noise times noise.
-struct Terms {
-  double x, noise;
-};
-
-FDK_HOST_DEVICE inline Terms terms_at(const Noising& p, int64_t b, int64_t i) {
+// y = a x + c noise.
+FDK_HOST_DEVICE inline Map terms_at(const Noising& p, int64_t b, int64_t i) {
   const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
   if (p.result == NoisingResult::noisy) return {alpha, sigma};
   const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
@@ -67,33 +61,6 @@ FDK_HOST_DEVICE inline T as_stored(T v, DType dtype) {
     v = static_cast<T>(number(stored));
   });
   return v;
-}
-
-// Terms as sums of two numbers of type T.
-template <class T>
-struct Split {
-  T x = 0, x_rest = 0, noise = 0, noise_rest = 0;
-};
-
-template <class T>
-FDK_HOST_DEVICE inline Split<T> split(const Terms& by) {
-  Split<T> parts{static_cast<T>(by.x), 0, static_cast<T>(by.noise), 0};
-  if constexpr (sizeof(T) < sizeof(double)) {
-    parts.x_rest = static_cast<T>(by.x - static_cast<double>(parts.x));
-    parts.noise_rest = static_cast<T>(by.noise - static_cast<double>(parts.noise));
-  }
-  return parts;
-}
-
-// y, in float to the last place also where the terms cancel (as error_of in fdiv/math.h).
-FDK_HOST_DEVICE inline float mixed(float x, float noise, const Split<float>& by) {
-  const float product = by.noise * noise, y = std::fma(by.x, x, product);
-  const float rest = std::fma(by.noise, noise, -product) + std::fma(by.x_rest, x, by.noise_rest * noise);
-  return is_finite(y) ? y + rest : y;
-}
-
-FDK_HOST_DEVICE inline double mixed(double x, double noise, const Split<double>& by) {
-  return by.x * x + by.noise * noise;
 }
 
 }  // namespace

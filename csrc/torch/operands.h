@@ -175,6 +175,15 @@ struct LossResults {
     stats = new_tensor({with_stats ? figures + batch : 0}, ScalarType::Double, like);
   }
 
+  // On the CPU: of the batch, or of sample b.
+  void set_loss(size_t b, double value) const {
+    if (is_double) {
+      static_cast<double*>(loss.data_ptr())[b] = value;
+    } else {
+      static_cast<float*>(loss.data_ptr())[b] = static_cast<float>(value);
+    }
+  }
+
   std::tuple<Tensor, Tensor, Tensor, Tensor> all() const {
     return {loss, gradient, unscale, stats};
   }

@@ -40,6 +40,37 @@ def coefficients(alpha, sigma, sigma_data, KIND: tl.constexpr):
 
 
 @triton.jit
+def target(alpha, sigma, sigma_data, KIND: tl.constexpr):
+    """(p, q) of what a network is trained to predict, p·x0 + q·noise."""
+    ones = tl.zeros_like(sigma) + 1.0
+    if KIND == "sample":
+        p, q = ones, ones * 0.0
+    elif KIND == "epsilon":
+        p, q = ones * 0.0, ones
+    elif KIND == "v_prediction":
+        p, q = -sigma, alpha
+    elif KIND == "flow_prediction":
+        p, q = -ones, ones
+    elif KIND == "edm":
+        root = tl.sqrt(sigma * sigma + sigma_data * sigma_data)
+        p, q = sigma / (sigma_data * root), -sigma_data / root
+    elif KIND == "affine":
+        p, q = alpha, sigma
+    else:
+        tl.static_assert(False, "target: no such row")
+    return p, q
+
+
+@triton.jit
+def _of_levels(alpha, sigma, sigma_data, KIND: tl.constexpr, TARGET: tl.constexpr):
+    if TARGET:
+        a, c = target(alpha, sigma, sigma_data, KIND)
+    else:
+        a, c = coefficients(alpha, sigma, sigma_data, KIND)
+    return a, c
+
+
+@triton.jit
 def level(table, number, b, i):
     """The level of elements i of sample b in float64: from the table, or the number if there is no table."""
     v = float64(number)
@@ -49,8 +80,11 @@ def level(table, number, b, i):
 
 
 @triton.jit
-def tile_coefficients(operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr):
-    """(a, c) of elements [start, start + TILE) of sample b; two numbers if RUN is 0, when a sample has one level.
+def tile_coefficients(
+    operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr, TARGET: tl.constexpr = False
+):
+    """(a, c) of elements [start, start + TILE) of sample b, or (p, q) of their TARGET; two numbers if RUN is 0, when a
+    sample has one level.
 
     Otherwise each run of RUN elements shares its levels, and (a, c) are computed once per run: a division per element
     would halve the warps in flight. Do not mask the tables' loads: a masked alpha would be 0, and the infinite
@@ -58,13 +92,13 @@ def tile_coefficients(operands, scalars, b, start, KIND: tl.constexpr, RUN: tl.c
     """
     alpha, sigma = scalars.alpha, scalars.sigma
     if RUN == 0:
-        a, c = coefficients(alpha, sigma, scalars.sigma_data, KIND)
+        a, c = _of_levels(alpha, sigma, scalars.sigma_data, KIND, TARGET)
     else:
         i = start + tl.arange(0, TILE // RUN) * RUN
         zeros = tl.zeros((TILE // RUN,), tl.float64)
         alpha = zeros + level(operands.alpha, alpha, b, i)
         sigma = zeros + level(operands.sigma, sigma, b, i)
-        a, c = coefficients(alpha, sigma, scalars.sigma_data, KIND)
+        a, c = _of_levels(alpha, sigma, scalars.sigma_data, KIND, TARGET)
         if RUN > 1:
             a = tl.reshape(tl.broadcast_to(a[:, None], (TILE // RUN, RUN)), (TILE,))
             c = tl.reshape(tl.broadcast_to(c[:, None], (TILE // RUN, RUN)), (TILE,))

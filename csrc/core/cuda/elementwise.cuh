@@ -1,5 +1,5 @@
-// The schedule of ops without sums: no block waits for another, and nothing is held on chip. Elements come in runs: a
-// run is a sample, or a whole batch whose samples are treated alike.
+// The schedule of ops whose elements need no sum: no block waits for another, and nothing is held on chip. Elements
+// come in runs: a run is a sample, or a whole batch whose samples are treated alike.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace fdkernels::cuda {
 
-constexpr int kElementThreads = 256;
+constexpr int kElementThreads = 256;  // in launch bounds with 2 blocks: without a number ptxas saves registers, and spills
 
 // How the blocks of a launch share the runs.
 struct Runs {
@@ -29,18 +29,52 @@ __device__ inline void by_elements(const Call& call, const Runs& runs) {
   if (math.stores()) scatter(math, call.aligned, part, nullptr);
 }
 
+// The same for an op that adds up one number of each element, math.total: no block waits, and the block that draws the
+// last ticket adds up the sums of all blocks, in their order. Call has partials, a double for each block, and tickets,
+// one that is zero before and after the launch. make(run, part) returns a Math; report(run, total) is called once for
+// each run.
+template <class Call, class Make, class Report>
+__device__ inline void sum_by_elements(const Call& call, const Runs& runs, Scratch& scratch, bool& drawn,
+                                       const Make& make, const Report& report) {
+  const int64_t run = blockIdx.x / runs.blocks;
+  const int block = static_cast<int>(blockIdx.x - run * runs.blocks);
+  const Part part =
+      part_of(call.elements, runs.share, 0, block, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  const Group group{0, static_cast<int>(blockDim.x), 0, scratch};
+  auto math = make(run, part);
+  scatter(math, call.aligned, part, nullptr);
+  double total[1] = {math.total};
+  group.reduce<Add>(total);
+  if (threadIdx.x == 0) call.partials[blockIdx.x] = total[0];
+  if (!draws_last(group, call.tickets, gridDim.x, drawn)) return;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+#pragma unroll 1
+  for (int64_t r = warp(); r < call.runs; r += warps) {
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t i = lane(); i < runs.blocks; i += kWarp) sum += __ldcg(call.partials + r * runs.blocks + i);
+    sum = add_lanes(sum);
+    if (lane() == 0) report(r, sum);
+  }
+  if (threadIdx.x == 0) *call.tickets = 0;
+}
+
 // Only as many blocks as keep the device busy: if there is nothing to store, each costs its start alone. At least as
 // many as leave a share less than 2^31 elements, which a thread counts in 32 bits.
+inline Runs runs_of(int64_t runs, int64_t elements, int vector, int multiprocessors) {
+  constexpr int kVectorsAThread = 4;
+  const int64_t vectors = ceil_div(elements, vector);
+  const int64_t least = std::max<int64_t>(1, ceil_div(elements, int64_t{1} << 30));
+  const int64_t most = std::max(least, ceil_div(8 * static_cast<int64_t>(multiprocessors), runs));
+  const int64_t blocks = std::clamp(ceil_div(vectors, kElementThreads * kVectorsAThread), least, most);
+  return {blocks, ceil_div(vectors, blocks) * vector};
+}
+
 template <class Call>
 void launch_elements(const char* name, void (*kernel)(Call, Runs), const Call& call, int vector, int multiprocessors,
                      void* stream) {
-  constexpr int kVectorsAThread = 4;
-  const int64_t vectors = ceil_div(call.elements, vector);
-  const int64_t least = std::max<int64_t>(1, ceil_div(call.elements, int64_t{1} << 30));
-  const int64_t most = std::max(least, ceil_div(8 * static_cast<int64_t>(multiprocessors), call.runs));
-  const int64_t blocks = std::clamp(ceil_div(vectors, kElementThreads * kVectorsAThread), least, most);
-  launch(name, kernel, call.runs * blocks, kElementThreads, stream, call,
-         Runs{blocks, ceil_div(vectors, blocks) * vector});
+  const Runs runs = runs_of(call.runs, call.elements, vector, multiprocessors);
+  launch(name, kernel, call.runs * runs.blocks, kElementThreads, stream, call, runs);
 }
 
 }  // namespace fdkernels::cuda

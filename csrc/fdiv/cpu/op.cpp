@@ -78,13 +78,7 @@ FdivResults fdiv(const FdivArguments& call) {
   fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(),
                        out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
                        call.with_stats ? stats : nullptr);
-  for (size_t b = 0; b < losses.size(); ++b) {
-    if (out.is_double) {
-      static_cast<double*>(out.loss.data_ptr())[b] = losses[b];
-    } else {
-      static_cast<float*>(out.loss.data_ptr())[b] = static_cast<float>(losses[b]);
-    }
-  }
+  for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
   return out.all();
 }
 

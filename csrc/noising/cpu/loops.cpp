@@ -37,17 +37,17 @@ void draw(uint64_t seed, uint64_t first, int count, T* out) {
 
 // In float with fused multiply-adds, or in double, so that terms may cancel.
 template <class T, class Stored, class StoredNoise>
-void mix_run(const Stored* x, const StoredNoise* noise, int64_t count, const Terms& terms, Stored* y) {
+void mix_run(const Stored* x, const StoredNoise* noise, int64_t count, const Map& terms, Stored* y) {
   using Wide = decltype(number(Stored{}));
 #ifdef __FMA__
   using Arithmetic = T;
 #else
   using Arithmetic = double;
 #endif
-  const Split<Arithmetic> by = split<Arithmetic>(terms);
+  const Coefficients<Arithmetic> k = split<Arithmetic>(terms);
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    put(static_cast<Wide>(mixed(static_cast<Arithmetic>(number(x[i])), static_cast<Arithmetic>(number(noise[i])), by)),
+    put(static_cast<Wide>(affine(static_cast<Arithmetic>(number(x[i])), static_cast<Arithmetic>(number(noise[i])), k)),
         y[i]);
   }
 }
@@ -72,7 +72,7 @@ void mix_blocks(const Noising& p, int64_t b, int64_t begin, int64_t end) {
     Stored* y = static_cast<Stored*>(p.y) + b * p.elements;
     for (int64_t at = begin; at < end;) {
       const int count = static_cast<int>(same_terms(p, at, end - at < kBlock ? end - at : kBlock));
-      const Terms terms = terms_at(p, b, at);
+      const Map terms = terms_at(p, b, at);
       if (p.noise.data != nullptr && p.noise.dtype == p.x.dtype) {
         const Stored* noise = static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride;
         mix_run<T>(x + at, noise + at, count, terms, y + at);

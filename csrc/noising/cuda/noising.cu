@@ -17,7 +17,7 @@ struct NoisingMath {
   const int64_t b;
   const Part& part;
   uint64_t seed = 0;
-  Split<T> by;
+  Coefficients<T> k;
   int64_t end = 0;  // the end of the run of elements that have these terms, in the sample
 
   __device__ NoisingMath(const NoisingCall& call, int64_t sample, const Part& share)
@@ -40,7 +40,7 @@ struct NoisingMath {
   // A thread takes its elements in ascending order.
   __device__ void look_up(int64_t i) {
     end = i + same_terms(p, i, part.end - i);
-    by = split<T>(terms_at(p, b, i));
+    k = split<T>(terms_at(p, b, i));
   }
 
   template <int W>
@@ -61,7 +61,7 @@ struct NoisingMath {
       widen<StoredNoise>(raw_noise, p.noise.dtype, noise);
     }
 #pragma unroll
-    for (int n = 0; n < W; ++n) values[n] = mixed(x[n], noise[n], by);
+    for (int n = 0; n < W; ++n) values[n] = affine(x[n], noise[n], k);
   }
 
   template <int W>
@@ -71,7 +71,7 @@ struct NoisingMath {
 };
 
 template <class Ty>
-__global__ void __launch_bounds__(kElementThreads) noising_kernel(const __grid_constant__ NoisingCall call, Runs runs) {
+__global__ void __launch_bounds__(kElementThreads, 2) noising_kernel(const __grid_constant__ NoisingCall call, Runs runs) {
   by_elements<NoisingMath<Ty>>(call, runs);
 }
 

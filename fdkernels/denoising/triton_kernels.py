@@ -1,0 +1,136 @@
+"""The kernel of the op `denoising` in Triton: each input is read once, the gradient written once, in one launch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fdkernels._triton.elements import float16_power, float64, given_count, load_samples, table_entry
+from fdkernels._triton.predictions import level, tile_coefficients
+from fdkernels._triton.sums import is_last, load_stored
+
+
+class Operands(NamedTuple):
+    """The inputs of a call's elements; None for an input that the call does not have."""
+
+    pred: Any
+    x0: Any
+    noise: Any
+    alpha: Any
+    """A Table, or None if `fixed_alpha` takes its place. The same holds for sigma."""
+    sigma: Any
+    weight: Any
+    """A Table."""
+    count: Any
+    """One value: the N of a mean that the caller gives."""
+    end: None = None
+    """Keep this None last, as in `fdiv/triton_elements.py`."""
+
+
+class Written(NamedTuple):
+    loss: Any
+    gradient: Any
+    unscale: Any
+    partials: Any
+    ticket: Any
+    end: None = None
+
+
+class Scalars(NamedTuple):
+    """The numbers of a program."""
+
+    alpha: Any
+    sigma: Any
+    sigma_data: Any
+
+
+@triton.jit
+def difference(pred, x0, noise, p, q, WIDE: tl.constexpr):
+    """pred - (p·x0 + q·noise), also where these are so near that the sum's last place is not enough: the rounding
+    errors of both products and of their sum are kept."""
+    if tl.float32 == WIDE:
+        p_high, q_high = p.to(WIDE) + tl.zeros_like(pred), q.to(WIDE) + tl.zeros_like(pred)
+        p_low, q_low = (p - p.to(WIDE).to(tl.float64)).to(WIDE), (q - q.to(WIDE).to(tl.float64)).to(WIDE)
+        first, second = p_high * x0, q_high * noise
+        lost = tl.fma(p_high, x0, -first) + tl.fma(q_high, noise, -second)
+        total = first + second
+        most = total - first
+        rest = (first - (total - most)) + (second - most)
+        d = (pred - total) - (rest + (lost + (p_low * x0 + q_low * noise)))
+    else:
+        d = pred - (p * x0 + q * noise)
+    return d
+
+
+# loss = Σ w·d² / N, gradient = 2·w·d / N with d = pred - target. Programs share each sample; the last one adds up.
+@triton.jit
+def denoising_kernel(
+    operands, written, batch, elements, programs, tiles, divisor, fixed_alpha, fixed_sigma, sigma_data,
+    REDUCTION: tl.constexpr, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr, SAMPLES: tl.constexpr,
+    PIECES: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0) // programs
+    first = tl.zeros_like(b)
+    scalars = Scalars(
+        level(operands.alpha, fixed_alpha, b, first), level(operands.sigma, fixed_sigma, b, first), float64(sigma_data)
+    )
+    n = float64(divisor)
+    if operands.count is not None:
+        n = given_count(operands.count)
+    power = tl.full((), 1.0, tl.float64)
+    if written.unscale is not None:
+        power = float16_power(n)
+    factor = 2.0 / n * power
+    row = b.to(tl.int64) * elements
+    begin = (tl.program_id(0) % programs).to(OFFSET) * tiles * TILE
+    end = tl.minimum(begin + tiles * TILE, tl.full((), elements, OFFSET))
+    total = tl.zeros((TILE,), tl.float64)
+    for start in range(begin, end, TILE):
+        i = start + tl.arange(0, TILE)
+        inside = i < elements
+        p, q = tile_coefficients(operands, scalars, b, start, KIND, RUN, TILE, True)
+        pred = load_samples(operands.pred, b, i, inside, WIDE)
+        x0 = load_samples(operands.x0, b, i, inside, WIDE)
+        noise = load_samples(operands.noise, b, i, inside, WIDE)
+        d = difference(pred, x0, noise, p, q, WIDE)
+        wide = d.to(tl.float64)
+        if operands.weight is not None:
+            w = tl.load(table_entry(operands.weight, b, i)).to(tl.float64)
+            total += tl.where(inside, w * wide * wide, 0.0)
+            by = (factor * w).to(WIDE)
+        else:
+            total += tl.where(inside, wide * wide, 0.0)
+            by = factor.to(WIDE)
+        if written.gradient is not None:
+            g = by * d
+            if tl.float64 != written.gradient.dtype.element_ty:
+                g = g.to(tl.float32)
+            tl.store(written.gradient + row + i, g.to(written.gradient.dtype.element_ty), mask=inside)
+    tl.store(written.partials + tl.program_id(0), tl.sum(total))
+    if is_last(written.ticket):
+        all_samples = tl.zeros((), tl.float64)
+        for chunk in range(0, batch, SAMPLES):
+            samples = chunk + tl.arange(0, SAMPLES)
+            sums = tl.zeros((SAMPLES, PIECES), tl.float64)
+            for piece in range(0, programs, PIECES):
+                at = piece + tl.arange(0, PIECES)
+                present = (samples < batch)[:, None] & (at < programs)[None, :]
+                stored = written.partials + samples.to(tl.int64)[:, None] * programs + at[None, :]
+                sums += load_stored(stored, present)
+            of_samples = tl.sum(sums, 1)
+            if REDUCTION == "none":
+                own = samples < batch
+                tl.store(written.loss + samples, (of_samples / n).to(written.loss.dtype.element_ty), mask=own)
+                if written.unscale is not None:
+                    tl.store(
+                        written.unscale + samples,
+                        (tl.zeros((SAMPLES,), tl.float64) + 1.0 / power).to(tl.float32),
+                        mask=own,
+                    )
+            all_samples += tl.sum(of_samples)
+        if REDUCTION != "none":
+            tl.store(written.loss, (all_samples / n).to(written.loss.dtype.element_ty))
+            if written.unscale is not None:
+                tl.store(written.unscale, (1.0 / power).to(tl.float32))
