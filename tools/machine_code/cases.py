@@ -11,6 +11,8 @@ from torch import Tensor
 from fdkernels._op.arguments import Table
 from fdkernels._triton.launch import Launch
 from fdkernels._triton.scale import scale_launches
+from fdkernels.denoising.arguments import DenoisingArguments
+from fdkernels.denoising.triton_launch import denoising_launches
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from fdkernels.fdiv.triton_launch import forward_launches
 from fdkernels.noising.arguments import NoisingArguments
@@ -166,6 +168,35 @@ ODD_NOISINGS = {
 }
 
 
+def denoising(
+    shape: tuple[int, ...], dtype: torch.dtype = BF16, *, frames: int = 1, **changes: Any
+) -> DenoisingArguments:
+    """The arguments of `denoising_triton` for a v prediction."""
+    level = Table(meta(shape[0], frames), math.prod(shape[1:]) // frames)
+    image = meta(*shape, dtype=dtype)
+    call = DenoisingArguments(
+        pred=image, x0=meta(*shape, dtype=dtype), noise=meta(*shape, dtype=dtype), prediction="v_prediction",
+        alpha=level, sigma=level, fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5,
+        weight=Table(meta(shape[0], 1), math.prod(shape[1:])), reduction="mean", divisor=None, with_grad=True,
+    )  # fmt: skip
+    return call._replace(**changes)
+
+
+DENOISINGS = {
+    "sdxl bf16": denoising(SDXL),
+    "sdxl fp32": denoising(SDXL, FP32),
+    "sdxl fp16, none": denoising(SDXL, FP16, reduction="none"),
+    "wan bf16, a level a frame": denoising(WAN, frames=21),
+}
+ODD_DENOISINGS = {
+    "float64, edm": denoising((8, 3, 32, 32), torch.float64, prediction="edm"),
+    "odd length, no gradient": denoising((3, 4099), FP16, with_grad=False),
+    "levels and weights of every element": denoising(
+        CIFAR, sigma=Table(meta(64, 3072), 1), weight=Table(meta(64, 3072), 1)
+    ),
+}
+
+
 def backward(dtype: torch.dtype, upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
     gradient = meta(*SDXL, dtype=dtype)
     unscale = meta(*upstream) if dtype == FP16 else meta(0)
@@ -203,6 +234,11 @@ def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
     for name, noised in NOISINGS.items():
         read = [v for v in (noised.x, noised.noise) if v is not None]
         found += [(name, launch, read, noised.x.dtype) for launch in noising_launches(noised)[1]]
+    for name, denoised in DENOISINGS.items():
+        read = [denoised.pred, denoised.x0, denoised.noise]
+        found += [(name, launch, read, denoised.pred.dtype) for launch in denoising_launches(denoised)[1]]
+    for name, denoised in ODD_DENOISINGS.items():
+        found += [(name, launch, [], None) for launch in denoising_launches(denoised)[1]]
     for name, noised in ODD_NOISINGS.items():
         found += [(name, launch, [], None) for launch in noising_launches(noised)[1]]
     return found

@@ -15,6 +15,7 @@ MOST_CODE = {
     "general": 130,
     "any type": 168,
     "small": 40,
+    "elementwise": 48,
 }  # KB, which each training step fetches anew
 LONGER_FROM, LONGER = 100, 1.3  # newer architectures need more instructions for the same code
 COMBINATIONS = 12  # of types, per schedule
@@ -55,6 +56,8 @@ def no_spills(k: CudaKernel) -> Iterator[str]:
 
 def code_size(k: CudaKernel) -> Iterator[str]:
     kind = "small" if k.kernel not in FLAGSHIPS else "general" if k.general else "plain"
+    if k.kernel in ("noising_kernel", "denoising_kernel"):
+        kind = "elementwise"
     if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any":
         kind = "any type"
     most = MOST_CODE[kind] * (LONGER if k.arch >= LONGER_FROM else 1)
@@ -112,7 +115,8 @@ def gradient_stores(k: CudaKernel) -> Iterator[str]:
         return
     each = k.types.bytes(k.types.student)
     wanted = {8 * each * k.types.vector: 1, _bits(k, k.types.student): 1}
-    yield from _accesses("stores of the gradient", k.stores, wanted, (8 * each, *_narrower(k.types)))
+    others = (32, 64) if k.kernel == "denoising_kernel" else ()  # sums and losses
+    yield from _accesses("stores of the gradient", k.stores, wanted, (8 * each, *others, *_narrower(k.types)))
 
 
 def on_chip(k: CudaKernel) -> Iterator[str]:
@@ -153,7 +157,7 @@ def atomics(k: CudaKernel) -> Iterator[str]:
     """One ticket; a grid kernel also counts arrivals at its team."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
-    wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2}.get(k.kernel, 0)
+    wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2, "denoising_kernel": 1}.get(k.kernel, 0)
     if k.integer_atomics != wanted:
         yield f"{k.integer_atomics} integer atomics, {wanted} wanted"
 

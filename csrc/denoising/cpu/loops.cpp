@@ -9,11 +9,10 @@ namespace fdkernels::FDKERNELS_ISA {
 
 namespace {
 
-constexpr int kSums = 8;  // running sums in double
-
 // Elements [0, count) of one run. In float with fused multiply-adds, or in double, since d is what remains of terms
-// that cancel.
-template <class T, class Stored, class StoredTarget>
+// that cancel. There are as many running sums, in double, as 64 bytes hold stored values: that many elements are one
+// step of a vectorized loop.
+template <bool kStores, class T, class Stored, class StoredTarget>
 double denoise_run(const Stored* pred, const StoredTarget* x0, const StoredTarget* noise, int64_t count,
                    const DenoisingRun& run, double factor, Stored* gradient) {
   using Wide = decltype(number(Stored{}));
@@ -22,17 +21,15 @@ double denoise_run(const Stored* pred, const StoredTarget* x0, const StoredTarge
 #else
   using Arithmetic = double;
 #endif
+  constexpr int kSums = 64 / sizeof(Stored);
   const Coefficients<Arithmetic> k = split<Arithmetic>(run.target);
   const Arithmetic by = static_cast<Arithmetic>(factor * run.weight);
-  const auto difference = [&](int64_t i) {
-    return difference_of(static_cast<Arithmetic>(number(pred[i])), static_cast<Arithmetic>(number(x0[i])),
-                         static_cast<Arithmetic>(number(noise[i])), k);
-  };
   alignas(64) double sums[kSums] = {};
   const auto add = [&](int64_t i, int lane) {
-    const Arithmetic d = difference(i);
+    const Arithmetic d = difference_of(static_cast<Arithmetic>(number(pred[i])), static_cast<Arithmetic>(number(x0[i])),
+                                       static_cast<Arithmetic>(number(noise[i])), k);
     sums[lane] += static_cast<double>(d) * static_cast<double>(d);
-    if (gradient != nullptr) put(static_cast<Wide>(by * d), gradient[i]);
+    if constexpr (kStores) put(static_cast<Wide>(by * d), gradient[i]);
   };
   int64_t i = 0;
   for (; i + kSums <= count; i += kSums) {
@@ -54,18 +51,21 @@ double denoise_blocks(const Denoising& p, int64_t b, int64_t begin, int64_t end,
     const Stored* pred = static_cast<const Stored*>(p.pred.data) + b * p.pred.batch_stride;
     Stored* gradient = p.gradient == nullptr ? nullptr : static_cast<Stored*>(p.gradient) + b * p.elements;
     const bool same = p.x0.dtype == p.pred.dtype && p.noise.dtype == p.pred.dtype;
+    const auto sum = [&](const auto* x0, const auto* noise, int64_t at, int count, const DenoisingRun& run) {
+      return gradient == nullptr ? denoise_run<false, T>(pred + at, x0, noise, count, run, factor, gradient)
+                                 : denoise_run<true, T>(pred + at, x0, noise, count, run, factor, gradient + at);
+    };
     for (int64_t at = begin; at < end;) {
       const int count = static_cast<int>(same_entries(p, at, end - at < kBlock ? end - at : kBlock));
       const DenoisingRun run = run_around(p, b, at);
-      Stored* to = gradient == nullptr ? nullptr : gradient + at;
       if (same) {
         const Stored* x0 = static_cast<const Stored*>(p.x0.data) + b * p.x0.batch_stride;
         const Stored* noise = static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride;
-        total += denoise_run<T>(pred + at, x0 + at, noise + at, count, run, factor, to);
+        total += sum(x0 + at, noise + at, at, count, run);
       } else {
         const T* x0 = load(p.x0, b, at, count, x0_buffer);
         const T* noise = load(p.noise, b, at, count, noise_buffer);
-        total += denoise_run<T>(pred + at, x0, noise, count, run, factor, to);
+        total += sum(x0, noise, at, count, run);
       }
       at += count;
     }
