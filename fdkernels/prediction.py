@@ -200,10 +200,13 @@ class Prediction:
 
         Returns:
             x0, computed in float32 (float64 if an input is float64) without cancellation at high noise, and rounded
-            once. Its gradient reaches `prediction` alone.
+            once. With `sample`, the prediction itself. Differentiable with respect to `prediction`.
 
         Raises:
-            ValueError, TypeError: as `add_noise`.
+            ValueError: a shape, dtype or device that does not fit; noisy or a level that requires a gradient, which it
+                would not get: detach it, or compute x0 in PyTorch.
+            TypeError: not a tensor.
+            RuntimeError: a backend that is not available, with the reason.
 
         Example:
             >>> x0 = fdk.Prediction("v_prediction", x_t, alpha, sigma).to_x0(unet(x_t, t).sample)
@@ -215,7 +218,7 @@ class Prediction:
     def from_x0(self, x0: Tensor, *, backend: str = "auto") -> Tensor:
         """The raw prediction that stands for x0: (x0 - a·x_t) / c, the inverse of `to_x0`; its arguments are the same.
 
-        Where c is 0, as for `v_prediction` at σ = 0, no prediction or any stands for x0: the result is NaN or infinite.
+        If c is 0, as for `v_prediction` at σ = 0, x0 does not determine a prediction: the result is NaN or infinite.
 
         Example:
             >>> v_target = fdk.Prediction("v_prediction", x_t, alpha, sigma).from_x0(x0)
@@ -233,7 +236,7 @@ class Prediction:
         least = -sys.float_info.max if self.kind == "affine" else 0
         for name, known in ranges.items():
             if known is not None and not (known[0] >= least and known[1] < math.inf):
-                bad = ", ".join(map(repr, _beyond(getattr(self, name), least)[:4]))
+                bad = beyond(getattr(self, name), least)
                 at_least = "" if least else " >= 0"
                 raise ValueError(f"{self.argument(name)}: expected finite numbers{at_least}, got {bad}")
         alpha, sigma = ranges.get("alpha"), ranges["sigma"]
@@ -322,8 +325,7 @@ def check_levels(kind: Any, alpha: Any, sigma: Any) -> None:
         check_level(name, level, kind)
         known_range = None if torch.compiler.is_compiling() else host_range(level)
         if known_range is not None and not (known_range[0] >= 0 and known_range[1] < math.inf):
-            bad = ", ".join(map(repr, _beyond(level, 0.0)[:4]))
-            raise ValueError(f"{name}: expected finite numbers >= 0, got {bad}")
+            raise ValueError(f"{name}: expected finite numbers >= 0, got {beyond(level, 0.0)}")
 
 
 def check_level(name: str, value: float | Tensor | None, kind: str) -> None:
@@ -348,8 +350,9 @@ def host_range(value: float | Tensor) -> tuple[float, float] | None:
     return least.item(), largest.item()
 
 
-def _beyond(value: float | Tensor, least: float) -> list[float]:
+def beyond(value: float | Tensor, least: float) -> str:
+    """The first values that are not finite, or below `least`, for a message."""
     if not isinstance(value, Tensor):
-        return [as_float(value)]
+        return repr(as_float(value))
     value = value.detach().double().reshape(-1)
-    return value[~(torch.isfinite(value) & (value >= least))].tolist()
+    return ", ".join(map(repr, value[~(torch.isfinite(value) & (value >= least))][:4].tolist()))

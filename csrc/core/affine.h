@@ -13,6 +13,13 @@ namespace fdkernels {
 
 namespace {
 
+// Whether std::fma is one instruction; if not, loops on the CPU compute such sums in double.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool kFusedMultiplyAdd = true;
+#else
+constexpr bool kFusedMultiplyAdd = false;
+#endif
+
 // The error of operands in double, or in float with a and c in double. a and c rounded to float would shift a whole
 // sample the same way, which no mean averages out.
 FDK_HOST_DEVICE inline double error_of(double x, double noisy, double tau, double a, double c) {

@@ -39,12 +39,15 @@ struct Noising {
 namespace {
 
 // y = a x + c noise.
-FDK_HOST_DEVICE inline Map terms_at(const Noising& p, int64_t b, int64_t i) {
-  const double alpha = table_value(p.alpha, b, i), sigma = table_value(p.sigma, b, i);
+FDK_HOST_DEVICE inline Map terms_of(const Noising& p, double alpha, double sigma) {
   if (p.result == NoisingResult::noisy) return {alpha, sigma};
   const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
   if (p.result == NoisingResult::x0) return {map.c, map.a};
   return {1 / map.c, -map.a / map.c};
+}
+
+FDK_HOST_DEVICE inline Map terms_at(const Noising& p, int64_t b, int64_t i) {
+  return terms_of(p, table_value(p.alpha, b, i), table_value(p.sigma, b, i));
 }
 
 // The number of elements from i on that have the same terms, at most `most`.

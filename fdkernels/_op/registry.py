@@ -204,6 +204,9 @@ def run_linear(op: Op, backend: str, call: Any) -> Any:
     operands = op.arguments.operands(call)
     if torch.compiler._is_exporting_flag:  # an exported graph loses an autograd function
         return getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default(*operands)
+    needs_graph = torch.is_grad_enabled() and first.requires_grad
+    if not needs_graph and torch.autograd.forward_ad._current_level < 0:
+        return kernels[f"{op.name}_{backend}"](*operands)
     return _Linear.apply(first, op, backend, operands)
 
 
@@ -247,6 +250,10 @@ def _raw_linear(op: Op, backend: str) -> Any:
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
         missing = len(op.arguments.names) + 1 - len(operands)  # a call may leave `numbers` out
+        if torch.is_grad_enabled():
+            for name, value in zip(op.arguments.names[1:], operands[1:], strict=False):
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise RuntimeError(f"{name}: expected a tensor without gradient, which it would not get")
         if torch.is_grad_enabled() and operands[0] is not None and operands[0].requires_grad:
             return _Linear.apply(operands[0], op, backend, (*operands, *(None,) * missing))
         with torch._C._AutoDispatchBelowAutograd():

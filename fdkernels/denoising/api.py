@@ -119,7 +119,7 @@ def denoising_loss(
             check_level(name, level, f"weighting {shown(weighting)}")
         assert alpha is not None and sigma is not None  # check_level
         factors.append(weighting_of(weighting, kind, _constant(alpha), _constant(sigma), sigma_data, snr_gamma))
-    divisor = check_count(count, reduction, pred)
+    divisor = check_count(count, reduction, pred, "pred")
     chosen = backends.choose(backend, pred.device.type)
     backends.log_choice("denoising_loss", chosen, pred.device.type)
     order = memory_order(pred)

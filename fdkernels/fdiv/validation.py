@@ -182,8 +182,8 @@ def _check_scalar(name: str, value: Tensor) -> float | Tensor:
     return check_number(name, value.item()) if is_readable(value) else value.detach()
 
 
-def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> Tensor | None:
-    """N of the mean, as the ops take it."""
+def check_count(count: int | Tensor | None, reduction: str, student: Tensor, of: str = "student") -> Tensor | None:
+    """N of the mean, as the ops take it. of: student's name in messages."""
     if count is None:
         return None
     if reduction != "mean":
@@ -200,7 +200,7 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor) -> 
     if count.numel() != 1 or count.is_complex() or count.dtype == torch.bool:
         raise ValueError(f"count: expected one real value, got shape {tuple(count.shape)}, {count.dtype}")
     if count.device not in (student.device, torch.device("cpu")):
-        raise ValueError(f"count: expected device {student.device} like student, or cpu, got {count.device}")
+        raise ValueError(f"count: expected device {student.device} like {of}, or cpu, got {count.device}")
     if is_readable(count):
         check_number("count", count.item())
     return count.detach().reshape(())

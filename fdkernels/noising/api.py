@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from fdkernels import backends
 from fdkernels._op import registry
 from fdkernels._op.arguments import Table
-from fdkernels._op.checks import check_like, check_samples, shown
+from fdkernels._op.checks import check_like, check_samples
 from fdkernels._op.views import as_table, dense_samples, memory_order, readable
 from fdkernels.noising import reference
 from fdkernels.noising.arguments import NOISING, NoisingArguments, noising_outputs
-from fdkernels.prediction import Prediction, check_level, host_range
+from fdkernels.prediction import Prediction, beyond, check_level, host_range
 
 _NOISING = registry.register(
     registry.Op("noising", "add_noise", NOISING, "Tensor y, Tensor noise", noising_outputs, reference.noising),
@@ -47,8 +48,11 @@ def add_noise(
         noise: ε, shaped like x0, of any floating dtype; a constant. None: standard normal numbers are drawn.
         generator: of x0's device, for drawn noise; None: the device's default generator. A call takes one integer of
             it, which seeds Philox4x32-10; the counter is the element's index. So noise depends on neither backend nor
-            memory layout, and a replayed CUDA graph draws new noise. Drawn noise is rounded to x0's dtype.
-        return_noise: return (x_t, ε), with ε in x0's dtype.
+            memory layout (but for a last place of float32), and a replayed CUDA graph draws new noise. Drawn noise is
+            rounded to x0's dtype. As with torch.randn, an explicit generator does not go together with activation
+            checkpointing, which restores the default one alone, nor with torch.compile(fullgraph=True), and a CUDA
+            graph has to know it (`graph.register_generator_state`).
+        return_noise: return (x_t, ε): the noise that was given, or the drawn one in x0's dtype.
         backend: as in `fused_fdiv_loss`.
 
     Returns:
@@ -77,35 +81,41 @@ def add_noise(
         if not torch.compiler.is_compiling():
             known = host_range(level)
             if known is not None and not (-math.inf < known[0] and known[1] < math.inf):
-                raise ValueError(f"{name}: expected finite numbers, got {shown(level)}")
+                raise ValueError(f"{name}: expected finite numbers, got {beyond(level, -sys.float_info.max)}")
         if isinstance(level, Tensor):
             _check_constant(name, level)
     levels = tuple(readable(v) if isinstance(v, Tensor) else float(v) for v in (alpha, sigma))
     seed = None if noise is not None else _seed(x0, generator)
     with_noise = return_noise and noise is None
-    x_t, drawn = _run("add_noise", "x0", x0, noise, seed, "noisy", "sample", levels, 1.0, with_noise, backend)
+    x_t, drawn = _run(
+        "add_noise", ("x0", "alpha", "sigma"), x0, noise, seed, "noisy", "sample", levels, 1.0, with_noise, backend
+    )
     if not return_noise:
         return x_t
-    return x_t, drawn if noise is None else noise.detach().to(x0.dtype)
+    return x_t, drawn if noise is None else noise
 
 
 def mapped(prediction: Prediction, result: str, name: str, x: Tensor, backend: str) -> Tensor:
     """`Prediction.to_x0` and `Prediction.from_x0`, of which x is the argument."""
     check_samples(name, x)
     if prediction.kind == "sample":
+        backends.choose(backend, x.device.type)
         return x
     assert prediction.noisy is not None  # `Prediction` requires it
     check_like("noisy", prediction.noisy, x, name)
-    levels, data = prediction.levels(), float(prediction.sigma_data)
+    _check_constant("noisy", prediction.noisy)
+    for level in ("alpha", "sigma"):
+        if isinstance(value := getattr(prediction, level), Tensor):
+            _check_constant(prediction.argument(level), value)
     public = "Prediction.to_x0" if result == "x0" else "Prediction.from_x0"
-    return _run(
-        public, name, x, prediction.noisy.detach(), None, result, prediction.kind, levels, data, False, backend
-    )[0]
+    names = (name, prediction.argument("alpha"), prediction.argument("sigma"))
+    levels, data = prediction.levels(), float(prediction.sigma_data)
+    return _run(public, names, x, prediction.noisy, None, result, prediction.kind, levels, data, False, backend)[0]
 
 
 def _run(
     public: str,
-    name: str,
+    names: tuple[str, str, str],
     x: Tensor,
     noise: Tensor | None,
     seed: Tensor | None,
@@ -116,7 +126,7 @@ def _run(
     with_noise: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The op on tensors of any layout. name: of x, in messages."""
+    """The op on tensors of any layout. names: of x and the levels, in messages."""
     order = memory_order(x)
     inverse = None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
     chosen = backends.choose(backend, x.device.type)
@@ -124,8 +134,8 @@ def _run(
     # Drawn numbers follow the indices of x, so x comes in their order.
     kept = None if seed is not None else order
     alpha, sigma = (
-        as_table(argument, level, x, kept, name) if isinstance(level, Tensor) else Table()
-        for argument, level in zip(("alpha", "sigma"), levels, strict=True)
+        as_table(argument, level, x, kept, names[0]) if isinstance(level, Tensor) else Table()
+        for argument, level in zip(names[1:], levels, strict=True)
     )
     fixed_alpha, fixed_sigma = (1.0 if isinstance(level, Tensor) else level for level in levels)
 
@@ -133,7 +143,7 @@ def _run(
         return dense_samples(v if kept is None else v.permute(kept))
 
     call = NoisingArguments(
-        samples(x) if seed is None else x.contiguous(), None if noise is None else samples(noise.detach()), seed,
+        samples(x), None if noise is None else samples(noise.detach()), seed,
         result, kind, alpha, sigma, fixed_alpha, fixed_sigma, sigma_data, with_noise,
     )  # fmt: skip
     results: tuple[Tensor, Tensor] = registry.run_linear(_NOISING, chosen, call)
@@ -155,6 +165,8 @@ def _check_constant(name: str, value: Tensor) -> None:
 
 def _seed(x0: Tensor, generator: torch.Generator | None) -> Tensor:
     """One integer on x0's device, drawn there: no host sync, and a graph that is replayed draws another."""
-    if generator is not None and generator.device.type != x0.device.type:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+    if generator is not None and generator.device != x0.device:
         raise ValueError(f"generator: expected device {x0.device} like x0, got {generator.device}")
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=x0.device, generator=generator)

@@ -6,6 +6,7 @@ import torch
 from fdkernels import _core
 from fdkernels._op.arguments import Table
 from fdkernels._op.registry import KERNELS, ops
+from fdkernels.prediction import KINDS
 from tests.ops import raw_fdiv
 
 pytestmark = pytest.mark.cpu_only("lists")
@@ -23,6 +24,12 @@ def test_python_and_cpp_have_the_same_list(op):
 def test_the_registered_schema_is_the_list(op, kernels):
     schema = getattr(torch.ops.fdkernels, f"{op.name}_{kernels}").default._schema
     assert [argument.name for argument in schema.arguments] == [*op.arguments.names, "numbers"]
+
+
+def test_the_kinds_of_predictions_are_those_of_the_table():
+    for name in ("fdiv", "noising", "denoising"):
+        kinds = next(entry.choices for entry in ops[name].arguments.entries if entry.name == "prediction")
+        assert list(kinds) == list(KINDS)
 
 
 def test_there_and_back():

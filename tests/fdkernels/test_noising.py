@@ -65,6 +65,7 @@ class TestBadInput:
             ({"generator": torch.Generator()}, ValueError, "generator: expected without noise"),
             ({"noise": torch.zeros(4, 3, 8, 8, requires_grad=True)}, ValueError, "noise: expected a tensor without gr"),
             ({"alpha": torch.ones(4, requires_grad=True)}, ValueError, "alpha: expected a tensor without gradient"),
+            ({"noise": None, "generator": 5}, TypeError, "generator: expected a torch.Generator, got int"),
             ({"backend": "cuda"}, ValueError, "backend: expected one of auto"),
         ),
     )  # fmt: skip
@@ -77,7 +78,7 @@ class TestBadInput:
     @pytest.mark.cpu_only("the host can read the levels")
     def test_a_level_that_is_not_finite(self, backend):
         case = make_noising().but(sigma=torch.tensor([1.0, torch.inf, 1.0, 1.0]))
-        with pytest.raises(ValueError, match="sigma: expected finite numbers, got a value of type Tensor"):
+        with pytest.raises(ValueError, match="sigma: expected finite numbers, got inf"):
             case.call(backend)
 
     @pytest.mark.cpu_only("the other device is meta")
@@ -132,6 +133,8 @@ class TestPredictions:
     @pytest.mark.host_code("no kernel runs")
     def test_sample_is_itself(self, backend):
         x = torch.randn(3, 4)
+        with pytest.raises(ValueError, match="backend: expected one of auto"):
+            fdk.Prediction("sample", None).to_x0(x, backend="nope")
         prediction = fdk.Prediction("sample", None)
         assert prediction.to_x0(x, backend=backend) is x and prediction.from_x0(x, backend=backend) is x
 
@@ -142,6 +145,25 @@ class TestPredictions:
         _, c = self.coefficients(prediction)
         (gradient,) = torch.autograd.grad(self.call(prediction, name, raw, backend).sum(), raw)
         testing.assert_gradient(gradient, (c if name == "to_x0" else 1 / c).expand(SHAPE))
+
+    @pytest.mark.host_code("no kernel runs")
+    def test_what_would_get_no_gradient_is_refused(self, backend):
+        noisy, level = torch.randn(3, 4, requires_grad=True), torch.rand(3, requires_grad=True)
+        for prediction, name in (
+            (fdk.Prediction("flow_prediction", noisy, sigma=0.5), "noisy"),
+            (fdk.Prediction("flow_prediction", noisy.detach(), sigma=level), "sigma"),
+            (fdk.Prediction.affine(noisy.detach(), level, 1.0), "a"),
+        ):
+            with pytest.raises(ValueError, match=f"^{name}: expected a tensor without gradient"):
+                prediction.to_x0(torch.randn(3, 4), backend=backend)
+            with torch.no_grad():
+                prediction.to_x0(torch.randn(3, 4), backend=backend)
+
+    @pytest.mark.host_code("no kernel runs")
+    def test_the_callers_names(self, backend):
+        prediction = fdk.Prediction.affine(torch.randn(3, 4), torch.ones(5), 1.0)
+        with pytest.raises(ValueError, match=r"^a: expected leading dimensions of prediction, as \(3,\)"):
+            prediction.to_x0(torch.randn(3, 4), backend=backend)
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sample"])
     def test_there_and_back(self, backend, kind):

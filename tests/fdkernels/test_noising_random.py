@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels._op import registry
+from fdkernels._op.arguments import Table
 from fdkernels.noising import reference
+from fdkernels.noising.arguments import NoisingArguments
 from tests import device
 from tests.cases import same_bits
 from tests.layouts import LAYOUTS
@@ -94,7 +98,7 @@ def test_the_caller_gets_given_noise_back(backend):
     x0 = device.place(torch.zeros(2, 5, dtype=torch.bfloat16))
     noise = device.place(torch.linspace(-1, 1, 10).view(2, 5))
     x_t, same = fdk.add_noise(x0, 1.0, 1.0, noise, return_noise=True, backend=backend)
-    assert torch.equal(same, noise.bfloat16()) and torch.equal(x_t, noise.bfloat16())
+    assert same is noise and torch.equal(x_t, noise.bfloat16())
 
 
 def sample(backend, count, seed=1, dtype=torch.float32):
@@ -124,7 +128,59 @@ def test_neighbors_and_streams_are_independent(backend):
     for a, b in pairs:
         assert abs((a * b).mean()) < 5 / math.sqrt(n)
         assert abs(((a * a - 1) * (b * b - 1)).mean()) < 10 / math.sqrt(n)
-    assert not torch.isin(z, other).float().mean() > 0.01  # streams do not share a stretch
+
+
+def test_every_bit_of_the_seed_counts(backend):
+    """Streams of seeds that differ in one bit: uncorrelated, and no run of four numbers of one is in another."""
+    seeds = (0, 1, 1 << 31, 1 << 32, 1 << 62, -1, -(1 << 63))
+    n = 2_048 if device.is_slow(backend) else 1 << 16
+    streams = torch.stack([raw(backend, seed, n) for seed in seeds])
+    correlation = streams @ streams.T / n - torch.eye(len(seeds), dtype=torch.float64)
+    assert correlation.abs().max() < 5 * math.sqrt(2 / n)
+    runs = streams.view(-1, 4)
+    assert len(runs.unique(dim=0)) == len(runs)
+
+
+def raw(backend, seed, count):
+    """The first numbers of a seed's stream."""
+    call = NoisingArguments(
+        torch.zeros(1, count), None, torch.tensor([seed]), "noisy", "sample", Table(), Table(), 1.0, 1.0, 1.0, True
+    )
+    call = NoisingArguments(*map(device.place, call))
+    return registry.ops["noising"].run(backend, call, call.x)[1].cpu().double().view(-1)
+
+
+@pytest.mark.backends("reference", "native")
+@pytest.mark.cpu_only("threads")
+@pytest.mark.parametrize("shape", ((3, 70_001), (7_000, 3), (1, 262_147)), ids=str)
+def test_threads_do_not_matter(backend, shape):
+    x0, threads, found = torch.zeros(shape), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(drawn(x0, backend)[1])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same_bits(found[0], other) for other in found)
+    last = torch.from_numpy(normals(drawn(x0, backend)[2], x0.numel() - 9, 9))
+    torch.testing.assert_close(found[0].double().view(-1)[-9:], last, rtol=0, atol=1e-6)
+
+
+def test_activation_checkpointing_draws_the_same_noise(backend):
+    x0 = device.place(torch.randn(4, 50, generator=torch.Generator().manual_seed(0))).requires_grad_()
+
+    def step(x0):
+        x_t, noise = fdk.add_noise(x0, 0.5, 2.0, return_noise=True, backend=backend)
+        return (x_t * noise).square().sum()
+
+    for reentrant in (False, True):
+        torch.manual_seed(3)
+        (plain,) = torch.autograd.grad(step(x0), x0)
+        torch.manual_seed(3)
+        checkpointed = torch.utils.checkpoint.checkpoint(step, x0, use_reentrant=reentrant)
+        x0.grad = None
+        checkpointed.backward()
+        assert torch.equal(x0.grad, plain)
 
 
 @pytest.mark.host_code("what PyTorch compiles")

@@ -19,6 +19,7 @@ from torch import Tensor
 import fdkernels as fdk
 from fdkernels import backends
 from tests.cases import Case, make, normalizer
+from tests.denoising import make_denoising, weighted
 from tests.device import place
 from tests.noising import make_noising
 from tools.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
@@ -97,6 +98,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "noising": lambda: make_noising((5, 3, 8, 8), BF16),
     "noising, levels a row": lambda: make_noising((4, 3, 333), FP32, levels="per row"),
     "noising, odd": lambda: make_noising((3, 1001), FP16, levels="per element"),
+    "denoising": lambda: make_denoising((5, 3, 8, 8), BF16, prediction="v_prediction"),
+    "denoising, rows, none": lambda: weighted((4, 3, 333), FP16, reduction="none"),
+    "denoising, odd": lambda: make_denoising((700, 11), FP32, prediction="edm"),
     "many samples": lambda: make((700, 8), BF16, heads=3, normalizer=normalizer(10), divergence="alpha(0.5)"),
 }
 UPSTREAM = {"odd length": torch.full((), 65536.0), "odd and long": torch.full((), -2.0)}

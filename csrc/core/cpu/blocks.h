@@ -83,6 +83,11 @@ const T* load(const Samples& samples, int64_t b, int64_t begin, int count, T* bu
   return buffer;
 }
 
+// Whether the table's entries are shared by runs of elements that are worth loops of their own.
+inline bool has_long_runs(const Table& table) {
+  return !has_table(table) || table.inner >= kShortestRun;
+}
+
 // The offset of element i's entry in a table's data.
 inline int64_t entry_at(const Table& table, int64_t b, int64_t i) {
   return b * table.batch_stride + place_of(table, i).entry;
@@ -116,6 +121,12 @@ void expand_numbers(const Table& table, int64_t b, int64_t begin, int count, T* 
         widen(table.data, table.dtype, at, 1, &value);
         for (int i = 0; i < run; ++i) to[i] = value;
       });
+}
+
+// The table's value of each element of a block, in double.
+inline void expand_values(const Table& table, int64_t b, int64_t begin, int count, double* out) {
+  if (table.data != nullptr) return expand_numbers(table, b, begin, count, out);
+  for (int i = 0; i < count; ++i) out[i] = table.fixed;
 }
 
 // A mask's value, as wide as the type of the arithmetic: all bits are set, or none. No compiler makes it a branch.

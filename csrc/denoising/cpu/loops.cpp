@@ -16,11 +16,7 @@ template <bool kStores, class T, class Stored, class StoredTarget>
 double denoise_run(const Stored* pred, const StoredTarget* x0, const StoredTarget* noise, int64_t count,
                    const DenoisingRun& run, double factor, Stored* gradient) {
   using Wide = decltype(number(Stored{}));
-#ifdef __FMA__
-  using Arithmetic = T;
-#else
-  using Arithmetic = double;
-#endif
+  using Arithmetic = std::conditional_t<kFusedMultiplyAdd, T, double>;
   constexpr int kSums = 64 / sizeof(Stored);
   const Coefficients<Arithmetic> k = split<Arithmetic>(run.target);
   const Arithmetic by = static_cast<Arithmetic>(factor * run.weight);
@@ -42,30 +38,61 @@ double denoise_run(const Stored* pred, const StoredTarget* x0, const StoredTarge
   return run.weight * total;
 }
 
-template <class T>
+// The same for a block whose elements do not share their table entries, in double.
+template <bool kStores, class Stored, class StoredTarget>
+double denoise_each(const Denoising& p, const Stored* pred, const StoredTarget* x0, const StoredTarget* noise,
+                    int64_t b, int64_t at, int count, double factor, Stored* gradient) {
+  using Wide = decltype(number(Stored{}));
+  constexpr int kSums = 8;
+  alignas(64) double alpha[kBlock], sigma[kBlock], weight[kBlock], sums[kSums] = {};
+  expand_values(p.alpha, b, at, count, alpha);
+  expand_values(p.sigma, b, at, count, sigma);
+  expand_values(p.weight, b, at, count, weight);
+  for (int i = 0; i < count; ++i) {
+    const Map target = target_of(p.prediction, alpha[i], sigma[i], p.sigma_data);
+    alpha[i] = target.a, sigma[i] = target.c;
+  }
+  const auto add = [&](int i, int lane) {
+    const double d = number(pred[i]) - (alpha[i] * number(x0[i]) + sigma[i] * number(noise[i]));
+    sums[lane] += weight[i] * d * d;
+    if constexpr (kStores) put(static_cast<Wide>(factor * weight[i] * d), gradient[i]);
+  };
+  int i = 0;
+  for (; i + kSums <= count; i += kSums) {
+#pragma omp simd
+    for (int lane = 0; lane < kSums; ++lane) add(i + lane, lane);
+  }
+  for (int lane = 0; i + lane < count; ++lane) add(i + lane, lane);
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+template <bool kStores, class T>
 double denoise_blocks(const Denoising& p, int64_t b, int64_t begin, int64_t end, double factor) {
   alignas(64) T x0_buffer[kBlock], noise_buffer[kBlock];
   double total = 0;
+  const bool has_runs = has_long_runs(p.alpha) && has_long_runs(p.sigma) && has_long_runs(p.weight);
   with_type<AnyType>(p.pred.dtype, [&](auto type) {
     using Stored = decltype(type);
     const Stored* pred = static_cast<const Stored*>(p.pred.data) + b * p.pred.batch_stride;
-    Stored* gradient = p.gradient == nullptr ? nullptr : static_cast<Stored*>(p.gradient) + b * p.elements;
+    Stored* gradient = kStores ? static_cast<Stored*>(p.gradient) + b * p.elements : nullptr;
     const bool same = p.x0.dtype == p.pred.dtype && p.noise.dtype == p.pred.dtype;
-    const auto sum = [&](const auto* x0, const auto* noise, int64_t at, int count, const DenoisingRun& run) {
-      return gradient == nullptr ? denoise_run<false, T>(pred + at, x0, noise, count, run, factor, gradient)
-                                 : denoise_run<true, T>(pred + at, x0, noise, count, run, factor, gradient + at);
+    const auto sum = [&](const auto* x0, const auto* noise, int64_t at, int count) {
+      Stored* to = kStores ? gradient + at : nullptr;
+      return has_runs ? denoise_run<kStores, T>(pred + at, x0, noise, count, run_around(p, b, at), factor, to)
+                      : denoise_each<kStores>(p, pred + at, x0, noise, b, at, count, factor, to);
     };
     for (int64_t at = begin; at < end;) {
-      const int count = static_cast<int>(same_entries(p, at, end - at < kBlock ? end - at : kBlock));
-      const DenoisingRun run = run_around(p, b, at);
+      int64_t count = end - at < kBlock ? end - at : kBlock;
+      if (has_runs) count = same_entries(p, at, count);
+      const int elements = static_cast<int>(count);
       if (same) {
-        const Stored* x0 = static_cast<const Stored*>(p.x0.data) + b * p.x0.batch_stride;
-        const Stored* noise = static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride;
-        total += sum(x0 + at, noise + at, at, count, run);
+        total += sum(static_cast<const Stored*>(p.x0.data) + b * p.x0.batch_stride + at,
+                     static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride + at, at, elements);
       } else {
-        const T* x0 = load(p.x0, b, at, count, x0_buffer);
-        const T* noise = load(p.noise, b, at, count, noise_buffer);
-        total += sum(x0, noise, at, count, run);
+        total +=
+            sum(load(p.x0, b, at, elements, x0_buffer), load(p.noise, b, at, elements, noise_buffer), at, elements);
       }
       at += count;
     }
@@ -73,9 +100,14 @@ double denoise_blocks(const Denoising& p, int64_t b, int64_t begin, int64_t end,
   return total;
 }
 
+template <class T>
+double denoise_in(const Denoising& p, int64_t b, int64_t begin, int64_t end, double factor) {
+  return p.gradient == nullptr ? denoise_blocks<false, T>(p, b, begin, end, factor)
+                               : denoise_blocks<true, T>(p, b, begin, end, factor);
+}
+
 double denoise(const Denoising& p, int64_t b, int64_t begin, int64_t end, double factor) {
-  return p.is_wide() ? denoise_blocks<double>(p, b, begin, end, factor)
-                     : denoise_blocks<float>(p, b, begin, end, factor);
+  return p.is_wide() ? denoise_in<double>(p, b, begin, end, factor) : denoise_in<float>(p, b, begin, end, factor);
 }
 
 }  // namespace

@@ -39,17 +39,30 @@ void draw(uint64_t seed, uint64_t first, int count, T* out) {
 template <class T, class Stored, class StoredNoise>
 void mix_run(const Stored* x, const StoredNoise* noise, int64_t count, const Map& terms, Stored* y) {
   using Wide = decltype(number(Stored{}));
-#ifdef __FMA__
-  using Arithmetic = T;
-#else
-  using Arithmetic = double;
-#endif
+  using Arithmetic = std::conditional_t<kFusedMultiplyAdd, T, double>;
   const Coefficients<Arithmetic> k = split<Arithmetic>(terms);
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     put(static_cast<Wide>(affine(static_cast<Arithmetic>(number(x[i])), static_cast<Arithmetic>(number(noise[i])), k)),
         y[i]);
   }
+}
+
+// The same for a block whose elements do not share their terms, in double.
+template <class Stored, class Noise>
+void mix_each(const Noising& p, const Stored* x, const Noise* noise, int64_t b, int64_t at, int count, Stored* y) {
+  using Wide = decltype(number(Stored{}));
+  alignas(64) double alpha[kBlock], sigma[kBlock];
+  expand_values(p.alpha, b, at, count, alpha);
+  expand_values(p.sigma, b, at, count, sigma);
+  if (p.result != NoisingResult::noisy) {
+    for (int i = 0; i < count; ++i) {
+      const Map map = terms_of(p, alpha[i], sigma[i]);
+      alpha[i] = map.a, sigma[i] = map.c;
+    }
+  }
+#pragma omp simd
+  for (int i = 0; i < count; ++i) put(static_cast<Wide>(alpha[i] * number(x[i]) + sigma[i] * number(noise[i])), y[i]);
 }
 
 // A block of drawn noise, rounded as it is stored.
@@ -66,21 +79,30 @@ const T* drawn_noise(const Noising& p, int64_t at, int count, T* buffer) {
 template <class T>
 void mix_blocks(const Noising& p, int64_t b, int64_t begin, int64_t end) {
   alignas(64) T noise_buffer[kBlock] = {};
+  const bool has_runs = has_long_runs(p.alpha) && has_long_runs(p.sigma);
   with_type<AnyType>(p.x.dtype, [&](auto type) {
     using Stored = decltype(type);
     const Stored* x = static_cast<const Stored*>(p.x.data) + b * p.x.batch_stride;
     Stored* y = static_cast<Stored*>(p.y) + b * p.elements;
-    for (int64_t at = begin; at < end;) {
-      const int count = static_cast<int>(same_terms(p, at, end - at < kBlock ? end - at : kBlock));
-      const Map terms = terms_at(p, b, at);
-      if (p.noise.data != nullptr && p.noise.dtype == p.x.dtype) {
-        const Stored* noise = static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride;
-        mix_run<T>(x + at, noise + at, count, terms, y + at);
+    const auto mix = [&](const auto* noise, int64_t at, int count) {
+      if (has_runs) {
+        mix_run<T>(x + at, noise, count, terms_at(p, b, at), y + at);
       } else {
-        const T* noise = p.noise.data != nullptr ? load(p.noise, b, at, count, noise_buffer)
-                         : p.seed != nullptr     ? drawn_noise(p, b * p.elements + at, count, noise_buffer)
-                                                 : noise_buffer;
-        mix_run<T>(x + at, noise, count, terms, y + at);
+        mix_each(p, x + at, noise, b, at, count, y + at);
+      }
+    };
+    for (int64_t at = begin; at < end;) {
+      int64_t count = end - at < kBlock ? end - at : kBlock;
+      if (has_runs) count = same_terms(p, at, count);
+      const int elements = static_cast<int>(count);
+      if (p.noise.data != nullptr && p.noise.dtype == p.x.dtype) {
+        mix(static_cast<const Stored*>(p.noise.data) + b * p.noise.batch_stride + at, at, elements);
+      } else if (p.noise.data != nullptr) {
+        mix(load(p.noise, b, at, elements, noise_buffer), at, elements);
+      } else if (p.seed != nullptr) {
+        mix(drawn_noise(p, b * p.elements + at, elements, noise_buffer), at, elements);
+      } else {
+        mix(noise_buffer, at, elements);
       }
       at += count;
     }
