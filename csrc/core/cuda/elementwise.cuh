@@ -9,7 +9,8 @@
 
 namespace fdkernels::cuda {
 
-constexpr int kElementThreads = 256;  // in launch bounds with 2 blocks: without a number ptxas saves registers, and spills
+constexpr int kElementThreads =
+    256;  // in launch bounds with 2 blocks: without a number ptxas saves registers, and spills
 
 // How the blocks of a launch share the runs.
 struct Runs {
