@@ -89,3 +89,14 @@ def self_forcing_chain(
     x = student.double()
     target = (x - grad.double()).detach()
     return 0.5 * (mse_loss(x, target) if mask is None else mse_loss(x[mask], target[mask]))
+
+
+def add_noise_chain(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """diffusers' add_noise with given levels: α·x0 + σ·ε, the levels in x0's dtype."""
+    return per_sample(alpha.to(x0.dtype), x0) * x0 + per_sample(sigma.to(x0.dtype), x0) * noise
+
+
+def fastgen_denoising_loss(pred: Tensor, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """FastGen's denoising score matching loss of a v prediction: mse(pred, α·ε - σ·x0)."""
+    target = per_sample(alpha.to(x0.dtype), x0) * noise - per_sample(sigma.to(x0.dtype), x0) * x0
+    return mse_loss(pred, target)

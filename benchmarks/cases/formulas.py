@@ -64,6 +64,7 @@ class Formula:
     reread: int = 2  # how many of `images` are read again if a sample does not stay on chip
     plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # fields of its CallShape
     upstream: float = 1.0
+    forward: bool = False  # its result is timed, without a backward
     video: bool = False  # takes five sizes, and puts frames before channels
 
     def minimum_bytes(self, case: Case) -> int:
@@ -83,7 +84,7 @@ class Formula:
         return self.upstream * (LOSS_SCALE if dtype == torch.float16 else 1.0)
 
     def exact_result(self, v: Inputs) -> Tensor:
-        return self.exact(v) * self.upstream_at(v.student.dtype)
+        return self.exact(v) * (1.0 if self.forward else self.upstream_at(v.student.dtype))
 
     def case(self, shape_name: str, sizes: tuple[int, ...], dtype: str) -> Case:
         if not self.images:
@@ -104,7 +105,7 @@ class Formula:
         return self._step(lambda v: self.call(chain, v, bins))
 
     def _step(self, result: Callable[[Inputs], Tensor]) -> Step:
-        if not self.images:
+        if not self.images or self.forward:
             return result
         upstreams: dict[torch.dtype, Tensor] = {}
 
@@ -157,6 +158,19 @@ def _predictions(case: Case, draw: Draw) -> Inputs:
     noisy = (a * v.student.detach() + s * draw.normal(*case.shape)).to(dtype)
     teacher, fake = (((noisy.float() - a * x0) / s).to(dtype) for x0 in (v.teacher, v.fake))
     return v._replace(teacher=teacher, fake=fake, noisy=noisy, alpha=alpha, sigma=sigma)
+
+
+def _noised(case: Case, draw: Draw) -> Inputs:
+    """`student` is a v prediction of x0 (`teacher`) and noise (`fake`), or just there."""
+    dtype = DTYPES[case.dtype]
+    x0, noise, error = (draw.normal(*case.shape) for _ in range(3))
+    alpha = draw.uniform(case.shape[0], 0.2, 0.9)
+    sigma = (1 - alpha**2).sqrt()
+    v = baselines.per_sample(alpha, x0) * noise - baselines.per_sample(sigma, x0) * x0 + 0.5 * error
+    nothing = torch.empty(0, device=draw.device)
+    return Inputs(
+        v.to(dtype).requires_grad_(), x0.to(dtype), noise.to(dtype), nothing, nothing, alpha=alpha, sigma=sigma
+    )
 
 
 def _guided_videos(case: Case, draw: Draw) -> Inputs:
@@ -224,6 +238,22 @@ def _exact_self_forcing(v: Inputs) -> Tensor:
     return exact_gradient(x, cond + GUIDANCE_W * (cond - uncond), fake, mask=v.mask)
 
 
+def _levels(v: Inputs) -> tuple[Tensor, Tensor]:
+    assert v.alpha is not None and v.sigma is not None
+    return v.alpha, v.sigma
+
+
+def _exact_noising(v: Inputs) -> Tensor:
+    x0, noise, alpha, sigma = _doubles(v.teacher, v.fake, v.alpha, v.sigma)
+    return baselines.per_sample(alpha, x0) * x0 + baselines.per_sample(sigma, x0) * noise
+
+
+def _exact_denoising(v: Inputs) -> Tensor:
+    pred, x0, noise, alpha, sigma = _doubles(v.student, v.teacher, v.fake, v.alpha, v.sigma)
+    a, s = baselines.per_sample(alpha, x0), baselines.per_sample(sigma, x0)
+    return 2 * (pred - (a * noise - s * x0)) / pred.numel()
+
+
 # ---- the table
 
 # The peers of rkl add no epsilon to mean|x - τ|.
@@ -276,6 +306,22 @@ FORMULAS = {
             ),
             exact=_exact_self_forcing, inputs=_guided_videos, images=4, reread=3, video=True,
             plan=lambda case: {"teacher_uncond": case.dtype, "mask": (case.shape[0], case.shape[1])},
+        ),
+        Formula(
+            "noising", "add_noise", "x_t = α·x0 + σ·ε with ε given, forward alone", "diffusers",
+            baselines.add_noise_chain,
+            call=lambda chain, v, _: chain(v.teacher, v.fake, v.alpha, v.sigma),
+            ours=lambda v, _, backend: fdk.add_noise(v.teacher, *_levels(v), v.fake, backend=backend),
+            exact=_exact_noising, inputs=_noised, images=2, reread=0, forward=True,
+        ),
+        Formula(
+            "denoising", "denoising_loss", "the fake score's loss as FastGen has it, of a v prediction",
+            "fastgen", baselines.fastgen_denoising_loss,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.fake, v.alpha, v.sigma),
+            ours=lambda v, _, backend: fdk.denoising_loss(
+                v.student, v.teacher, v.fake, "v_prediction", v.alpha, v.sigma, backend=backend
+            ),
+            exact=_exact_denoising, inputs=_noised, images=3, reread=0,
         ),
         Formula(
             "weight", "fdiv_weight", "FastGen's weight alone, from logits: js, normalizer",

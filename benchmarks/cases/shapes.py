@@ -15,10 +15,11 @@ DEFAULT_DTYPES = ("fp32", "bf16")
 class Shape(NamedTuple):
     title: str
     sizes: tuple[int, ...]
-    formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel")
+    formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel", "noising", "denoising")
 
 
-LATENT, VIDEO = ("fastgen", "dmd2_latent"), ("fastgen", "self_forcing")
+LATENT = ("fastgen", "dmd2_latent", "noising", "denoising")
+VIDEO = ("fastgen", "self_forcing", "noising", "denoising")
 
 # At the peers' batch sizes for one device.
 PRACTICE = {
