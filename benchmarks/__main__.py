@@ -35,7 +35,8 @@ QUICK = {
     " noising,denoising sdxl bf16; dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16;"
     " dmd2_pixel,dmd2_latent tiny fp32",
     "cuda": "fastgen cifar,pixels512_large,sdxl,wan,cifar_large bf16,fp32; self_forcing wan,wan_large bf16;"
-    " dmd2_latent,noising,denoising sdxl,sdxl_large bf16; weight cifar,cifar_large fp32; dmd2_pixel imagenet64,pixels1024_large fp32;"
+    " dmd2_latent,noising,denoising sdxl,sdxl_large bf16; weight cifar,cifar_large fp32;"
+    " dmd2_pixel imagenet64,pixels1024_large fp32;"
     " fastgen_scaled cifar,pixels512_large bf16",
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
