@@ -52,14 +52,32 @@ FDK_HOST_DEVICE inline Coefficients<T> split(const Map& map) {
   return k;
 }
 
+// Rounded products and sums that no compiler fuses on a GPU.
+FDK_HOST_DEVICE inline float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+FDK_HOST_DEVICE inline float rounded_sum(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
 // x - (a y + c z) in float, also where x is so near to the sum that the sum's last place is not enough: the rounding
 // errors of both products and of their sum are kept.
 FDK_HOST_DEVICE inline float difference_of(float x, float y, float z, const Coefficients<float>& k) {
-  const float first = k.a * y, second = k.c * z;
+  const float first = rounded_product(k.a, y), second = rounded_product(k.c, z);
   const float lost = std::fma(k.a, y, -first) + std::fma(k.c, z, -second);
-  const float sum = first + second, most = sum - first;
-  const float rest = (first - (sum - most)) + (second - most);
-  return (x - sum) - (rest + (lost + std::fma(k.a_rest, y, k.c_rest * z)));
+  const float sum = rounded_sum(first, second), most = rounded_sum(sum, -first);
+  const float rest = rounded_sum(rounded_sum(first, -rounded_sum(sum, -most)), rounded_sum(second, -most));
+  const float near = x - sum;
+  return is_finite(near) ? near - (rest + (lost + std::fma(k.a_rest, y, k.c_rest * z))) : near;
 }
 
 FDK_HOST_DEVICE inline double difference_of(double x, double y, double z, const Coefficients<double>& k) {

@@ -126,6 +126,12 @@ def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *,
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
 
 
+def check_constant(name: str, value: Any) -> None:
+    """No tensor that would silently get no gradient."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor without gradient, which it would not get; pass {name}.detach()")
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of an unknown-name error: the nearest known name, if one is near, then all known names."""
     known = list(known)

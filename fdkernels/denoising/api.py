@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+import sys
 from typing import Any
 
 import torch
@@ -11,13 +13,23 @@ from torch import Tensor
 from fdkernels import backends
 from fdkernels._op import registry
 from fdkernels._op.arguments import Table
-from fdkernels._op.checks import check_choice, check_dense, check_like, check_number, check_real, check_samples, shown
-from fdkernels._op.views import as_table, dense_samples, memory_order, readable
+from fdkernels._op.checks import (
+    check_choice,
+    check_constant,
+    check_like,
+    check_number,
+    check_real,
+    check_samples,
+    check_tensor,
+    shown,
+)
+from fdkernels._op.floats import filled
+from fdkernels._op.views import as_table, broadcastable, dense_samples, memory_order, readable, unexpanded
 from fdkernels.denoising import reference
 from fdkernels.denoising.arguments import DENOISING, DenoisingArguments, denoising_outputs
-from fdkernels.denoising.weighting import weighting_of
+from fdkernels.denoising.weighting import check_weighting, weighting_of
 from fdkernels.fdiv.validation import check_count
-from fdkernels.prediction import check_level, check_levels
+from fdkernels.prediction import Prediction, beyond, check_level, check_levels, host_range
 
 _DENOISING = registry.register(
     registry.Op(
@@ -65,10 +77,12 @@ def denoising_loss(
     Args:
         pred: (B, *S), floating: the network's raw output; gets the gradient 2·w·(pred - target) / N.
         x0, noise: shaped like pred, of any floating dtype; constants. noise is what `add_noise` took or drew.
-        prediction: the kind of pred; alpha, sigma: its levels, as in `Prediction`. The weightings need both.
+        prediction: the kind of pred; alpha, sigma: its levels, as in `Prediction`. The weightings need both, but alpha
+            is 1 for edm, and 1 - sigma for flow_prediction if it is not given.
         sigma_data: EDM's σd.
         target: (p, q) of your own, numbers or tensors with the shapes of levels, in place of prediction and levels.
-        weight: w; a number, or a tensor of pred's leading dimensions, as (B,), or broadcastable to pred.
+        weight: w; a number, or a tensor of pred's leading dimensions, as (B,), or broadcastable to pred. Levels, target
+            and weight are constants. With a float16 pred, 2·w·|pred - target| must stay below 65504.
         weighting: a name of the table below, which is a factor of the squared error of x0. With weight, both multiply.
             The weight of pred's own squared error is λ·c², where x0 = a·x_t + c·prediction.
 
@@ -79,8 +93,8 @@ def denoising_loss(
             | `v`         | α²/σ² + 1            | w = 1 with a v prediction                                |
             | `snr_ratio` | SNR / (SNR + 1)      | SNR = α²/σ²                                              |
             | `min_snr`   | min(SNR, snr_gamma)  | min-SNR-γ                                                |
-            | `edm`       | (σ²+σd²) / (σ·σd)²   | EDM: w = 1 with an edm prediction                        |
-            | `trig`      | 1 / sin²t, σ = sin t | TrigFlow                                                 |
+            | `edm`       | (s²+σd²) / (s·σd)²   | EDM, s = σ/α: w = 1 with an edm prediction               |
+            | `trig`      | 1 / sin²t, σ = sin t | TrigFlow, where α² + σ² = 1                              |
         reduction: mean, sum, or none: each sample's mean, (B,).
         count: N of the mean, where one call is a part of a batch; int or tensor of one element.
         backend: as in `fused_fdiv_loss`.
@@ -90,7 +104,8 @@ def denoising_loss(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; an unknown kind or name (the message has the nearest);
-            a missing level; levels beside target; a weighting beside target.
+            a missing level; levels that do not fit the kind, as in `Prediction`; levels or a weighting beside target;
+            a level or weight that requires a gradient, which it would not get.
         TypeError: not a tensor; a level or weight that is neither a number nor a real tensor.
         RuntimeError: a backend that is not available, with the reason; double backward.
 
@@ -110,19 +125,25 @@ def denoising_loss(
     sigma_data = check_number("sigma_data", sigma_data)
     if sigma_data <= 0:
         raise ValueError(f"sigma_data: expected a positive number, got {shown(sigma_data)}")
-    kind, levels = _target(prediction, alpha, sigma, target)
-    factors = [] if weight is None else [_weight(weight)]
+    if check_number("snr_gamma", snr_gamma) <= 0:
+        raise ValueError(f"snr_gamma: expected a positive number, got {shown(snr_gamma)}")
+    if target is not None:
+        kind, levels, names = "affine", _own_target(target, alpha, sigma, weighting), ("target[0]", "target[1]")
+    else:
+        kind, names = prediction, ("alpha", "sigma")
+        levels = _levels(prediction, alpha, sigma, sigma_data, weighting, pred)
+    factors = [] if weight is None else [_weight(weight, pred)]
     if weighting is not None:
-        if target is not None:
-            raise ValueError("weighting: expected without target, which has no levels; pass weight=")
-        for name, level in (("alpha", alpha), ("sigma", sigma)):
-            check_level(name, level, f"weighting {shown(weighting)}")
-        assert alpha is not None and sigma is not None  # check_level
-        factors.append(weighting_of(weighting, kind, _constant(alpha), _constant(sigma), sigma_data, snr_gamma))
+        a, s = (_expanded(name, level, pred) for name, level in zip(names, levels, strict=True))
+        factors.append(weighting_of(weighting, kind, a, s, sigma_data, snr_gamma))
     divisor = check_count(count, reduction, pred, "pred")
     chosen = backends.choose(backend, pred.device.type)
     backends.log_choice("denoising_loss", chosen, pred.device.type)
     order = memory_order(pred)
+    # An input that is multiplied by 0 is not read: the other one stands in for it.
+    x0, noise = {"epsilon": (noise, noise), "sample": (x0, x0)}.get(kind, (x0, noise))
+    if kind in ("epsilon", "sample", "flow_prediction"):
+        levels = (1.0, 1.0)  # the target has none
 
     def samples(v: Tensor) -> Tensor:
         return dense_samples(v if order is None else v.permute(order))
@@ -130,7 +151,6 @@ def denoising_loss(
     def table(name: str, value: float | Tensor) -> Table:
         return as_table(name, readable(value), pred, order, "pred") if isinstance(value, Tensor) else Table()
 
-    names = ("alpha", "sigma") if target is None else ("target[0]", "target[1]")
     call = DenoisingArguments(
         pred=samples(pred),
         x0=samples(x0.detach()),
@@ -149,50 +169,66 @@ def denoising_loss(
     return registry.run(_DENOISING, chosen, call)[0]
 
 
-def _target(
-    prediction: str, alpha: Any, sigma: Any, target: tuple[float | Tensor, float | Tensor] | None
-) -> tuple[str, tuple[float | Tensor, float | Tensor]]:
-    """(the kind, its levels); affine with p and q for a target."""
-    if target is not None:
-        if alpha is not None or sigma is not None:
-            raise ValueError("target: expected without alpha and sigma")
-        if not isinstance(target, tuple) or len(target) != 2:
-            raise TypeError(f"target: expected (p, q), got {shown(target)}")
-        for at, value in enumerate(target):
-            check_level(f"target[{at}]", value, "it")
-        return "affine", (_constant(target[0]), _constant(target[1]))
+def _own_target(target: Any, alpha: Any, sigma: Any, weighting: Any) -> tuple[float | Tensor, float | Tensor]:
+    """p and q."""
+    if alpha is not None or sigma is not None:
+        raise ValueError("target: expected without alpha and sigma")
+    if weighting is not None:
+        raise ValueError("weighting: expected without target, which has no levels; pass weight=")
+    if not isinstance(target, (tuple, list)) or len(target) != 2:
+        raise TypeError(f"target: expected (p, q), got {shown(target)}")
+    for at, value in enumerate(target):
+        check_level(f"target[{at}]", value, "it")
+        check_constant(f"target[{at}]", value)
+        known = None if torch.compiler.is_compiling() else host_range(value)
+        if known is not None and not (-math.inf < known[0] and known[1] < math.inf):
+            raise ValueError(f"target[{at}]: expected finite numbers, got {beyond(value, -sys.float_info.max)}")
+    return target[0], target[1]
+
+
+def _levels(
+    prediction: Any, alpha: Any, sigma: Any, sigma_data: float, weighting: Any, pred: Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """alpha and sigma; 1 where neither the target nor the weighting needs them."""
     check_levels(prediction, alpha, sigma)
     needs = {"v_prediction": ("alpha", "sigma"), "edm": ("sigma",)}.get(prediction, ())
+    if weighting is not None:
+        check_weighting(weighting)
+        needs = {"edm": ("sigma",), "flow_prediction": ("sigma",)}.get(prediction, ("alpha", "sigma"))
     for name, level in (("alpha", alpha), ("sigma", sigma)):
         if name in needs:
-            check_level(name, level, prediction)
-    return prediction, (
-        _constant(alpha) if "alpha" in needs else 1.0,
-        _constant(sigma) if "sigma" in needs else 1.0,
-    )
+            check_level(name, level, prediction if weighting is None else f"weighting {shown(weighting)}")
+        check_constant(name, level)
+    if prediction in ("v_prediction", "edm") or (prediction == "flow_prediction" and "sigma" in needs):
+        Prediction(prediction, pred.detach(), alpha, sigma, sigma_data)  # checks levels against the kind's schedule
+    if prediction == "edm":
+        alpha = 1.0
+    elif prediction == "flow_prediction" and "sigma" in needs:
+        alpha = 1.0 - sigma if alpha is None else alpha
+    return (1.0 if alpha is None else alpha), (1.0 if sigma is None else sigma)
 
 
-def _constant(level: float | Tensor) -> float | Tensor:
-    return level.detach() if isinstance(level, Tensor) else level
+def _expanded(name: str, level: float | Tensor, pred: Tensor) -> Tensor:
+    """A level or weight in float64 at pred's rank, without what was expanded."""
+    if not isinstance(level, Tensor):
+        return filled((), level, pred.device)
+    return unexpanded(broadcastable(name, level, pred, "pred")).double()
 
 
-def _weight(weight: float | Tensor) -> Tensor:
+def _weight(weight: Any, pred: Tensor) -> Tensor:
     if isinstance(weight, Tensor):
-        check_dense("weight", weight)
+        check_tensor("weight", weight)
         check_real("weight", weight)
-        return weight.detach()
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        check_constant("weight", weight)
+    elif isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise TypeError(f"weight: expected a number or a tensor, got {type(weight).__name__}")
-    return torch.tensor(check_number("weight", weight), dtype=torch.float64)
+    else:
+        weight = check_number("weight", weight)
+    return _expanded("weight", weight, pred)
 
 
 def _product(factors: list[Tensor], pred: Tensor, order: tuple[int, ...] | None) -> Table:
     """The table of all weights."""
     if not factors:
         return Table()
-    placed = [v.to(pred.device) if v.dim() == 0 else v for v in factors]
-    if len(placed) == 1:
-        return as_table("weight", readable(placed[0]), pred, order, "pred")
-    rank = pred.dim()
-    wide = [v.double().reshape(*v.shape, *(1,) * (rank - v.dim())) for v in placed]
-    return as_table("weight", wide[0] * wide[1], pred, order, "pred")
+    return as_table("weight", factors[0] if len(factors) == 1 else factors[0] * factors[1], pred, order, "pred")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels._triton.elements import float16_power, float64, given_count, load_samples, table_entry
+from fdkernels._triton.elements import float16_power, float64, given_count, is_finite, load_samples, table_entry
 from fdkernels._triton.predictions import level, tile_coefficients
 from fdkernels._triton.sums import is_last, load_stored
 
@@ -49,7 +49,7 @@ class Scalars(NamedTuple):
 @triton.jit
 def difference(pred, x0, noise, p, q, WIDE: tl.constexpr):
     """pred - (p·x0 + q·noise), also where these are so near that the sum's last place is not enough: the rounding
-    errors of both products and of their sum are kept."""
+    errors of both products and of their sum are kept. Compile without fusing them (`triton_launch.py`)."""
     if tl.float32 == WIDE:
         p_high, q_high = p.to(WIDE) + tl.zeros_like(pred), q.to(WIDE) + tl.zeros_like(pred)
         p_low, q_low = (p - p.to(WIDE).to(tl.float64)).to(WIDE), (q - q.to(WIDE).to(tl.float64)).to(WIDE)
@@ -58,7 +58,10 @@ def difference(pred, x0, noise, p, q, WIDE: tl.constexpr):
         total = first + second
         most = total - first
         rest = (first - (total - most)) + (second - most)
-        d = (pred - total) - (rest + (lost + (p_low * x0 + q_low * noise)))
+        near = pred - total
+        d = tl.where(
+            is_finite(near), near - (rest + (lost + tl.fma(p_low + tl.zeros_like(x0), x0, q_low * noise))), near
+        )
     else:
         d = pred - (p * x0 + q * noise)
     return d
@@ -110,27 +113,25 @@ def denoising_kernel(
             tl.store(written.gradient + row + i, g.to(written.gradient.dtype.element_ty), mask=inside)
     tl.store(written.partials + tl.program_id(0), tl.sum(total))
     if is_last(written.ticket):
-        all_samples = tl.zeros((), tl.float64)
-        for chunk in range(0, batch, SAMPLES):
-            samples = chunk + tl.arange(0, SAMPLES)
-            sums = tl.zeros((SAMPLES, PIECES), tl.float64)
-            for piece in range(0, programs, PIECES):
-                at = piece + tl.arange(0, PIECES)
-                present = (samples < batch)[:, None] & (at < programs)[None, :]
-                stored = written.partials + samples.to(tl.int64)[:, None] * programs + at[None, :]
-                sums += load_stored(stored, present)
-            of_samples = tl.sum(sums, 1)
-            if REDUCTION == "none":
+        if REDUCTION == "none":
+            for chunk in range(0, batch, SAMPLES):
+                samples = chunk + tl.arange(0, SAMPLES)
+                sums = tl.zeros((SAMPLES, PIECES), tl.float64)
+                for piece in range(0, programs, PIECES):
+                    at = piece + tl.arange(0, PIECES)
+                    present = (samples < batch)[:, None] & (at < programs)[None, :]
+                    sums += load_stored(written.partials + samples[:, None] * programs + at[None, :], present)
                 own = samples < batch
-                tl.store(written.loss + samples, (of_samples / n).to(written.loss.dtype.element_ty), mask=own)
+                losses = tl.sum(sums, 1) / n
+                tl.store(written.loss + samples, losses.to(written.loss.dtype.element_ty), mask=own)
                 if written.unscale is not None:
-                    tl.store(
-                        written.unscale + samples,
-                        (tl.zeros((SAMPLES,), tl.float64) + 1.0 / power).to(tl.float32),
-                        mask=own,
-                    )
-            all_samples += tl.sum(of_samples)
-        if REDUCTION != "none":
-            tl.store(written.loss, (all_samples / n).to(written.loss.dtype.element_ty))
+                    same = tl.zeros((SAMPLES,), tl.float64) + 1.0 / power
+                    tl.store(written.unscale + samples, same.to(tl.float32), mask=own)
+        else:
+            sums = tl.zeros((TILE,), tl.float64)
+            for piece in range(0, batch * programs, TILE):
+                at = piece + tl.arange(0, TILE)
+                sums += load_stored(written.partials + at, at < batch * programs)
+            tl.store(written.loss, (tl.sum(sums) / n).to(written.loss.dtype.element_ty))
             if written.unscale is not None:
                 tl.store(written.unscale, (1.0 / power).to(tl.float32))

@@ -16,7 +16,7 @@ from fdkernels.denoising.arguments import DENOISING, DenoisingArguments, check_d
 from fdkernels.denoising.triton_kernels import Operands, Written, denoising_kernel
 
 TILE, PROGRAMS = 1_024, 4_096
-PIECES, SAMPLES = 64, 16  # partial sums of so many programs of so many samples at a time
+PIECES, SUMS = 64, 1_024  # partial sums of at most PIECES programs of a sample, and SUMS in all, at a time
 
 
 def denoising(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -44,13 +44,15 @@ def denoising_launches(call: DenoisingArguments) -> tuple[tuple[Tensor, Tensor, 
         pred.new_empty((batch * programs,), dtype=torch.float64), ticket(pred.device),
     )  # fmt: skip
     divisor = {"mean": batch * elements, "none": elements, "sum": 1}[call.reduction]
+    pieces = min(PIECES, plan.next_power_of_2(programs))
     run = shared_levels(operands.alpha, operands.sigma, pred)
     options = {
         "divisor": float(divisor), "fixed_alpha": call.fixed_alpha, "fixed_sigma": call.fixed_sigma,
         "sigma_data": call.sigma_data, "REDUCTION": call.reduction, "KIND": call.prediction, "RUN": run, "TILE": TILE,
-        "SAMPLES": SAMPLES, "PIECES": min(PIECES, plan.next_power_of_2(programs)),
+        "SAMPLES": SUMS // pieces, "PIECES": pieces,
         "OFFSET": tl.int64 if plan.needs_int64(programs * tiles * TILE) else tl.int32,
         "WIDE": tl.float64 if call.is_wide() else tl.float32, "num_warps": 8 if call.is_wide() or run == 1 else 4,
+        "enable_fp_fusion": False,  # it would undo `difference`
     }  # fmt: skip
     arguments = (operands, written, batch, elements, programs, tiles)
     return outputs, [Launch(denoising_kernel, batch * programs, arguments, options)]

@@ -1,6 +1,7 @@
 """The field's weightings of a denoising loss, as weights of the squared error of the network's own prediction.
 
-Each is a factor λ of the squared error of x0. The error of x0 is c times the prediction's, so the loss has λ·c².
+Each is a factor λ of the squared error of x0. The error of x0 is c times the prediction's, so the loss has λ·c². σ² and
+α² cancel before they are divided by, so that a weight is finite at both ends of a schedule if it has a limit there.
 """
 
 from __future__ import annotations
@@ -11,30 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdkernels._op.checks import check_number, did_you_mean, shown
-from fdkernels.prediction import KINDS
+from fdkernels._op.checks import did_you_mean, shown
 
-# λ of (alpha, sigma, sigma_data, gamma), with SNR = alpha² / sigma².
+# λ·σ² of alpha², sigma², sigma_data² and gamma.
 WEIGHTINGS: dict[str, Callable[[Any, Any, float, float], Any]] = {
-    "x0": lambda alpha, sigma, data, gamma: torch.ones_like(alpha * sigma),
-    "epsilon": lambda alpha, sigma, data, gamma: (alpha / sigma) ** 2,
-    "v": lambda alpha, sigma, data, gamma: (alpha / sigma) ** 2 + 1,
-    "snr_ratio": lambda alpha, sigma, data, gamma: alpha**2 / (alpha**2 + sigma**2),
-    "min_snr": lambda alpha, sigma, data, gamma: ((alpha / sigma) ** 2).clamp(max=gamma),
-    "edm": lambda alpha, sigma, data, gamma: (sigma**2 + data**2) / (sigma * data) ** 2,
-    "trig": lambda alpha, sigma, data, gamma: sigma**-2 + 0 * alpha,
+    "x0": lambda a2, s2, d2, gamma: s2,
+    "epsilon": lambda a2, s2, d2, gamma: a2,
+    "v": lambda a2, s2, d2, gamma: a2 + s2,
+    "snr_ratio": lambda a2, s2, d2, gamma: a2 * s2 / (a2 + s2),
+    "min_snr": lambda a2, s2, d2, gamma: torch.minimum(a2, gamma * s2),
+    "edm": lambda a2, s2, d2, gamma: (s2 + a2 * d2) / d2,
+    "trig": lambda a2, s2, d2, gamma: torch.ones_like(s2),
+}
+# λ·c² of an epsilon prediction, c = -σ/α, where dividing by α² would be 0/0 at α = 0.
+_OF_EPSILON: dict[str, Callable[[Any, Any, float, float], Any]] = {
+    "epsilon": lambda a2, s2, d2, gamma: torch.ones_like(a2 + s2),
+    "snr_ratio": lambda a2, s2, d2, gamma: s2 / (a2 + s2),
+    "min_snr": lambda a2, s2, d2, gamma: (gamma * s2 / a2).clamp(max=1.0),
+}
+# λ itself, where dividing by σ² would be 0/0 at σ = 0.
+_OF_SAMPLE: dict[str, Callable[[Any, Any, float, float], Any]] = {
+    "x0": lambda a2, s2, d2, gamma: torch.ones_like(a2 + s2),
+    "snr_ratio": lambda a2, s2, d2, gamma: a2 / (a2 + s2),
+    "min_snr": lambda a2, s2, d2, gamma: (a2 / s2).clamp(max=gamma),
 }
 
 
-def weighting_of(
-    name: Any, kind: str, alpha: float | Tensor, sigma: float | Tensor, sigma_data: float, gamma: float
-) -> Tensor:
-    """λ·c² in float64, with the levels' shape."""
+def check_weighting(name: Any) -> None:
     if not isinstance(name, str) or name not in WEIGHTINGS:
         raise ValueError(f"weighting: unknown name {shown(name)}{did_you_mean(name, WEIGHTINGS)}")
-    if check_number("snr_gamma", gamma) <= 0:
-        raise ValueError(f"snr_gamma: expected a positive number, got {shown(gamma)}")
-    device = next((v.device for v in (alpha, sigma) if isinstance(v, Tensor)), torch.device("cpu"))
-    a, s = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (alpha, sigma))
-    c = KINDS[kind].coefficients(a, s, sigma_data)[1]
-    return WEIGHTINGS[name](a, s, sigma_data, gamma) * c**2
+
+
+def weighting_of(name: str, kind: str, alpha: Tensor, sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ·c² of levels in float64 that broadcast to each other."""
+    a2, s2, d2 = alpha**2, sigma**2, sigma_data**2
+    if kind == "epsilon" and name in _OF_EPSILON:
+        return _OF_EPSILON[name](a2, s2, d2, gamma)
+    of_sigma = WEIGHTINGS[name](a2, s2, d2, gamma)
+    if kind == "sample":  # c = 1
+        return _OF_SAMPLE[name](a2, s2, d2, gamma) if name in _OF_SAMPLE else of_sigma / s2
+    if kind == "epsilon":
+        return of_sigma / a2
+    return of_sigma * d2 / (s2 + d2) if kind == "edm" else of_sigma

@@ -12,7 +12,7 @@ from torch import Tensor
 from fdkernels import backends
 from fdkernels._op import registry
 from fdkernels._op.arguments import Table
-from fdkernels._op.checks import check_like, check_samples
+from fdkernels._op.checks import check_constant, check_like, check_samples
 from fdkernels._op.views import as_table, dense_samples, memory_order, readable
 from fdkernels.noising import reference
 from fdkernels.noising.arguments import NOISING, NoisingArguments, noising_outputs
@@ -73,7 +73,7 @@ def add_noise(
     check_samples("x0", x0)
     if noise is not None:
         check_like("noise", noise, x0, "x0")
-        _check_constant("noise", noise)
+        check_constant("noise", noise)
         if generator is not None:
             raise ValueError("generator: expected without noise")
     for name, level in (("alpha", alpha), ("sigma", sigma)):
@@ -83,7 +83,7 @@ def add_noise(
             if known is not None and not (-math.inf < known[0] and known[1] < math.inf):
                 raise ValueError(f"{name}: expected finite numbers, got {beyond(level, -sys.float_info.max)}")
         if isinstance(level, Tensor):
-            _check_constant(name, level)
+            check_constant(name, level)
     levels = tuple(readable(v) if isinstance(v, Tensor) else float(v) for v in (alpha, sigma))
     seed = None if noise is not None else _seed(x0, generator)
     with_noise = return_noise and noise is None
@@ -103,10 +103,10 @@ def mapped(prediction: Prediction, result: str, name: str, x: Tensor, backend: s
         return x
     assert prediction.noisy is not None  # `Prediction` requires it
     check_like("noisy", prediction.noisy, x, name)
-    _check_constant("noisy", prediction.noisy)
+    check_constant("noisy", prediction.noisy)
     for level in ("alpha", "sigma"):
         if isinstance(value := getattr(prediction, level), Tensor):
-            _check_constant(prediction.argument(level), value)
+            check_constant(prediction.argument(level), value)
     public = "Prediction.to_x0" if result == "x0" else "Prediction.from_x0"
     names = (name, prediction.argument("alpha"), prediction.argument("sigma"))
     levels, data = prediction.levels(), float(prediction.sigma_data)
@@ -156,11 +156,6 @@ def _run(
 def _in_order(v: Tensor, seed: Tensor | None, order: tuple[int, ...], inverse: tuple[int, ...]) -> Tensor:
     """A result in the shape and the memory order of x."""
     return (v if seed is None else v.permute(order).contiguous()).permute(inverse)
-
-
-def _check_constant(name: str, value: Tensor) -> None:
-    if value.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{name}: expected a tensor without gradient, which it would not get; pass {name}.detach()")
 
 
 def _seed(x0: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fdkernels as fdk
-from fdkernels.denoising.weighting import WEIGHTINGS
+from fdkernels.denoising.weighting import WEIGHTINGS, weighting_of
 from tests.denoising import TARGETS, make_denoising, weighted
 from tests.device import on_device
 
@@ -76,6 +76,12 @@ class TestExactness:
             weight = torch.rand(weight, generator=torch.Generator().manual_seed(4))
         make_denoising(SHAPE, weight=weight).check(backend)
 
+    def test_what_the_target_has_not_is_not_read(self, backend):
+        case = make_denoising((4, 37))
+        case.but(x0=case.x0 * torch.nan).hold(case.but(x0=case.x0 * torch.nan).run(backend), case.expected())
+        case = make_denoising((4, 37), prediction="sample")
+        case.hold(case.but(noise=case.noise * torch.nan).run(backend), case.expected())
+
     @pytest.mark.parametrize("value", (torch.nan, torch.inf))
     def test_what_is_not_finite_propagates(self, backend, value):
         case = make_denoising((4, 37))
@@ -95,7 +101,7 @@ class TestWeightings:
         "v": lambda alpha, sigma: alpha**2 / sigma**2 + 1,
         "snr_ratio": lambda alpha, sigma: alpha**2 / sigma**2 / (alpha**2 / sigma**2 + 1),
         "min_snr": lambda alpha, sigma: (alpha**2 / sigma**2).clamp(max=3.0),
-        "edm": lambda alpha, sigma: (sigma**2 + 0.25) / (sigma * 0.5) ** 2,
+        "edm": lambda alpha, sigma: ((sigma / alpha) ** 2 + 0.25) / (sigma / alpha * 0.5) ** 2,
         "trig": lambda alpha, sigma: 1 / sigma**2,
     }
 
@@ -121,6 +127,37 @@ class TestWeightings:
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
         twice = case.but(alpha=alpha, sigma=sigma, weighting=name, snr_gamma=3.0, weight=torch.full((5, 3), 2.0))
         torch.testing.assert_close(twice.call(backend), 2 * expected, rtol=1e-11, atol=0)
+
+    def test_levels_of_different_ranks(self, backend):
+        """Where a trailing dimension has the batch's size, too."""
+        angle = 0.2 + torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        case = make_denoising((4, 4, 4, 4), torch.float64, prediction="v_prediction")
+        alpha, sigma = angle.cos(), angle.sin()
+        expected = case.but(alpha=alpha, sigma=sigma, weighting="min_snr", weight=alpha).call(backend)
+        for a, s in (
+            (alpha, sigma[:, None]),
+            (alpha[:, None], sigma),
+            (alpha, sigma.view(4, 1, 1, 1).expand(4, 4, 4, 4)),
+        ):
+            found = case.but(alpha=a, sigma=s, weighting="min_snr", weight=alpha[:, None]).call(backend)
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+    @pytest.mark.host_code("no kernel runs")
+    @pytest.mark.parametrize("kind", ("epsilon", "v_prediction", "flow_prediction", "edm", "sample"))
+    @pytest.mark.parametrize("name", FACTORS)
+    def test_the_ends_of_a_schedule_have_their_limits(self, backend, name, kind):
+        """A weight at an end is the limit of the weights near it."""
+
+        def weights(sigma):
+            sigma = torch.tensor(sigma, dtype=torch.float64)
+            alpha = {"flow_prediction": 1 - sigma, "edm": torch.ones_like(sigma)}.get(kind, (1 - sigma**2).sqrt())
+            return weighting_of(name, kind, alpha, sigma, 0.5, 3.0)
+
+        ends, near = weights([0.0, 1.0]), weights([1e-7, 1 - 1e-14])
+        assert not ends.isnan().any()
+        finite = ends.isfinite()
+        assert (near[~finite] > 1e10).all()
+        torch.testing.assert_close(ends[finite], near[finite], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.contract("peers", op="denoising")
@@ -148,6 +185,11 @@ def test_fastgen(backend, file, kind):
         ({"prediction": "v_prediction", "alpha": None}, ValueError, "alpha: v_prediction needs it, got None"),
         ({"prediction": "edm", "sigma": None}, ValueError, "sigma: edm needs it, got None"),
         ({"prediction": "edm", "sigma": -1.0}, ValueError, "sigma: expected finite numbers >= 0, got -1.0"),
+        ({"prediction": "v_prediction", "alpha": 0.2, "sigma": 0.8}, ValueError, "v_prediction needs alpha² \\+ sigma² = 1"),
+        ({"prediction": "flow_prediction", "sigma": 3.0, "weighting": "v"}, ValueError, "sigma: flow_prediction needs"),
+        ({"target": (torch.nan, 1.0)}, ValueError, r"target\[0\]: expected finite numbers, got nan"),
+        ({"weight": torch.ones(4, requires_grad=True)}, ValueError, "weight: expected a tensor without gradient"),
+        ({"prediction": "edm", "sigma": torch.ones(4, requires_grad=True)}, ValueError, "sigma: expected a tensor with"),
         ({"sigma_data": 0}, ValueError, "sigma_data: expected a positive number, got 0"),
         ({"target": (1.0, 0.0), "alpha": 1.0}, ValueError, "target: expected without alpha and sigma"),
         ({"target": (1.0,)}, TypeError, r"target: expected \(p, q\), got \(1.0,\)"),

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.cpu_only("importing probes no device")
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 0.05  # of the time of `import torch`: 50 ms if that takes a second; machines differ by more
+BUDGET = 0.07  # of the time of `import torch`: 70 ms if that takes a second; an op's registration takes some 5
 
 MEASURE = """
 import json, sys, time

@@ -17,45 +17,64 @@ struct Runs {
   int64_t blocks, share;  // blocks per run, and elements of a run that each takes
 };
 
+// A block's place: its run, and its thread's part of that.
+struct OfRun {
+  int64_t run;
+  Part part;
+};
+
+template <class Call>
+__device__ inline OfRun of_run(const Call& call, const Runs& runs) {
+  const int64_t run = blockIdx.x / runs.blocks;
+  const int block = static_cast<int>(blockIdx.x - run * runs.blocks);
+  return {run,
+          part_of(call.elements, runs.share, 0, block, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x))};
+}
+
 // Call has runs, elements (of a run) and aligned. Math(call, run, part) is as in core/cuda/schedules.cuh; this uses T,
 // kVector, kWidth, together(), stores_vectors(), recompute() and store(), and stores(): whether there is anything to
 // store.
 template <class Math, class Call>
 __device__ inline void by_elements(const Call& call, const Runs& runs) {
-  const int64_t run = blockIdx.x / runs.blocks;
-  const int block = static_cast<int>(blockIdx.x - run * runs.blocks);
-  const Part part =
-      part_of(call.elements, runs.share, 0, block, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
-  Math math(call, run, part);
-  if (math.stores()) scatter(math, call.aligned, part, nullptr);
+  const OfRun of = of_run(call, runs);
+  Math math(call, of.run, of.part);
+  if (math.stores()) scatter(math, call.aligned, of.part, nullptr);
 }
 
 // The same for an op that adds up one number of each element, math.total: no block waits, and the block that draws the
-// last ticket adds up the sums of all blocks, in their order. Call has partials, a double for each block, and tickets,
-// one that is zero before and after the launch. make(run, part) returns a Math; report(run, total) is called once for
-// each run.
+// last ticket adds up the sums of all blocks, in an order that the launch fixes. Call has partials, a double for each
+// block, and tickets, one that is zero before and after the launch. make(run, part) returns a Math. report(run, total)
+// is called once for each run if `each`, else for all of them as run 0.
 template <class Call, class Make, class Report>
-__device__ inline void sum_by_elements(const Call& call, const Runs& runs, Scratch& scratch, bool& drawn,
+__device__ inline void sum_by_elements(const Call& call, const Runs& runs, bool each, Scratch& scratch, bool& drawn,
                                        const Make& make, const Report& report) {
-  const int64_t run = blockIdx.x / runs.blocks;
-  const int block = static_cast<int>(blockIdx.x - run * runs.blocks);
-  const Part part =
-      part_of(call.elements, runs.share, 0, block, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
+  const OfRun of = of_run(call, runs);
   const Group group{0, static_cast<int>(blockDim.x), 0, scratch};
-  auto math = make(run, part);
-  scatter(math, call.aligned, part, nullptr);
+  auto math = make(of.run, of.part);
+  scatter(math, call.aligned, of.part, nullptr);
   double total[1] = {math.total};
   group.reduce<Add>(total);
+  if (each && runs.blocks == 1) {
+    if (threadIdx.x == 0) report(of.run, total[0]);
+    return;
+  }
   if (threadIdx.x == 0) call.partials[blockIdx.x] = total[0];
   if (!draws_last(group, call.tickets, gridDim.x, drawn)) return;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  if (each) {
+    const bool by_warp = runs.blocks >= kWarp;
+    group.each(call.runs, by_warp, [&](int64_t run, int first, int step) {
+      double sum = 0;
 #pragma unroll 1
-  for (int64_t r = warp(); r < call.runs; r += warps) {
-    double sum = 0;
-#pragma unroll 1
-    for (int64_t i = lane(); i < runs.blocks; i += kWarp) sum += __ldcg(call.partials + r * runs.blocks + i);
-    sum = add_lanes(sum);
-    if (lane() == 0) report(r, sum);
+      for (int64_t i = first; i < runs.blocks; i += step) sum += __ldcg(call.partials + run * runs.blocks + i);
+      if (by_warp) sum = add_lanes(sum);
+      if (first == 0) report(run, sum);
+    });
+  } else {
+    total[0] = 0;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < gridDim.x; i += blockDim.x) total[0] += __ldcg(call.partials + i);
+    group.reduce<Add>(total);
+    if (threadIdx.x == 0) report(0, total[0]);
   }
   if (threadIdx.x == 0) *call.tickets = 0;
 }

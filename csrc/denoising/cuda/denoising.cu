@@ -100,23 +100,10 @@ __global__ void __launch_bounds__(kElementThreads, 2)
   __shared__ Divisors divisors;
   if (threadIdx.x == 0) divisors = divisors_of(call);
   __syncthreads();
-  const bool each = call.p.reduction == Reduction::none;
-  double* sums = call.partials + gridDim.x;
   sum_by_elements(
-      call, runs, scratch, drawn,
+      call, runs, call.p.reduction == Reduction::none, scratch, drawn,
       [&](int64_t b, const Part& part) { return DenoisingMath<Ty>(call.p, b, part, divisors); },
-      [&](int64_t b, double sum) {
-        if (each) write_loss(call, b, sum, divisors);
-        sums[b] = sum;
-      });
-  if (each || !drawn) return;
-  __syncthreads();
-  if (warp() != 0) return;
-  double total = 0;
-#pragma unroll 1
-  for (int64_t b = lane(); b < call.runs; b += kWarp) total += sums[b];
-  total = add_lanes(total);
-  if (lane() == 0) write_loss(call, 0, total, divisors);
+      [&](int64_t b, double sum) { write_loss(call, b, sum, divisors); });
 }
 
 template <class Stored, class T>

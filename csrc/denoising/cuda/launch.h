@@ -11,7 +11,7 @@ struct DenoisingCall {
   Denoising p;
   int64_t runs, elements;
   bool aligned;
-  double* partials;  // one for each block (denoising_blocks), then one for each sample
+  double* partials;  // one for each block (denoising_blocks)
   unsigned* tickets;
   double host_count;  // N that the caller gives; 0: none, or in `count`
   Reals count;

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> denoising(const DenoisingArguments& a
   for (const Samples* input : p.inputs()) call.aligned = call.aligned && is_aligned(*input, p.batch, vector);
   std::vector<Workspace> memory;  // keep it until all is queued: memory freed earlier may be handed out again
   call.tickets = take_tickets(target, like, memory);
-  const int64_t doubles = cuda::denoising_blocks(p, multiprocessors) + p.batch;
+  const int64_t doubles = cuda::denoising_blocks(p, multiprocessors);
   call.partials = memory.emplace_back(Workspace::padded(doubles), like).take(doubles);
   cuda::launch_denoising(call, multiprocessors, target.stream);
   return out.all();

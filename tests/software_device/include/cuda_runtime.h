@@ -103,6 +103,14 @@ T software_load(const T* from, ::software::Access how) {
   return value;
 }
 
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+
 inline float rsqrtf(float v) {
   return 1 / std::sqrt(v);
 }
