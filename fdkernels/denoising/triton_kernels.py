@@ -59,9 +59,8 @@ def difference(pred, x0, noise, p, q, WIDE: tl.constexpr):
         most = total - first
         rest = (first - (total - most)) + (second - most)
         near = pred - total
-        d = tl.where(
-            is_finite(near), near - (rest + (lost + tl.fma(p_low + tl.zeros_like(x0), x0, q_low * noise))), near
-        )
+        lost += tl.fma(p_low + tl.zeros_like(x0), x0, q_low * noise)
+        d = tl.where(is_finite(near), near - (rest + lost), near)
     else:
         d = pred - (p * x0 + q * noise)
     return d

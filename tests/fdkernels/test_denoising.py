@@ -134,11 +134,8 @@ class TestWeightings:
         case = make_denoising((4, 4, 4, 4), torch.float64, prediction="v_prediction")
         alpha, sigma = angle.cos(), angle.sin()
         expected = case.but(alpha=alpha, sigma=sigma, weighting="min_snr", weight=alpha).call(backend)
-        for a, s in (
-            (alpha, sigma[:, None]),
-            (alpha[:, None], sigma),
-            (alpha, sigma.view(4, 1, 1, 1).expand(4, 4, 4, 4)),
-        ):
+        everywhere = sigma.view(4, 1, 1, 1).expand(4, 4, 4, 4)
+        for a, s in ((alpha, sigma[:, None]), (alpha[:, None], sigma), (alpha, everywhere)):
             found = case.but(alpha=a, sigma=s, weighting="min_snr", weight=alpha[:, None]).call(backend)
             torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
@@ -185,11 +182,11 @@ def test_fastgen(backend, file, kind):
         ({"prediction": "v_prediction", "alpha": None}, ValueError, "alpha: v_prediction needs it, got None"),
         ({"prediction": "edm", "sigma": None}, ValueError, "sigma: edm needs it, got None"),
         ({"prediction": "edm", "sigma": -1.0}, ValueError, "sigma: expected finite numbers >= 0, got -1.0"),
-        ({"prediction": "v_prediction", "alpha": 0.2, "sigma": 0.8}, ValueError, "v_prediction needs alpha² \\+ sigma² = 1"),
+        ({"prediction": "v_prediction", "alpha": 0.2, "sigma": 0.8}, ValueError, "v_prediction needs alpha²"),
         ({"prediction": "flow_prediction", "sigma": 3.0, "weighting": "v"}, ValueError, "sigma: flow_prediction needs"),
         ({"target": (torch.nan, 1.0)}, ValueError, r"target\[0\]: expected finite numbers, got nan"),
         ({"weight": torch.ones(4, requires_grad=True)}, ValueError, "weight: expected a tensor without gradient"),
-        ({"prediction": "edm", "sigma": torch.ones(4, requires_grad=True)}, ValueError, "sigma: expected a tensor with"),
+        ({"prediction": "edm", "sigma": torch.ones(4, requires_grad=True)}, ValueError, "sigma: expected a tensor"),
         ({"sigma_data": 0}, ValueError, "sigma_data: expected a positive number, got 0"),
         ({"target": (1.0, 0.0), "alpha": 1.0}, ValueError, "target: expected without alpha and sigma"),
         ({"target": (1.0,)}, TypeError, r"target: expected \(p, q\), got \(1.0,\)"),
