@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fdkernels import schedulers
-from fdkernels._op.checks import as_float, check_dense, check_number, did_you_mean, is_readable, shown, warn_once
+from fdkernels._op.checks import as_float, check_dense, check_positive, did_you_mean, is_readable, shown, warn_once
 from fdkernels._op.views import broadcastable, column_or_expanded, readable
 
 # Below this alpha, x0 is only the rounding error of the epsilon prediction, multiplied by 1/alpha.
@@ -132,8 +132,7 @@ class Prediction:
             raise TypeError(f"noisy: {self.kind} needs the tensor x_t, got {type(self.noisy).__name__}")
         for name in KINDS[self.kind].needs:
             check_level(self.argument(name), getattr(self, name), self.kind)
-        if check_number("sigma_data", self.sigma_data) <= 0:
-            raise ValueError(f"sigma_data: expected a positive number, got {shown(self.sigma_data)}")
+        check_positive("sigma_data", self.sigma_data)
         if not torch.compiler.is_compiling():
             self._check_values()
 

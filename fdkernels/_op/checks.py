@@ -84,6 +84,13 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
+def check_positive(name: str, value: Any) -> float:
+    number = check_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a positive number, got {shown(value)}")
+    return number
+
+
 def as_float(value: Any) -> float:
     """float(value), but infinite where an int or a fraction is too large for a float."""
     try:

@@ -44,6 +44,11 @@ def filled(shape: tuple[int, ...], value: float, device: torch.device) -> Tensor
     return torch.ones(shape, dtype=torch.float64, device=device) * value
 
 
+def float16_power(divisor: Tensor) -> Tensor:
+    """2^k with k = floor(log2 N), times which a float16 gradient is stored: g / N alone would underflow."""
+    return torch.ldexp(torch.ones_like(divisor), torch.frexp(divisor).exponent - 1)
+
+
 def logarithm(value: float) -> float | Tensor:
     return math.log(value) if is_constant(value) else filled((), value, torch.device("cpu")).log()
 

@@ -41,12 +41,13 @@ class Op(NamedTuple):
     reference: Callable[[Any], tuple[Tensor, ...]]
     """The specification: maps a call to its results."""
 
-    def run(self, backend: str, call: Any, first: Tensor) -> Any:
-        """The results of a call whose first argument is replaced by `first`.
+    def is_in_torch(self, backend: str, first: Tensor) -> bool:
+        """Whether the reference serves a call: an empty batch runs no kernel, whatever the backend."""
+        return backend == "reference" or first.shape[0] == 0
 
-        An empty batch runs no kernel: on every backend its results are the reference's.
-        """
-        if backend == "reference" or first.shape[0] == 0:
+    def run(self, backend: str, call: Any, first: Tensor) -> Any:
+        """The results of a call whose first argument is replaced by `first`."""
+        if self.is_in_torch(backend, first):
             return self.reference(call._replace(**{self.arguments.names[0]: first}))
         operands = self.arguments.operands(call)
         operands[0] = first
@@ -199,7 +200,7 @@ class _RawLoss(_Loss):
 def run_linear(op: Op, backend: str, call: Any) -> Any:
     """The results of a linear op, the first differentiable with respect to the first argument, any number of times."""
     first: Tensor = call[0]
-    if backend not in KERNELS or first.shape[0] == 0:
+    if op.is_in_torch(backend, first):
         return op.reference(call)
     operands = op.arguments.operands(call)
     if torch.compiler._is_exporting_flag:  # an exported graph loses an autograd function

@@ -18,6 +18,7 @@ from fdkernels._op.checks import (
     check_constant,
     check_like,
     check_number,
+    check_positive,
     check_real,
     check_samples,
     check_tensor,
@@ -122,11 +123,8 @@ def denoising_loss(
     check_like("x0", x0, pred, "pred")
     check_like("noise", noise, pred, "pred")
     check_choice("reduction", reduction, REDUCTIONS)
-    sigma_data = check_number("sigma_data", sigma_data)
-    if sigma_data <= 0:
-        raise ValueError(f"sigma_data: expected a positive number, got {shown(sigma_data)}")
-    if check_number("snr_gamma", snr_gamma) <= 0:
-        raise ValueError(f"snr_gamma: expected a positive number, got {shown(snr_gamma)}")
+    sigma_data = check_positive("sigma_data", sigma_data)
+    check_positive("snr_gamma", snr_gamma)
     if target is not None:
         kind, levels, names = "affine", _own_target(target, alpha, sigma, weighting), ("target[0]", "target[1]")
     else:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from fdkernels._op.floats import float16_power
 from fdkernels._op.views import column_or_expanded
 from fdkernels.denoising.arguments import DENOISING, DenoisingArguments
 from fdkernels.prediction import coefficients
@@ -30,18 +31,19 @@ def denoising(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]
     weight = column_or_expanded(call.weight, shape)
     direction = difference if weight is None else weight * difference
     energy = (direction * difference).sum(1)
-    count = torch.full((), float({"mean": batch * n, "none": n, "sum": 1}[call.reduction]), dtype=torch.float64)
-    if call.divisor is not None:
-        count = call.divisor.to(torch.float64).reshape(())
-        count = torch.where(count < 1, 1.0, count)  # NaN stays NaN
-    count = count.to(pred.device).clamp(min=1) if call.divisor is None else count.to(pred.device)
+    if call.divisor is None:
+        elements = {"mean": batch * n, "none": n, "sum": 1}[call.reduction]
+        count = torch.full((), float(elements), dtype=torch.float64, device=pred.device)
+    else:
+        count = call.divisor.to(pred.device, torch.float64).reshape(())
+    count = count.clamp(min=1)  # NaN stays NaN
     loss = (energy if call.reduction == "none" else energy.sum()) / count
     nothing = pred.new_empty((0,), dtype=torch.float32)
     gradient, unscale = pred.new_empty((0,)), nothing
     if call.with_grad:
         power = torch.ones_like(count)
         if pred.dtype == torch.float16:
-            power = torch.exp2(torch.floor(torch.log2(count)))
+            power = float16_power(count)
             unscale = power.reciprocal().float().expand(batch if call.reduction == "none" else ()).clone()
         gradient = (2 / count * power * direction).to(pred.dtype).view(pred.shape)
     wide = torch.float64 if pred.dtype == torch.float64 else torch.float32

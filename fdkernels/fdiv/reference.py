@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from fdkernels._op.floats import float16_power
 from fdkernels._op.views import column_or_expanded, expanded
 from fdkernels.fdiv.arguments import FDIV, FdivArguments
 from fdkernels.fdiv.weight import fdiv_weight, given_weight, given_weight_stats
@@ -128,7 +129,7 @@ def _gradient(
         return student.new_empty(0), unscale
     coefficient = w / divisor
     if student.dtype == torch.float16:
-        power = torch.ldexp(torch.ones_like(divisor), torch.frexp(divisor).exponent - 1)
+        power = float16_power(divisor)
         coefficient = coefficient * power
         unscale = power.reciprocal().float()
     gradient = torch.where(keep, coefficient.to(direction.dtype)[:, None] * direction, 0.0)
