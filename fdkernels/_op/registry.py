@@ -5,9 +5,9 @@
 A linear op maps its first argument x linearly to y, the first of its results (`run_linear`). Its backward is the op
 itself on y's gradient, with the other arguments of `adjoint()`.
 
-A loss is an op whose results are (loss, gradient of the first argument, unscale, figures). Its forward stores the
-gradient for an upstream of 1, and its backward only scales it. A float16 gradient would underflow, so it is stored
-times a power of two; `unscale` is its inverse.
+A loss is an op whose results are (loss, then a gradient and its unscale for each of `Op.gradients`, then figures). Its
+forward stores the gradients for an upstream of 1, and its backward only scales them. A float16 gradient would
+underflow, so it is stored times a power of two; `unscale` is its inverse.
 """
 
 from __future__ import annotations
@@ -40,17 +40,26 @@ class Op(NamedTuple):
     """Maps a call to its results, uninitialized; the fakes return these."""
     reference: Callable[[Any], tuple[Tensor, ...]]
     """The specification: maps a call to its results."""
+    gradients: tuple[tuple[str, str], ...] = ()
+    """A loss's arguments that get a gradient, each with the name of the flag that asks for it."""
 
     def is_in_torch(self, backend: str, first: Tensor) -> bool:
         """Whether the reference serves a call: an empty batch runs no kernel, whatever the backend."""
         return backend == "reference" or first.shape[0] == 0
 
-    def run(self, backend: str, call: Any, first: Tensor) -> Any:
-        """The results of a call whose first argument is replaced by `first`."""
-        if self.is_in_torch(backend, first):
-            return self.reference(call._replace(**{self.arguments.names[0]: first}))
-        operands = self.arguments.operands(call)
-        operands[0] = first
+    def gradients_at(self) -> list[tuple[int, int]]:
+        """`gradients` as positions among the operands."""
+        names = self.arguments.names
+        return [(names.index(name), names.index(flag)) for name, flag in self.gradients]
+
+    def run(self, backend: str, call: Any, inputs: Sequence[Tensor | None]) -> Any:
+        """The results of a call, whose arguments that get a gradient are replaced by `inputs`."""
+        in_torch = self.is_in_torch(backend, call[0])
+        operands = self.arguments.flat(call) if in_torch else self.arguments.operands(call)
+        for (at, _), given in zip(self.gradients_at(), inputs, strict=True):
+            operands[at] = given
+        if in_torch:
+            return self.reference(self.arguments.build(operands))
         return kernels[f"{self.name}_{backend}"](*operands)
 
 
@@ -132,26 +141,28 @@ _implement_in_triton("scale_triton_", "fdkernels._triton.scale", "scale_")
 
 
 def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
-    """(loss, figures), differentiable with respect to the first argument alone."""
+    """(loss, figures), differentiable with respect to the arguments of `op.gradients` alone."""
+    operands = op.arguments.flat(call)
+    inputs = [operands[at] for at, _ in op.gradients_at()]
     # Do not use is_exporting(): torch 2.10 and 2.11 treat it as true in every torch.compile graph.
     if torch.compiler._is_exporting_flag:
-        return _exported(op, backend, call)
-    return _Loss.apply(call[0], op, backend, call)
+        return _exported(op, backend, call, inputs)
+    return _Loss.apply(op, backend, call, *inputs)
 
 
-def _exported(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
+def _exported(op: Op, backend: str, call: Any, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """An exported graph loses an autograd function, so it must hold an op that knows its own gradient."""
-    if backend not in KERNELS and call.with_grad:
+    if backend not in KERNELS and any(getattr(call, flag) for _, flag in op.gradients):
         raise RuntimeError(
             f"{op.public}: torch.export would lose the gradient of the {backend} backend; export with backend= "
             f"one of {', '.join(KERNELS)}, or under torch.no_grad()"
         )
-    loss, _, _, figures = op.run(backend, call, call[0])
+    loss, *_, figures = op.run(backend, call, inputs)
     return loss, figures
 
 
 def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    ctx.save_for_backward(*results[1:3])
+    ctx.save_for_backward(*results[1:-1])
     ctx.op, ctx.backend = op, backend
     ctx.set_materialize_grads(False)  # else each backward would fill zeros for the figures
     return results
@@ -159,9 +170,9 @@ def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...]) -> tuple[
 
 class _Loss(Function):
     @staticmethod
-    def forward(ctx: Any, first: Tensor, op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, op: Op, backend: str, call: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         # All other tensors are inside `call`, where autograd does not see them: they are constants of the loss.
-        loss, _, _, figures = _keep(ctx, op, backend, op.run(backend, call, first))
+        loss, *_, figures = _keep(ctx, op, backend, op.run(backend, call, inputs))
         # A saved-tensor hook may return a tensor of its own, which the backward must not write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
@@ -172,27 +183,39 @@ class _Loss(Function):
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"{ctx.op.public}: double backward (create_graph=True) is not supported")
-        upstream = upstreams[0]
-        if upstream is None:  # what consumed the loss sent no gradient back
-            return None, None, None, None
-        gradient, unscale = ctx.saved_tensors
-        if ctx.backend == "reference":
-            gradient = scaled(gradient, upstream, unscale)
-        elif ctx.may_write_in_place and _graph_is_freed():
-            kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
-            increment_version(gradient)
-        else:
-            gradient = kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
-        return gradient, None, None, None
+        needed = ctx.needs_input_grad[3:]
+        if upstreams[0] is None:  # what consumed the loss sent no gradient back
+            return None, None, None, *(None for _ in needed)
+        saved = ctx.saved_tensors
+        pairs = zip(needed, saved[::2], saved[1::2], strict=True)
+        return (
+            None,
+            None,
+            None,
+            *(_scaled(ctx, v, upstreams[0], unscale) if is_needed else None for is_needed, v, unscale in pairs),
+        )
+
+
+def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
+    if ctx.backend == "reference":
+        return scaled(gradient, upstream, unscale)
+    if ctx.may_write_in_place and _graph_is_freed():
+        kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
+        increment_version(gradient)
+        return gradient
+    return kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
 
 
 class _RawLoss(_Loss):
     """The autograd function of a raw op, for graphs that do not hold `_Loss`, such as exported ones."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, op: Op, backend: str, operands: Any) -> tuple[Tensor, ...]:
-        results = _keep(ctx, op, backend, kernels[f"{op.name}_{backend}"](first, *operands[1:]))
-        ctx.may_write_in_place = False  # the caller has the gradient too
+    def forward(ctx: Any, op: Op, backend: str, operands: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        operands = list(operands)
+        for (at, _), given in zip(op.gradients_at(), inputs, strict=True):
+            operands[at] = given
+        results = _keep(ctx, op, backend, kernels[f"{op.name}_{backend}"](*operands))
+        ctx.may_write_in_place = False  # the caller has the gradients too
         ctx.mark_non_differentiable(*results[1:])
         return results
 
@@ -273,10 +296,11 @@ def _raw(op: Op, backend: str) -> Any:
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
-        if torch.is_grad_enabled() and operands[0] is not None and operands[0].requires_grad:
-            at = op.arguments.names.index("with_grad")
-            given = (*operands[:at], True, *operands[at + 1 :])
-            return _RawLoss.apply(given[0], op, backend, given)
+        at = op.gradients_at()
+        flags = [flag for input_, flag in at if operands[input_] is not None and operands[input_].requires_grad]
+        if torch.is_grad_enabled() and flags:
+            given = [True if position in flags else value for position, value in enumerate(operands)]
+            return _RawLoss.apply(op, backend, given, *(operands[input_] for input_, _ in at))
         # Not `kernels`: while a compiler traces, it would call this function again.
         with torch._C._AutoDispatchBelowAutograd():
             return raw(*operands)

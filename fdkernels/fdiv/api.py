@@ -46,7 +46,7 @@ _TRITON = "fdkernels.fdiv.triton_launch"
 _LOSS = registry.register(
     registry.Op(
         "fdiv", "fused_fdiv_loss", FDIV, "Tensor loss, Tensor gradient, Tensor unscale, Tensor stats", fdiv_outputs,
-        reference.fdiv,
+        reference.fdiv, (("student", "with_grad"),),
     ),
     _TRITON,
 )  # fmt: skip
@@ -345,7 +345,7 @@ def _weigh(backend: str, weighting: Weighting) -> tuple[Tensor, Tensor]:
     if weighting.in_torch:
         return weight_in_torch(call, None if weighting.divergence.kernel else weighting.divergence, weighting.group)
     assert call.logits is not None
-    result: tuple[Tensor, Tensor] = _WEIGHT.run(backend, call, call.logits)
+    result: tuple[Tensor, Tensor] = _WEIGHT.run(backend, call, ())
     if backend != "reference":
         registry.mark_updated(call.ratio_mean, call.update)
     return result
