@@ -42,7 +42,10 @@ class ImplicitCase(Inputs):
             factor = factor.reshape(-1, *(1,) * (self.student.dim() - 1))
         assert outcome.loss.dtype == (torch.float64 if self.student.dtype == torch.float64 else torch.float32)
         # Two terms of an element's gradient may cancel. Their error is that of e and d: none in half precision.
-        largest = torch.stack([want.flatten(1).abs().amax(1) for want in expected[1]]).amax(0) * factor.flatten().abs()
+        largest = (
+            torch.stack([want.reshape(len(want), -1).abs().amax(1) for want in expected[1]]).amax(0)
+            * factor.flatten().abs()
+        )
         dtypes = {v.dtype for v in self.tensors().values()}
         bound = largest * (2.0**-40 if dtypes <= {torch.float16, torch.bfloat16} else 2.0**-22)
         for name, found, want in zip(self.GRADIENTS, outcome.grads, expected[1], strict=True):

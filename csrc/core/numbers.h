@@ -5,6 +5,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -29,6 +30,14 @@ namespace {
 template <class T>
 FDK_HOST_DEVICE inline bool is_finite(T v) {
   return v - v == 0;
+}
+
+FDK_HOST_DEVICE inline float magnitude(float v) {
+  return ::fabsf(v);
+}
+
+FDK_HOST_DEVICE inline double magnitude(double v) {
+  return ::fabs(v);
 }
 
 // A value, or 0 if it is masked.
