@@ -194,7 +194,7 @@ OPS = {
             "plain": make_implicit,
             "state": lambda *of: weighted_implicit(*of, kind="sim"),
             "weights": weighted_implicit,
-            "none": lambda *of: make_implicit(*of, reduction="none", alpha=1.0, weight=torch.linspace(0.1, 2, of[0][0])),
+            "none": lambda *of: make_implicit(*of, reduction="none", alpha=1.0),
         },
         raw=raw_implicit,
         raw_variants={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, NamedTuple
 
 import torch
@@ -59,6 +60,18 @@ def implicit_outputs(call: ImplicitArguments) -> tuple[Tensor, ...]:
         outputs.append(each.new_empty(each.shape if with_grad else (0,)))
         outputs.append(each.new_empty(per_loss if scaled else (0,), dtype=torch.float32))
     return (*outputs, student.new_empty((0,), dtype=torch.float64))
+
+
+def divisor_and_power(call: ImplicitArguments) -> tuple[float, float]:
+    """N, and the power of two with which a float16 gradient is stored. An element of sim's gradient is as large as
+    e / √(Σ e²), so the power is that of N·√n."""
+    batch, elements = call.student.shape[0], math.prod(call.student.shape[1:])
+    divisor = float(batch) if call.reduction == "mean" else 1.0
+    if call.kind == "sim":
+        return divisor, 2.0 ** (math.frexp(divisor * math.sqrt(elements))[1] - 1)
+    if call.reduction != "sum":
+        divisor *= elements
+    return divisor, 2.0 ** (math.frexp(divisor)[1] - 1)
 
 
 def check_implicit(call: ImplicitArguments) -> None:
