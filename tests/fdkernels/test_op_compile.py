@@ -52,7 +52,7 @@ def test_inductor(op, backend):
 
 def test_changing_batch_recompiles_once(op, backend):
     counter = CompileCounterWithBackend("aot_eager")
-    step = compiled(op, backend, counter)
+    step = compiled(op, backend, counter, **op.make(SHAPE).options)
     for batch in (16, 12, 9, 8, 10):
         hold(op.make((batch, *SHAPE[1:]), torch.float32, seed=batch), step)
     assert counter.frame_count <= 2

@@ -68,7 +68,8 @@ def call(
         alpha=level if levels == 2 else Table(), sigma=level if levels else Table(), fixed_alpha=1.0, fixed_sigma=1.0,
         sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, floor=0.0, kept_only=False, multiplier=Table(),
         mask=Table() if mask is None else Table(meta(*mask, dtype=torch.bool), elements // mask[1]),
-        zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True, with_stats=False,
+        zero_nonfinite=False, reduction="mean", divisor=None, gan_logits=None, gan_weight=0.0,
+        gan_grad=False, with_grad=True, with_stats=False,
         weighting=weighting._replace(**of_weighting),
     )  # fmt: skip
     return arguments._replace(**changes)

@@ -51,6 +51,22 @@ WeightResults fdiv_weight(const FdivWeightArguments& call) {
   return {weight, stats};
 }
 
+// Adds the generator's term to the loss, or to each sample's loss, and stores the gradient of its logits. Returns the
+// term before its weight; with "none", its mean over samples.
+double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_sample, std::vector<double>& losses) {
+  if (g.logits.data == nullptr) return std::numeric_limits<double>::quiet_NaN();
+  double total = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const bool used = !g.drops || std::isfinite(fdkernels::sum_of_logits(g, b, 0, 1));
+    const double sum = fdkernels::add_logits(g, b, 0, 1, used);
+    if (per_sample) losses[b] += g.weight * sum / g.divisor;
+    total += sum;
+  }
+  if (!per_sample) losses[0] += g.weight * total / g.divisor;
+  if (g.unscale != nullptr) std::fill_n(g.unscale, losses.size(), static_cast<float>(1 / g.power()));
+  return total / g.divisor / (per_sample ? static_cast<double>(batch) : 1.0);
+}
+
 FdivResults fdiv(const FdivArguments& call) {
   fdkernels::Problem p = problem(call);
   const auto options = weight_options(call);
@@ -78,8 +94,10 @@ FdivResults fdiv(const FdivArguments& call) {
   fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(),
                        out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
                        call.with_stats ? stats : nullptr);
+  const GeneratorTensors generator(call, out);
+  stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
-  return out.all();
+  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "core/cuda/device.h"
 #include "core/cuda/reals.h"
 #include "core/cuda/teams.h"
+#include "fdiv/generator.h"
 #include "fdiv/plan_call.h"
 #include "fdiv/weight.h"
 
@@ -35,6 +36,7 @@ struct Call : Teams {
   Problem p;
   Weighting w;
   Results r;
+  Generator g;
   const double* counts;  // kept mask entries, in count_parts parts; null: every block counts them itself
   int count_parts;
   Reals count;        // N of a mean, if the caller gave it on the device
