@@ -105,6 +105,8 @@ FORWARDS = {
         fake_uncond=meta(*SDXL),
         fake_guidance_scale=2.0,
     ),
+    "sdxl bf16, gan_weight": call(SDXL, gan_logits=meta(8, 3), gan_weight=0.3, gan_grad=True),
+    "wan bf16, gan_weight": call(WAN, gan_logits=meta(2, 3, dtype=BF16), gan_weight=0.3, gan_grad=True),
     "wan bf16, weight": call(WAN, **{**RKL, "weight": meta(2)}),
     "wan bf16, epsilon a frame": call(WAN, frames=21, prediction="epsilon"),
     "wan bf16, flow a frame, guidance, mask": call(
@@ -119,6 +121,9 @@ ODD = {
     "samples of one element, x_t, mask": call((700, 1), prediction="epsilon", mask=(700, 1), reduction="none"),
     "odd length": call((3, 4099), FP16, guidance=True),
     "float64": call((8, 3, 32, 32), torch.float64, prediction="v_prediction"),
+    "130 heads of gan_weight, fp16, zero": call(
+        CIFAR, gan_logits=meta(64, 130, dtype=FP16), gan_grad=True, zero_nonfinite=True, reduction="none"
+    ),
     "no gradient, sum": call(SDXL, with_grad=False, reduction="sum"),
     "custom edges, integer t": call(CIFAR, edges=meta(9, dtype=torch.float64), t=meta(64, dtype=torch.int64)),
     "one bin, one head": call(CIFAR, logits=meta(64), ratio_mean=meta(1), edges=meta(0, dtype=torch.float64)),
