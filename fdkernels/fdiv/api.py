@@ -29,7 +29,7 @@ from fdkernels.fdiv.sets import over_sets
 from fdkernels.fdiv.validation import (
     Weighting,
     check_count,
-    check_gan_weight,
+    check_generator_term,
     check_guidance,
     check_mask,
     check_multiplier,
@@ -205,7 +205,7 @@ def fused_fdiv_loss(
         check_mask(mask)
     if multiplier is not None:
         multiplier = check_multiplier(multiplier)
-    gan = None if gan_weight is None else check_gan_weight(gan_weight, logits, count)
+    gan = None if gan_weight is None else check_generator_term(gan_weight, logits, count)
     given_count, count = count, check_count(count, reduction, student)
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)

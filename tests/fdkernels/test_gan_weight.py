@@ -111,3 +111,12 @@ def test_adds_to_the_loss_without_it(backend):
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
         make_gan(SHAPE).but(**changes).call("reference")
+
+
+def test_module():
+    case = make_gan(SHAPE, divergence="kl")
+    loss = fdk.FDivLoss("kl", bins=None, gan_weight=0.3, backend="reference")
+    result = loss(case.student, case.teacher, case.fake, case.logits, case.t)
+    assert result == case.call("reference")
+    with pytest.raises(ValueError, match="gan_weight: expected a number of at least 0, got -1"):
+        fdk.FDivLoss(gan_weight=-1)

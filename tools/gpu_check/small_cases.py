@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import backends
-from tests.cases import Case, make, normalizer
+from tests.cases import Case, make, make_gan, normalizer
 from tests.denoising import make_denoising, weighted
 from tests.device import place
 from tests.noising import make_noising
@@ -95,6 +95,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "weight, multiplier a row": lambda: make(
         (4, 3, 64), FP32, heads=None, weight=uniform(4, low=0.5), multiplier=uniform(4, 3, 1, low=0.5)
     ),
+    "gan_weight": lambda: make_gan((5, 3, 8, 8), BF16, normalizer=normalizer(4)),
+    "gan_weight, many heads, none": lambda: make_gan((4, 3, 333), FP16, heads=40, reduction="none", divergence="rkl"),
+    "gan_weight, split": lambda: make_gan((2, 4, 64, 65), FP32, divergence="kl"),
     "noising": lambda: make_noising((5, 3, 8, 8), BF16),
     "noising, levels a row": lambda: make_noising((4, 3, 333), FP32, levels="per row"),
     "noising, odd": lambda: make_noising((3, 1001), FP16, levels="per element"),
