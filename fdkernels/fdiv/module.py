@@ -60,7 +60,8 @@ class FDivLoss(nn.Module):
             check_gan_weight(gan_weight)
         self.options = {
             "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale,
-            "nonfinite": nonfinite, "reduction": reduction, "gan_weight": gan_weight, "group": group, "backend": backend,
+            "nonfinite": nonfinite, "reduction": reduction, "gan_weight": gan_weight, "group": group,
+            "backend": backend,
         }  # fmt: skip
 
     def forward(
