@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cases.formulas import FORMULAS, OPS
 from benchmarks.cases.setting import setting_of_run
-from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
+from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, STEP, STEPS, Case
 from benchmarks.cases.variants import COMPILE_MODES, MODES
 from benchmarks.measure.rows import Options, Skipped
 from benchmarks.measure.run import run
@@ -38,6 +38,13 @@ QUICK = {
     " dmd2_latent,noising,denoising sdxl,sdxl_large bf16; weight cifar,cifar_large fp32;"
     " dmd2_pixel imagenet64,pixels1024_large fp32;"
     " fastgen_scaled cifar,pixels512_large bf16",
+}
+# The quick choice of the op step, which runs only where it is named.
+QUICK_STEPS = {
+    "cpu": "fastgen_student,fastgen_fake_score sdxl,wan bf16; self_forcing_student,self_forcing_fake_score wan bf16;"
+    " clip,average small_network,edm_network fp32",
+    "cuda": "fastgen_student,fastgen_fake_score sdxl,wan,sdxl_large,wan_large bf16;"
+    " self_forcing_student,self_forcing_fake_score wan,wan_large bf16; clip,average small_network,edm_network fp32",
 }
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
@@ -91,7 +98,7 @@ def command_line() -> argparse.ArgumentParser:
         " Lists are separated by commas.",
     )  # fmt: skip
     add = parser.add_argument
-    add("ops", nargs="?", type=choice_of("op", OPS), help=f"of {', '.join(OPS)}; default: all")
+    add("ops", nargs="?", type=choice_of("op", OPS), help=f"of {', '.join(OPS)}; default: all but {STEP}")
     add("--shapes", type=shapes, help=f"{', '.join(SHAPES)}, a group of them ({', '.join(GROUPS)}), or one shape's"
         " sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
     add("--dtype", type=choice_of("dtype", DTYPES), help=f"of {', '.join(DTYPES)}; default:"
@@ -115,13 +122,13 @@ def command_line() -> argparse.ArgumentParser:
 
 def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
     """The requested cases, formula by formula."""
-    ops = given.ops or OPS
+    ops = given.ops or [op for op in OPS if op != STEP]
     peers = ["fastgen"] if given.baseline == ["none"] else given.baseline or []
     if "none" in peers:
         error("--baseline: expected none alone, or names without it")
     if peers and "fused_fdiv_loss" not in ops:
         error(f"--baseline: the peers of {ops[0]} are fixed")
-    quick = [[names.split(",") for names in line.split()] for line in QUICK[device].split(";")]
+    quick = [[names.split(",") for names in line.split()] for line in quick_choice(given)[device].split(";")]
     if is_quick(given):
         return [
             FORMULAS[name].case(shape, SHAPES[shape].sizes, dtype)
@@ -140,7 +147,7 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
                 if name in peers and given.shapes:
                     error(f"--shapes {shape_name}: {why_not}")
                 continue
-            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
+            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen", *STEPS)
             if name in peers or not formula.images or name in natural:
                 found += [formula.case(shape_name, sizes, dtype) for dtype in given.dtype or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))
@@ -148,6 +155,10 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
 
 def is_quick(given: argparse.Namespace) -> bool:
     return not (given.shapes or given.dtype or given.baseline)
+
+
+def quick_choice(given: argparse.Namespace) -> dict[str, str]:
+    return QUICK_STEPS if given.ops == [STEP] else QUICK
 
 
 def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[str]:

@@ -52,8 +52,10 @@ def chosen(arguments="", device="cpu"):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_quick_choice_has_every_formula(device):
-    cases = chosen(device=device)
-    assert {name for name, *_ in cases} == set(FORMULAS) and len(cases) == len(set(cases))
+    cases, steps = chosen(device=device), chosen("step", device)
+    assert {name for name, *_ in (*cases, *steps)} == set(FORMULAS) and len(cases) == len(set(cases))
+    assert {FORMULAS[name].op == "step" for name, *_ in steps} == {True}
+    assert {FORMULAS[name].op == "step" for name, *_ in cases} == {False}
     assert {name for name, *_ in chosen("fdiv_weight", device)} == {"weight"}
 
 
