@@ -104,14 +104,18 @@ struct GeneratorTensors {
     term.heads = heads_of(given, call.student.size(0), "gan_logits");
     logits = given.is_contiguous() ? given : torch::stable::contiguous(given);
     term.logits = {logits.data_ptr(), dtype_of(given, "gan_logits"), term.heads};
-    term.weight = call.gan_weight;
     const double heads = static_cast<double>(term.heads), batch = static_cast<double>(given.size(0));
-    term.divisor = out.per_sample ? heads : call.reduction == "sum" || batch == 0 ? 1 : heads * batch;
+    const bool sum = call.reduction == "sum" || batch == 0;
+    const double divisor = out.per_sample ? heads : sum ? 1 : heads * batch;
+    term.scale = term.gradient_scale = call.gan_weight / divisor;
+    term.mean = 1 / (out.per_sample ? divisor * batch : divisor);
     term.drops = call.zero_nonfinite;
     gradient = new_tensor(call.gan_grad ? given.sizes() : Sizes(&kNone, 1), given.scalar_type(), given);
     if (!call.gan_grad) return;
     term.gradient = gradient.data_ptr();
     if (term.logits.dtype != DType::f16) return;
+    term.gradient_scale *= float16_power(divisor);
+    term.inverse_power = static_cast<float>(1 / float16_power(divisor));
     unscale = new_tensor(out.loss.sizes(), ScalarType::Float, given);
     term.unscale = static_cast<float*>(unscale.data_ptr());
   }

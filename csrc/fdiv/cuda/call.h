@@ -37,7 +37,8 @@ struct Call : Teams {
   Weighting w;
   Results r;
   Generator g;
-  const double* counts;  // kept mask entries, in count_parts parts; null: every block counts them itself
+  Reals generator_logits;  // of g
+  const double* counts;    // kept mask entries, in count_parts parts; null: every block counts them itself
   int count_parts;
   Reals count;        // N of a mean, if the caller gave it on the device
   double host_count;  // N of a mean, at least 1, if the caller gave it on the CPU; else 0

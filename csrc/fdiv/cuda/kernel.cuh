@@ -66,14 +66,23 @@ __device__ inline double divisor_of(const Call& call, const Group& group) {
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
 
-// The generator's term: sums over each sample's logits, and their gradient. A warp takes a sample. The batch's samples
-// go to all blocks of the grid, which have started to prefetch their elements.
-__device__ inline void add_generator(const Generator& g, int64_t batch, const Group& group) {
-  const int64_t warps = group.threads / kWarp, step = warps * gridDim.x;
+// The generator's term: sums over each sample's logits, and their gradient. A warp takes a sample. The samples go to
+// all blocks of the grid, which have started to prefetch their elements.
+__device__ FDK_CALLED void add_generator(const Call& call, int warps) {
+  const Generator& g = call.g;
+  const int64_t blocks = gridDim.x;
 #pragma unroll 1
-  for (int64_t b = blockIdx.x + static_cast<int64_t>(gridDim.x) * warp(); b < batch; b += step) {
-    const bool used = !g.drops || is_finite(add_lanes(sum_of_logits(g, b, lane(), kWarp)));
-    const double sum = add_lanes(add_logits(g, b, lane(), kWarp, used));
+  for (int64_t b = blockIdx.x + blocks * warp(); b < call.p.batch; b += blocks * warps) {
+    const bool used = !g.drops || is_finite(mean_of_heads(call.generator_logits, g.heads, b, lane(), kWarp));
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t at = b * g.heads + lane(); at < (b + 1) * g.heads; at += kWarp) {
+      const double logit = real_at(call.generator_logits, at);
+      if (used) sum += softplus(-logit);
+      const double slope[1] = {used ? g.gradient_scale * generator_slope(logit) : 0.0};
+      if (g.gradient != nullptr) write<AnyType>(g.gradient, g.logits.dtype, at, slope);
+    }
+    sum = add_lanes(sum);
     if (lane() == 0) g.sums[b] = sum;
   }
 }
@@ -108,8 +117,7 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
 
 // ---- after the last sample
 
-// Run by the last block: returns the generator's term before its weight. With "none" it adds each sample's own to the
-// sample's loss, and returns their mean.
+// Run by the last block: returns the sum of all softplus terms. With "none" it adds each sample's own to its loss.
 __device__ inline double report_generator(const Call& call, const Group& group) {
   const Generator& g = call.g;
   const bool alone = call.p.reduction == Reduction::none;
@@ -117,20 +125,14 @@ __device__ inline double report_generator(const Call& call, const Group& group) 
   group.each(call.p.batch, [&](int64_t b) {
     const double sum = __ldcg(g.sums + b);
     total[0] += sum;
-    if (alone) {
-      const double term = g.weight * sum / g.divisor;
-      if (call.r.wide_loss) {
-        double* loss = static_cast<double*>(call.r.loss) + b;
-        *loss = __ldcg(loss) + term;
-      } else {
-        float* loss = static_cast<float*>(call.r.loss) + b;
-        *loss = static_cast<float>(static_cast<double>(__ldcg(loss)) + term);
-      }
-    }
-    if (g.unscale != nullptr && (alone || b == 0)) g.unscale[b] = static_cast<float>(1.0 / g.power());
+    double* wide = static_cast<double*>(call.r.loss) + b;
+    float* loss = static_cast<float*>(call.r.loss) + b;
+    if (alone && call.r.wide_loss) *wide = __ldcg(wide) + g.scale * sum;
+    if (alone && !call.r.wide_loss) *loss = __ldcg(loss) + static_cast<float>(g.scale * sum);
+    if (g.unscale != nullptr && (alone || b == 0)) g.unscale[b] = g.inverse_power;
   });
   group.reduce<Add>(total);
-  return total[0] / g.divisor / (alone ? static_cast<double>(call.p.batch) : 1.0);
+  return total[0];
 }
 
 // Run by the last block: adds up the records, and writes loss, statistics and the normalizer's state.
@@ -162,14 +164,14 @@ __device__ inline void report(const Call& call, const Group& group, Shared& shar
   }
   if (threadIdx.x == 0) {
     double loss = 0.5 * totals[0] / shared.divisor;
-    if (call.g.logits.data != nullptr) loss += call.g.weight * generator;
+    if (call.g.logits.data != nullptr) loss += call.g.scale * generator;
     if (p.reduction != Reduction::none && r.wide_loss) *static_cast<double*>(r.loss) = loss;
     if (p.reduction != Reduction::none && !r.wide_loss) *static_cast<float*>(r.loss) = static_cast<float>(loss);
     if (r.stats != nullptr) {
       r.stats[kWeightStats] = ::sqrt(totals[1]);
       r.stats[kWeightStats + 1] = totals[2] / totals[3];
       r.stats[kWeightStats + 2] = totals[4];
-      r.stats[kWeightStats + 3] = generator;
+      r.stats[kWeightStats + 3] = generator * call.g.mean;
     }
     if (r.stats != nullptr && r.weight_stats) {
       Weighed weighed = shared.weighed;
@@ -190,7 +192,7 @@ struct FdivOp {
   static constexpr int kExchanged = cuda::kExchanged;
 
   __device__ static void begin(const Call& call, const Group& elements, Shared& shared) {
-    if (call.g.logits.data != nullptr) add_generator(call.g, call.p.batch, elements);
+    if (call.g.logits.data != nullptr) add_generator(call, elements.threads / kWarp);
     const double divisor = divisor_of<kGeneral>(call, elements);
     if (threadIdx.x == 0) shared.divisor = divisor;
   }

@@ -124,6 +124,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
   p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
   const GeneratorTensors generator(arguments, out);
   call.g = generator.term;
+  if (arguments.gan_logits) call.generator_logits = {call.g.logits.data, *real_type(generator.logits.scalar_type())};
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
   const int vector = vector_of(loads);
