@@ -56,6 +56,7 @@ WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
   python -m benchmarks --shapes 8,4,128,128 --baseline fastgen --mode eager,compile,max-autotune
+  python -m benchmarks step                                   whole steps of a trainer, in minutes
   python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse
   python -m benchmarks --compare old.json new.json            the same, without a run
 
@@ -112,7 +113,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--rounds", type=int, help=f"{FEWEST_FOR_AN_INTERVAL} or more; default: 40 on a CPU, 30 on a GPU")
     add("--seconds", type=float, help="after which no case is begun; default: no limit, but for the quick choice"
-        f" {QUICK_SECONDS['cpu']:g} on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
+        f" of ops {QUICK_SECONDS['cpu']:g} on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
     add("--json", type=Path, help="write the report there")
     add("--html", type=Path, help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
@@ -247,7 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rounds < FEWEST_FOR_AN_INTERVAL:
         parser.error(f"--rounds: expected at least {FEWEST_FOR_AN_INTERVAL}, got {rounds}")
     options = Options(device, backends_of(given, device, parser.error), modes, rounds)
-    seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if is_quick(given) else math.inf
+    seconds = given.seconds
+    if seconds is None:
+        seconds = QUICK_SECONDS[device] if is_quick(given) and given.ops != [STEP] else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
     here = setting_of_run(device, command(arguments), compile_modes)
     say(introduction(here, len(cases)))
