@@ -206,7 +206,7 @@ def _loss(
         return dense_samples(v if order is None else v.permute(order))
 
     may_grad = torch.is_grad_enabled()
-    # Until the kernels are there, "auto" is the reference.
+    # Until the native kernels are there, "auto" is the reference.
     chosen = backends.choose("reference" if backend == "auto" else backend, logits.device.type)
     backends.log_choice(public, chosen, logits.device.type)
     call = AdversarialArguments(
