@@ -64,9 +64,8 @@ class DiscriminatorCase(Inputs):
         return loss.detach(), torch.autograd.grad(loss.sum(), leaves)
 
     def hold(self, outcome: Outcome, expected: Any, upstream: Tensor | None = None) -> None:
-        given = self.tensors().values()
-        is_wide = any(v.dtype == torch.float64 for v in given)
-        assert outcome.loss.dtype == (torch.float64 if is_wide else torch.float32)
+        given = list(self.tensors().values())
+        assert outcome.loss.dtype == (torch.float64 if given[0].dtype == torch.float64 else torch.float32)
         assert_loss(outcome.loss, expected[0])
         factor = torch.ones((), dtype=torch.float64) if upstream is None else upstream.double()
         for v, grad, wanted in zip(given, outcome.grads, expected[1], strict=True):
@@ -144,7 +143,7 @@ def make_penalty(
 def raw_adversarial(dtype: torch.dtype = torch.float32, **changes: Any) -> AdversarialArguments:
     fake, real = make_logits((4, 3, 6, 5), dtype)
     call = AdversarialArguments(
-        logits=fake, others=real, kind="logistic", raised=False, is_clamped=True, bound=2.5, sigma=0.5,
+        logits=fake, others=real, kind="logistic", raised=False, bound=2.5, sigma=0.5,
         reduction="mean", with_grad=True, with_others_grad=True,
     )  # fmt: skip
     return AdversarialArguments(*map(place, call._replace(**changes)))

@@ -207,7 +207,7 @@ OPS = {
         raw=raw_adversarial,
         raw_variants={
             "all": {},
-            "none": {"reduction": "none", "is_clamped": False},
+            "none": {"reduction": "none", "bound": 0.0},
             "no grad": {"with_grad": False, "with_others_grad": False, "kind": "hinge"},
             "first alone": {"others": None, "with_others_grad": False, "raised": True, "kind": "linear"},
             "second's gradient": {"with_grad": False, "kind": "square"},

@@ -58,7 +58,7 @@ def generator_loss(
     All arithmetic is in float64. A logit that is NaN makes the loss and its own gradient NaN.
 
     Returns:
-        The loss, float32 (float64 if an input is float64).
+        The loss, float32 (float64 for float64 fake_logits).
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; an unknown kind; real_logits missing, or given to a kind
@@ -108,7 +108,7 @@ def discriminator_loss(
         clamp, reduction, backend: as in `generator_loss`. none: (B,), a sum of two means of each sample.
 
     Returns:
-        The loss, float32 (float64 if an input is float64).
+        The loss, float32 (float64 for float64 fake_logits).
 
     Raises:
         As `generator_loss`.
@@ -155,7 +155,7 @@ def gradient_penalty(
         reduction, backend: as in `generator_loss`.
 
     Returns:
-        The loss, float32 (float64 if an input is float64).
+        The loss, float32 (float64 for float64 logits).
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; a sigma that is not positive.
@@ -206,15 +206,13 @@ def _loss(
         return dense_samples(v if order is None else v.permute(order))
 
     may_grad = torch.is_grad_enabled()
-    # Until the native kernels are there, "auto" is the reference.
-    chosen = backends.choose("reference" if backend == "auto" else backend, logits.device.type)
+    chosen = backends.choose(backend, logits.device.type)
     backends.log_choice(public, chosen, logits.device.type)
     call = AdversarialArguments(
         logits=samples(logits),
         others=None if others is None else samples(others),
         kind=kind,
         raised=raised,
-        is_clamped=clamp is not None,
         bound=bound,
         sigma=sigma,
         reduction=reduction,

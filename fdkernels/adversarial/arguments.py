@@ -24,9 +24,8 @@ class AdversarialArguments(NamedTuple):
     kind: Annotated[Choice, "logistic", "hinge", "linear", "relativistic", "square"]
     raised: Flag
     """Whether a lower loss means higher logits (and lower others), as for a generator's fake logits."""
-    is_clamped: Flag
     bound: Number
-    """If is_clamped, logits and others are clamped to [-bound, bound] first."""
+    """Logits and others are clamped to [-bound, bound] first; 0: they are not."""
     sigma: Number
     """The loss is divided by sigma²."""
     reduction: Annotated[Choice, "mean", "sum", "none"]
@@ -50,9 +49,8 @@ def adversarial_outputs(call: AdversarialArguments) -> tuple[Tensor, ...]:
     """(loss, gradient, unscale, others' gradient, its unscale, nothing), uninitialized; an output that the call does
     not ask for is empty."""
     logits, others = call.logits, call.others
-    is_wide = torch.float64 in (logits.dtype, None if others is None else others.dtype)
     per_loss = (logits.shape[0],) if call.reduction == "none" else ()
-    outputs = [logits.new_empty(per_loss, dtype=torch.float64 if is_wide else torch.float32)]
+    outputs = [logits.new_empty(per_loss, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)]
     for v, is_asked in ((logits, call.with_grad), (logits if others is None else others, call.with_others_grad)):
         is_scaled = is_asked and v.dtype == torch.float16
         outputs.append(v.new_empty(v.shape if is_asked else (0,)))

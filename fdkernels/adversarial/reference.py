@@ -25,7 +25,8 @@ def adversarial(call: AdversarialArguments) -> tuple[Tensor, ...]:
     given = [call.logits] if call.others is None else [call.logits, call.others]
     one = torch.ones((), dtype=torch.float64, device=call.logits.device)
     bound, divisor = one * call.bound, one * call.divisor()
-    clamped = [v.double().clamp(-bound, bound) if call.is_clamped else v.double() for v in given]
+    bound = torch.where(bound == 0, torch.inf, bound)
+    clamped = [v.double().clamp(-bound, bound) for v in given]
     sign = -1.0 if call.raised else 1.0
     if call.kind in PAIRED:
         value, slope = term(call.kind, clamped[0] - clamped[1], sign)
@@ -44,8 +45,7 @@ def adversarial(call: AdversarialArguments) -> tuple[Tensor, ...]:
         if v.dtype == torch.float16:
             power = float16_power(divisor) * call.headroom()
             outputs[2 * at + 1] = power.reciprocal().float().expand(loss.shape).clone()
-        if call.is_clamped:
-            slope = torch.where(wide != v.double(), 0.0, slope)
+        slope = torch.where(wide != v.double(), 0.0, slope)
         # A logit that is NaN has no slope, which hinge and linear do not see.
         slope = torch.where(v.isnan(), torch.nan, slope)
         outputs[2 * at] = (slope / divisor * power).to(v.dtype)

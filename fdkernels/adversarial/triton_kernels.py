@@ -27,14 +27,11 @@ class Written(NamedTuple):
 
 
 @triton.jit
-def load_clamped(samples, bound, b, i, inside, CLAMPED: tl.constexpr):
+def load_clamped(samples, bound, b, i, inside):
     """(the logits, clamped; whether the clamp changed them). NaN stays NaN."""
     v = load_samples(samples, b, i, inside, tl.float64)
-    clamped, outside = v, v != v
-    if CLAMPED:
-        outside = tl.abs(v) > bound
-        clamped = tl.where(outside, tl.where(v > 0, bound, -bound), v)
-    return clamped, outside
+    outside = tl.abs(v) > bound
+    return tl.where(outside, tl.where(v > 0, bound, -bound), v), outside
 
 
 @triton.jit
@@ -56,11 +53,9 @@ def term(v, sign, KIND: tl.constexpr):
 
 
 @triton.jit
-def store_gradient(to, at, inside, slope, v, outside, factor, CLAMPED: tl.constexpr):
+def store_gradient(to, at, inside, slope, v, outside, factor):
     """Rounded once. The clamp stops the gradient of what it changed; a logit that is NaN has no slope."""
-    if CLAMPED:
-        slope = tl.where(outside, 0.0, slope)
-    g = tl.where(v == v, factor * slope, v)
+    g = tl.where(v == v, tl.where(outside, 0.0, factor * slope), v)
     if tl.float64 != to.dtype.element_ty:
         g = g.to(tl.float32)
     tl.store(to + at, g.to(to.dtype.element_ty), mask=inside)
@@ -72,7 +67,7 @@ def store_gradient(to, at, inside, slope, v, outside, factor, CLAMPED: tl.conste
 @triton.jit
 def adversarial_kernel(
     logits, others, written, batch, elements, programs, tiles, sign: tl.float64, bound: tl.float64,
-    divisor: tl.float64, headroom: tl.float64, KIND: tl.constexpr, CLAMPED: tl.constexpr, EACH: tl.constexpr,
+    divisor: tl.float64, headroom: tl.float64, KIND: tl.constexpr, EACH: tl.constexpr,
     TILE: tl.constexpr, SAMPLES: tl.constexpr, PIECES: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
@@ -86,11 +81,11 @@ def adversarial_kernel(
     for start in range(begin, end, TILE):
         i = start + tl.arange(0, TILE)
         inside = i < elements
-        first, first_outside = load_clamped(logits, bound, b, i, inside, CLAMPED)
+        first, first_outside = load_clamped(logits, bound, b, i, inside)
         value, slope = tl.zeros_like(first), tl.zeros_like(first)
         second, second_outside, second_slope = first, first_outside, slope
         if others is not None:
-            second, second_outside = load_clamped(others, bound, b, i, inside, CLAMPED)
+            second, second_outside = load_clamped(others, bound, b, i, inside)
         if KIND == "relativistic" or KIND == "square":
             value, slope = term(first - second, sign, KIND)
             second_slope = -slope
@@ -101,11 +96,9 @@ def adversarial_kernel(
                 value += second_value
         total += tl.where(inside, value, 0.0)
         if written.gradient is not None:
-            store_gradient(written.gradient, row + i, inside, slope, first, first_outside, by, CLAMPED)
+            store_gradient(written.gradient, row + i, inside, slope, first, first_outside, by)
         if written.others_gradient is not None:
-            store_gradient(
-                written.others_gradient, row + i, inside, second_slope, second, second_outside, others_by, CLAMPED
-            )
+            store_gradient(written.others_gradient, row + i, inside, second_slope, second, second_outside, others_by)
     tl.store(written.partials + tl.program_id(0), tl.sum(total))
     if is_last(written.ticket):
         write_losses(written.loss, written.partials, batch, programs, divisor, EACH, SAMPLES, PIECES, TILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ def adversarial_launches(call: AdversarialArguments) -> tuple[tuple[Tensor, ...]
     )  # fmt: skip
     pieces = min(PIECES, plan.next_power_of_2(programs))
     options = {
-        "sign": -1.0 if call.raised else 1.0, "bound": call.bound, "divisor": float(call.divisor()),
-        "headroom": call.headroom(), "KIND": call.kind, "CLAMPED": call.is_clamped, "EACH": each, "TILE": TILE,
+        "sign": -1.0 if call.raised else 1.0, "bound": call.bound or math.inf, "divisor": float(call.divisor()),
+        "headroom": call.headroom(), "KIND": call.kind, "EACH": each, "TILE": TILE,
         "SAMPLES": SUMS // pieces, "PIECES": pieces,
         "OFFSET": tl.int64 if plan.needs_int64(programs * tiles * TILE) else tl.int32, "num_warps": 4,
     }  # fmt: skip
