@@ -52,7 +52,14 @@ class Inputs:
     """The tensor arguments, in the public function's order."""
     GRADIENTS: ClassVar[tuple[str, ...]] = ()
     """The tensors that get a gradient."""
+    PUBLIC: ClassVar[str | None] = None
+    """The public function, where the op has several."""
     options: dict[str, Any]
+
+    @classmethod
+    def function(cls) -> Any:
+        """The public function."""
+        return getattr(fdk, cls.PUBLIC or registry.ops[cls.OP].public)
 
     def tensors(self) -> dict[str, Tensor]:
         """The case's tensors."""
@@ -83,7 +90,7 @@ class Inputs:
         """The public function's result, computed on the run's device. The call updates this case's own normalizer."""
         case = self.but(**changes)
         given, *others = (getattr(case, name) for name in self.ORDER)
-        function = device.on_device(getattr(fdk, registry.ops[self.OP].public))
+        function = device.on_device(self.function())
         named = dict(zip(self.ORDER[1:], others, strict=True))
         return function(given if first is None else first, backend=backend, **named, **case.options)
 

@@ -158,21 +158,20 @@ inline Tensor new_tensor(Sizes sizes, ScalarType dtype, const Tensor& like) {
   return Tensor(handle);
 }
 
-// The tensors that a loss returns. figures: how many statistics it has, beside one per sample.
-struct LossResults {
-  bool per_sample, is_double, scaled;  // reduction "none"; a double loss; a float16 gradient
-  Tensor loss, gradient, unscale, stats;
+// The loss's value, float32, or float64 if `like` is.
+struct LossResult {
+  bool per_sample, is_double;  // reduction "none"; a double loss
+  int64_t batch;
+  Tensor loss;
 
-  LossResults(const Tensor& like, Reduction reduction, bool with_grad, bool with_stats, int64_t figures)
+  LossResult(const Tensor& like, Reduction reduction)
       : per_sample(reduction == Reduction::none),
         is_double(like.scalar_type() == ScalarType::Double),
-        scaled(with_grad && like.scalar_type() == ScalarType::Half) {
-    const int64_t batch = like.size(0), zero = 0;
-    const Sizes loss_shape(&batch, per_sample ? 1 : 0), none(&zero, 1);
-    loss = new_tensor(loss_shape, is_double ? ScalarType::Double : ScalarType::Float, like);
-    gradient = new_tensor(with_grad ? like.sizes() : none, like.scalar_type(), like);
-    unscale = new_tensor(scaled ? loss_shape : none, ScalarType::Float, like);
-    stats = new_tensor({with_stats ? figures + batch : 0}, ScalarType::Double, like);
+        batch(like.size(0)),
+        loss(new_tensor(shape(), is_double ? ScalarType::Double : ScalarType::Float, like)) {}
+
+  Sizes shape() const {
+    return Sizes(&batch, per_sample ? 1 : 0);
   }
 
   // On the CPU: of the batch, or of sample b.
@@ -183,6 +182,38 @@ struct LossResults {
       static_cast<float*>(loss.data_ptr())[b] = static_cast<float>(value);
     }
   }
+};
+
+// A loss's gradient of the input `like`, and its unscale; empty if they are not wanted.
+struct GradientResult {
+  bool wanted, scaled;  // scaled: a float16 gradient
+  Tensor gradient, unscale;
+
+  GradientResult(const Tensor& like, const LossResult& of, bool with_grad)
+      : wanted(with_grad), scaled(with_grad && like.scalar_type() == ScalarType::Half) {
+    const int64_t zero = 0;
+    const Sizes none(&zero, 1);
+    gradient = new_tensor(with_grad ? like.sizes() : none, like.scalar_type(), like);
+    unscale = new_tensor(scaled ? of.shape() : none, ScalarType::Float, like);
+  }
+
+  void* data() const {
+    return wanted ? gradient.data_ptr() : nullptr;
+  }
+
+  float* unscale_data() const {
+    return scaled ? static_cast<float*>(unscale.data_ptr()) : nullptr;
+  }
+};
+
+// The tensors that a loss of one gradient returns. figures: how many statistics it has, beside one per sample.
+struct LossResults : LossResult, GradientResult {
+  Tensor stats;
+
+  LossResults(const Tensor& like, Reduction reduction, bool with_grad, bool with_stats, int64_t figures)
+      : LossResult(like, reduction),
+        GradientResult(like, *this, with_grad),
+        stats(new_tensor({with_stats ? figures + batch : 0}, ScalarType::Double, like)) {}
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> all() const {
     return {loss, gradient, unscale, stats};

@@ -70,3 +70,18 @@ def given_count(count):
 def float16_power(divisor):
     """2^k with k = floor(log2 N): the divisor without its mantissa."""
     return (divisor.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def stored_power(unscale, divisor, headroom, programs, EACH: tl.constexpr):
+    """The power of two times which a gradient is stored: 1, or if that is float16, `headroom` times float16_power. The
+    first program, of each sample or of all, writes its inverse."""
+    power = tl.full((), 1.0, tl.float64)
+    if unscale is not None:
+        power = float16_power(divisor) * headroom
+        at = tl.program_id(0)
+        writes = at == 0
+        if EACH:
+            writes = at % programs == 0
+        tl.store(unscale + at // programs, (1.0 / power).to(tl.float32), mask=writes)
+    return power

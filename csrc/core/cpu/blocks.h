@@ -166,6 +166,22 @@ void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, Keep<T>
       });
 }
 
+// The sum over elements [0, count) of value_at(i), in kLanes running sums in double: as many elements are one step of a
+// vectorized loop.
+template <int kLanes, class ValueAt>
+double sum_in_double(int64_t count, const ValueAt& value_at) {
+  alignas(64) double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += value_at(i + lane);
+  }
+  for (int lane = 0; i + lane < count; ++lane) sums[lane] += value_at(i + lane);
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 // ---- passes over blocks
 
 // Calls use(at, count) for each block.

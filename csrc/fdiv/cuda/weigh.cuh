@@ -41,7 +41,7 @@ __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t la
 }
 
 // Step 1: a sample's mean over heads. A thread adds heads first, first + step, ...; its warp adds the sums if step > 1.
-__device__ FDK_CALLED double mean_of_heads(const Reals& logits, int64_t heads, int64_t b, int first, int step) {
+__device__ inline double mean_of_heads(const Reals& logits, int64_t heads, int64_t b, int first, int step) {
   double sum = sum_reals(logits, b * heads + first, (b + 1) * heads, step);
   if (step > 1) sum = add_lanes(sum);
   return sum / static_cast<double>(heads);
