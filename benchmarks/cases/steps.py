@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 import fdkernels as fdk
 from benchmarks.cases import networks, step_chains
@@ -102,8 +101,8 @@ def our_fastgen_fake_score(v: FakeScoreInputs, _: fdk.RatioNormalizer, backend: 
         (noisy, real, near), v.fake, v.logits, v.real_logits, v.near_logits
     )
     denoising = fdk.denoising_loss(fake, x, noise, "flow_prediction", backend=backend)
-    discriminator = softplus(logits).mean() + softplus(-real_logits).mean()
-    return denoising + discriminator + R1_WEIGHT * (real_logits - near_logits).square().mean()
+    discriminator = fdk.discriminator_loss(logits, real_logits, backend=backend)
+    return denoising + discriminator + R1_WEIGHT * fdk.gradient_penalty(real_logits, near_logits, backend=backend)
 
 
 def levels_of_timesteps(v: Any) -> tuple[Tensor, Tensor]:
