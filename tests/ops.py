@@ -24,6 +24,8 @@ from tests.cases import Case, GanCase, Inputs, WeightCase, make, make_gan, norma
 from tests.contracts import EVERY_OP
 from tests.denoising import DenoisingCase, make_denoising, raw_denoising, weighted
 from tests.device import place
+from tests.implicit import ImplicitCase, formula, make_implicit, raw_implicit
+from tests.implicit import weighted as weighted_implicit
 from tests.noising import NoisingCase, make_noising, raw_noising
 
 
@@ -236,6 +238,27 @@ OPS = {
         per_sample={"reduction": "none"},
         raw_names={"fake_logits": "logits", "real_logits": "others"},
         formula=lambda case: case.formula,
+        own=("peers",),
+    ),
+    "implicit": Tested(
+        "implicit", ImplicitCase, make_implicit,
+        variants={
+            "plain": make_implicit,
+            "state": lambda *of: weighted_implicit(*of, kind="sim"),
+            "weights": weighted_implicit,
+            "none": lambda *of: make_implicit(*of, reduction="none", alpha=1.0),
+        },
+        raw=raw_implicit,
+        raw_variants={
+            "sim": {},
+            "sid": {"kind": "sid", "alpha": 1.2, "reduction": "sum"},
+            "none": {"reduction": "none", "score_scale": None, "weight": None, "square_weight": None},
+            "no grad": {"with_student_grad": False, "with_teacher_grad": False, "with_fake_grad": False},
+            "of teacher": {"with_student_grad": False, "with_fake_grad": False},
+        },
+        samples=("student", "teacher", "fake"),
+        per_sample={"reduction": "none"},
+        formula=formula,
         own=("peers",),
     ),
     "noising": Tested(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels._triton.divergences import log1p
-from fdkernels._triton.elements import float16_power, float64, is_finite
+from fdkernels._triton.elements import float16_power, float64, is_finite, store_rounded
+from fdkernels._triton.logistic import softplus_with_slope
 from fdkernels._triton.sums import load_stored
 
 
@@ -47,14 +47,10 @@ def sample_generator(generator, b, weight, divisor, ZERO: tl.constexpr, HEADS: t
         head = chunk * HEADS + k
         inside = head < generator.heads
         logit = tl.load(generator.logits + row + head, mask=inside, other=0.0).to(tl.float64)
-        small = tl.exp(-tl.abs(logit))  # softplus(-l) = max(-l, 0) + log(1 + e^-|l|)
-        total += tl.where(inside & used, tl.where(logit < 0.0, -logit, 0.0) + log1p(small), 0.0)
+        value, slope = softplus_with_slope(-logit)
+        total += tl.where(inside & used, value, 0.0)
         if generator.gradient is not None:
-            slope = tl.where(used, tl.where(logit < 0.0, 1.0, small) / (1.0 + small), 0.0)
-            g = factor * slope
-            if tl.float64 != generator.gradient.dtype.element_ty:
-                g = g.to(tl.float32)
-            tl.store(generator.gradient + row + head, g.to(generator.gradient.dtype.element_ty), mask=inside)
+            store_rounded(generator.gradient, row + head, tl.where(used, factor * slope, 0.0), inside)
     own = tl.sum(total)
     tl.store(generator.sums + b, own)
     return weight * own / divisor
