@@ -124,6 +124,16 @@ def test_counts(name: str, side: str) -> None:
     assert (found.ops, found.syncs) == (launches, syncs)
 
 
+def test_a_fifth_of_fastgens_launches_check_t(monkeypatch: pytest.MonkeyPatch) -> None:
+    formula = FORMULAS["fastgen_student"]
+    v = formula.timed(formulas.make_inputs(formula.tiny("bf16"), "cpu", seed=1))
+    step = formula.peer_step(formula.chain, "cpu")
+    counts = [tensor_traffic(lambda: step(v))]
+    monkeypatch.setattr(step_chains, "is_valid", lambda t: True)
+    counts.append(tensor_traffic(lambda: step(v)))
+    assert [a - b for a, b in zip(counts[0][::2], counts[1][::2], strict=True)] == [35, 5]
+
+
 def test_the_page_has_these_counts() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.M)
     found = {name: tuple(map(int, figures)) for name, *figures in rows}
