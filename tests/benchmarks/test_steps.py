@@ -128,6 +128,7 @@ def test_a_fifth_of_fastgens_launches_check_t(monkeypatch: pytest.MonkeyPatch) -
     formula = FORMULAS["fastgen_student"]
     v = formula.timed(formulas.make_inputs(formula.tiny("bf16"), "cpu", seed=1))
     step = formula.peer_step(formula.chain, "cpu")
+    step(v)  # makes the upstream
     counts = [tensor_traffic(lambda: step(v))]
     monkeypatch.setattr(step_chains, "is_valid", lambda t: True)
     counts.append(tensor_traffic(lambda: step(v)))
