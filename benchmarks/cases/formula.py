@@ -62,8 +62,8 @@ class Formula:
     video: bool = False  # takes five sizes, and puts frames before channels
     leaves: tuple[str, ...] = ("student",)  # the data whose gradients a step computes; it returns the first one's
     fp32: bool = False  # has that dtype alone
-    compiles: bool = True  # whether the peer's chain is timed under torch.compile too
-    timed: Callable[[Any], Any] = lambda v: v  # the data that is timed, from that which is compared with `exact`
+    in_place: bool = False  # its result is a part of its data: it is neither compiled nor replayed
+    draws: bool = False  # what is timed draws its noise; noise is given where a result is compared with `exact`
 
     def minimum_bytes(self, case: Case) -> int:
         """Inputs read once and the result written once."""
@@ -80,6 +80,10 @@ class Formula:
 
     def upstream_at(self, dtype: torch.dtype) -> float:
         return self.upstream * loss_scale(dtype)
+
+    def timed(self, v: Any) -> Any:
+        """The data that is timed."""
+        return v._replace(**{name: None for name in v._fields if name.endswith("noise")}) if self.draws else v
 
     def exact_result(self, v: Any) -> Tensor:
         return self.exact(v) * (1.0 if self.forward else self.upstream_at(v.student.dtype))

@@ -103,7 +103,7 @@ def lists(case: Case, draw: Draw) -> Inputs:
 
 
 _LISTS: dict[str, Any] = {
-    "op": STEP, "peer": "fastgen", "inputs": lists, "reread": 0, "forward": True, "fp32": True, "compiles": False,
+    "op": STEP, "peer": "fastgen", "inputs": lists, "reread": 0, "forward": True, "fp32": True, "in_place": True,
 }  # fmt: skip
 
 LISTS = (

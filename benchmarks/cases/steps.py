@@ -201,10 +201,6 @@ def fake_score_inputs(case: Case, draw: Draw) -> FakeScoreInputs:
     )
 
 
-def without_noise(v: Any) -> Any:
-    return v._replace(**{name: None for name in v._fields if name.endswith("noise")})
-
-
 # ---- exact results
 
 
@@ -235,8 +231,8 @@ def exact_fake_score(v: FakeScoreInputs) -> Tensor:
 
 # ---- the formulas
 
-_STUDENT: dict[str, Any] = {"op": STEP, "inputs": student_inputs, "timed": without_noise, "reread": 0}
-_FAKE_SCORE: dict[str, Any] = {"op": STEP, "inputs": fake_score_inputs, "timed": without_noise, "reread": 0}
+_STUDENT: dict[str, Any] = {"op": STEP, "inputs": student_inputs, "draws": True, "reread": 0}
+_FAKE_SCORE: dict[str, Any] = {"op": STEP, "inputs": fake_score_inputs, "draws": True, "reread": 0}
 
 
 def _called(chain: Any, v: Any, bins: Tensor) -> Any:

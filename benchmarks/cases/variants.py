@@ -51,7 +51,7 @@ def variants(formula: Formula, backends: Sequence[str], modes: Sequence[str], de
     peers = [
         Variant(f"{formula.peer} {mode}", None, mode, functools.partial(peer, mode))
         for mode in modes
-        if formula.compiles or mode == "eager"
+        if not formula.in_place or mode == "eager"
     ]
     return ours + peers
 

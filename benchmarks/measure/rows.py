@@ -261,10 +261,10 @@ def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
     )
     replays, uncaptured = {}, {}
     for name, step in steps.items():
-        if name not in options.backends and syncs(lambda: step(data[0])):  # noqa: B023
+        if formula.in_place or (name not in options.backends and syncs(lambda: step(data[0]))):  # noqa: B023
             continue  # a failed capture may leave the allocator in disorder
         try:
-            replays[name] = Replay(step, data)
+            replays[name] = Replay(step, data, draws=formula.draws)
         except Exception as error:
             if name in options.backends:
                 uncaptured[name] = described(error)
