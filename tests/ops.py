@@ -131,6 +131,32 @@ def edm(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
 
 
 OPS = {
+    "adversarial": Tested(
+        "adversarial", DiscriminatorCase, make_discriminator,
+        variants={
+            "plain": make_discriminator,
+            "state": lambda *of, **options: make_discriminator(*of, kind="relativistic", clamp=2.0, **options),
+            "hinge, none": lambda *of: make_discriminator(*of, kind="hinge", reduction="none"),
+            "generator": lambda *of: make_generator(*of, clamp=3.0),
+            "generator, hinge": lambda *of: make_generator(*of, kind="hinge"),
+            "generator, relativistic": lambda *of: make_generator(*of, kind="relativistic"),
+            "penalty": lambda *of: make_penalty(*of, sigma=0.1),
+        },
+        raw=raw_adversarial,
+        raw_variants={
+            "all": {},
+            "none": {"reduction": "none", "bound": 0.0},
+            "no grad": {"with_grad": False, "with_others_grad": False, "kind": "hinge"},
+            "first alone": {"others": None, "with_others_grad": False, "raised": True, "kind": "linear"},
+            "second's gradient": {"with_grad": False, "kind": "square"},
+            "relativistic": {"kind": "relativistic", "raised": True, "reduction": "sum"},
+        },
+        samples=("fake_logits", "real_logits"),
+        per_sample={"reduction": "none"},
+        raw_names={"fake_logits": "logits", "real_logits": "others"},
+        formula=lambda case: case.formula,
+        own=("peers",),
+    ),
     "fdiv": Tested(
         "fdiv", Case, make,
         variants={
@@ -213,32 +239,6 @@ OPS = {
         per_sample={"reduction": "none"},
         formula=lambda case: lambda pred: (pred - case.noise).square().mean(),
         own=("weightings", "peers"),
-    ),
-    "adversarial": Tested(
-        "adversarial", DiscriminatorCase, make_discriminator,
-        variants={
-            "plain": make_discriminator,
-            "state": lambda *of, **options: make_discriminator(*of, kind="relativistic", clamp=2.0, **options),
-            "hinge, none": lambda *of: make_discriminator(*of, kind="hinge", reduction="none"),
-            "generator": lambda *of: make_generator(*of, clamp=3.0),
-            "generator, hinge": lambda *of: make_generator(*of, kind="hinge"),
-            "generator, relativistic": lambda *of: make_generator(*of, kind="relativistic"),
-            "penalty": lambda *of: make_penalty(*of, sigma=0.1),
-        },
-        raw=raw_adversarial,
-        raw_variants={
-            "all": {},
-            "none": {"reduction": "none", "bound": 0.0},
-            "no grad": {"with_grad": False, "with_others_grad": False, "kind": "hinge"},
-            "first alone": {"others": None, "with_others_grad": False, "raised": True, "kind": "linear"},
-            "second's gradient": {"with_grad": False, "kind": "square"},
-            "relativistic": {"kind": "relativistic", "raised": True, "reduction": "sum"},
-        },
-        samples=("fake_logits", "real_logits"),
-        per_sample={"reduction": "none"},
-        raw_names={"fake_logits": "logits", "real_logits": "others"},
-        formula=lambda case: case.formula,
-        own=("peers",),
     ),
     "implicit": Tested(
         "implicit", ImplicitCase, make_implicit,

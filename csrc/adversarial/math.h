@@ -49,20 +49,26 @@ struct Term {
 
 FDK_HOST_DEVICE inline Term term_of(AdversarialKind kind, double v, double sign) {
   const double u = sign * v;
-  if (kind == AdversarialKind::hinge) return {either(u <= -1.0, 0.0, 1.0 + u), either(u > -1.0, sign, 0.0)};
+  if (kind == AdversarialKind::hinge) return {u <= -1.0 ? 0.0 : 1.0 + u, u > -1.0 ? sign : 0.0};
   if (kind == AdversarialKind::linear) return {u, sign};
   if (kind == AdversarialKind::square) return {v * v, 2.0 * v};
   const Softplus of = softplus_with_slope(u);
   return {of.value, sign * of.slope};
 }
 
+template <bool kClamps>
 FDK_HOST_DEVICE inline double clamped(double v, double bound) {
-  return either(::fabs(v) > bound, ::copysign(bound, v), v);
+  if constexpr (!kClamps) return v;
+  return v > bound ? bound : v < -bound ? -bound : v;
 }
 
 // The clamp stops the gradient of what it changes. A logit that is NaN has no slope, which hinge and linear do not see.
+template <AdversarialKind kind, bool kClamps>
 FDK_HOST_DEVICE inline double gradient_at(double logit, double bound, double slope, double by) {
-  return either(logit == logit, either(::fabs(logit) > bound, 0.0, slope * by), logit);
+  constexpr bool kSeesNaN = kind == AdversarialKind::logistic || is_paired(kind);
+  if constexpr (!kClamps && kSeesNaN) return slope * by;
+  const double within = ::fabs(logit) > bound ? 0.0 : slope * by;
+  return kSeesNaN ? within : logit == logit ? within : logit;
 }
 
 }  // namespace

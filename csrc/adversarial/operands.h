@@ -55,15 +55,10 @@ struct AdversarialResults {
     p.others_gradient = {others_gradient.data(), (others_gradient.scaled ? power : 1) / p.divisor};
   }
 
-  using All = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  using All = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
   All all() const {
-    return {loss.loss,
-            gradient.gradient,
-            gradient.unscale,
-            others_gradient.gradient,
-            others_gradient.unscale,
-            new_tensor({0}, ScalarType::Double, loss.loss)};
+    return {loss.loss, gradient.gradient, gradient.unscale, others_gradient.gradient, others_gradient.unscale};
   }
 };
 

@@ -5,9 +5,9 @@
 A linear op maps its first argument x linearly to y, the first of its results (`run_linear`). Its backward is the op
 itself on y's gradient, with the other arguments of `adjoint()`.
 
-A loss is an op whose results are (loss, then a gradient and its unscale for each of `Op.gradients`, then figures). Its
-forward stores the gradients for an upstream of 1, and its backward only scales them. A float16 gradient would
-underflow, so it is stored times a power of two; `unscale` is its inverse.
+A loss is an op whose results are (loss, then a gradient and its unscale for each of `Op.gradients`, then figures, if it
+has any). Its forward stores the gradients for an upstream of 1, and its backward only scales them. A float16 gradient
+would underflow, so it is stored times a power of two; `unscale` is its inverse.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ _implement_in_triton("scale_triton_", "fdkernels._triton.scale", "scale_")
 # ---- autograd
 
 
-def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
-    """(loss, figures), differentiable with respect to the arguments of `op.gradients` alone."""
+def run(op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
+    """(loss, figures, if the op has any), differentiable with respect to the arguments of `op.gradients` alone."""
     inputs = [getattr(call, name) for name, _ in op.gradients]
     while inputs[-1] is None:  # an argument that the call does not have: autograd need not see it
         inputs.pop()
@@ -149,57 +149,61 @@ def run(op: Op, backend: str, call: Any) -> tuple[Tensor, Tensor]:
     return _Loss.apply(op, backend, call, *inputs)
 
 
-def _exported(op: Op, backend: str, call: Any, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _exported(op: Op, backend: str, call: Any, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """An exported graph loses an autograd function, so it must hold an op that knows its own gradient."""
     if backend not in KERNELS and any(getattr(call, flag) for _, flag in op.gradients):
         raise RuntimeError(
             f"{op.public}: torch.export would lose the gradient of the {backend} backend; export with backend= "
             f"one of {', '.join(KERNELS)}, or under torch.no_grad()"
         )
-    loss, *_, figures = op.run(backend, call, inputs)
-    return loss, figures
+    results = op.run(backend, call, inputs)
+    return (results[0], *results[1 + 2 * len(op.gradients) :])
 
 
-def _keep(ctx: Any, op: Op, backend: str, count: int, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...], count: int, may_write_in_place: bool) -> None:
+    """Save the first `count` gradients, each with what it is multiplied by."""
     ctx.save_for_backward(*results[1 : 1 + 2 * count])
-    ctx.op, ctx.backend = op, backend
+    ctx.of = op, backend, may_write_in_place
     ctx.set_materialize_grads(False)  # else each backward would fill zeros for the figures
-    return results
 
 
 class _Loss(Function):
     @staticmethod
-    def forward(ctx: Any, op: Op, backend: str, call: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, op: Op, backend: str, call: Any, *inputs: Tensor | None) -> Any:
         # All other tensors are inside `call`, where autograd does not see them: they are constants of the loss.
-        loss, *_, figures = _keep(ctx, op, backend, len(inputs), op.run(backend, call, inputs))
+        results = op.run(backend, call, inputs)
         # A saved-tensor hook may return a tensor of its own, which the backward must not write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-        ctx.may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
-        ctx.mark_non_differentiable(figures)
-        return loss, figures
+        may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
+        _keep(ctx, op, backend, results, len(inputs), may_write_in_place)
+        figures = results[1 + 2 * len(op.gradients) :]
+        ctx.mark_non_differentiable(*figures)
+        return (results[0], *figures)
 
     @staticmethod
-    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+        op, backend, may_write_in_place = ctx.of
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(f"{ctx.op.public}: double backward (create_graph=True) is not supported")
-        saved, upstream = ctx.saved_tensors, upstreams[0]
-        results: list[Tensor | None] = [None, None, None]
+            raise RuntimeError(f"{op.public}: double backward (create_graph=True) is not supported")
+        saved = ctx.saved_tensors
+        in_place = may_write_in_place and _graph_is_freed()
+        gradients: list[Tensor | None] = [None, None, None]
         for n, is_needed in enumerate(ctx.needs_input_grad[3:]):
             if is_needed and upstream is not None:  # None: what consumed the loss sent no gradient back
-                results.append(_scaled(ctx, saved[2 * n], upstream, saved[2 * n + 1]))
+                gradients.append(_scaled(backend, saved[2 * n], upstream, saved[2 * n + 1], in_place))
             else:
-                results.append(None)
-        return tuple(results)
+                gradients.append(None)
+        return tuple(gradients)
 
 
-def _scaled(ctx: Any, gradient: Tensor, upstream: Tensor, unscale: Tensor) -> Tensor:
-    if ctx.backend == "reference":
+def _scaled(backend: str, gradient: Tensor, upstream: Tensor, unscale: Tensor, in_place: bool) -> Tensor:
+    if backend == "reference":
         return scaled(gradient, upstream, unscale)
-    if ctx.may_write_in_place and _graph_is_freed():
-        kernels[f"scale_{ctx.backend}_"](gradient, upstream, unscale)
+    if in_place:
+        kernels[f"scale_{backend}_"](gradient, upstream, unscale)
         increment_version(gradient)
         return gradient
-    return kernels[f"scale_{ctx.backend}"](gradient, upstream, unscale)
+    return kernels[f"scale_{backend}"](gradient, upstream, unscale)
 
 
 class _RawLoss(_Loss):
@@ -210,8 +214,8 @@ class _RawLoss(_Loss):
         operands = list(operands)
         for n, given in enumerate(inputs):
             operands[op.gradients_at[n][0]] = given
-        results = _keep(ctx, op, backend, len(inputs), kernels[f"{op.name}_{backend}"](*operands))
-        ctx.may_write_in_place = False  # the caller has the gradients too
+        results: tuple[Tensor, ...] = kernels[f"{op.name}_{backend}"](*operands)
+        _keep(ctx, op, backend, results, len(inputs), False)  # the caller has the gradients too
         ctx.mark_non_differentiable(*results[1:])
         return results
 

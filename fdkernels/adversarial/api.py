@@ -17,7 +17,7 @@ from fdkernels.adversarial.arguments import ADVERSARIAL, AdversarialArguments, a
 _ADVERSARIAL = registry.register(
     registry.Op(
         "adversarial", "discriminator_loss", ADVERSARIAL,
-        "Tensor loss, Tensor gradient, Tensor unscale, Tensor others_gradient, Tensor others_unscale, Tensor nothing",
+        "Tensor loss, Tensor gradient, Tensor unscale, Tensor others_gradient, Tensor others_unscale",
         adversarial_outputs, reference.adversarial, (("logits", "with_grad"), ("others", "with_others_grad")),
     ),
     "fdkernels.adversarial.triton_launch",

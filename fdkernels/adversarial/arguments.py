@@ -46,8 +46,8 @@ ADVERSARIAL = ArgumentList(AdversarialArguments)
 
 
 def adversarial_outputs(call: AdversarialArguments) -> tuple[Tensor, ...]:
-    """(loss, gradient, unscale, others' gradient, its unscale, nothing), uninitialized; an output that the call does
-    not ask for is empty."""
+    """(loss, gradient, unscale, others' gradient, its unscale), uninitialized; an output that the call does not ask for
+    is empty."""
     logits, others = call.logits, call.others
     per_loss = (logits.shape[0],) if call.reduction == "none" else ()
     outputs = [logits.new_empty(per_loss, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)]
@@ -55,7 +55,7 @@ def adversarial_outputs(call: AdversarialArguments) -> tuple[Tensor, ...]:
         is_scaled = is_asked and v.dtype == torch.float16
         outputs.append(v.new_empty(v.shape if is_asked else (0,)))
         outputs.append(v.new_empty(per_loss if is_scaled else (0,), dtype=torch.float32))
-    return (*outputs, logits.new_empty((0,), dtype=torch.float64))
+    return tuple(outputs)
 
 
 def check_adversarial(call: AdversarialArguments) -> None:

@@ -20,7 +20,7 @@ from fdkernels.adversarial.arguments import ADVERSARIAL, PAIRED, AdversarialArgu
 
 @torch.no_grad()
 def adversarial(call: AdversarialArguments) -> tuple[Tensor, ...]:
-    """The raw op. Returns (loss, gradient, unscale, others' gradient, its unscale, nothing)."""
+    """The raw op. Returns (loss, gradient, unscale, others' gradient, its unscale)."""
     call = ADVERSARIAL.traced(call)
     given = [call.logits] if call.others is None else [call.logits, call.others]
     one = torch.ones((), dtype=torch.float64, device=call.logits.device)

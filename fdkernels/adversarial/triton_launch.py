@@ -45,7 +45,7 @@ def adversarial_launches(call: AdversarialArguments) -> tuple[tuple[Tensor, ...]
         runs, elements = 1, logits.numel()
         first, second = Samples(logits, 0), None if others is None else Samples(others, 0)
     tiles, programs = plan.spread(elements, TILE, max(1, PROGRAMS // runs))
-    loss, gradient, unscale, others_gradient, others_unscale, _ = outputs
+    loss, gradient, unscale, others_gradient, others_unscale = outputs
     written = Written(
         loss, _asked(gradient), _asked(unscale), _asked(others_gradient), _asked(others_unscale),
         logits.new_empty((runs * programs,), dtype=torch.float64), ticket(logits.device),

@@ -12,6 +12,7 @@ from fdkernels._op import registry
 from fdkernels._op.arguments import Table
 from fdkernels._op.checks import check_like, check_samples, check_tensor
 from fdkernels._op.views import as_table, dense_samples, memory_order
+from fdkernels.adversarial.api import generator_loss
 from fdkernels.divergences import Divergence
 from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import (
@@ -221,11 +222,17 @@ def fused_fdiv_loss(
         )  # fmt: skip
         h, figures = _weigh_or_take(chosen, weighting, weight, student)  # after all checks: it may update state
         result = call_with_weight(h)
-        if not return_stats:
-            return result
+        loss, stats = result if return_stats else (result, None)
+        term = None
+        if gan is not None and logits is not None:
+            term = _generator_loss(logits, nonfinite, reduction, chosen)
+            loss = (loss + gan * term).to(loss.dtype)
+        if stats is None:
+            return loss
         h = given_weight(None, None, student) if h is None else h
         figures = given_weight_stats(h) if figures is None else figures
-        return result[0], FDivStats._make((h, *figures.unbind(0), *result[1][1 + WEIGHT_STATS :]))
+        of_term = stats.generator_loss if term is None else term.detach().double().mean()
+        return loss, FDivStats._make((h, *figures.unbind(0), *stats[1 + WEIGHT_STATS : -1], of_term))
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
@@ -341,6 +348,15 @@ def fdiv_weight(
         return weight
     nan = torch.full((), torch.nan, dtype=torch.float64, device=h.device)
     return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double(), nan))
+
+
+def _generator_loss(logits: Tensor, nonfinite: str, reduction: str, backend: str) -> Tensor:
+    """The generator's term where the score difference's samples are sets."""
+    if nonfinite == "zero":
+        combined = logits.detach().double().reshape(len(logits), -1).mean(1)
+        finite = torch.isfinite(combined).reshape(-1, *(1,) * (logits.dim() - 1))
+        logits = torch.where(finite, logits, torch.inf)  # softplus(-inf) = 0
+    return generator_loss(logits, reduction=reduction, backend=backend)
 
 
 def _weigh_or_take(

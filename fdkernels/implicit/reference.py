@@ -1,10 +1,12 @@
 """The op `implicit` in eager PyTorch: the specification of every other backend. In float64, rounded once.
 
-With e = τ - f and d = τ - x of each sample: P = Σ e·d, Q = Σ e², M = h1·P - α·h2·Q.
+With e = τ - f, d = τ - x and u = f - x = d - e of each sample: M = h1·Σ e·d - α·h2·Σ e².
 
 sid: loss = w·M, w = 1 / max(mean|d|, floor) a constant
-sim: loss = k²·M / D, D = √(k²·Q + c²), α = 1
-∂loss/∂x = -p·e,   ∂loss/∂τ = p·(e + d) + 2q·e,   ∂loss/∂f = -p·d - 2q·e,   p = ∂loss/∂P, q = ∂loss/∂Q
+sim: loss = k²·M / D, D = √(k²·Σ e² + c²), α = 1
+∂loss/∂x = -p·e,   ∂loss/∂τ = p·(e + d) + 2q·e,   ∂loss/∂f = -p·d - 2q·e,   p = ∂loss/∂(Σ e·d), q = ∂loss/∂(Σ e²)
+
+Terms of e and d cancel where f has learned x and α is near 1. All of this is computed from e and u instead.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
     student = call.student
     batch, n = student.shape[0], math.prod(student.shape[1:])
     x, tau, f = (v.double().reshape(batch, n) for v in (student, call.teacher, call.fake))
-    e, d = tau - f, tau - x
-    product, square, distance = (e * d).sum(1), (e * e).sum(1), d.abs().sum(1)
-    p, q, loss = _slopes(call, product, square, distance / n)
+    e, u = tau - f, f - x
+    cross, square, distance = (e * u).sum(1), (e * e).sum(1), (tau - x).abs().sum(1)
+    p, q, loss = _slopes(call, cross, square, distance / n)
     # If the sums are not finite, neither is anything else of this sample.
-    lost = torch.where(torch.isfinite(product + square + distance), 0.0, torch.nan)
+    lost = torch.where(torch.isfinite(cross + square + distance), 0.0, torch.nan)
     p, q, loss = p + lost, q + lost, loss + lost
 
     elements = {"mean": batch * n, "none": n, "sum": 1}[call.reduction]
@@ -42,8 +44,8 @@ def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
     outputs = [((loss if call.reduction == "none" else loss.sum()) / divisor).to(wide)]
     for each, with_grad, gradient in (
         (student, call.with_student_grad, -p * e),
-        (call.teacher, call.with_teacher_grad, p * (e + d) + 2 * q * e),
-        (call.fake, call.with_fake_grad, -p * d - 2 * q * e),
+        (call.teacher, call.with_teacher_grad, 2 * (p + q) * e + p * u),
+        (call.fake, call.with_fake_grad, -(p + 2 * q) * e - p * u),
     ):
         is_half = with_grad and each.dtype == torch.float16
         stored = (gradient * power if is_half else gradient).to(each.dtype).view(each.shape)
@@ -53,18 +55,16 @@ def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
     return (*outputs, divisor.new_empty((0,)))
 
 
-def _slopes(call: ImplicitArguments, product: Tensor, square: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p, q and the loss of each sample, not divided."""
-    h1, h2 = (
-        _value(call.weight, call.fixed_weight, product),
-        _value(call.square_weight, call.fixed_square_weight, product),
-    )
-    mixed = h1 * product - call.alpha * h2 * square
+def _slopes(call: ImplicitArguments, cross: Tensor, square: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, q and the loss of each sample, not divided. cross: Σ e·u; square: Σ e²."""
+    h1 = _value(call.weight, call.fixed_weight, cross)
+    h2 = call.alpha * _value(call.square_weight, call.fixed_square_weight, cross)
+    mixed = h1 * cross + (h1 - h2) * square
     if call.kind == "sid":
         w = 1 / torch.where(omega < call.floor, torch.zeros_like(omega) + call.floor, omega)
-        return w * h1, -call.alpha * w * h2, w * mixed
-    k = _value(call.score_scale, call.fixed_score_scale, product).abs()
+        return w * h1, -w * h2, w * mixed
     # Of ratios, since k⁴ and D³ may leave float64's range where the result does not.
+    k = _value(call.score_scale, call.fixed_score_scale, cross)
     ratio = k / torch.hypot(k * square.sqrt(), torch.zeros_like(square) + call.c)
     slope = k * ratio
     return slope * h1, -slope * (h2 + ratio * (ratio * mixed) / 2), slope * mixed

@@ -59,4 +59,6 @@ def plan(batch: int, elements: int, is_wide: bool, limits: Limits | None = None)
     tiles, programs = spread(elements, tile, -(-limits.most_programs // batch))
     pieces = min(next_power_of_2(programs), 1024)
     wide_offsets = needs_int64(programs * tiles * tile)
-    return Plan("split", tile, tiles, programs, 4, wide_offsets, max(1, min(samples, 1024 // pieces)), pieces)
+    return Plan(
+        "split", tile, tiles, programs, max(4, tile // 256), wide_offsets, max(1, min(samples, 1024 // pieces)), pieces
+    )

@@ -52,6 +52,16 @@ def test_weights_that_come_before_the_launch(backend):
     make_gan((700, 3), heads=9).check(backend)
 
 
+@pytest.mark.parametrize("over", ("frame", 3, "batch"))
+def test_beside_every_scale(backend, over):
+    """The sets of a scale are not the samples of the logits."""
+    for options in ({}, {"reduction": "sum"}) if over == "batch" else ({}, {"reduction": "none"}):
+        case = make_gan((4, 6, 5), heads=2, scale=fdk.DmdScale(over=over), nonfinite="zero", **options)
+        for logits in (case.logits, case.logits.index_fill(0, torch.tensor([2]), torch.nan)):
+            case.but(logits=logits).check(backend)
+            assert_stats(case.but(logits=logits).run(backend, stats=True).stats, case.but(logits=logits).expected())
+
+
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
 def test_samples_without_a_finite_logit(backend, bad):
     """They add nothing with "zero", all heads of the sample; else NaN or infinity reaches the loss."""

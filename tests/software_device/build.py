@@ -34,8 +34,17 @@ KERNELS = (
     "core/cuda/scale.cu",
     "noising/cuda/noising.cu",
     "denoising/cuda/denoising.cu",
+    "adversarial/cuda/adversarial.cu",
+    "implicit/cuda/implicit.cu",
 )
-OPS = ("fdiv/cuda/op.cpp", "noising/cuda/op.cpp", "denoising/cuda/op.cpp", "torch/shared_cuda.cpp")
+OPS = (
+    "fdiv/cuda/op.cpp",
+    "noising/cuda/op.cpp",
+    "denoising/cuda/op.cpp",
+    "adversarial/cuda/op.cpp",
+    "implicit/cuda/op.cpp",
+    "torch/shared_cuda.cpp",
+)
 # No fortification: a fortified longjmp refuses to go to another stack.
 COMMON = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", f"-isystem{TORCH / 'include'}")
 WARNED, BUILT_ELSEWHERE = ("-Wall", "-Wextra"), ("-w",)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels import backends
+from tests.adversarial import make_discriminator, make_generator, make_penalty
 from tests.cases import Case, make, make_gan, normalizer
 from tests.denoising import make_denoising, weighted
 from tests.device import place
@@ -104,6 +105,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "denoising": lambda: make_denoising((5, 3, 8, 8), BF16, prediction="v_prediction"),
     "denoising, rows, none": lambda: weighted((4, 3, 333), FP16, reduction="none"),
     "denoising, odd": lambda: make_denoising((700, 11), FP32, prediction="edm"),
+    "logits": lambda: make_discriminator((5, 8), FP32),
+    "logits, patches, hinge, none": lambda: make_discriminator((4, 1, 33, 31), BF16, kind="hinge", reduction="none"),
+    "logits, odd, relativistic": lambda: make_discriminator((3, 4099), FP16, kind="relativistic", clamp=2.0),
+    "logits, many blocks": lambda: make_generator((3, 70_001), FP32),
+    "logits, penalty": lambda: make_penalty((700, 11), FP16, sigma=0.1),
     "many samples": lambda: make((700, 8), BF16, heads=3, normalizer=normalizer(10), divergence="alpha(0.5)"),
 }
 UPSTREAM = {"odd length": torch.full((), 65536.0), "odd and long": torch.full((), -2.0)}

@@ -24,9 +24,9 @@ int mask_parts(const Target& target) {
 // Doubles that a plan's launches need.
 int64_t workspace_of(const Call& call, const fdkernels::Plan& plan, const Target& target) {
   const int64_t batch = call.p.batch;
-  int64_t doubles = Workspace::padded(cuda::kRecorded * batch);
+  int64_t doubles = Workspace::padded(cuda::kRecorded * batch) +
+                    Workspace::padded(cuda::exchanged_doubles(plan, batch, cuda::kExchanged));
   if (call.g.logits.data != nullptr) doubles += Workspace::padded(batch);
-  if (plan.schedule == fdkernels::Schedule::grid) doubles += Workspace::padded(cuda::kExchanged * batch * plan.team);
   if (plan.weigh_first) {
     doubles += Workspace::padded(batch) + Workspace::padded(cuda::weigh_scratch(batch, call.w.state.bins));
   }
@@ -42,8 +42,7 @@ void queue_first(Call& call, fdkernels::Workload& work, const fdkernels::Plan& p
   cuda::Results& r = call.r;
   r.records = workspace.take(cuda::kRecorded * p.batch);
   if (call.g.logits.data != nullptr) call.g.sums = workspace.take(p.batch);
-  if (plan.schedule == fdkernels::Schedule::grid)
-    call.exchange = workspace.take(cuda::kExchanged * p.batch * plan.team);
+  call.exchange = workspace.take(cuda::exchanged_doubles(plan, p.batch, cuda::kExchanged));
   if (plan.weigh_first) {
     double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
     double* scratch = workspace.take(cuda::weigh_scratch(p.batch, call.w.state.bins));
