@@ -106,7 +106,7 @@ class PenaltyCase(DiscriminatorCase):
 
     def parts(self, *logits: Tensor) -> tuple[Tensor, ...]:
         sigma = self.options.get("sigma")
-        return ((logits[0] - logits[1]).square() / (1.0 if sigma is None else sigma) ** 2,)
+        return ((logits[0] - logits[1]).square() / (1.0 if sigma is None else float(sigma)) ** 2,)
 
 
 def make_logits(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -122,13 +122,21 @@ def discriminator_loss(
     fake, real = ("fake_logits", fake_logits), ("real_logits", real_logits)
     options = (clamp, 1.0, reduction, backend)
     if kind != "relativistic" and _have_other_shapes(fake_logits, real_logits):
-        if reduction == "none" and fake_logits.shape[:1] != real_logits.shape[:1]:
+        # Two means. Both inputs are checked before the first launch.
+        _check_logits(*fake)
+        _check_logits(*real)
+        if fake_logits.device != real_logits.device:
             raise ValueError(
-                f"real_logits: expected {fake_logits.shape[0]} samples like fake_logits with reduction='none', got "
-                f"shape {tuple(real_logits.shape)}"
+                f"real_logits: expected device {fake_logits.device} like fake_logits, got {real_logits.device}"
+            )
+        if reduction == "none" and len(fake_logits) != len(real_logits):
+            raise ValueError(
+                f"real_logits: expected {len(fake_logits)} samples like fake_logits with reduction='none', got shape "
+                f"{tuple(real_logits.shape)}"
             )
         of_fake = _loss("discriminator_loss", fake, None, kind, False, *options)
-        return of_fake + _loss("discriminator_loss", real, None, kind, True, *options)
+        of_real = _loss("discriminator_loss", real, None, kind, True, *options)
+        return of_fake + of_real.to(of_fake.dtype)
     return _loss("discriminator_loss", fake, real, kind, False, *options)
 
 
@@ -178,6 +186,12 @@ def _have_other_shapes(fake_logits: Any, real_logits: Any) -> bool:
     )
 
 
+def _check_logits(name: str, logits: Any) -> None:
+    check_samples(name, logits)
+    if logits.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one sample, got shape {tuple(logits.shape)}")
+
+
 def _loss(
     public: str,
     first: tuple[str, Tensor],
@@ -191,9 +205,7 @@ def _loss(
 ) -> Tensor:
     """One call of the op. first, second: logits and others, each with the name of the public argument."""
     name, logits = first
-    check_samples(name, logits)
-    if logits.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one sample, got shape {tuple(logits.shape)}")
+    _check_logits(name, logits)
     others = None
     if second is not None:
         others = second[1]
