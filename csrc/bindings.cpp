@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "adversarial/arguments.h"
 #include "core/planning.h"
 #include "denoising/arguments.h"
 #include "fdiv/arguments.h"
@@ -85,11 +86,12 @@ Listed arguments(const std::string& op) {
 #define FDK_LISTED(kind, name) {#kind, #name},
   if (op == "fdiv") return {FDK_FDIV_ARGUMENTS(FDK_LISTED)};
   if (op == "fdiv_weight") return {FDK_FDIV_WEIGHT_ARGUMENTS(FDK_LISTED)};
+  if (op == "adversarial") return {FDK_ADVERSARIAL_ARGUMENTS(FDK_LISTED)};
   if (op == "denoising") return {FDK_DENOISING_ARGUMENTS(FDK_LISTED)};
   if (op == "implicit") return {FDK_IMPLICIT_ARGUMENTS(FDK_LISTED)};
   if (op == "noising") return {FDK_NOISING_ARGUMENTS(FDK_LISTED)};
 #undef FDK_LISTED
-  throw py::value_error("op: expected fdiv, fdiv_weight, noising, denoising or implicit, got " + op);
+  throw py::value_error("op: expected fdiv, fdiv_weight, noising, denoising, adversarial or implicit, got " + op);
 }
 
 py::dict build_info() {

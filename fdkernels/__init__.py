@@ -17,6 +17,7 @@ except (ImportError, OSError) as _error:
             raise ImportError(f"fdkernels.{name} needs torch, which does not import here ({_why})")
         raise AttributeError(f"module 'fdkernels' has no attribute {name!r}")
 else:
+    from fdkernels.adversarial import discriminator_loss, generator_loss, gradient_penalty
     from fdkernels.denoising import denoising_loss
     from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
     from fdkernels.fdiv import DmdScale, FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
@@ -37,9 +38,12 @@ __all__ = [
     "add_noise",
     "alpha",
     "denoising_loss",
+    "discriminator_loss",
     "divergences",
     "fdiv_weight",
     "fused_fdiv_loss",
+    "generator_loss",
+    "gradient_penalty",
     "register_divergence",
     "score_implicit_loss",
 ]

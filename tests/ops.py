@@ -13,7 +13,14 @@ from fdkernels._op import registry
 from fdkernels._op.arguments import Argument, ArgumentList, Table
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from tests import refusals
-from tests.cases import Case, Inputs, WeightCase, make, normalizer
+from tests.adversarial import (
+    DiscriminatorCase,
+    make_discriminator,
+    make_generator,
+    make_penalty,
+    raw_adversarial,
+)
+from tests.cases import Case, GanCase, Inputs, WeightCase, make, make_gan, normalizer
 from tests.contracts import EVERY_OP
 from tests.denoising import DenoisingCase, make_denoising, raw_denoising, weighted
 from tests.device import place
@@ -81,8 +88,9 @@ def raw_fdiv(dtype: torch.dtype = torch.float32, **changes: Any) -> FdivArgument
         prediction="epsilon", alpha=Table(levels(4, 3, dtype=torch.float64), 30),
         sigma=Table(levels(4, 3), 30), fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, weight=None,
         dmd_scale=True, eps=1e-6, floor=0.1, kept_only=True, multiplier=Table(levels(4, 45), 2),
-        mask=Table(levels(4, 90) < 0.9, 1), zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True,
-        with_stats=True, weighting=raw_weight(dtype, **of_weighting),
+        mask=Table(levels(4, 90) < 0.9, 1), zero_nonfinite=False, reduction="mean", divisor=None,
+        gan_logits=case.logits, gan_weight=0.3, gan_grad=True, with_grad=True, with_stats=True,
+        weighting=raw_weight(dtype, **of_weighting),
     )  # fmt: skip
     return FdivArguments(*map(place, call._replace(**changes)))
 
@@ -122,6 +130,32 @@ def edm(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
 
 
 OPS = {
+    "adversarial": Tested(
+        "adversarial", DiscriminatorCase, make_discriminator,
+        variants={
+            "plain": make_discriminator,
+            "state": lambda *of, **options: make_discriminator(*of, kind="relativistic", clamp=2.0, **options),
+            "hinge, none": lambda *of: make_discriminator(*of, kind="hinge", reduction="none"),
+            "generator": lambda *of: make_generator(*of, clamp=3.0),
+            "generator, hinge": lambda *of: make_generator(*of, kind="hinge"),
+            "generator, relativistic": lambda *of: make_generator(*of, kind="relativistic"),
+            "penalty": lambda *of: make_penalty(*of, sigma=0.1),
+        },
+        raw=raw_adversarial,
+        raw_variants={
+            "all": {},
+            "none": {"reduction": "none", "bound": 0.0},
+            "no grad": {"with_grad": False, "with_others_grad": False, "kind": "hinge"},
+            "first alone": {"others": None, "with_others_grad": False, "raised": True, "kind": "linear"},
+            "second's gradient": {"with_grad": False, "kind": "square"},
+            "relativistic": {"kind": "relativistic", "raised": True, "reduction": "sum"},
+        },
+        samples=("fake_logits", "real_logits"),
+        per_sample={"reduction": "none"},
+        raw_names={"fake_logits": "logits", "real_logits": "others"},
+        formula=lambda case: case.formula,
+        own=("peers",),
+    ),
     "fdiv": Tested(
         "fdiv", Case, make,
         variants={
@@ -137,7 +171,8 @@ OPS = {
             "all": {},
             "none": {"reduction": "none", "with_stats": False},
             "weight": {**WITHOUT_RATIO, "weight": torch.ones(4), "with_stats": False},
-            "no grad": {"with_grad": False, "update": False},
+            "no grad": {"with_grad": False, "update": False, "gan_grad": False},
+            "no term": {"gan_logits": None, "gan_grad": False},
             "x0": {
                 "noisy": None, "prediction": "sample", "alpha": Table(), "sigma": Table(), "dmd_scale": False,
                 "mask": Table(), "multiplier": Table(), "fake_uncond": None, "teacher_uncond": None, "edges": None,
@@ -154,6 +189,23 @@ OPS = {
         own=(
             "predictions", "masks", "reductions", "nonfinite", "state", "stats", "distributed", "peers", "properties",
         ),
+    ),
+    "fdiv, gan": Tested(
+        "fdiv", GanCase, make_gan,
+        variants={
+            "plain": make_gan,
+            "state": lambda *of: make_gan(*of, normalizer=normalizer(), divergence="jeffreys"),
+            "none, rkl": lambda *of: make_gan(*of, reduction="none", divergence="rkl", nonfinite="zero"),
+        },
+        raw=raw_fdiv,
+        raw_variants={},
+        samples=("student", "teacher", "fake"),
+        per_sample={"reduction": "none"},
+        has_stats=True,
+        formula=lambda case: lambda student, logits: (
+            pseudo_target(case.but(gan_weight=None))(student) + 0.3 * torch.nn.functional.softplus(-logits).mean()
+        ),
+        lacks={"raw operands": "the row fdiv has them", "bad input": "the row fdiv has it"},
     ),
     "fdiv_weight": Tested(
         "fdiv_weight", WeightCase, make_weight,

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/host_device.h"
 
@@ -30,6 +31,20 @@ namespace {
 template <class T>
 FDK_HOST_DEVICE inline bool is_finite(T v) {
   return v - v == 0;
+}
+
+// first ? a : b, and -v or v: no compiler makes branches of these.
+template <class T>
+FDK_HOST_DEVICE inline T either(bool first, T a, T b) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
+  const Bits mask = Bits(0) - static_cast<Bits>(first);
+  return std::bit_cast<T>((std::bit_cast<Bits>(a) & mask) | (std::bit_cast<Bits>(b) & ~mask));
+}
+
+template <class T>
+FDK_HOST_DEVICE inline T negated(bool negative, T v) {
+  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
+  return std::bit_cast<T>(std::bit_cast<Bits>(v) ^ static_cast<Bits>(negative) << (8 * sizeof(T) - 1));
 }
 
 FDK_HOST_DEVICE inline float magnitude(float v) {

@@ -37,20 +37,6 @@ FDK_HOST_DEVICE inline Bits4 philox(uint64_t seed, uint64_t counter) {
   return c;
 }
 
-// first ? a : b, and -v or v: no compiler makes branches of these.
-template <class T>
-FDK_HOST_DEVICE inline T either(bool first, T a, T b) {
-  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
-  const Bits mask = Bits(0) - static_cast<Bits>(first);
-  return std::bit_cast<T>((std::bit_cast<Bits>(a) & mask) | (std::bit_cast<Bits>(b) & ~mask));
-}
-
-template <class T>
-FDK_HOST_DEVICE inline T negated(bool negative, T v) {
-  using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
-  return std::bit_cast<T>(std::bit_cast<Bits>(v) ^ static_cast<Bits>(negative) << (8 * sizeof(T) - 1));
-}
-
 // -log u of u = (bits + 1/2) / 2^32. Near 1 the distance to 1 decides, so it is what is converted to float.
 FDK_HOST_DEVICE inline float minus_log(uint32_t bits) {
   const bool upper = bits >> 31 != 0;

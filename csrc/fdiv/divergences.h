@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "core/host_device.h"
+#include "core/logistic.h"
 #include "core/names.h"
 
 namespace fdkernels {
@@ -21,10 +21,8 @@ FDK_HOST_DEVICE FDK_CALLED double logarithm(double x) {
 
 // log(1 + e^x) without overflow, exact to rounding in both tails.
 FDK_HOST_DEVICE FDK_CALLED double softplus(double x) {
-  return (x > 0 ? x : 0.0) + ::log1p(exponential(-::fabs(x)));
+  return softplus_with_slope(x).value;
 }
-
-constexpr double kLog2 = 0.693147180559945309417232121458176568;
 
 // X(name, log h) with L = log r; `a` is the parameter of Amari's alpha family and of nothing else.
 #define FDK_DIVERGENCES(X)                       \

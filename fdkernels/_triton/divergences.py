@@ -8,21 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fdkernels._triton.logistic import softplus
+
 LOG_2: tl.constexpr = tl.constexpr(0.693147180559945309417232121458176568)
-
-
-@triton.jit
-def log1p(u):
-    """log(1 + u) for u >= 0, accurate to rounding: the error of w = 1 + u cancels in log(w)·u / (w - 1)."""
-    w = 1.0 + u
-    lost = w == 1.0
-    return tl.where(lost, u, tl.log(w) * (u / tl.where(lost, 1.0, w - 1.0)))
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + e^x) without overflow, exact to rounding in both tails."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
 @triton.jit

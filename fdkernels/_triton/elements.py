@@ -73,6 +73,21 @@ def float16_power(divisor):
 
 
 @triton.jit
+def stored_power(unscale, divisor, headroom, programs, EACH: tl.constexpr):
+    """The power of two times which a gradient is stored: 1, or if that is float16, `headroom` times float16_power. The
+    first program, of each sample or of all, writes its inverse."""
+    power = tl.full((), 1.0, tl.float64)
+    if unscale is not None:
+        power = float16_power(divisor) * headroom
+        at = tl.program_id(0)
+        writes = at == 0
+        if EACH:
+            writes = at % programs == 0
+        tl.store(unscale + at // programs, (1.0 / power).to(tl.float32), mask=writes)
+    return power
+
+
+@triton.jit
 def affine(a, x, c, y, WIDE: tl.constexpr):
     """a·x + c·y of blocks x and y and float64 numbers a and c, to the last place also where the products cancel: in
     float32 the rounding error of one product is kept, the other is not rounded (Kahan's ab + cd), and the parts of a

@@ -39,3 +39,22 @@ def sum_of_pieces(partials, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
         inside = (b < batch)[:, None] & (piece < programs)[None, :]
         total += load_stored(row[:, None] + piece[None, :], inside)
     return tl.sum(total, 1)
+
+
+@triton.jit
+def write_losses(
+    loss, partials, batch, programs, divisor,
+    EACH: tl.constexpr, SAMPLES: tl.constexpr, PIECES: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """In the last program: the sums of `partials` [batch, programs] over the divisor, of each sample or of all."""
+    if EACH:
+        for first in range(0, batch, SAMPLES):
+            b = first + tl.arange(0, SAMPLES)
+            sums = sum_of_pieces(partials, b, batch, programs, SAMPLES, PIECES)
+            tl.store(loss + b, (sums / divisor).to(loss.dtype.element_ty), mask=b < batch)
+    else:
+        total = tl.zeros((TILE,), tl.float64)
+        for piece in range(0, batch * programs, TILE):
+            at = piece + tl.arange(0, TILE)
+            total += load_stored(partials + at, at < batch * programs)
+        tl.store(loss, (tl.sum(total) / divisor).to(loss.dtype.element_ty))

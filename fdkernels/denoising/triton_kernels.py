@@ -8,16 +8,16 @@ import triton
 import triton.language as tl
 
 from fdkernels._triton.elements import (
-    float16_power,
     float64,
     given_count,
     is_finite,
     load_samples,
     store_rounded,
+    stored_power,
     table_entry,
 )
 from fdkernels._triton.predictions import level, tile_coefficients
-from fdkernels._triton.sums import is_last, load_stored
+from fdkernels._triton.sums import is_last, write_losses
 
 
 class Operands(NamedTuple):
@@ -77,7 +77,8 @@ def difference(pred, x0, noise, p, q, WIDE: tl.constexpr):
 # loss = Σ w·d² / N, gradient = 2·w·d / N with d = pred - target. Programs share each sample; the last one adds up.
 @triton.jit
 def denoising_kernel(
-    operands, written, batch, elements, programs, tiles, divisor, fixed_alpha, fixed_sigma, sigma_data,
+    operands, written, batch, elements, programs, tiles, divisor: tl.float64, fixed_alpha: tl.float64,
+    fixed_sigma: tl.float64, sigma_data: tl.float64,
     REDUCTION: tl.constexpr, KIND: tl.constexpr, RUN: tl.constexpr, TILE: tl.constexpr, SAMPLES: tl.constexpr,
     PIECES: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -89,10 +90,7 @@ def denoising_kernel(
     n = float64(divisor)
     if operands.count is not None:
         n = given_count(operands.count)
-    power = tl.full((), 1.0, tl.float64)
-    if written.unscale is not None:
-        power = float16_power(n)
-    factor = 2.0 / n * power
+    factor = 2.0 / n * stored_power(written.unscale, n, 1.0, programs, REDUCTION == "none")
     row = b.to(tl.int64) * elements
     begin = (tl.program_id(0) % programs).to(OFFSET) * tiles * TILE
     end = tl.minimum(begin + tiles * TILE, tl.full((), elements, OFFSET))
@@ -117,25 +115,5 @@ def denoising_kernel(
             store_rounded(written.gradient, row + i, by * d, inside)
     tl.store(written.partials + tl.program_id(0), tl.sum(total))
     if is_last(written.ticket):
-        if REDUCTION == "none":
-            for chunk in range(0, batch, SAMPLES):
-                samples = chunk + tl.arange(0, SAMPLES)
-                sums = tl.zeros((SAMPLES, PIECES), tl.float64)
-                for piece in range(0, programs, PIECES):
-                    at = piece + tl.arange(0, PIECES)
-                    present = (samples < batch)[:, None] & (at < programs)[None, :]
-                    sums += load_stored(written.partials + samples[:, None] * programs + at[None, :], present)
-                own = samples < batch
-                losses = tl.sum(sums, 1) / n
-                tl.store(written.loss + samples, losses.to(written.loss.dtype.element_ty), mask=own)
-                if written.unscale is not None:
-                    same = tl.zeros((SAMPLES,), tl.float64) + 1.0 / power
-                    tl.store(written.unscale + samples, same.to(tl.float32), mask=own)
-        else:
-            sums = tl.zeros((TILE,), tl.float64)
-            for piece in range(0, batch * programs, TILE):
-                at = piece + tl.arange(0, TILE)
-                sums += load_stored(written.partials + at, at < batch * programs)
-            tl.store(written.loss, (tl.sum(sums) / n).to(written.loss.dtype.element_ty))
-            if written.unscale is not None:
-                tl.store(written.unscale, (1.0 / power).to(tl.float32))
+        each: tl.constexpr = REDUCTION == "none"
+        write_losses(written.loss, written.partials, batch, programs, n, each, SAMPLES, PIECES, TILE)

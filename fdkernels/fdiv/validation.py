@@ -197,6 +197,25 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor, of:
     return count.detach().reshape(())
 
 
+def check_gan_weight(gan_weight: Any) -> float:
+    number = check_number("gan_weight", gan_weight)
+    if number < 0:
+        raise ValueError(f"gan_weight: expected a number of at least 0, got {shown(gan_weight)}")
+    return number
+
+
+def check_generator_term(gan_weight: Any, logits: Tensor | None, count: Any) -> float:
+    """The factor of the generator's term."""
+    number = check_gan_weight(gan_weight)
+    if logits is None:
+        raise ValueError("gan_weight: expected beside logits, got None; beside weight= add fdkernels.generator_loss")
+    if count is not None:
+        raise ValueError(
+            "gan_weight: expected without count, the number of elements; add fdkernels.generator_loss of each part"
+        )
+    return number
+
+
 def check_prediction(prediction: Prediction, student: Tensor) -> None:
     if not isinstance(prediction, Prediction):
         raise TypeError(f"prediction: expected an fdkernels.Prediction or None, got {type(prediction).__name__}")

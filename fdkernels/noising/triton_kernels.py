@@ -74,7 +74,8 @@ def stored(v, TYPE: tl.constexpr):
 # y = (coefficient of x)·x + (coefficient of noise)·noise: programs share each sample.
 @triton.jit
 def noising_kernel(
-    operands, y, drawn, elements, programs, tiles, fixed_alpha, fixed_sigma, sigma_data,
+    operands, y, drawn, elements, programs, tiles, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
+    sigma_data: tl.float64,
     RESULT: tl.constexpr, KIND: tl.constexpr, RUN: tl.constexpr, BY_FOUR: tl.constexpr, TILE: tl.constexpr,
     OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip

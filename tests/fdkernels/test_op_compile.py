@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import fdkernels as fdk
 from fdkernels._op import registry
 from tests import device
 from tests.cases import make, normalizer
@@ -16,9 +15,10 @@ pytestmark = [pytest.mark.contract("compile"), pytest.mark.usefixtures("fresh_co
 SHAPE = (12, 3, 8, 8)
 
 
-def compiled(op, backend, compiler, **options):
-    """A compiled step like a trainer's: something before the op, the op, something after."""
-    function, options = getattr(fdk, registry.ops[op.name].public), place(options)
+def compiled(case, backend, compiler, **options):
+    """A compiled step like a trainer's: something before the op, the op, something after. case: of the op, any or its
+    class."""
+    function, options = case.function(), place(options)
 
     def step(first, **others):
         return function(first * 1.0, backend=backend, **others, **options) * 2.0
@@ -42,17 +42,17 @@ def test_fullgraph(op, variant, backend):
     # One dtype for each variant: the dtype does not change a graph.
     dtype = (torch.bfloat16, torch.float32)[list(op.variants).index(variant) % 2]
     case = op.variants[variant](SHAPE, dtype).on()
-    hold(case, compiled(op, backend, "aot_eager", **case.options))
+    hold(case, compiled(case, backend, "aot_eager", **case.options))
 
 
 def test_inductor(op, backend):
     case = op.variants["state"](SHAPE, torch.float32).on()
-    hold(case, compiled(op, backend, "inductor", **case.options))
+    hold(case, compiled(case, backend, "inductor", **case.options))
 
 
 def test_changing_batch_recompiles_once(op, backend):
     counter = CompileCounterWithBackend("aot_eager")
-    step = compiled(op, backend, counter)
+    step = compiled(op.case, backend, counter, **op.make(SHAPE).options)
     for batch in (16, 12, 9, 8, 10):
         hold(op.make((batch, *SHAPE[1:]), torch.float32, seed=batch), step)
     assert counter.frame_count <= 2
@@ -60,7 +60,7 @@ def test_changing_batch_recompiles_once(op, backend):
 
 def test_changing_resolution_with_normalizer(backend):
     counter, state = CompileCounterWithBackend("aot_eager"), normalizer(4).eval()
-    step = compiled(OPS["fdiv"], backend, counter, normalizer=state)
+    step = compiled(OPS["fdiv"].case, backend, counter, normalizer=state)
     for size in (8, 12, 10):
         hold(make((9, 3, size, size + 1), seed=size, normalizer=state), step)
     assert counter.frame_count <= 2
@@ -68,7 +68,7 @@ def test_changing_resolution_with_normalizer(backend):
 
 def test_state_changes_once_per_compiled_call(op, backend):
     state = op.variants["state"](SHAPE, torch.float32).on()
-    step = compiled(op, backend, "aot_eager", **state.options)
+    step = compiled(op.case, backend, "aot_eager", **state.options)
     for seed in range(3):
         hold(op.make(SHAPE, torch.float32, seed=seed, **state.options), step)
 
@@ -87,9 +87,10 @@ def test_raw_op(op, raw_variant, backend, dtype):
     changes, registered = op.raw_variants[raw_variant], registry.ops[op.name]
     call = op.raw(dtype, **changes)
     given = op.raw(dtype, **changes)
-    inputs = [op.arguments.flat(given)[at] for at, _ in registered.gradients_at()]
+    inputs = [getattr(given, name) for name, _ in registered.gradients]
     real = registered.run(backend, given, inputs)
-    assert not any(v.isnan().any() for v in real[:-1])
+    end = 1 + 2 * len(registered.gradients) if op.is_loss else len(real)
+    assert not any(v.isnan().any() for v in real[:end])
     for each, fake in zip(real, registered.outputs(call), strict=True):
         assert (each.shape, each.dtype) == (fake.shape, fake.dtype)
     if backend == "reference" or device.on_software:  # their ops are not those registered with PyTorch
@@ -97,7 +98,7 @@ def test_raw_op(op, raw_variant, backend, dtype):
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     opcheck(raw, tuple(op.arguments.operands(call)), real)
     scale, scale_ = (getattr(torch.ops.fdkernels, f"scale_{backend}{end}").default for end in ("", "_"))
-    for gradient, unscale in zip(real[1:-1:2], real[2:-1:2], strict=True) if op.is_loss else ():
+    for gradient, unscale in zip(real[1:end:2], real[2:end:2], strict=True) if op.is_loss else ():
         if not gradient.numel():
             continue
         upstream = torch.full_like(real[0], 2.0)

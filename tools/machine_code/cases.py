@@ -70,7 +70,8 @@ def call(
         alpha=level if levels == 2 else Table(), sigma=level if levels else Table(), fixed_alpha=1.0, fixed_sigma=1.0,
         sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, floor=0.0, kept_only=False, multiplier=Table(),
         mask=Table() if mask is None else Table(meta(*mask, dtype=torch.bool), elements // mask[1]),
-        zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True, with_stats=False,
+        zero_nonfinite=False, reduction="mean", divisor=None, gan_logits=None, gan_weight=0.0,
+        gan_grad=False, with_grad=True, with_stats=False,
         weighting=weighting._replace(**of_weighting),
     )  # fmt: skip
     return arguments._replace(**changes)
@@ -106,6 +107,8 @@ FORWARDS = {
         fake_uncond=meta(*SDXL),
         fake_guidance_scale=2.0,
     ),
+    "sdxl bf16, gan_weight": call(SDXL, gan_logits=meta(8, 3), gan_weight=0.3, gan_grad=True),
+    "wan bf16, gan_weight": call(WAN, gan_logits=meta(2, 3, dtype=BF16), gan_weight=0.3, gan_grad=True),
     "wan bf16, weight": call(WAN, **{**RKL, "weight": meta(2)}),
     "wan bf16, epsilon a frame": call(WAN, frames=21, prediction="epsilon"),
     "wan bf16, flow a frame, guidance, mask": call(
@@ -120,6 +123,9 @@ ODD = {
     "samples of one element, x_t, mask": call((700, 1), prediction="epsilon", mask=(700, 1), reduction="none"),
     "odd length": call((3, 4099), FP16, guidance=True),
     "float64": call((8, 3, 32, 32), torch.float64, prediction="v_prediction"),
+    "130 heads of gan_weight, fp16, zero": call(
+        CIFAR, gan_logits=meta(64, 130, dtype=FP16), gan_grad=True, zero_nonfinite=True, reduction="none"
+    ),
     "no gradient, sum": call(SDXL, with_grad=False, reduction="sum"),
     "custom edges, integer t": call(CIFAR, edges=meta(9, dtype=torch.float64), t=meta(64, dtype=torch.int64)),
     "one bin, one head": call(CIFAR, logits=meta(64), ratio_mean=meta(1), edges=meta(0, dtype=torch.float64)),

@@ -28,7 +28,7 @@ _MANGLED = re.compile(
 ARITHMETIC = re.compile(
     r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
     r"|9fdkernels(?:4cuda|\d+_GLOBAL__N__\w+?)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double|map_at|run_end"
-    r"|minus_log_wide)E"
+    r"|minus_log_wide|add_generator)E"
 )
 
 

@@ -168,6 +168,22 @@ void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, Keep<T>
 
 // ---- sums of a block
 
+// The sum over elements [0, count) of value_at(i), in kLanes running sums in double: as many elements are one step of a
+// vectorized loop.
+template <int kLanes, class ValueAt>
+double sum_in_double(int64_t count, const ValueAt& value_at) {
+  alignas(64) double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += value_at(i + lane);
+  }
+  for (int lane = 0; i + lane < count; ++lane) sums[lane] += value_at(i + lane);
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 // A sum has kLanes running sums in T, one for each of the values that 64 bytes store, and each takes kAdded additions
 // before all become double: in a long running float sum of equal numbers, each addition may round the same way. The
 // lanes are written down because a compiler may vectorize with fewer lanes, or not at all, and would then make the runs

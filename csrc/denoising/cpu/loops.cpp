@@ -20,22 +20,13 @@ double denoise_run(const Stored* pred, const StoredTarget* x0, const StoredTarge
   constexpr int kSums = 64 / sizeof(Stored);
   const Coefficients<Arithmetic> k = split<Arithmetic>(run.target);
   const Arithmetic by = static_cast<Arithmetic>(factor * run.weight);
-  alignas(64) double sums[kSums] = {};
-  const auto add = [&](int64_t i, int lane) {
-    const Arithmetic d = difference_of(static_cast<Arithmetic>(number(pred[i])), static_cast<Arithmetic>(number(x0[i])),
-                                       static_cast<Arithmetic>(number(noise[i])), k);
-    sums[lane] += static_cast<double>(d) * static_cast<double>(d);
-    if constexpr (kStores) put(static_cast<Wide>(by * d), gradient[i]);
-  };
-  int64_t i = 0;
-  for (; i + kSums <= count; i += kSums) {
-#pragma omp simd
-    for (int lane = 0; lane < kSums; ++lane) add(i + lane, lane);
-  }
-  for (int lane = 0; i + lane < count; ++lane) add(i + lane, lane);
-  double total = 0;
-  for (double sum : sums) total += sum;
-  return run.weight * total;
+  return run.weight * sum_in_double<kSums>(count, [&](int64_t i) {
+           const Arithmetic d =
+               difference_of(static_cast<Arithmetic>(number(pred[i])), static_cast<Arithmetic>(number(x0[i])),
+                             static_cast<Arithmetic>(number(noise[i])), k);
+           if constexpr (kStores) put(static_cast<Wide>(by * d), gradient[i]);
+           return static_cast<double>(d) * static_cast<double>(d);
+         });
 }
 
 // The same for a block whose elements do not share their table entries, in double.
@@ -44,7 +35,7 @@ double denoise_each(const Denoising& p, const Stored* pred, const StoredTarget* 
                     int64_t b, int64_t at, int count, double factor, Stored* gradient) {
   using Wide = decltype(number(Stored{}));
   constexpr int kSums = 8;
-  alignas(64) double alpha[kBlock], sigma[kBlock], weight[kBlock], sums[kSums] = {};
+  alignas(64) double alpha[kBlock], sigma[kBlock], weight[kBlock];
   expand_values(p.alpha, b, at, count, alpha);
   expand_values(p.sigma, b, at, count, sigma);
   expand_values(p.weight, b, at, count, weight);
@@ -52,20 +43,11 @@ double denoise_each(const Denoising& p, const Stored* pred, const StoredTarget* 
     const Map target = target_of(p.prediction, alpha[i], sigma[i], p.sigma_data);
     alpha[i] = target.a, sigma[i] = target.c;
   }
-  const auto add = [&](int i, int lane) {
+  return sum_in_double<kSums>(count, [&](int64_t i) {
     const double d = number(pred[i]) - (alpha[i] * number(x0[i]) + sigma[i] * number(noise[i]));
-    sums[lane] += weight[i] * d * d;
     if constexpr (kStores) put(static_cast<Wide>(factor * weight[i] * d), gradient[i]);
-  };
-  int i = 0;
-  for (; i + kSums <= count; i += kSums) {
-#pragma omp simd
-    for (int lane = 0; lane < kSums; ++lane) add(i + lane, lane);
-  }
-  for (int lane = 0; i + lane < count; ++lane) add(i + lane, lane);
-  double total = 0;
-  for (double sum : sums) total += sum;
-  return total;
+    return weight[i] * d * d;
+  });
 }
 
 template <bool kStores, class T>

@@ -1,0 +1,37 @@
+// The op adversarial on CPU tensors, registered through libtorch's stable ABI.
+#include <torch/csrc/stable/library.h>
+
+#include <numeric>
+
+#include "adversarial/cpu/loops.h"
+#include "adversarial/operands.h"
+#include "core/cpu/isa.h"
+#include "core/cpu/passes.h"
+#include "torch/cpu_threads.h"
+
+namespace {
+
+using namespace fdkernels::ops;
+
+AdversarialResults::All adversarial(const AdversarialArguments& call) {
+  fdkernels::Adversarial p = adversarial_of(call);
+  const AdversarialResults out(call, p);
+  const auto sum =
+      fdkernels::cpu::by_isa(fdkernels::baseline::adversarial, fdkernels::v3::adversarial, fdkernels::v4::adversarial);
+  std::vector<double> sums = fdkernels::cpu::sum_elements(
+      p.runs, p.elements, threads(), [&](int64_t b, int64_t begin, int64_t end) { return sum(p, b, begin, end); });
+  if (!out.loss.per_sample) sums = {std::accumulate(sums.begin(), sums.end(), 0.0)};
+  for (size_t b = 0; b < sums.size(); ++b) {
+    out.loss.set_loss(b, sums[b] / p.divisor);
+    for (float* unscale : {out.gradient.unscale_data(), out.others_gradient.unscale_data()}) {
+      if (unscale != nullptr) unscale[b] = static_cast<float>(1 / out.power);
+    }
+  }
+  return out.all();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fdkernels, CPU, m) {
+  m.impl("adversarial_native", (&boxed<AdversarialArguments, AdversarialResults::All, &adversarial>));
+}

@@ -1,0 +1,117 @@
+// The kernels of the op adversarial: each input is read once, each gradient written once, in one launch.
+#include "adversarial/cuda/launch.h"
+#include "core/cuda/elementwise.cuh"
+
+namespace fdkernels::cuda {
+
+namespace {
+
+// Takes two elements at a time, whatever their type: the arithmetic in double takes longer than narrow loads.
+template <class Stored>
+struct AdversarialMath {
+  using T = double;
+  static constexpr int kVector = kAdversarialVector, kWidth = kVector;
+
+  const Adversarial& p;
+  const int64_t b;
+  const Part& part;
+  double total = 0;  // of the terms
+  double others_gradient[kWidth];
+
+  __device__ AdversarialMath(const Adversarial& call, int64_t run, const Part& share) : p(call), b(run), part(share) {}
+
+  __device__ static bool stores_vectors() {
+    return true;
+  }
+  __device__ static bool together() {
+    return true;
+  }
+
+  // Sets both gradients; store() writes them.
+  template <int W>
+  __device__ void recompute(int at, double (&gradient)[W]) {
+    const int64_t i = part.begin + at;
+    const bool has_others = p.others.data != nullptr;
+    const Words raw = read_vector<Stored, W>(p.logits, b, i);
+    Words raw_others{};
+    if (has_others) raw_others = read_vector<Stored, W>(p.others, b, i);
+    double logits[W], others[W] = {};
+    widen<Stored>(raw, p.logits.dtype, logits);
+    if (has_others) widen<Stored>(raw_others, p.others.dtype, others);
+#pragma unroll
+    for (int n = 0; n < W; ++n) {
+      const double first = clamped<true>(logits[n], p.bound), second = clamped<true>(others[n], p.bound);
+      Term term, other{0, 0};
+      if (is_paired(p.kind)) {
+        term = term_of(p.kind, first - second, p.sign);
+        other.slope = -term.slope;
+      } else {
+        term = term_of(p.kind, first, p.sign);
+        if (has_others) other = term_of(p.kind, second, -p.sign);
+      }
+      total += term.value + other.value;
+      // As for hinge, which does not see NaN: right for every kind.
+      gradient[n] = gradient_at<AdversarialKind::hinge, true>(logits[n], p.bound, term.slope, p.gradient.by);
+      others_gradient[n] =
+          gradient_at<AdversarialKind::hinge, true>(others[n], p.bound, other.slope, p.others_gradient.by);
+    }
+  }
+
+  template <int W>
+  __device__ void store(int at, double (&gradient)[W]) const {
+    const int64_t to = b * p.elements + part.begin + at;
+    if (p.gradient.data != nullptr) write<Stored>(p.gradient.data, p.logits.dtype, to, gradient);
+    if (p.others_gradient.data == nullptr) return;
+    double second[W];
+#pragma unroll
+    for (int n = 0; n < W; ++n) second[n] = others_gradient[n];
+    write<Stored>(p.others_gradient.data, p.others.dtype, to, second);
+  }
+};
+
+__device__ inline void write_loss(const AdversarialCall& call, int64_t b, double sum) {
+  const double loss = sum / call.p.divisor;
+  if (call.wide_loss) {
+    static_cast<double*>(call.loss)[b] = loss;
+  } else {
+    static_cast<float*>(call.loss)[b] = static_cast<float>(loss);
+  }
+  if (call.unscale != nullptr) call.unscale[b] = call.unscale_value;
+  if (call.others_unscale != nullptr) call.others_unscale[b] = call.unscale_value;
+}
+
+template <class Stored>
+__global__ void __launch_bounds__(kElementThreads, 2)
+    adversarial_kernel(const __grid_constant__ AdversarialCall call, Runs runs) {
+  __shared__ Scratch scratch;
+  __shared__ bool drawn;
+  sum_by_elements(
+      call, runs, call.p.reduction == Reduction::none, scratch, drawn,
+      [&](int64_t b, const Part& part) { return AdversarialMath<Stored>(call.p, b, part); },
+      [&](int64_t b, double sum) { write_loss(call, b, sum); });
+}
+
+const Kernels loaded{adversarial_kernel<Bf16>, adversarial_kernel<Half>, adversarial_kernel<float>,
+                     adversarial_kernel<double>, adversarial_kernel<AnyType>};
+
+// Calls use(Stored{}) with the type of both inputs, or AnyType if they differ.
+template <class Use>
+void with_stored_type(const Adversarial& p, const Use& use) {
+  if (p.others.data != nullptr && p.others.dtype != p.logits.dtype) return use(AnyType{});
+  with_type<AnyType>(p.logits.dtype, use);
+}
+
+}  // namespace
+
+int64_t adversarial_blocks(const Adversarial& p, int multiprocessors) {
+  return p.runs * runs_of(p.runs, p.elements, kAdversarialVector, multiprocessors).blocks;
+}
+
+void launch_adversarial(const AdversarialCall& call, int multiprocessors, void* stream) {
+  with_stored_type(call.p, [&](auto stored) {
+    launch_elements("adversarial_kernel", adversarial_kernel<decltype(stored)>, call, kAdversarialVector,
+                    multiprocessors, stream);
+  });
+}
+
+}  // namespace fdkernels::cuda

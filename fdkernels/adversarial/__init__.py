@@ -1,0 +1,3 @@
+from fdkernels.adversarial.api import discriminator_loss, generator_loss, gradient_penalty
+
+__all__ = ["discriminator_loss", "generator_loss", "gradient_penalty"]
