@@ -108,7 +108,7 @@ def make_implicit(
     return ImplicitCase(student.to(dtype), teacher.to(predictions), fake.to(predictions), options)
 
 
-def weighted(shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> ImplicitCase:
+def weighted_implicit(shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> ImplicitCase:
     """With two weights a sample."""
     h1 = 0.2 + torch.rand(shape[0], generator=torch.Generator().manual_seed(9))
     return make_implicit(shape, dtype, weight=(h1, 1 + 0.5 * h1.double()), **options)

@@ -24,8 +24,7 @@ from tests.cases import Case, GanCase, Inputs, WeightCase, make, make_gan, norma
 from tests.contracts import EVERY_OP
 from tests.denoising import DenoisingCase, make_denoising, raw_denoising, weighted
 from tests.device import place
-from tests.implicit import ImplicitCase, formula, make_implicit, raw_implicit
-from tests.implicit import weighted as weighted_implicit
+from tests.implicit import ImplicitCase, formula, make_implicit, raw_implicit, weighted_implicit
 from tests.noising import NoisingCase, make_noising, raw_noising
 
 

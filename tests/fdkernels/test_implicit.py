@@ -9,7 +9,7 @@ import torch
 import fdkernels as fdk
 from fdkernels import testing
 from tests.device import on_device
-from tests.implicit import make_implicit, weighted
+from tests.implicit import make_implicit, weighted_implicit
 
 DATA = Path(__file__).parents[1] / "data"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -24,7 +24,7 @@ class TestExactness:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_kinds(self, backend, kind, dtype):
         make_implicit(SHAPE, dtype, kind=kind).check(backend)
-        weighted(SHAPE, dtype, kind=kind).check(backend)
+        weighted_implicit(SHAPE, dtype, kind=kind).check(backend)
 
     @pytest.mark.pairwise
     @pytest.mark.parametrize("kind", KINDS)
@@ -32,14 +32,14 @@ class TestExactness:
     @pytest.mark.parametrize("teacher", DTYPES, ids=str)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_any_mix_of_dtypes(self, backend, dtype, teacher, fake, kind):
-        case = weighted(SHAPE, dtype, kind=kind)
+        case = weighted_implicit(SHAPE, dtype, kind=kind)
         case.but(teacher=case.teacher.to(teacher), fake=case.fake.to(fake)).check(backend)
 
     @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_reductions(self, backend, dtype, kind, reduction):
-        weighted(SHAPE, dtype, kind=kind, reduction=reduction).check(backend)
+        weighted_implicit(SHAPE, dtype, kind=kind, reduction=reduction).check(backend)
 
     @pytest.mark.parametrize("alpha", (0.5, 1.0, 1.2, 2, -1.0))
     def test_alpha(self, backend, alpha):
@@ -79,7 +79,7 @@ class TestExactness:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
     def test_the_gradients_add_up_to_0(self, backend, dtype, kind):
-        grads = weighted(SHAPE, dtype, kind=kind).run(backend).grads
+        grads = weighted_implicit(SHAPE, dtype, kind=kind).run(backend).grads
         total, size = (sum(each(grad.double()) for grad in grads) for each in (lambda v: v, torch.abs))
         assert (total.abs() <= size * (2**-7 if dtype == torch.bfloat16 else 2**-22)).all() and size.max() > 0
 

@@ -22,6 +22,7 @@ from tests.adversarial import make_discriminator, make_generator, make_penalty
 from tests.cases import Case, make, make_gan, normalizer
 from tests.denoising import make_denoising, weighted
 from tests.device import place
+from tests.implicit import make_implicit, weighted_implicit
 from tests.noising import make_noising
 from tools.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
 
@@ -105,6 +106,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "denoising": lambda: make_denoising((5, 3, 8, 8), BF16, prediction="v_prediction"),
     "denoising, rows, none": lambda: weighted((4, 3, 333), FP16, reduction="none"),
     "denoising, odd": lambda: make_denoising((700, 11), FP32, prediction="edm"),
+    "implicit": lambda: make_implicit((5, 3, 8, 8), BF16),
+    "implicit, sim, mixed": lambda: weighted_implicit((4, 3, 333), FP16, kind="sim", predictions=FP32),
+    "implicit, odd, none": lambda: make_implicit((3, 1001), FP32, reduction="none"),
+    "implicit, split": lambda: weighted_implicit((2, 4, 64, 65), BF16, kind="sim"),
+    "implicit, float64": lambda: make_implicit((2, 999), FP64),
     "logits": lambda: make_discriminator((5, 8), FP32),
     "logits, patches, hinge, none": lambda: make_discriminator((4, 1, 33, 31), BF16, kind="hinge", reduction="none"),
     "logits, odd, relativistic": lambda: make_discriminator((3, 4099), FP16, kind="relativistic", clamp=2.0),
