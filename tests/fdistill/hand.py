@@ -304,7 +304,9 @@ def advance(distiller, hand, spoilt=False):
             hand.average = decay * hand.average + (1 - decay) * after
     hand.step += 1
     assert distiller.step == hand.step
-    assert found == pytest.approx({key: value.item() for key, value in expected.items()}, rel=TOLERANCE, abs=1e-9)
+    # A loss of score implicit matching is a mean of numbers of both signs.
+    absolute = 1e-9 if cfg.loss.kind == "fdiv" else 5e-6
+    assert found == pytest.approx({key: value.item() for key, value in expected.items()}, rel=TOLERANCE, abs=absolute)
     # Nothing else was drawn, trained or left behind.
     assert torch.equal(replay.get_state(), distiller.generator.get_state())
     networks = {**distiller.networks, "teacher": distiller.teacher}

@@ -224,6 +224,11 @@ def vsd(v: SimpleNamespace) -> Tensor:
     return 0.5 * (v.student - (v.student - g).detach()).square().sum() / len(v.student)
 
 
+def sid(v: SimpleNamespace) -> Tensor:
+    e = v.teacher - v.fake
+    return e * ((v.teacher - v.student) - v.sid_alpha * e)
+
+
 def tdm(v: SimpleNamespace) -> Tensor:
     tau = v.teacher + (v.guidance_scale - 1) * (v.teacher - v.teacher_uncond)
     target = (v.student + (tau - v.fake)).detach()
@@ -260,6 +265,14 @@ RECIPES = {
     "lightx2v": Recipe(lightx2v, kind="flow"),
     "cdm": Recipe(cdm, kind="flow", floor=0.1),
     "vsd": Recipe(vsd, kind="epsilon"),
+    "sid": Recipe(
+        lambda v: (sid(v) / over_sample(distance(v.student, v.teacher)).clamp(min=1e-5)).sum(),
+        floor=1e-5,
+        also=("teacher", "fake"),
+    ),
+    "self-forcing-sid": Recipe(
+        lambda v: (sid(v) / over_sample(distance(v.student, v.teacher))).mean(), also=("teacher", "fake")
+    ),
     "tdm-gradient": Recipe(tdm, value=False),
     "accumulation": Recipe(whole_batch),
     "ranks": Recipe(whole_batch),
@@ -298,7 +311,7 @@ def inputs(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
         "frames_per_block": recipe.block, "micro_batches": PARTS,
         "weight": 0.35, "h": torch.tensor([0.4, 0.9, 1.7]).to(dtype), "t": torch.tensor([0.1, 0.4, 0.9]).to(dtype),
         "logits": torch.tensor([[0.3, -1.1], [1.2, 0.8], [-0.4, 0.9]]).to(dtype),
-        "gan_loss_weight_gen": 0.7,
+        "gan_loss_weight_gen": 0.7, "sid_alpha": 1.2,
         "normalizer": history, "bins": history.mean.double(), "decay": history.decay,
     }  # fmt: skip
     has_frames = {k: isinstance(v, Tensor) and v.shape[:2] == SHAPE[:2] for k, v in found.items()}
