@@ -8,8 +8,9 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels.implicit.arguments import IMPLICIT
 from tests.device import on_device
-from tests.implicit import make_implicit, weighted_implicit
+from tests.implicit import make_implicit, raw_implicit, weighted_implicit
 
 DATA = Path(__file__).parents[1] / "data"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -170,6 +171,52 @@ def test_what_requires_no_gradient_gets_none(backend, dtype, wanted):
     for (name, tensor), grad in zip(inputs.items(), expected.grads, strict=True):
         assert (tensor.grad is not None) == (name in wanted)
         assert tensor.grad is None or torch.equal(tensor.grad, grad)
+
+
+@pytest.mark.contract("autograd", op="implicit")
+@pytest.mark.cpu_only("what a graph holds is the same everywhere")
+@pytest.mark.backends("native", "triton")
+@pytest.mark.parametrize("asked", (True, False))
+@pytest.mark.host_code("an op that is registered with PyTorch")
+def test_gradients_of_the_raw_op(backend, asked):
+    """Those that autograd wants, also if the op was called without their flags."""
+    op = getattr(torch.ops.fdkernels, f"implicit_{backend}").default
+    _, expected, _, _, _, of_fake, *_ = op(*IMPLICIT.operands(raw_implicit()))
+    call = raw_implicit(with_student_grad=asked, with_teacher_grad=False, with_fake_grad=asked)
+    student, fake = (v.clone().requires_grad_() for v in (call.student, call.fake))
+    loss, *_ = op(*IMPLICIT.operands(call._replace(student=student, fake=fake)))
+    for _ in range(2):
+        found = torch.autograd.grad(loss, (student, fake), torch.tensor(3.0), retain_graph=True)
+        torch.testing.assert_close(found, (3 * expected, 3 * of_fake), rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
+FLOATS = {
+    "sid": lambda v: {"alpha": 1 + 0.1 * v, "floor": 0.1 * v, "weight": (v, 0.5 * v)},
+    "sim": lambda v: {"kind": "sim", "c": 2 * v, "score_scale": 1 + v, "weight": v},
+}
+
+
+@pytest.mark.contract("compile", op="implicit")
+@pytest.mark.host_code("how floats travel to an op")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_that_change_in_one_graph(backend, name):
+    case = make_implicit((6, 3, 4, 4)).on()
+
+    def step(student, teacher, fake, value):
+        return fdk.score_implicit_loss(student, teacher, fake, backend=backend, **FLOATS[name](value))
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for i, value in enumerate((2.0, 3.5, 1.25, 0.5)):
+        found, expected = case.leaves().values(), case.leaves().values()
+        with torch.compiler.set_stance("fail_on_recompile" if i > 1 and torch.__version__ >= "2.13" else "default"):
+            loss = compiled(*found, value)
+        loss.backward()
+        step(*expected, value).backward()
+        for one, other in zip(found, expected, strict=True):
+            assert testing.relative_l2(one.grad, other.grad) < 1e-6, value
 
 
 @pytest.mark.contract("peers", op="implicit")
