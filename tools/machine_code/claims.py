@@ -23,6 +23,7 @@ FEWEST_WARPS = {
     "scale_kernel": 32,
     "noising_kernel": 24,
     "denoising_kernel": 16,
+    "adversarial_kernel": 20,
 }
 MOST_SHARED = 8192  # bytes; only reductions between warps use it
 DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
@@ -71,7 +72,9 @@ def failures(compiled: Compiled, expected: Expected) -> list[str]:
         found.append(f"{compiled.narrow_stores} stores below 32 bits")
     if compiled.float_atomics:
         found.append(f"{compiled.float_atomics} float atomics")
-    tickets = 1 if name in (*DRAWS_A_TICKET, "denoising_kernel") else 0
+    if compiled.narrow_numbers:
+        found.append(f"passes {', '.join(compiled.narrow_numbers)} as float32")
+    tickets = 1 if name in (*DRAWS_A_TICKET, "denoising_kernel", "adversarial_kernel") else 0
     if compiled.integer_atomics != tickets:
         found.append(f"{compiled.integer_atomics} integer atomics, {tickets} wanted")
     return found

@@ -56,7 +56,7 @@ def no_spills(k: CudaKernel) -> Iterator[str]:
 
 def code_size(k: CudaKernel) -> Iterator[str]:
     kind = "small" if k.kernel not in FLAGSHIPS else "general" if k.general else "plain"
-    if k.kernel in ("noising_kernel", "denoising_kernel"):
+    if k.kernel in ("noising_kernel", "denoising_kernel", "adversarial_kernel"):
         kind = "elementwise"
     if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any":
         kind = "any type"
@@ -157,7 +157,9 @@ def atomics(k: CudaKernel) -> Iterator[str]:
     """One ticket; a grid kernel also counts arrivals at its team."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
-    wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2, "denoising_kernel": 1}.get(k.kernel, 0)
+    wanted = {"fdiv_cluster_kernel": 1, "fdiv_grid_kernel": 2, "denoising_kernel": 1, "adversarial_kernel": 1}.get(
+        k.kernel, 0
+    )
     if k.integer_atomics != wanted:
         yield f"{k.integer_atomics} integer atomics, {wanted} wanted"
 
