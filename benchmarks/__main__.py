@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cases.formulas import FORMULAS, OPS
 from benchmarks.cases.setting import setting_of_run
-from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, Case
+from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, STEP, STEPS, Case
 from benchmarks.cases.variants import COMPILE_MODES, MODES
 from benchmarks.measure.rows import Options, Skipped
 from benchmarks.measure.run import run
@@ -39,6 +39,13 @@ QUICK = {
     " dmd2_pixel imagenet64,pixels1024_large fp32;"
     " fastgen_scaled cifar,pixels512_large bf16",
 }
+# The quick choice of the op step, which runs only where it is named.
+QUICK_STEPS = {
+    "cpu": "fastgen_student,fastgen_fake_score sdxl,wan bf16; self_forcing_student,self_forcing_fake_score wan bf16;"
+    " clip,average small_network,edm_network fp32",
+    "cuda": "fastgen_student,fastgen_fake_score sdxl,wan,sdxl_large,wan_large bf16;"
+    " self_forcing_student,self_forcing_fake_score wan,wan_large bf16; clip,average small_network,edm_network fp32",
+}
 QUICK_SECONDS = {"cpu": 100.0, "cuda": 420.0}
 DEFAULT_MODES = {"cpu": ("eager", "compile"), "cuda": tuple(MODES)}
 # The backends that are timed by default. Triton on a CPU is its interpreter: for tests, not for timing.
@@ -49,6 +56,7 @@ WORSE, NOT_COMPARED, INTERRUPTED = 1, 3, 130
 EXAMPLES = """examples:
   python -m benchmarks fused_fdiv_loss --shapes sdxl,wan --dtype bf16 --html speed.html
   python -m benchmarks --shapes 8,4,128,128 --baseline fastgen --mode eager,compile,max-autotune
+  python -m benchmarks step                                   whole steps of a trainer, in minutes
   python -m benchmarks --json new.json --compare old.json     exit code 1 where something became worse
   python -m benchmarks --compare old.json new.json            the same, without a run
 
@@ -91,7 +99,7 @@ def command_line() -> argparse.ArgumentParser:
         " Lists are separated by commas.",
     )  # fmt: skip
     add = parser.add_argument
-    add("ops", nargs="?", type=choice_of("op", OPS), help=f"of {', '.join(OPS)}; default: all")
+    add("ops", nargs="?", type=choice_of("op", OPS), help=f"of {', '.join(OPS)}; default: all but {STEP}")
     add("--shapes", type=shapes, help=f"{', '.join(SHAPES)}, a group of them ({', '.join(GROUPS)}), or one shape's"
         " sizes: 8,4,128,128. Default: a quick choice")  # fmt: skip
     add("--dtype", type=choice_of("dtype", DTYPES), help=f"of {', '.join(DTYPES)}; default:"
@@ -105,7 +113,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--rounds", type=int, help=f"{FEWEST_FOR_AN_INTERVAL} or more; default: 40 on a CPU, 30 on a GPU")
     add("--seconds", type=float, help="after which no case is begun; default: no limit, but for the quick choice"
-        f" {QUICK_SECONDS['cpu']:g} on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
+        f" of ops {QUICK_SECONDS['cpu']:g} on a CPU, {QUICK_SECONDS['cuda']:g} on a GPU")  # fmt: skip
     add("--json", type=Path, help="write the report there")
     add("--html", type=Path, help="write a page there")
     add("--compare", nargs="+", type=Path, metavar="JSON", help="OLD: compare this run with it; OLD NEW: compare these"
@@ -115,13 +123,13 @@ def command_line() -> argparse.ArgumentParser:
 
 def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[Case]:
     """The requested cases, formula by formula."""
-    ops = given.ops or OPS
+    ops = given.ops or [op for op in OPS if op != STEP]
     peers = ["fastgen"] if given.baseline == ["none"] else given.baseline or []
     if "none" in peers:
         error("--baseline: expected none alone, or names without it")
     if peers and "fused_fdiv_loss" not in ops:
         error(f"--baseline: the peers of {ops[0]} are fixed")
-    quick = [[names.split(",") for names in line.split()] for line in QUICK[device].split(";")]
+    quick = [[names.split(",") for names in line.split()] for line in quick_choice(given)[device].split(";")]
     if is_quick(given):
         return [
             FORMULAS[name].case(shape, SHAPES[shape].sizes, dtype)
@@ -140,7 +148,7 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
                 if name in peers and given.shapes:
                     error(f"--shapes {shape_name}: {why_not}")
                 continue
-            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen",)
+            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen", *STEPS)
             if name in peers or not formula.images or name in natural:
                 found += [formula.case(shape_name, sizes, dtype) for dtype in given.dtype or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))
@@ -148,6 +156,10 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
 
 def is_quick(given: argparse.Namespace) -> bool:
     return not (given.shapes or given.dtype or given.baseline)
+
+
+def quick_choice(given: argparse.Namespace) -> dict[str, str]:
+    return QUICK_STEPS if given.ops == [STEP] else QUICK
 
 
 def backends_of(given: argparse.Namespace, device: str, error: Callable[[str], NoReturn]) -> list[str]:
@@ -236,7 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rounds < FEWEST_FOR_AN_INTERVAL:
         parser.error(f"--rounds: expected at least {FEWEST_FOR_AN_INTERVAL}, got {rounds}")
     options = Options(device, backends_of(given, device, parser.error), modes, rounds)
-    seconds = given.seconds if given.seconds is not None else QUICK_SECONDS[device] if is_quick(given) else math.inf
+    seconds = given.seconds
+    if seconds is None:
+        seconds = QUICK_SECONDS[device] if is_quick(given) and given.ops != [STEP] else math.inf
     compile_modes = [COMPILE_MODES[mode] or "default" for mode in modes if mode in COMPILE_MODES]
     here = setting_of_run(device, command(arguments), compile_modes)
     say(introduction(here, len(cases)))

@@ -19,6 +19,7 @@
 #include "fdiv/arguments.h"
 #include "fdiv/divergences.h"
 #include "fdiv/plan_call.h"
+#include "implicit/arguments.h"
 #include "noising/arguments.h"
 
 namespace py = pybind11;
@@ -87,9 +88,10 @@ Listed arguments(const std::string& op) {
   if (op == "fdiv_weight") return {FDK_FDIV_WEIGHT_ARGUMENTS(FDK_LISTED)};
   if (op == "adversarial") return {FDK_ADVERSARIAL_ARGUMENTS(FDK_LISTED)};
   if (op == "denoising") return {FDK_DENOISING_ARGUMENTS(FDK_LISTED)};
+  if (op == "implicit") return {FDK_IMPLICIT_ARGUMENTS(FDK_LISTED)};
   if (op == "noising") return {FDK_NOISING_ARGUMENTS(FDK_LISTED)};
 #undef FDK_LISTED
-  throw py::value_error("op: expected fdiv, fdiv_weight, noising, denoising or adversarial, got " + op);
+  throw py::value_error("op: expected fdiv, fdiv_weight, noising, denoising, adversarial or implicit, got " + op);
 }
 
 py::dict build_info() {

@@ -21,6 +21,7 @@ else:
     from fdkernels.denoising import denoising_loss
     from fdkernels.divergences import Divergence, alpha, divergences, register_divergence
     from fdkernels.fdiv import DmdScale, FDivLoss, FDivStats, fdiv_weight, fused_fdiv_loss
+    from fdkernels.implicit import score_implicit_loss
     from fdkernels.noising import add_noise
     from fdkernels.normalizer import RatioNormalizer
     from fdkernels.prediction import Prediction
@@ -44,4 +45,5 @@ __all__ = [
     "generator_loss",
     "gradient_penalty",
     "register_divergence",
+    "score_implicit_loss",
 ]

@@ -173,6 +173,23 @@ class Case(Inputs):
 
 
 @dataclass
+class GanCase(Case):
+    """With `gan_weight`: the logits get a gradient too."""
+
+    GRADIENTS = ("student", "logits")
+
+    def hold(self, outcome: Outcome, expected: oracle.Expected, upstream: Tensor | None = None) -> None:
+        super().hold(outcome, expected, upstream)
+        assert self.logits is not None and expected.logits_grad is not None
+        factor = torch.ones((), dtype=torch.float64) if upstream is None else upstream.double()
+        if factor.dim():
+            factor = factor.reshape(-1, *(1,) * (self.logits.dim() - 1))
+        assert outcome.grads[1].dtype == self.logits.dtype
+        want = torch.from_numpy(expected.logits_grad) * factor
+        testing.assert_gradient(outcome.grads[1], want, upstream_is_one=upstream is None)
+
+
+@dataclass
 class WeightCase(Inputs):
     """One call of `fdiv_weight`."""
 
@@ -251,6 +268,13 @@ def make(
         logits = logits.double()
     predictions = predictions or dtype
     return Case(student.to(dtype), teacher.to(predictions), fake.to(predictions), logits, t, options)
+
+
+def make_gan(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> GanCase:
+    """Logits in the student's dtype."""
+    case = make(shape, dtype, seed=seed, **{"gan_weight": 0.3, **options})
+    assert case.logits is not None
+    return GanCase(case.student, case.teacher, case.fake, case.logits.to(dtype), case.t, case.options)
 
 
 def normalizer(bins: int = 4, **options: Any) -> fdk.RatioNormalizer:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fdkernels.fdiv.triton_plan import Limits
+from fdkernels.implicit import triton_plan as implicit_plan
 from tests import contracts, device, ops
 from tests.contracts import ContractTable
 
@@ -20,6 +21,10 @@ INTERPRETED = Limits(
     whole_elements=128, whole_elements_general=128, weighed=4, busy_programs=12,
     tiles=(131_072, 16_384, 4_096, 1_024, 256, 64), most_programs=16, most_tiles=2,
 )  # fmt: skip
+
+IMPLICIT_INTERPRETED = implicit_plan.Limits(
+    whole_elements=128, tiles=(64,), busy_programs=12, most_programs=16, samples=4
+)
 
 SETTINGS = pytest.StashKey()
 NOTHING_RUNS = ("bad input", "raw operands")  # contracts whose calls are refused before a kernel launches
@@ -300,6 +305,7 @@ def _small_programs(monkeypatch):
         from fdkernels.fdiv import triton_plan
 
         monkeypatch.setattr(triton_plan, "LIMITS", INTERPRETED)
+        monkeypatch.setattr(implicit_plan, "LIMITS", IMPLICIT_INTERPRETED)
         monkeypatch.setattr(plan, "SCALE_TILE", 64)
         monkeypatch.setattr(plan, "SCALE_PROGRAMS", 16)
 

@@ -20,10 +20,11 @@ from tests.adversarial import (
     make_penalty,
     raw_adversarial,
 )
-from tests.cases import Case, Inputs, WeightCase, make, normalizer
+from tests.cases import Case, GanCase, Inputs, WeightCase, make, make_gan, normalizer
 from tests.contracts import EVERY_OP
 from tests.denoising import DenoisingCase, make_denoising, raw_denoising, weighted
 from tests.device import place
+from tests.implicit import ImplicitCase, formula, make_implicit, raw_implicit, weighted_implicit
 from tests.noising import NoisingCase, make_noising, raw_noising
 
 
@@ -87,8 +88,9 @@ def raw_fdiv(dtype: torch.dtype = torch.float32, **changes: Any) -> FdivArgument
         prediction="epsilon", alpha=Table(levels(4, 3, dtype=torch.float64), 30),
         sigma=Table(levels(4, 3), 30), fixed_alpha=1.0, fixed_sigma=1.0, sigma_data=0.5, weight=None,
         dmd_scale=True, eps=1e-6, floor=0.1, kept_only=True, multiplier=Table(levels(4, 45), 2),
-        mask=Table(levels(4, 90) < 0.9, 1), zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True,
-        with_stats=True, weighting=raw_weight(dtype, **of_weighting),
+        mask=Table(levels(4, 90) < 0.9, 1), zero_nonfinite=False, reduction="mean", divisor=None,
+        gan_logits=case.logits, gan_weight=0.3, gan_grad=True, with_grad=True, with_stats=True,
+        weighting=raw_weight(dtype, **of_weighting),
     )  # fmt: skip
     return FdivArguments(*map(place, call._replace(**changes)))
 
@@ -169,7 +171,8 @@ OPS = {
             "all": {},
             "none": {"reduction": "none", "with_stats": False},
             "weight": {**WITHOUT_RATIO, "weight": torch.ones(4), "with_stats": False},
-            "no grad": {"with_grad": False, "update": False},
+            "no grad": {"with_grad": False, "update": False, "gan_grad": False},
+            "no term": {"gan_logits": None, "gan_grad": False},
             "x0": {
                 "noisy": None, "prediction": "sample", "alpha": Table(), "sigma": Table(), "dmd_scale": False,
                 "mask": Table(), "multiplier": Table(), "fake_uncond": None, "teacher_uncond": None, "edges": None,
@@ -186,6 +189,23 @@ OPS = {
         own=(
             "predictions", "masks", "reductions", "nonfinite", "state", "stats", "distributed", "peers", "properties",
         ),
+    ),
+    "fdiv, gan": Tested(
+        "fdiv", GanCase, make_gan,
+        variants={
+            "plain": make_gan,
+            "state": lambda *of: make_gan(*of, normalizer=normalizer(), divergence="jeffreys"),
+            "none, rkl": lambda *of: make_gan(*of, reduction="none", divergence="rkl", nonfinite="zero"),
+        },
+        raw=raw_fdiv,
+        raw_variants={},
+        samples=("student", "teacher", "fake"),
+        per_sample={"reduction": "none"},
+        has_stats=True,
+        formula=lambda case: lambda student, logits: (
+            pseudo_target(case.but(gan_weight=None))(student) + 0.3 * torch.nn.functional.softplus(-logits).mean()
+        ),
+        lacks={"raw operands": "the row fdiv has them", "bad input": "the row fdiv has it"},
     ),
     "fdiv_weight": Tested(
         "fdiv_weight", WeightCase, make_weight,
@@ -218,6 +238,27 @@ OPS = {
         per_sample={"reduction": "none"},
         formula=lambda case: lambda pred: (pred - case.noise).square().mean(),
         own=("weightings", "peers"),
+    ),
+    "implicit": Tested(
+        "implicit", ImplicitCase, make_implicit,
+        variants={
+            "plain": make_implicit,
+            "state": lambda *of: weighted_implicit(*of, kind="sim"),
+            "weights": weighted_implicit,
+            "none": lambda *of: make_implicit(*of, reduction="none", alpha=1.0),
+        },
+        raw=raw_implicit,
+        raw_variants={
+            "sim": {},
+            "sid": {"kind": "sid", "alpha": 1.2, "reduction": "sum"},
+            "none": {"reduction": "none", "score_scale": None, "weight": None, "square_weight": None},
+            "no grad": {"with_student_grad": False, "with_teacher_grad": False, "with_fake_grad": False},
+            "of teacher": {"with_student_grad": False, "with_fake_grad": False},
+        },
+        samples=("student", "teacher", "fake"),
+        per_sample={"reduction": "none"},
+        formula=formula,
+        own=("peers",),
     ),
     "noising": Tested(
         "noising", NoisingCase, make_noising,

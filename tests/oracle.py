@@ -172,6 +172,7 @@ class Expected:
     h: np.ndarray  # (B,): the weight as used
     bad: np.ndarray  # (sets,): whether a set of `_sets`, by default a sample, is non-finite
     stats: dict[str, float]
+    logits_grad: np.ndarray | None = None  # of the generator's term
 
 
 def score_difference(
@@ -194,6 +195,7 @@ def score_difference(
     nonfinite: str = "propagate",
     reduction: str = "mean",
     count: Any = None,
+    gan_weight: float | None = None,
     **options: Any,
 ) -> Expected:
     """Loss, gradient and figures of the weighted score-difference loss."""
@@ -269,7 +271,27 @@ def score_difference(
             h, given, bad, grad, difference, distance, keep, t, options.get("normalizer"), x.shape, kept_only
         )
     w = np.broadcast_to(w, x.shape)
-    return Expected(np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, used, bad, stats)
+    logits_grad, stats["generator_loss"] = None, math.nan
+    if gan_weight is not None:
+        term, logits_grad = generator_term(logits, reduction, nonfinite == "zero")
+        loss, logits_grad = loss + gan_weight * term, gan_weight * logits_grad
+        stats["generator_loss"] = float(term.mean())
+    return Expected(
+        np.float64(loss), grad.astype(np.float64), w.reshape(batch, -1), bound, given, used, bad, stats, logits_grad
+    )
+
+
+def generator_term(logits: Any, reduction: str, drops: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(mean softplus(-l), its gradient); "none": of each sample."""
+    ell = float64(logits)
+    ell = ell.reshape(len(ell), -1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        used = np.isfinite(ell.mean(axis=1, keepdims=True)) | (not drops)
+        terms = np.where(used, np.logaddexp(0.0, -ell), 0.0)
+        gradient = np.where(used, -np.exp(-np.logaddexp(0.0, ell)), 0.0)
+    count = {"mean": ell.size, "none": ell.shape[1], "sum": 1}[reduction]
+    total = terms.sum(axis=1) if reduction == "none" else terms.sum()
+    return total / count, (gradient / count).reshape(tuple(logits.shape))
 
 
 def _sets(scale: Any, shape: tuple[int, ...]) -> int:

@@ -18,8 +18,10 @@ class Shape(NamedTuple):
     formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel", "noising", "denoising")
 
 
-LATENT = ("fastgen", "dmd2_latent", "noising", "denoising")
-VIDEO = ("fastgen", "self_forcing", "noising", "denoising")
+STEP = "step"  # the op of whole steps
+STEPS = ("fastgen_student", "fastgen_fake_score")
+LATENT = ("fastgen", "dmd2_latent", "noising", "denoising", *STEPS)
+VIDEO = ("fastgen", "self_forcing", "noising", "denoising", *STEPS, "self_forcing_student", "self_forcing_fake_score")
 
 # At the peers' batch sizes for one device.
 PRACTICE = {
@@ -30,6 +32,11 @@ PRACTICE = {
     "wan": Shape("Wan", (1, 16, 21, 60, 104), VIDEO),
     "pixels512": Shape("pixels, 512", (8, 3, 512, 512)),
     "pixels1024": Shape("pixels, 1024", (8, 3, 1024, 1024)),
+}
+# Lists of parameters: their number and their mean size. Those of a small network, and of EDM's for CIFAR.
+LISTS = {
+    "small_network": Shape("a small network", (60, 2_700), ("clip", "average")),
+    "edm_network": Shape("EDM's network", (421, 132_400), ("clip", "average")),
 }
 # Two videos: more than one sample, and beyond the caches of a CPU.
 PAIR = {"wan2": Shape("Wan, two", (2, 16, 21, 60, 104), VIDEO)}
@@ -43,10 +50,10 @@ LARGE = {
 }
 # For rehearsals.
 TINY = {
-    "tiny": Shape("tiny", (4, 3, 16, 16), ("fastgen", "dmd2_pixel", "dmd2_latent")),
+    "tiny": Shape("tiny", (4, 3, 16, 16), ("fastgen", "dmd2_pixel", "dmd2_latent", *STEPS)),
     "tiny_video": Shape("tiny video", (2, 4, 5, 8, 8), VIDEO),
 }
-SHAPES = {**PRACTICE, **PAIR, **LARGE, **TINY}
+SHAPES = {**PRACTICE, **LISTS, **PAIR, **LARGE, **TINY}
 GROUPS = {"practice": tuple(PRACTICE), "large": tuple(LARGE), "all": (*PRACTICE, *PAIR, *LARGE)}
 
 

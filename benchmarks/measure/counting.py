@@ -64,23 +64,55 @@ def summarized(events: list[dict[str, Any]]) -> Trace:
     return Trace(work, syncs, peak)
 
 
+# The host waits for these on a GPU, and for indexing by a mask: their result, or its size, depends on values.
+WAITING = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "_unique2", "equal")
+SCALES = ("scale_native_", "scale_triton_")
+
+
+class Traffic(NamedTuple):
+    ops: int  # that touch memory
+    bytes: int  # that they read and write
+    syncs: int  # ops for which the host would wait for a GPU
+
+
 class Counted(TorchDispatchMode):
-    """Counts ops that touch memory, and the bytes of their operands' own storage."""
+    """Counts ops that touch memory, and the bytes of their operands' own storage.
+
+    A fused op counts like any other, by what it has to read and write. Tensors that are marked `on_host` stay on the
+    host on a GPU too: ops on them alone do not count.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops = 0
-        self.bytes = 0
+        self.found = Traffic(0, 0, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
+        operands, results = _tensors((args, kwargs)), _tensors(result)
+        if operands and all(getattr(v, "on_host", False) for v in operands):
+            for v in results:
+                v.on_host = True  # type: ignore[attr-defined]
+        elif not func.is_view and "detach" not in func.name() and "empty" not in func.name():
+            name = func.name().split("::")[1].split(".")[0]
+            mutated = [
+                a for a, b in zip(args, func._schema.arguments, strict=False) if b.alias_info and b.alias_info.is_write
+            ]
+            read, written = args, mutated if result is None else result
             # These write their first operand, which is also their result, without reading it.
-            read = args[1:] if func.name().split("::")[1].split(".")[0] in ("copy_", "fill_", "zero_") else args
-            touched = [v for v in tree_leaves((read, kwargs, result)) if isinstance(v, Tensor)]
-            self.ops += 1
-            self.bytes += sum(_own_elements(v) * v.element_size() for v in touched)
+            if name in ("copy_", "fill_", "zero_"):
+                read = args[1:]
+            # Ours neither reads nor writes a gradient whose upstream is 1.
+            elif name in SCALES and bool((args[1] == 1).all()) and not args[2].numel():
+                read, written = args[1:], ()
+            moved = sum(_own_elements(v) * v.element_size() for v in _tensors((read, kwargs, written)))
+            by_mask = name.startswith("index") and any(v.dtype == torch.bool for v in _tensors(args[1]))
+            ops, bytes_, syncs = self.found
+            self.found = Traffic(ops + 1, bytes_ + moved, syncs + (by_mask or name in WAITING))
         return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [v for v in tree_leaves(tree) if isinstance(v, Tensor)]
 
 
 def _own_elements(v: Tensor) -> int:
@@ -88,11 +120,21 @@ def _own_elements(v: Tensor) -> int:
     return math.prod(size for size, stride in zip(v.shape, v.stride(), strict=True) if stride != 0)
 
 
-def tensor_traffic(function: Callable[[], object]) -> tuple[int, int]:
-    """(ops, bytes) that PyTorch dispatches in a call. Compiled code is not dispatched, so it is not counted."""
+def tensor_traffic(function: Callable[[], object]) -> Traffic:
+    """What PyTorch dispatches in a call. Compiled code is not dispatched, so it is not counted."""
     with Counted() as counted:
         function()
-    return counted.ops, counted.bytes
+    return counted.found
+
+
+class _Unread(Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+def unread(v: Any) -> Any:
+    """Data whose noise levels no check reads on the host, as on a GPU."""
+    levels = {name: getattr(v, name, None) for name in ("t", "real_t", "alpha", "sigma")}
+    return v._replace(**{name: level.as_subclass(_Unread) for name, level in levels.items() if level is not None})
 
 
 def extra_memory(function: Callable[[], object]) -> int:

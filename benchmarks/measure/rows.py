@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases.formulas import FORMULAS, Formula, Inputs, Step, make_inputs, rotation
+from benchmarks.cases.formula import Formula, Inputs, Step
+from benchmarks.cases.formulas import FORMULAS, copy_of, make_inputs, rotation
 from benchmarks.cases.setting import clocks, last_level_cache
-from benchmarks.cases.shapes import Case
+from benchmarks.cases.shapes import STEP, Case
 from benchmarks.cases.variants import Variant, graphs_compiled, relative_error, variants, wrong_because
-from benchmarks.measure.counting import extra_memory, tensor_traffic, trace
+from benchmarks.measure.counting import extra_memory, tensor_traffic, trace, unread
 from benchmarks.measure.gpu_timing import WINDOW, Copy, Replay, device_timings, syncs, wait_for
 from benchmarks.measure.timing import Timing, time_interleaved
 from fdkernels.fdiv.t_range import LOOKS
@@ -76,10 +77,10 @@ class Row:
     wall_us: float | None = None
     wall_low_us: float | None = None
     wall_high_us: float | None = None
-    counted_bytes: int | None = None  # eager peers only: tensor bytes that dispatched ops read and write
+    counted_bytes: int | None = None  # eager peers and steps: tensor bytes that dispatched ops read and write
     extra_bytes: int | None = None  # peak memory beside the inputs, the result included
     launches: int | None = None  # GPU: kernels, copies, fills. CPU: ops that touch memory; unknown for compiled code
-    syncs: float | None = None  # GPU: times that the host waits for it in a call
+    syncs: float | None = None  # times that the host waits for the GPU in a call, or on a CPU that it would wait
     kernel_us: float | None = None  # GPU: sum of the kernels' times under the profiler
 
 
@@ -145,22 +146,23 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     device = options.device
     data = rotation(case, device, input_sets(formula, case, device))
+    timed_data = [formula.timed(v) for v in data]
     exact = formula.exact_result(data[0])
     found: dict[str, Checked] = {}
     skipped = []
     for variant in variants(formula, options.backends, options.modes, device):
         try:
-            found[variant.name] = checked(variant, data, exact)
+            found[variant.name] = checked(variant, copy_of(data[0]), timed_data, exact)
         except Exception as failure:
             skipped.append(Skipped(f"{case} {variant.name}", described(failure), "failed", variant.ours))
     eager = next((each.error for each in found.values() if each.variant.mode == "eager"), None)
     if eager is None and any(each.variant.compiled for each in found.values()):
         with contextlib.suppress(Exception):  # compiled variants are compared with eager even if it is not timed
-            eager = relative_error(formula.peer_step(formula.chain, device)(data[0]), exact)
+            eager = relative_error(formula.peer_step(formula.chain, device)(copy_of(data[0])), exact)
     del exact
     timings = cpu_timings if device == "cpu" else gpu_timings
     before = graphs_compiled()
-    timed = timings(formula, {name: each.step for name, each in found.items()}, data, options)
+    timed = timings(formula, {name: each.step for name, each in found.items()}, timed_data, options)
     if graphs_compiled() > before:
         why = "compiled again while they were timed: their times are too long"
         skipped.append(Skipped(f"{case} {', '.join(options.modes)}", why, "failed", ours=False))
@@ -169,7 +171,7 @@ def measure(formula: Formula, case: Case, options: Options) -> Measured:
     for each in found.values():
         because = wrong_because(each.variant, formula, case.dtype, each.error, device, eager)
         row = timed_row(case, formula, each, timed, because, len(data))
-        rows.append(counted(row, each.step, data[:1], device) if device == "cpu" else row)
+        rows.append(counted(row, each.step, timed_data[:1], device) if device == "cpu" else row)
     return Measured(rows, skipped, timed.ceiling, timed.ceiling_bytes, clocks(device))
 
 
@@ -179,11 +181,11 @@ class Checked(NamedTuple):
     error: float
 
 
-def checked(variant: Variant, data: list[Inputs], exact: Tensor) -> Checked:
+def checked(variant: Variant, given: Any, timed_data: list[Any], exact: Tensor) -> Checked:
     """Run a variant and take its error. This moves its state; times do not depend on the state."""
     step = variant.make()
-    error = relative_error(step(data[0]), exact)
-    for v in data[1:] if variant.compiled else ():
+    error = relative_error(step(given), exact)
+    for v in timed_data if variant.compiled else ():
         step(v)
     return Checked(variant, step, error)
 
@@ -259,10 +261,10 @@ def gpu_timings(formula: Formula, steps: dict[str, Step], data: list[Inputs], op
     )
     replays, uncaptured = {}, {}
     for name, step in steps.items():
-        if name not in options.backends and syncs(lambda: step(data[0])):  # noqa: B023
+        if formula.in_place or (name not in options.backends and syncs(lambda: step(data[0]))):  # noqa: B023
             continue  # a failed capture may leave the allocator in disorder
         try:
-            replays[name] = Replay(step, data)
+            replays[name] = Replay(step, data, draws=formula.draws)
         except Exception as error:
             if name in options.backends:
                 uncaptured[name] = described(error)
@@ -281,7 +283,7 @@ def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
     # A normalizer checks t in its first calls; later calls, which do not, are counted.
     for i in range(max(len(data), LOOKS)):
         step(data[i % len(data)])
-    ops, moved = (None, None) if compiled else tensor_traffic(lambda: step(data[0]))
+    ops, moved, waits = (None, None, None) if compiled else tensor_traffic(lambda: step(unread(data[0])))
     n = len(data)
     if device == "cuda":
         extra = extra_memory(lambda: step(data[0]))
@@ -291,15 +293,16 @@ def counted(row: Row, step: Step, data: list[Inputs], device: str) -> Row:
             row = replace(row, launches=round(len(seen.work) / n), syncs=seen.syncs / n, kernel_us=kernel_us)
     else:
         extra = trace(lambda: step(data[0]), device).peak_bytes
-        row = replace(row, launches=ops)
-    return replace(row, counted_bytes=None if row.ours else moved, extra_bytes=extra)
+        row = replace(row, launches=ops, syncs=waits)
+    is_one_op = row.ours and row.op != STEP  # its traffic is in its plan
+    return replace(row, counted_bytes=None if is_one_op else moved, extra_bytes=extra)
 
 
 def count_later(found: Measured, formula: Formula, case: Case, options: Options, compiled: bool) -> None:
     """Give the compiled or the other rows of a case their counts. Only after all timing on a GPU: the profiler slows
     later launches."""
     torch._dynamo.reset()
-    data = [make_inputs(case, options.device, seed) for seed in range(TRACED_SETS)]
+    data = [formula.timed(make_inputs(case, options.device, seed)) for seed in range(TRACED_SETS)]
     made = {variant.name: variant for variant in variants(formula, options.backends, options.modes, options.device)}
     for i, row in enumerate(found.rows):
         if made[row.variant].compiled != compiled:

@@ -11,7 +11,7 @@ from benchmarks.report.comparisons import TOLERANCE, Change
 from benchmarks.report.reading import CASE, Row, case_of
 from benchmarks.report.shown import duration, percent, significant, size
 
-HEADER = "variant|median|95 % interval|GB/s|of limit|memory|B/elem.|launches|error|fdkernels is"
+HEADER = "variant|median|95 % interval|GB/s|of limit|memory|B/elem.|launches|syncs|error|fdkernels is"
 
 
 def name_of(row: Row) -> str:
@@ -23,7 +23,8 @@ def cells(row: Row, verdicts: Sequence[str]) -> list[str]:
     moved = row["counted_bytes"] and row["counted_bytes"] / math.prod(row["shape"])
     forms: list[tuple[Any, Any]] = [
         (row["gb_per_s"], significant), (row["percent_of_ceiling"], percent), (row["extra_bytes"], size),
-        (moved, significant), (row["launches"], str), (row["gradient_error"], "{:.1e}".format),
+        (moved, significant), (row["launches"], str), (row.get("syncs"), "{:g}".format),
+        (row["gradient_error"], "{:.1e}".format),
     ]  # fmt: skip
     interval = f"{duration(row['low_us'])} – {duration(row['high_us'])}"
     shown = ("–" if value is None else form(value) for value, form in forms)

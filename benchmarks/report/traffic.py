@@ -92,7 +92,7 @@ def peer_rows() -> Cells:
             formula, size = FORMULAS[name], DTYPES[dtype].itemsize
             case, bins = formula.case("", (8, 3, 1, 64, 64), dtype), torch.ones(BINS)
             v = make_inputs(case, "cpu", 0)._replace(mask=None)
-            ops, count = tensor_traffic(lambda: formula.call(formula.chain, v, bins).backward())  # noqa: B023
+            ops, count, _ = tensor_traffic(lambda: formula.call(formula.chain, v, bins).backward())  # noqa: B023
             whole, split = (formula.images + 1) * size, (formula.images + 1 + formula.reread) * size
             moved = count / case.elements
             fewer = f"{moved / split:.1f} to {moved / whole:.1f} × fewer"

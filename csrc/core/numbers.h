@@ -5,6 +5,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -44,6 +45,14 @@ template <class T>
 FDK_HOST_DEVICE inline T negated(bool negative, T v) {
   using Bits = std::conditional_t<sizeof(T) == sizeof(double), uint64_t, uint32_t>;
   return std::bit_cast<T>(std::bit_cast<Bits>(v) ^ static_cast<Bits>(negative) << (8 * sizeof(T) - 1));
+}
+
+FDK_HOST_DEVICE inline float magnitude(float v) {
+  return ::fabsf(v);
+}
+
+FDK_HOST_DEVICE inline double magnitude(double v) {
+  return ::fabs(v);
 }
 
 // A value, or 0 if it is masked.

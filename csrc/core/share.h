@@ -72,4 +72,37 @@ FDK_HOST_DEVICE inline void recall(const Words* hold, int held, int at, T (&valu
   }
 }
 
+// The same for kEach values of every element, one after the other: those of all elements come first, then the next.
+template <int V, int kEach, int N, class T>
+FDK_HOST_DEVICE inline void keep_each(Words* hold, int held, int at, const T (&values)[N]) {
+  constexpr int W = N / kEach, kPlanes = V * static_cast<int>(sizeof(T)) / 16;
+  if constexpr (kEach == 1) {
+    keep<V>(hold, held, at, values);
+  } else {
+    FDK_UNROLL
+    for (int each = 0; each < kEach; ++each) {
+      T own[W];
+      FDK_UNROLL
+      for (int n = 0; n < W; ++n) own[n] = values[each * W + n];
+      keep<V>(hold + each * kPlanes * held, held, at, own);
+    }
+  }
+}
+
+template <int V, int kEach, int N, class T>
+FDK_HOST_DEVICE inline void recall_each(const Words* hold, int held, int at, T (&values)[N]) {
+  constexpr int W = N / kEach, kPlanes = V * static_cast<int>(sizeof(T)) / 16;
+  if constexpr (kEach == 1) {
+    recall<V>(hold, held, at, values);
+  } else {
+    FDK_UNROLL
+    for (int each = 0; each < kEach; ++each) {
+      T own[W];
+      recall<V>(hold + each * kPlanes * held, held, at, own);
+      FDK_UNROLL
+      for (int n = 0; n < W; ++n) values[each * W + n] = own[n];
+    }
+  }
+}
+
 }  // namespace fdkernels

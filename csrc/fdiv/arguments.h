@@ -43,6 +43,9 @@
   X(flag, zero_nonfinite)            \
   X(choice, reduction)               \
   X(scalar_or_none, divisor)         \
+  X(logits_or_none, gan_logits)      \
+  X(number, gan_weight)              \
+  X(flag, gan_grad)                  \
   X(flag, with_grad)                 \
   X(flag, with_stats)                \
   FDK_FDIV_WEIGHT_ARGUMENTS(X)

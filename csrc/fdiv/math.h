@@ -16,14 +16,6 @@ namespace fdkernels {
 
 namespace {
 
-FDK_HOST_DEVICE inline float magnitude(float v) {
-  return ::fabsf(v);
-}
-
-FDK_HOST_DEVICE inline double magnitude(double v) {
-  return ::fabs(v);
-}
-
 // A guided prediction.
 template <class T>
 FDK_HOST_DEVICE inline T guided(T cond, T uncond, T scale) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fdiv/arguments.h"
+#include "fdiv/generator.h"
 #include "fdiv/problem.h"
 #include "fdiv/weight.h"
 #include "torch/operands.h"
@@ -16,8 +17,9 @@ struct FdivArguments {
   FDK_ARGUMENTS(FDK_FDIV_ARGUMENTS)
 };
 
-using WeightResults = std::tuple<Tensor, Tensor>;                // h, statistics
-using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // loss, gradient, unscale, statistics
+using WeightResults = std::tuple<Tensor, Tensor>;  // h, statistics
+// loss, gradient, unscale, the generator's term's gradient and unscale, statistics
+using FdivResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // From either op's arguments.
 template <class Arguments>
@@ -88,5 +90,41 @@ inline Problem problem(const FdivArguments& call) {
   check_count(call.divisor, p.reduction, student);
   return p;
 }
+
+// The generator's term of a call, and the tensors that it points into.
+struct GeneratorTensors {
+  Generator term{};
+  Tensor logits, gradient, unscale;
+
+  GeneratorTensors(const FdivArguments& call, const LossResults& out)
+      : logits(call.student), gradient(new_tensor({0}, call.student.scalar_type(), call.student)), unscale(none(call)) {
+    if (!call.gan_logits) return;
+    const Tensor& given = *call.gan_logits;
+    expect(same_device(given, call.student), "gan_logits: expected student's device");
+    term.heads = heads_of(given, call.student.size(0), "gan_logits");
+    logits = given.is_contiguous() ? given : torch::stable::contiguous(given);
+    term.logits = {logits.data_ptr(), dtype_of(given, "gan_logits"), term.heads};
+    const double heads = static_cast<double>(term.heads), batch = static_cast<double>(given.size(0));
+    const bool sum = call.reduction == "sum" || batch == 0;
+    const double divisor = out.per_sample ? heads : sum ? 1 : heads * batch;
+    term.scale = term.gradient_scale = call.gan_weight / divisor;
+    term.mean = 1 / (out.per_sample ? divisor * batch : divisor);
+    term.drops = call.zero_nonfinite;
+    gradient = new_tensor(call.gan_grad ? given.sizes() : Sizes(&kNone, 1), given.scalar_type(), given);
+    if (!call.gan_grad) return;
+    term.gradient = gradient.data_ptr();
+    if (term.logits.dtype != DType::f16) return;
+    term.gradient_scale *= float16_power(divisor);
+    term.inverse_power = static_cast<float>(1 / float16_power(divisor));
+    unscale = new_tensor(out.loss.sizes(), ScalarType::Float, given);
+    term.unscale = static_cast<float*>(unscale.data_ptr());
+  }
+
+ private:
+  static constexpr int64_t kNone = 0;
+  static Tensor none(const FdivArguments& call) {
+    return new_tensor({0}, ScalarType::Float, call.student);
+  }
+};
 
 }  // namespace fdkernels::ops

@@ -27,8 +27,8 @@ struct WeightOptions {
 
 // weight min, mean, max, effective sample size, ratio mean, clip fraction, out-of-range fraction
 constexpr int kWeightStats = 7;
-// then gradient norm, relative gap, non-finite samples; h of every sample follows
-constexpr int kStats = kWeightStats + 3;
+// then gradient norm, relative gap, non-finite samples, generator loss; h of every sample follows
+constexpr int kStats = kWeightStats + 4;
 
 // The bin of a finite noise level.
 FDK_HOST_DEVICE inline int64_t ratio_bin(const RatioState& state, double t) {

@@ -91,12 +91,12 @@ inline Table table_of(const TableArgument& given, const Tensor& like, int64_t el
 }
 
 // The number of heads of logits of shape (B,) or (B, heads).
-inline int64_t heads_of(const Tensor& logits, int64_t batch) {
-  expect((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch,
-         "logits: expected shape (B,) or (B, heads)");
+inline int64_t heads_of(const Tensor& logits, int64_t batch, const char* name = "logits") {
+  expect((logits.dim() == 1 || logits.dim() == 2) && logits.size(0) == batch, name,
+         ": expected shape (B,) or (B, heads)");
   const int64_t heads = logits.dim() == 2 ? logits.size(1) : 1;
-  expect(heads > 0, "logits: expected at least one head");
-  dtype_of(logits, "logits");
+  expect(heads > 0, name, ": expected at least one head");
+  dtype_of(logits, name);
   return heads;
 }
 

@@ -133,6 +133,20 @@ def check_per_sample(name: str, value: Any, batch: int, device: torch.device, *,
         raise ValueError(f"{name}: expected device {device}, got {value.device}")
 
 
+def one_per_sample(name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+    """A real tensor of one number per sample, (B,) or (B, 1, ...), or of one for all, () or (1, ...), as (B,)."""
+    check_tensor(name, value)
+    if any(size != 1 for size in value.shape[1:]) or (value.dim() and value.shape[0] not in (1, batch)):
+        raise ValueError(
+            f"{name}: expected one number a sample, of shape ({batch},) or ({batch}, 1, ...), or one for all, got "
+            f"{tuple(value.shape)}"
+        )
+    if value.dim() != 1 or value.shape[0] != batch:
+        value = value.reshape(-1).expand(batch)
+    check_per_sample(name, value, batch, device)
+    return value
+
+
 def check_constant(name: str, value: Any) -> None:
     """No tensor that would silently get no gradient."""
     if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():

@@ -41,34 +41,25 @@ class Op(NamedTuple):
     reference: Callable[[Any], tuple[Tensor, ...]]
     """The specification: maps a call to its results."""
     gradients: tuple[tuple[str, str], ...] = ()
-    """A loss's arguments that get a gradient, each with the name of the flag that asks for it."""
+    """A loss's arguments that get a gradient, each with the name of the flag that asks for it: fields of a call."""
+    gradients_at: tuple[tuple[int, int], ...] = ()
+    """The same as positions among the operands; `register` sets them."""
 
     def is_in_torch(self, backend: str, first: Tensor) -> bool:
         """Whether the reference serves a call: an empty batch runs no kernel, whatever the backend."""
         return backend == "reference" or first.shape[0] == 0
 
-    def gradients_at(self) -> list[tuple[int, int]]:
-        """`gradients` as positions among the operands."""
-        found = _gradients_at.get(self.name)
-        if found is None:
-            names = self.arguments.names
-            found = [(names.index(name), names.index(flag)) for name, flag in self.gradients]
-            _gradients_at[self.name] = found
-        return found
-
     def run(self, backend: str, call: Any, inputs: Sequence[Tensor | None]) -> Any:
-        """The results of a call, whose arguments that get a gradient are replaced by `inputs`."""
-        in_torch = self.is_in_torch(backend, call[0])
-        operands = self.arguments.flat(call) if in_torch else self.arguments.operands(call)
-        for (at, _), given in zip(self.gradients_at(), inputs, strict=True):
-            operands[at] = given
-        if in_torch:
-            return self.reference(self.arguments.build(operands))
+        """The results of a call, whose first `gradients` are replaced by `inputs`."""
+        if self.is_in_torch(backend, call[0]):
+            return self.reference(call._replace(**{self.gradients[n][0]: given for n, given in enumerate(inputs)}))
+        operands = self.arguments.operands(call)
+        for n, given in enumerate(inputs):
+            operands[self.gradients_at[n][0]] = given
         return kernels[f"{self.name}_{backend}"](*operands)
 
 
 ops: dict[str, Op] = {}
-_gradients_at: dict[str, list[tuple[int, int]]] = {}
 kernels: dict[str, Callable[..., Any]] = {}
 """Registered ops by name, called below their own autograd kernels: the caller is already an autograd function."""
 
@@ -81,6 +72,8 @@ _library.define(CUDA_LIMITS)
 
 def register(op: Op, triton: str) -> Op:
     """Make an op callable on every backend. `triton` names the module with Triton's function of the op's name."""
+    names = op.arguments.names
+    op = op._replace(gradients_at=tuple((names.index(name), names.index(flag)) for name, flag in op.gradients))
     ops[op.name] = op
     for backend in KERNELS:
         define(_library, op, backend)
@@ -148,6 +141,8 @@ _implement_in_triton("scale_triton_", "fdkernels._triton.scale", "scale_")
 def run(op: Op, backend: str, call: Any) -> tuple[Tensor, ...]:
     """(loss, figures, if the op has any), differentiable with respect to the arguments of `op.gradients` alone."""
     inputs = [getattr(call, name) for name, _ in op.gradients]
+    while inputs[-1] is None:  # an argument that the call does not have: autograd need not see it
+        inputs.pop()
     # Do not use is_exporting(): torch 2.10 and 2.11 treat it as true in every torch.compile graph.
     if torch.compiler._is_exporting_flag:
         return _exported(op, backend, call, inputs)
@@ -165,9 +160,9 @@ def _exported(op: Op, backend: str, call: Any, inputs: Sequence[Tensor | None]) 
     return (results[0], *results[1 + 2 * len(op.gradients) :])
 
 
-def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...], may_write_in_place: bool) -> None:
-    """Save the gradients, each with what it is multiplied by."""
-    ctx.save_for_backward(*results[1 : 1 + 2 * len(op.gradients)])
+def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...], count: int, may_write_in_place: bool) -> None:
+    """Save the first `count` gradients, each with what it is multiplied by."""
+    ctx.save_for_backward(*results[1 : 1 + 2 * count])
     ctx.of = op, backend, may_write_in_place
     ctx.set_materialize_grads(False)  # else each backward would fill zeros for the figures
 
@@ -180,7 +175,7 @@ class _Loss(Function):
         # A saved-tensor hook may return a tensor of its own, which the backward must not write to.
         hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
         may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
-        _keep(ctx, op, backend, results, may_write_in_place)
+        _keep(ctx, op, backend, results, len(inputs), may_write_in_place)
         figures = results[1 + 2 * len(op.gradients) :]
         ctx.mark_non_differentiable(*figures)
         return (results[0], *figures)
@@ -190,16 +185,15 @@ class _Loss(Function):
         op, backend, may_write_in_place = ctx.of
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"{op.public}: double backward (create_graph=True) is not supported")
-        needed = ctx.needs_input_grad[3:]
-        if upstream is None:  # what consumed the loss sent no gradient back
-            return None, None, None, *(None for _ in needed)
         saved = ctx.saved_tensors
         in_place = may_write_in_place and _graph_is_freed()
-        gradients = [
-            _scaled(backend, v, upstream, unscale, in_place) if is_needed else None
-            for is_needed, v, unscale in zip(needed, saved[::2], saved[1::2], strict=True)
-        ]
-        return None, None, None, *gradients
+        gradients: list[Tensor | None] = [None, None, None]
+        for n, is_needed in enumerate(ctx.needs_input_grad[3:]):
+            if is_needed and upstream is not None:  # None: what consumed the loss sent no gradient back
+                gradients.append(_scaled(backend, saved[2 * n], upstream, saved[2 * n + 1], in_place))
+            else:
+                gradients.append(None)
+        return tuple(gradients)
 
 
 def _scaled(backend: str, gradient: Tensor, upstream: Tensor, unscale: Tensor, in_place: bool) -> Tensor:
@@ -218,10 +212,10 @@ class _RawLoss(_Loss):
     @staticmethod
     def forward(ctx: Any, op: Op, backend: str, operands: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         operands = list(operands)
-        for (at, _), given in zip(op.gradients_at(), inputs, strict=True):
-            operands[at] = given
+        for n, given in enumerate(inputs):
+            operands[op.gradients_at[n][0]] = given
         results: tuple[Tensor, ...] = kernels[f"{op.name}_{backend}"](*operands)
-        _keep(ctx, op, backend, results, False)  # the caller has the gradients too
+        _keep(ctx, op, backend, results, len(inputs), False)  # the caller has the gradients too
         ctx.mark_non_differentiable(*results[1:])
         return results
 
@@ -302,11 +296,13 @@ def _raw(op: Op, backend: str) -> Any:
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
 
     def call(*operands: Any) -> tuple[Tensor, ...]:
-        at = op.gradients_at()
-        flags = [flag for input_, flag in at if operands[input_] is not None and operands[input_].requires_grad]
-        if torch.is_grad_enabled() and flags:
-            given = [True if position in flags else value for position, value in enumerate(operands)]
-            return _RawLoss.apply(op, backend, given, *(operands[input_] for input_, _ in at))
+        inputs = [operands[at] for at, _ in op.gradients_at]
+        needs = [v is not None and v.requires_grad for v in inputs]
+        if torch.is_grad_enabled() and any(needs):
+            given = list(operands)
+            for (_, flag), need in zip(op.gradients_at, needs, strict=True):
+                given[flag] = given[flag] or need
+            return _RawLoss.apply(op, backend, given, *inputs)
         # Not `kernels`: while a compiler traces, it would call this function again.
         with torch._C._AutoDispatchBelowAutograd():
             return raw(*operands)

@@ -85,3 +85,29 @@ def stored_power(unscale, divisor, headroom, programs, EACH: tl.constexpr):
             writes = at % programs == 0
         tl.store(unscale + at // programs, (1.0 / power).to(tl.float32), mask=writes)
     return power
+
+
+@triton.jit
+def affine(a, x, c, y, WIDE: tl.constexpr):
+    """a·x + c·y of blocks x and y and float64 numbers a and c, to the last place also where the products cancel: in
+    float32 the rounding error of one product is kept, the other is not rounded (Kahan's ab + cd), and the parts of a
+    and c that float32 cuts off are added."""
+    if tl.float32 == WIDE:
+        # `+ zeros` makes blocks: tl.fma takes operands of one shape.
+        a_high, c_high = a.to(WIDE) + tl.zeros_like(x), c.to(WIDE) + tl.zeros_like(x)
+        a_low, c_low = (a - a.to(WIDE).to(tl.float64)).to(WIDE), (c - c.to(WIDE).to(tl.float64)).to(WIDE)
+        product = c_high * y
+        lost = tl.fma(c_high, y, -product)
+        total = tl.fma(a_high, x, product)
+        total = tl.where(is_finite(total), total + (lost + (a_low * x + c_low * y)), total)
+    else:
+        total = a * x + c * y
+    return total
+
+
+@triton.jit
+def store_rounded(to, at, values, inside):
+    """Store values in float32 or float64, rounded into the dtype of `to`."""
+    if tl.float64 != to.dtype.element_ty:
+        values = values.to(tl.float32)
+    tl.store(to + at, values.to(to.dtype.element_ty), mask=inside)

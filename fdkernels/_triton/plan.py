@@ -17,6 +17,11 @@ def needs_int64(offset: int) -> bool:
     return offset > INT32_MAX
 
 
+def tile_for(batch: int, elements: int, sizes: tuple[int, ...], busy_programs: int) -> int:
+    """The first of `sizes` with which a batch has as many tiles as keep a device busy, else the last."""
+    return next((size for size in sizes if batch * -(-elements // size) >= busy_programs), sizes[-1])
+
+
 def spread(elements: int, tile: int, programs: int, most_tiles: int = INT32_MAX) -> tuple[int, int]:
     """(tiles per program, programs) of a run of elements. There are more programs than given only if `most_tiles`
     forces it."""

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels._triton.elements import float64, given_count, is_finite, load_samples, stored_power, table_entry
+from fdkernels._triton.elements import (
+    float64,
+    given_count,
+    is_finite,
+    load_samples,
+    store_rounded,
+    stored_power,
+    table_entry,
+)
 from fdkernels._triton.predictions import level, tile_coefficients
 from fdkernels._triton.sums import is_last, write_losses
 
@@ -104,10 +112,7 @@ def denoising_kernel(
             total += tl.where(inside, wide * wide, 0.0)
             by = factor.to(WIDE)
         if written.gradient is not None:
-            g = by * d
-            if tl.float64 != written.gradient.dtype.element_ty:
-                g = g.to(tl.float32)
-            tl.store(written.gradient + row + i, g.to(written.gradient.dtype.element_ty), mask=inside)
+            store_rounded(written.gradient, row + i, by * d, inside)
     tl.store(written.partials + tl.program_id(0), tl.sum(total))
     if is_last(written.ticket):
         each: tl.constexpr = REDUCTION == "none"

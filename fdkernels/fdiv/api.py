@@ -12,6 +12,7 @@ from fdkernels._op import registry
 from fdkernels._op.arguments import Table
 from fdkernels._op.checks import check_like, check_samples, check_tensor
 from fdkernels._op.views import as_table, dense_samples, memory_order
+from fdkernels.adversarial.api import generator_loss
 from fdkernels.divergences import Divergence
 from fdkernels.fdiv import reference
 from fdkernels.fdiv.arguments import (
@@ -29,6 +30,7 @@ from fdkernels.fdiv.sets import over_sets
 from fdkernels.fdiv.validation import (
     Weighting,
     check_count,
+    check_generator_term,
     check_guidance,
     check_mask,
     check_multiplier,
@@ -45,8 +47,9 @@ from fdkernels.prediction import Prediction
 _TRITON = "fdkernels.fdiv.triton_launch"
 _LOSS = registry.register(
     registry.Op(
-        "fdiv", "fused_fdiv_loss", FDIV, "Tensor loss, Tensor gradient, Tensor unscale, Tensor stats", fdiv_outputs,
-        reference.fdiv, (("student", "with_grad"),),
+        "fdiv", "fused_fdiv_loss", FDIV,
+        "Tensor loss, Tensor gradient, Tensor unscale, Tensor gan_gradient, Tensor gan_unscale, Tensor stats",
+        fdiv_outputs, reference.fdiv, (("student", "with_grad"), ("gan_logits", "gan_grad")),
     ),
     _TRITON,
 )  # fmt: skip
@@ -87,6 +90,8 @@ class FDivStats(NamedTuple):
     """mean|f-τ| / mean|x-τ| over the finite samples: how much of the error the score difference sees."""
     nonfinite_samples: Tensor
     """The number of non-finite samples, or of non-finite sets if `DmdScale(over=...)` is not "sample"."""
+    generator_loss: Tensor
+    """The generator's term before `gan_weight`, the mean over the batch with reduction="none"; NaN without one."""
 
 
 def fused_fdiv_loss(
@@ -112,6 +117,7 @@ def fused_fdiv_loss(
     nonfinite: str = "propagate",
     reduction: str = "mean",
     count: int | Tensor | None = None,
+    gan_weight: float | None = None,
     group: Any | None = None,
     backend: str = "auto",
     return_stats: bool = False,
@@ -123,9 +129,11 @@ def fused_fdiv_loss(
         loss = ½ · mean_{b,i} g_bi²,    ∂loss/∂x = upstream · g / N
 
     with x the student's sample, τ the teacher's and f the fake score's x0 prediction at the same noised student sample,
-    and h_b the f-divergence weight of the discriminator's logits (`fdiv_weight`). Only `student` receives a gradient:
-    teacher, fake, logits and everything else are constants of this loss, even if they require grad. The value is that
-    of 0.5·mse(x, stop_gradient(x - g)), but x - g is never formed: its rounding costs bf16 up to 11 % of g.
+    and h_b the f-divergence weight of the discriminator's logits (`fdiv_weight`). With gan_weight=λ, the generator's
+    term λ · mean_{b,k} softplus(-ℓ_bk) is added in the same pass. `student` receives a gradient, and `logits` that of
+    the generator's term: teacher, fake, h and everything else are constants of this loss, even if they require grad.
+    Without that term the value is that of 0.5·mse(x, stop_gradient(x - g)), but x - g is never formed: its rounding
+    costs bf16 up to 11 % of g.
 
     Args:
         student: (B, *S), x; float16, bfloat16, float32 or float64; any strides.
@@ -154,6 +162,9 @@ def fused_fdiv_loss(
         count: N of reduction="mean", if this call is a part of a batch: the number of elements that all micro-batches
             (or ranks, if their gradients are added) keep together. A whole number, or a tensor of one value on the
             student's device or the CPU; below 1 it counts as 1. None: this call's kept elements.
+        gan_weight: λ, at least 0; needs logits, excludes count. reduction="sum" adds λ Σ softplus(-ℓ), and "none" each
+            sample's mean over heads. With nonfinite="zero", a sample whose combined logit is not finite adds 0. With
+            group, the mean is this process's own, like the loss.
         group: process group over which the batch statistics of r and h are taken; None: this process alone.
         backend: "auto", "reference", "native" or "triton"; a backend asked for by name is used or refused.
         return_stats: also return `FDivStats`.
@@ -195,6 +206,7 @@ def fused_fdiv_loss(
         check_mask(mask)
     if multiplier is not None:
         multiplier = check_multiplier(multiplier)
+    gan = None if gan_weight is None else check_generator_term(gan_weight, logits, count)
     given_count, count = count, check_count(count, reduction, student)
     chosen = backends.choose(backend, student.device.type)
     backends.log_choice("fused_fdiv_loss", chosen, student.device.type)
@@ -210,11 +222,17 @@ def fused_fdiv_loss(
         )  # fmt: skip
         h, figures = _weigh_or_take(chosen, weighting, weight, student)  # after all checks: it may update state
         result = call_with_weight(h)
-        if not return_stats:
-            return result
+        loss, stats = result if return_stats else (result, None)
+        term = None
+        if gan is not None and logits is not None:
+            term = _generator_loss(logits, nonfinite, reduction, chosen)
+            loss = (loss + gan * term).to(loss.dtype)
+        if stats is None:
+            return loss
         h = given_weight(None, None, student) if h is None else h
         figures = given_weight_stats(h) if figures is None else figures
-        return result[0], FDivStats._make((h, *figures.unbind(0), *result[1][1 + WEIGHT_STATS :]))
+        of_term = stats.generator_loss if term is None else term.detach().double().mean()
+        return loss, FDivStats._make((h, *figures.unbind(0), *stats[1 + WEIGHT_STATS : -1], of_term))
     order = memory_order(student)
     alpha, sigma = (1.0, 1.0) if prediction is None else prediction.levels()
     tables = [
@@ -260,6 +278,9 @@ def fused_fdiv_loss(
         zero_nonfinite=nonfinite == "zero",
         reduction=reduction,
         divisor=count,
+        gan_logits=None if gan is None else logits,
+        gan_weight=0.0 if gan is None else gan,
+        gan_grad=gan is not None and logits is not None and logits.requires_grad and torch.is_grad_enabled(),
         with_grad=student.requires_grad and torch.is_grad_enabled(),
         with_stats=return_stats,
         weighting=arguments,
@@ -299,10 +320,10 @@ def fdiv_weight(
     the step, then pass slices as `weight=`.
 
     Returns:
-        h (B,), float32 (float64 for float64 logits), without gradient, or (h, FDivStats), where grad_norm and
-        relative_gap are NaN. The weight is NaN where the combined logit or t is not finite, or log h overflows, as in a
-        bin whose running mean was loaded as 0. Such a sample takes part in no mean of h. If only log h overflows, its
-        ratio still counts.
+        h (B,), float32 (float64 for float64 logits), without gradient, or (h, FDivStats), where grad_norm,
+        relative_gap and generator_loss are NaN. The weight is NaN where the combined logit or t is not finite, or log h
+        overflows, as in a bin whose running mean was loaded as 0. Such a sample takes part in no mean of h. If only log
+        h overflows, its ratio still counts.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `fused_fdiv_loss`.
@@ -326,7 +347,16 @@ def fdiv_weight(
     if not return_stats:
         return weight
     nan = torch.full((), torch.nan, dtype=torch.float64, device=h.device)
-    return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double()))
+    return weight, FDivStats._make((h, *stats.unbind(0), nan, nan, (~torch.isfinite(h)).sum().double(), nan))
+
+
+def _generator_loss(logits: Tensor, nonfinite: str, reduction: str, backend: str) -> Tensor:
+    """The generator's term where the score difference's samples are sets."""
+    if nonfinite == "zero":
+        combined = logits.detach().double().reshape(len(logits), -1).mean(1)
+        finite = torch.isfinite(combined).reshape(-1, *(1,) * (logits.dim() - 1))
+        logits = torch.where(finite, logits, torch.inf)  # softplus(-inf) = 0
+    return generator_loss(logits, reduction=reduction, backend=backend)
 
 
 def _weigh_or_take(

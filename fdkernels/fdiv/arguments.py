@@ -30,8 +30,8 @@ DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", 
 
 # weight_min, weight_mean, weight_max, effective_sample_size, ratio_mean, clip_fraction, out_of_range_fraction
 WEIGHT_STATS = 7
-# Then grad_norm, relative_gap, nonfinite_samples. The B weights follow.
-STATS = WEIGHT_STATS + 3
+# Then grad_norm, relative_gap, nonfinite_samples, generator_loss. The B weights follow.
+STATS = WEIGHT_STATS + 4
 
 Row = Annotated[
     Choice, "rkl", "kl", "js", "softened_rkl", "squared_hellinger", "jeffreys", "neyman", "pearson", "le_cam", "alpha"
@@ -97,6 +97,10 @@ class FdivArguments(NamedTuple):
     reduction: Annotated[Choice, "mean", "sum", "none"]
     divisor: Scalar | None
     """N of the mean; None: the number of unmasked elements."""
+    gan_logits: Logits | None
+    """The logits of the generator's term; None: no such term."""
+    gan_weight: Number
+    gan_grad: Flag
     with_grad: Flag
     with_stats: Flag
     weighting: WeightArguments
@@ -128,19 +132,31 @@ class FdivArguments(NamedTuple):
         return torch.float64 if any(v.dtype == torch.float64 for v in self.images()) else torch.float32
 
 
+FdivResults = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""loss, gradient, unscale, gan_gradient, gan_unscale, stats"""
+
 FDIV = ArgumentList(FdivArguments)
 FDIV_WEIGHT = ArgumentList(WeightArguments)
 
 
-def fdiv_outputs(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradient, unscale, stats), uninitialized; an output that the call does not ask for is empty."""
+def fdiv_outputs(call: FdivArguments) -> FdivResults:
+    """The results, uninitialized; one that the call does not ask for is empty."""
     student = call.student
     per_loss = (student.shape[0],) if call.reduction == "none" else ()
-    scaled = call.with_grad and student.dtype == torch.float16
+
+    def gradient(of: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
+        """(gradient, unscale)"""
+        like, wanted = (student, False) if of is None else (of, wanted)
+        scaled = wanted and like.dtype == torch.float16
+        return (
+            like.new_empty(like.shape if wanted else (0,)),
+            like.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
+        )
+
     return (
         student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
-        student.new_empty(student.shape if call.with_grad else (0,)),
-        student.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
+        *gradient(student, call.with_grad),
+        *gradient(call.gan_logits, call.gan_grad),
         student.new_empty((STATS + student.shape[0] if call.with_stats else 0,), dtype=torch.float64),
     )
 

@@ -12,7 +12,7 @@ from fdkernels._op.checks import check_choice, warn
 from fdkernels.divergences import Divergence, resolve
 from fdkernels.fdiv.api import fused_fdiv_loss
 from fdkernels.fdiv.scale import DmdScale
-from fdkernels.fdiv.validation import check_options, check_ratio_range
+from fdkernels.fdiv.validation import check_gan_weight, check_options, check_ratio_range
 from fdkernels.normalizer import RatioNormalizer
 
 
@@ -20,7 +20,8 @@ class FDivLoss(nn.Module):
     """`fused_fdiv_loss` with fixed settings; the normalizer is its only state.
 
     Args:
-        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, group, backend: as in `fused_fdiv_loss`.
+        divergence, ratio_range, normalize_weight, scale, nonfinite, reduction, gan_weight, group, backend: as in
+            `fused_fdiv_loss`.
         bins, t_range, decay: arguments of the `RatioNormalizer`; bins=None: no normalizer.
         normalizer: your own (`RatioNormalizer.from_samples`, say), in place of bins, t_range and decay.
 
@@ -43,6 +44,7 @@ class FDivLoss(nn.Module):
         scale: str | DmdScale | None = "dmd",
         nonfinite: str = "propagate",
         reduction: str = "mean",
+        gan_weight: float | None = None,
         group: Any | None = None,
         backend: str = "auto",
     ) -> None:
@@ -54,9 +56,12 @@ class FDivLoss(nn.Module):
         self.normalizer = normalizer
         check_ratio_range(ratio_range)
         check_options(scale, nonfinite, reduction)
+        if gan_weight is not None:
+            check_gan_weight(gan_weight)
         self.options = {
             "ratio_range": ratio_range, "normalize_weight": normalize_weight, "scale": scale,
-            "nonfinite": nonfinite, "reduction": reduction, "group": group, "backend": backend,
+            "nonfinite": nonfinite, "reduction": reduction, "gan_weight": gan_weight, "group": group,
+            "backend": backend,
         }  # fmt: skip
 
     def forward(

@@ -2,7 +2,7 @@
 
     s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
-    loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
+    loss = ½ · Σ g² / N + gan_weight · Σ softplus(-ℓ) / (B·H),   ∂loss/∂x = g / N
 
 with x0 = a·x_t + c·prediction. Tensors arrive with the batch first and in the student's memory order.
 """
@@ -13,17 +13,18 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from fdkernels._op.floats import float16_power
 from fdkernels._op.views import column_or_expanded, expanded
-from fdkernels.fdiv.arguments import FDIV, FdivArguments
+from fdkernels.fdiv.arguments import FDIV, FdivArguments, FdivResults
 from fdkernels.fdiv.weight import fdiv_weight, given_weight, given_weight_stats
 from fdkernels.prediction import coefficients
 
 
 @torch.no_grad()
-def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The raw op. Returns (loss, gradient, unscale, stats)."""
+def fdiv(call: FdivArguments) -> FdivResults:
+    """The raw op."""
     call = FDIV.traced(call)
     batch = call.student.shape[0]
     n = math.prod(call.student.shape[1:])
@@ -89,6 +90,8 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     divisor = count.clamp(min=1) if call.reduction != "sum" else torch.ones_like(count)
     energy = w.square() * direction.double().square().sum(1)
     loss = 0.5 * (energy if call.reduction == "none" else energy.sum()) / divisor
+    generator_loss, gan_gradient, gan_unscale = _generator_term(call)
+    loss = loss if generator_loss is None else loss + call.gan_weight * generator_loss
 
     gradient, unscale = _gradient(call.student, w, direction, keep, divisor, call.with_grad)
     stats = torch.empty(0, dtype=torch.float64, device=device)
@@ -97,8 +100,11 @@ def fdiv(call: FdivArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x0_gap = gap if call.prediction == "sample" else gap * c.to(dtype)
         x0_gap = torch.where(_counts(x0_gap, keep, call), x0_gap, 0.0).abs().sum(1, dtype=torch.float64)
         relative = torch.where(finite, x0_gap, 0.0).sum() / torch.where(finite, distance, 0.0).sum()
-        stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double())), h))
-    return loss.to(dtype if call.student.dtype == torch.float64 else torch.float32), gradient, unscale, stats
+        generator = norm * torch.nan if generator_loss is None else generator_loss
+        generator = generator.mean() if call.reduction == "none" else generator
+        stats = torch.cat((weight_stats, torch.stack((norm, relative, (~finite).sum().double(), generator)), h))
+    wide = torch.float64 if call.student.dtype == torch.float64 else torch.float32
+    return loss.to(wide), gradient, unscale, gan_gradient, gan_unscale, stats
 
 
 def _counts(v: Tensor, keep: Tensor, call: FdivArguments) -> Tensor:
@@ -124,7 +130,7 @@ def _gradient(
     student: Tensor, w: Tensor, direction: Tensor, keep: Tensor, divisor: Tensor, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """(g/N, empty); for float16, in which g/N underflows, (g/N·2^k, 2^-k) with k = floor(log2 N)."""
-    unscale = torch.empty(0, dtype=torch.float32, device=student.device)
+    unscale = student.new_empty((0,), dtype=torch.float32)
     if not with_grad:
         return student.new_empty(0), unscale
     coefficient = w / divisor
@@ -134,3 +140,26 @@ def _gradient(
         unscale = power.reciprocal().float()
     gradient = torch.where(keep, coefficient.to(direction.dtype)[:, None] * direction, 0.0)
     return gradient.to(student.dtype).reshape(student.shape), unscale
+
+
+def _generator_term(call: FdivArguments) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(mean softplus(-ℓ) before gan_weight, the gradient of ℓ, unscale)"""
+    logits, like = call.gan_logits, call.student if call.gan_logits is None else call.gan_logits
+    nothing = like.new_empty((0,)), like.new_empty((0,), dtype=torch.float32)
+    if logits is None:
+        return None, *nothing
+    wide = logits.double().view(len(logits), -1)
+    used = torch.isfinite(wide.mean(1, keepdim=True)) | (not call.zero_nonfinite)
+    terms = torch.where(used, -logsigmoid(wide), 0.0).sum(1)
+    elements = {"mean": wide.numel(), "none": wide.shape[1], "sum": 1}[call.reduction]
+    divisor = torch.full((), max(1, elements), dtype=torch.float64, device=logits.device)
+    loss = (terms if call.reduction == "none" else terms.sum()) / divisor
+    if not call.gan_grad:
+        return loss, *nothing
+    power = torch.ones_like(divisor)
+    unscale = nothing[1]
+    if logits.dtype == torch.float16:
+        power = float16_power(divisor)
+        unscale = power.reciprocal().float().expand(loss.shape).clone()
+    gradient = torch.where(used, torch.sigmoid(-wide) * (-call.gan_weight / divisor * power), 0.0)
+    return loss, gradient.to(logits.dtype).view(logits.shape), unscale

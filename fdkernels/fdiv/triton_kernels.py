@@ -2,7 +2,7 @@
 
     s_b  = 1 / (max(mean_i |x_bi - τ_bi|, floor) + eps)            dmd_scale; else 1
     g_bi = h_b · s_b · m_bi · c_bi · (f_bi - τ_bi)     f, τ the raw predictions, m the multiplier
-    loss = ½ · Σ g² / N,   ∂loss/∂x = g / N
+    loss = ½ · Σ g² / N + the generator's term (`triton_generator.py`),   ∂loss/∂x = g / N
 
 One launch if a program can hold a sample (`fdiv_fwd_kernel`), else two (`fdiv_reduce_kernel`, `fdiv_apply_kernel`);
 `triton_plan.py` decides. Each program stores its sums and draws a ticket. The program with the last ticket adds all
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fdkernels._triton.elements import count_kept, float16_power, given_count
+from fdkernels._triton.elements import count_kept, float16_power, float64, given_count
 from fdkernels._triton.sums import is_last, load_stored, sum_of_pieces
 from fdkernels.fdiv import arguments
 from fdkernels.fdiv.triton_elements import checked_sums, program_scalars, sample_weight, scaled_direction, tile
+from fdkernels.fdiv.triton_generator import added_generator, sample_generator
 from fdkernels.fdiv.triton_weight import (
     bin_means,
     float64_constants,
@@ -85,10 +86,11 @@ def _coefficient(written, w, divisor, b, inside, REDUCTION: tl.constexpr):
 
 
 @triton.jit
-def _store_figures(written, norm, gap, distance, nonfinite):
+def _store_figures(written, norm, gap, distance, nonfinite, generator_loss):
     tl.store(written.stats + WEIGHT_STATS, tl.sqrt(norm))
     tl.store(written.stats + WEIGHT_STATS + 1, gap / distance)
     tl.store(written.stats + WEIGHT_STATS + 2, nonfinite)
+    tl.store(written.stats + WEIGHT_STATS + 3, generator_loss)
 
 
 # x, τ, f [B, n] -> g / N [B, n], loss and figures in one launch. Program b holds sample b, [TILE] elements, in
@@ -97,15 +99,16 @@ def _store_figures(written, norm, gap, distance, nonfinite):
 # float32.
 @triton.jit
 def fdiv_fwd_kernel(
-    operands, weighting, written, batch, elements,
+    operands, weighting, generator, written, batch, elements,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
     t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    gan_weight: tl.float64, gan_divisor: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
     DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
     KEPT_ONLY: tl.constexpr,
     WITH_WEIGHT_STATS: tl.constexpr, SHARED_MASK: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
-    HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
+    HEADS: tl.constexpr, GAN_HEADS: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0)
     i = tl.arange(0, TILE)
@@ -143,8 +146,11 @@ def fdiv_fwd_kernel(
         tl.store(written.gradient + b.to(tl.int64) * elements + i, g, mask=i < elements)
 
     energy = tl.where(w == 0.0, 0.0, w * w * energy)
+    loss = 0.5 * energy / divisor
+    if generator.logits is not None:
+        loss += sample_generator(generator, b, gan_weight, gan_divisor, ZERO, GAN_HEADS)
     if REDUCTION == "none":
-        tl.store(written.loss + b, 0.5 * energy / divisor)
+        tl.store(written.loss + b, loss)
     tl.store(written.partials + b, energy)
     if written.stats is not None:
         tl.store(written.stats + STATS + b, h, mask=b < batch)
@@ -155,10 +161,15 @@ def fdiv_fwd_kernel(
         tl.store(written.partials + 4 * field + b, nonfinite.to(tl.float64))
     if is_last(written.ticket):
         total, norm, gap, distance, count = _added(written, batch, SAMPLES)
+        loss = 0.5 * total / divisor
+        term = float64(float("nan"))
+        if generator.logits is not None:
+            term = added_generator(generator, batch, gan_divisor, REDUCTION, SAMPLES)
+            loss += float64(gan_weight) * term
         if REDUCTION != "none":
-            tl.store(written.loss, 0.5 * total / divisor)
+            tl.store(written.loss, loss)
         if written.stats is not None:
-            _store_figures(written, norm, gap, distance, count)
+            _store_figures(written, norm, gap, distance, count, term)
             if WITH_WEIGHT_STATS:
                 if weighting.logits is None:
                     store_given_weight_stats(written.stats, weighting, batch, SAMPLES)
@@ -191,14 +202,15 @@ def _added(written, batch, SAMPLES: tl.constexpr):
 # Per element: reads every input once, 6 bytes in bfloat16 (12 in float32), and writes nothing.
 @triton.jit
 def fdiv_reduce_kernel(
-    operands, weighting, written, batch, elements, programs, tiles, chunks,
+    operands, weighting, generator, written, batch, elements, programs, tiles, chunks,
     guidance_scale: tl.float64, fake_guidance_scale: tl.float64, fixed_alpha: tl.float64, fixed_sigma: tl.float64,
     sigma_data: tl.float64, eps: tl.float64, floor: tl.float64, log_ratio_min: tl.float64, log_ratio_max: tl.float64,
     t_min: tl.float64, t_max: tl.float64, bin_width: tl.float64, decay: tl.float64, amari_alpha: tl.float64,
+    gan_weight: tl.float64, gan_divisor: tl.float64,
     KIND: tl.constexpr, RUN: tl.constexpr, DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr,
     DMD: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, WITH_ERROR: tl.constexpr,
-    KEPT_ONLY: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, PIECES: tl.constexpr,
-    TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
+    KEPT_ONLY: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr, HEADS: tl.constexpr, GAN_HEADS: tl.constexpr,
+    PIECES: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // programs
     piece = tl.program_id(0) % programs
@@ -229,10 +241,13 @@ def fdiv_reduce_kernel(
     tl.store(at + 2 * field, distance)
     tl.store(at + 3 * field, bad)
     tl.store(at + 4 * field, count.to(tl.float64))
+    if generator.logits is not None and piece == 0:
+        sample_generator(generator, b, gan_weight, gan_divisor, ZERO, GAN_HEADS)
     if is_last(written.ticket):
         constants = float64_constants(log_ratio_min, log_ratio_max, t_min, t_max, bin_width, decay, amari_alpha)
         _weigh_all(
-            operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
+            operands, weighting, generator, constants, written, batch, elements, programs, chunks, eps, floor,
+            gan_weight, gan_divisor,
             DIVERGENCE, NORMALIZE, UPDATE, DMD, KEPT_ONLY, ZERO, REDUCTION, SAMPLES, BINS, HEADS, PIECES,
         )  # fmt: skip
 
@@ -246,7 +261,8 @@ def _pieces(written, field, b, batch, programs, SAMPLES: tl.constexpr, PIECES: t
 
 @triton.jit
 def _weigh_all(
-    operands, weighting, constants, written, batch, elements, programs, chunks, eps, floor,
+    operands, weighting, generator, constants, written, batch, elements, programs, chunks, eps, floor, gan_weight,
+    gan_divisor,
     DIVERGENCE: tl.constexpr, NORMALIZE: tl.constexpr, UPDATE: tl.constexpr, DMD: tl.constexpr,
     KEPT_ONLY: tl.constexpr, ZERO: tl.constexpr, REDUCTION: tl.constexpr, SAMPLES: tl.constexpr, BINS: tl.constexpr,
     HEADS: tl.constexpr, PIECES: tl.constexpr,
@@ -287,7 +303,11 @@ def _weigh_all(
         energy = w * w * _pieces(written, 0, b, batch, programs, SAMPLES, PIECES)
         energy = tl.where(inside & (w != 0.0), energy, 0.0)
         if REDUCTION == "none":
-            tl.store(written.loss + b, 0.5 * energy / divisor, mask=inside)
+            loss = 0.5 * energy / divisor
+            if generator.logits is not None:
+                sums = load_stored(generator.sums + b, inside)
+                loss += float64(gan_weight) * sums / float64(gan_divisor)
+            tl.store(written.loss + b, loss, mask=inside)
         else:
             total += tl.sum(energy / divisor)
         if written.stats is not None:
@@ -297,10 +317,15 @@ def _weigh_all(
             gap += tl.sum(tl.where(used, _pieces(written, 1, b, batch, programs, SAMPLES, PIECES), 0.0))
             distance += tl.sum(tl.where(used, sample_distance, 0.0))
             count += tl.sum(tl.where(inside & nonfinite, 1.0, 0.0).to(tl.float64))
+    loss = 0.5 * total
+    term = float64(float("nan"))
+    if generator.logits is not None:
+        term = added_generator(generator, batch, gan_divisor, REDUCTION, SAMPLES)
+        loss += float64(gan_weight) * term
     if REDUCTION != "none":
-        tl.store(written.loss, 0.5 * total)
+        tl.store(written.loss, loss)
     if written.stats is not None:
-        _store_figures(written, norm, gap, distance, count)
+        _store_figures(written, norm, gap, distance, count, term)
         if weighting.logits is None:
             store_given_weight_stats(written.stats, weighting, batch, SAMPLES)
         else:

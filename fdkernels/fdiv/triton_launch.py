@@ -21,6 +21,7 @@ from fdkernels.fdiv.arguments import (
     FDIV_WEIGHT,
     WEIGHT_STATS,
     FdivArguments,
+    FdivResults,
     WeightArguments,
     check_fdiv,
     check_fdiv_weight,
@@ -28,6 +29,7 @@ from fdkernels.fdiv.arguments import (
     fdiv_weight_outputs,
 )
 from fdkernels.fdiv.triton_elements import Operands
+from fdkernels.fdiv.triton_generator import Generator
 from fdkernels.fdiv.triton_kernels import Written, fdiv_apply_kernel, fdiv_fwd_kernel, fdiv_reduce_kernel
 from fdkernels.fdiv.triton_plan import heads_at_a_time, plan
 from fdkernels.fdiv.triton_weight import WeightOperands, fdiv_weight_kernel
@@ -38,7 +40,7 @@ PARTIALS = 5
 WEIGHT_SAMPLES = 1024  # most samples that fdiv_weight_kernel weighs at a time
 
 
-def fdiv(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fdiv(*operands: Any) -> FdivResults:
     """The op `fdiv_triton`."""
     call = FDIV.call(*operands)
     check_fdiv(call)
@@ -58,12 +60,12 @@ def fdiv_weight(*operands: Any) -> tuple[Tensor, Tensor]:
     return weight, stats
 
 
-def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((loss, gradient, unscale, stats), the launches that write them) of a checked call."""
+def forward_launches(call: FdivArguments) -> tuple[FdivResults, list[Launch]]:
+    """(the results, the launches that write them) of a checked call."""
     student, weighting, weight = call.student, call.weighting, call.weight
     shape = call.shape()
     batch, elements = shape.batch, shape.elements
-    outputs = loss, gradient, unscale, stats = fdiv_outputs(call)
+    outputs = loss, gradient, unscale, gan_gradient, gan_unscale, stats = fdiv_outputs(call)
     spread = plan(shape)
     split = spread.schedule == "split"
     leading = batch + batch % 2 if split else 0  # even, so that the partial sums are aligned to 16 bytes
@@ -79,12 +81,14 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         launches.append(_weigh(weighting, weight, figures))
         weighting = WeightArguments()
     operands, weight_operands = _operands(call), _weight_operands(weighting, weight)
+    generator, gan_heads, gan_divisor = _generator(call, gan_gradient, gan_unscale)
     options = {
         **_weight_options(weighting), "DMD": call.dmd_scale, "ZERO": call.zero_nonfinite, "REDUCTION": call.reduction,
         "WITH_ERROR": call.dmd_scale or call.with_stats,
         "KEPT_ONLY": call.kept_only and call.mask.entries is not None, "KIND": call.prediction,
         "RUN": shared_levels(operands.alpha, operands.sigma, call.teacher),
         "SAMPLES": spread.samples, "BINS": next_power_of_2(weight_operands.bins), "HEADS": spread.heads,
+        "GAN_HEADS": gan_heads, "gan_weight": call.gan_weight, "gan_divisor": gan_divisor,
         "TILE": spread.tile, "WIDE": tl.float64 if call.dtype() == torch.float64 else tl.float32,
         "num_warps": spread.num_warps, **{name: getattr(call, name) for name in ELEMENT_NUMBERS}, "eps": call.eps,
         "floor": call.floor, **_weight_numbers(weighting, weight_operands.bins),
@@ -92,13 +96,13 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
     if not split:
         options["WITH_WEIGHT_STATS"] = not spread.weigh_first
         options["SHARED_MASK"] = call.mask.entries is not None and call.mask.entries.shape[0] == 1
-        arguments: tuple[Any, ...] = (operands, weight_operands, written, batch, elements)
+        arguments: tuple[Any, ...] = (operands, weight_operands, generator, written, batch, elements)
         return outputs, [*launches, Launch(fdiv_fwd_kernel, batch, arguments, options)]
     options["PIECES"] = spread.pieces
     options["OFFSET"] = tl.int64 if spread.wide_offsets else tl.int32
     grid = (spread.programs, spread.tiles)
     chunks = -(-batch // spread.samples)
-    arguments = (operands, weight_operands, written, batch, elements, *grid, chunks)
+    arguments = (operands, weight_operands, generator, written, batch, elements, *grid, chunks)
     launches.append(Launch(fdiv_reduce_kernel, batch * spread.programs, arguments, options))
     if call.with_grad:
         arguments = (operands, written, batch, elements, *grid)
@@ -106,6 +110,21 @@ def forward_launches(call: FdivArguments) -> tuple[tuple[Tensor, Tensor, Tensor,
         options = {name: options[name] for name in names}
         launches.append(Launch(fdiv_apply_kernel, batch * spread.programs, arguments, options))
     return outputs, launches
+
+
+def _generator(call: FdivArguments, gradient: Tensor, unscale: Tensor) -> tuple[Generator, int, float]:
+    """(the term's tensors, heads at a time, divisor)"""
+    logits = call.gan_logits
+    if logits is None:
+        return Generator(None, 1, 1, None, None, None), 1, 1.0
+    heads = logits.numel() // logits.shape[0]
+    at_a_time = heads_at_a_time(heads)
+    divisor = {"mean": logits.numel(), "none": heads, "sum": 1}[call.reduction]
+    tensors = Generator(
+        logits.contiguous(), heads, -(-heads // at_a_time), gradient if call.gan_grad else None,
+        unscale if unscale.numel() else None, logits.new_empty((logits.shape[0],), dtype=torch.float64),
+    )  # fmt: skip
+    return tensors, at_a_time, float(divisor)
 
 
 def _weigh(call: WeightArguments, weight: Tensor, stats: Tensor) -> Launch:

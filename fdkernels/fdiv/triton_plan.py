@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fdkernels._triton.plan import needs_int64, next_power_of_2, spread
+from fdkernels._triton.plan import needs_int64, next_power_of_2, spread, tile_for
 from fdkernels.call_shape import CallShape
 
 
@@ -84,7 +84,7 @@ def plan(call: CallShape, limits: Limits | None = None) -> Plan:
         warps = min(16, max(4, block // (256 if general else 512)))
         return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
     sizes = limits.tiles[1:] if general else limits.tiles
-    tile = next((size for size in sizes if batch * -(-elements // size) >= limits.busy_programs), sizes[-1])
+    tile = tile_for(batch, elements, sizes, limits.busy_programs)
     tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
     pieces = min(next_power_of_2(programs), 1024)
     samples = max(1, min(samples, 4096 // max(pieces, wider)))

@@ -20,6 +20,7 @@ from fdkernels._op.checks import (
     check_per_sample,
     check_tensor,
     is_readable,
+    one_per_sample,
     shown,
     warn_once,
 )
@@ -120,17 +121,7 @@ def check_weight_alone(weight: Tensor, student: Tensor, **excluded: Any) -> Tens
         if value is not None:
             raise ValueError(f"{name}: expected None beside weight=, which is h itself, got {type(value).__name__}")
     _check_no_number("weight", weight)
-    check_tensor("weight", weight)
-    batch = student.shape[0]
-    if any(size != 1 for size in weight.shape[1:]) or (weight.dim() and weight.shape[0] not in (1, batch)):
-        raise ValueError(
-            f"weight: expected one number a sample, of shape ({batch},) or ({batch}, 1, ...), or one for all, got "
-            f"{tuple(weight.shape)}"
-        )
-    if weight.dim() != 1 or weight.shape[0] != batch:
-        weight = weight.reshape(-1).expand(batch)
-    check_per_sample("weight", weight, batch, student.device)
-    return weight
+    return one_per_sample("weight", weight, student.shape[0], student.device)
 
 
 def check_options(scale: str | DmdScale | None, nonfinite: str, reduction: str) -> DmdScale | None:
@@ -204,6 +195,25 @@ def check_count(count: int | Tensor | None, reduction: str, student: Tensor, of:
     if is_readable(count):
         check_number("count", count.item())
     return count.detach().reshape(())
+
+
+def check_gan_weight(gan_weight: Any) -> float:
+    number = check_number("gan_weight", gan_weight)
+    if number < 0:
+        raise ValueError(f"gan_weight: expected a number of at least 0, got {shown(gan_weight)}")
+    return number
+
+
+def check_generator_term(gan_weight: Any, logits: Tensor | None, count: Any) -> float:
+    """The factor of the generator's term."""
+    number = check_gan_weight(gan_weight)
+    if logits is None:
+        raise ValueError("gan_weight: expected beside logits, got None; beside weight= add fdkernels.generator_loss")
+    if count is not None:
+        raise ValueError(
+            "gan_weight: expected without count, the number of elements; add fdkernels.generator_loss of each part"
+        )
+    return number
 
 
 def check_prediction(prediction: Prediction, student: Tensor) -> None:

@@ -23,8 +23,7 @@ def check(cfg: Config) -> None:
     _check_phases(cfg)
     _check_optimizers(cfg)
     check_folders(cfg)
-    if cfg.loss.ratio_range[0] >= cfg.loss.ratio_range[1]:
-        raise ConfigError(f"loss.ratio_range: expected the first below the second, got {shown(cfg.loss.ratio_range)}")
+    _check_loss(cfg)
     if isinstance(cfg, DigitsConfig):
         _check_digits(cfg)
     if isinstance(cfg, GmmConfig) and len(cfg.mixture.weights) != 9:
@@ -61,13 +60,27 @@ def _check_phases(cfg: Config) -> None:
 def _check_optimizers(cfg: Config) -> None:
     for role in ROLES:
         optimizer = getattr(cfg, role)
-        if optimizer.schedule not in ("constant", "cosine"):
-            raise ConfigError(f"{role}.schedule: expected constant or cosine, got {shown(optimizer.schedule)}")
         if optimizer.lr * optimizer.weight_decay > 1:
             raise ConfigError(
                 f"{role}.weight_decay: expected at most 1 / lr = {1 / optimizer.lr:.6g}, beyond which an update turns "
                 f"the weights' signs, got {optimizer.weight_decay:g}"
             )
+
+
+def _check_loss(cfg: Config) -> None:
+    loss = cfg.loss
+    if loss.ratio_range[0] >= loss.ratio_range[1]:
+        raise ConfigError(f"loss.ratio_range: expected the first below the second, got {shown(loss.ratio_range)}")
+    if loss.kind == "sim" and not loss.c:
+        raise ConfigError("loss.c: sim needs a number > 0, got none")
+    if loss.kind == "fdiv" and loss.gan != "logistic" and loss.divergence not in ("rkl", "reverse_kl"):
+        raise ConfigError(
+            f"loss.gan: {loss.gan} logits are no log density ratios, of which h of {shown(loss.divergence)} is made; "
+            "expected logistic, or loss.divergence=rkl, whose h is 1"
+        )
+    if loss.shuffle_weight and (loss.kind != "fdiv" or loss.gan != "logistic"):
+        what = f"loss.gan={loss.gan}" if loss.kind == "fdiv" else f"loss.kind={loss.kind}"
+        raise ConfigError(f"loss.shuffle_weight: expected false, since {what} has no h to permute, got true")
 
 
 def _check_digits(cfg: DigitsConfig) -> None:

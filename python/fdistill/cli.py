@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a student and write runs/<name>/report.html")
     train.add_argument("preset", help=preset)
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as loss.divergence=kl seed=1")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as loss.divergence=kl, "
+        "loss.kind=sid or seed=1: docs/settings.md has all")  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     train.add_argument("--fresh", action="store_true", help="replace what the run's folder holds")
     train.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -71,6 +71,8 @@ def run_all(preset: str, overrides: Sequence[str], divergences: Sequence[str], s
             if named in OURS:
                 raise ConfigError(f"{named}: each run of a comparison has its own, from {OURS[named]}")
     base, arms = config.load(preset, overrides), arms_of(divergences)
+    if base.loss.kind != "fdiv":
+        raise ConfigError(f"loss.kind: expected fdiv, since the runs differ by divergence, got {base.loss.kind!r}")
     out = Path(base.out) / f"{Path(preset).stem}-compare"
     _check(out)
     plan: list[tuple[str, Config]] = []

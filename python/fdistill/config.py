@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 from fdistill import checks, reading
 from fdistill.messages import ConfigError, cut, shown
-from fdistill.ranges import Range
+from fdistill.ranges import Choice, Range
 from fdistill.reading import presets
 
 __all__ = ["TASKS", "Config", "ConfigError", "as_dict", "differences", "digest", "from_dict", "load", "presets"]
@@ -49,18 +49,30 @@ class OptimizerConfig:
     betas: tuple[Kept, Kept] = (0.0, 0.99)
     weight_decay: Annotated[float, Range("of a weight per update and lr; at most 1/lr", above=0, off="no decay")] = 0.0
     clip: Annotated[float, Range("largest global gradient norm", above=0, off="no clipping")] = 10.0
-    schedule: str = "constant"  # constant, or cosine: down to zero at the last step
+    schedule: Annotated[str, Choice("constant", "cosine", unit="cosine: down to zero at the last update")] = "constant"
     warmup: Annotated[int, Range("updates; the run may end before", least=1, off="no warm-up")] = 0
 
 
 @dataclass
 class LossConfig:
-    divergence: str = "js"
+    """What the student follows. divergence, ratio_range, normalize_ratio, bins and decay are settings of h, which only
+    fdiv with a logistic discriminator has; alpha and c are those of one kind. Elsewhere they have no effect."""
+
+    kind: Annotated[str, Choice("fdiv", "sim", "sid", unit="f-distill, or score implicit matching: SIM, SiD")] = "fdiv"
+    divergence: Annotated[str, Choice(unit="of fdiv")] = "js"
+    alpha: Annotated[float, Range("of sid; SiD-LSG has 1", least=-10, most=10)] = 1.2
+    c: Annotated[float, Range("of sim, which needs it; in units of the scores' difference", above=0, off="none")] = 0.0
+    sigma_power: Annotated[
+        float, Range("of sim and sid: a sample's loss is multiplied by σ^sigma_power", least=-10, most=10)
+    ] = 0.0
+    gan: Annotated[
+        str, Choice("logistic", "hinge", "relativistic", unit="the adversarial losses; fdiv: see docs/trainer.md")
+    ] = "logistic"
     ratio_range: tuple[Ratio, Ratio] = (0.1, 20.0)
     normalize_ratio: bool = True  # divide the ratio by its running mean per noise level (RatioNormalizer)
     bins: Annotated[int, Range("noise levels of RatioNormalizer", least=1, most=1000)] = 10
     decay: Kept = 0.9
-    gan_weight: Annotated[float, Range("of softplus(-logit) beside the loss", above=0, off="no adversarial term")] = 0.0
+    gan_weight: Annotated[float, Range("of the generator's loss", above=0, off="no adversarial term")] = 0.0
     shuffle_weight: bool = False
     """A control: permute h within the batch, which keeps its distribution and removes its meaning."""
     backend: str = "auto"
@@ -82,7 +94,7 @@ class Config:
     """The settings of every task. `phases` is a cycle: iteration i updates the roles in phases[i % len(phases)]."""
 
     task: str = ""
-    name: str = ""  # of the folder under `out`; empty: made of the preset, the divergence and the seed
+    name: str = ""  # of the folder under `out`; empty: made of the preset, the objective and the seed
     seed: Seed = 0
     steps: Iterations = 0
     batch: Batch = 64
@@ -192,7 +204,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     cfg = from_dict(settings)
     if not cfg.name:
         seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
-        cfg.name = f"{Path(source).stem}-{cfg.loss.divergence}{shuffled}{seed}"
+        stem, ending = Path(source).stem, f"-{objective(as_dict(cfg))}"
+        cfg.name = f"{stem.removesuffix(ending)}{ending}{shuffled}{seed}"  # of the preset gmm-sid: gmm-sid
         checks.check_folders(cfg)
     return cfg
 
@@ -300,6 +313,15 @@ def in_words(kind: Any) -> str:
 def as_dict(cfg: Any) -> dict[str, Any]:
     """The settings as plain values, as JSON and YAML return them."""
     return json.loads(json.dumps(cfg if isinstance(cfg, dict) else dataclasses.asdict(cfg)))
+
+
+def objective(settings: dict[str, Any], in_words: bool = False) -> str:
+    """What a run's student follows: its divergence, sim or sid."""
+    loss = settings["loss"]
+    kind = loss.get("kind", "fdiv")  # runs of earlier versions have none
+    if kind == "fdiv":
+        return f"the {loss['divergence']} divergence" if in_words else loss["divergence"]
+    return f"score implicit matching ({kind})" if in_words else kind
 
 
 def fingerprint(settings: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
 
+import fdkernels as fdk
 from fdistill import metrics, plots, stopping
 from fdistill.checkpoint import Checkpoints
-from fdistill.config import ConfigError, DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, fingerprint
+from fdistill.config import ConfigError, DigitsConfig, OptimizerConfig, TeacherConfig, as_dict, fingerprint, objective
 from fdistill.files import FolderError, cached, damage, say
 from fdistill.networks import (
     ConvHeads,
@@ -25,7 +25,6 @@ from fdistill.networks import (
     heun_sample,
     log_normal_sigma,
     parameter_count,
-    per_sample,
 )
 from fdistill.roles import Average, Role
 from fdistill.task import EpochSampler, Interrupted, Task
@@ -41,7 +40,7 @@ SIGMA_END = 2.0**-20
 
 CARD = """# One-step digits
 
-Handwritten digits (8×8, grey) in one step, distilled with fdkernels ({divergence} divergence).
+Handwritten digits (8×8, grey) in one step, distilled with fdkernels: {objective}.
 
     from diffusers import ConsistencyModelPipeline
 
@@ -78,7 +77,7 @@ def teacher_folder(cfg: DigitsConfig) -> Path:
     """The teacher's folder, named by a hash of the settings that decide it. checkpoint_every does not decide it, so the
     default stands for every value."""
     teacher = {**as_dict(cfg.teacher), "checkpoint_every": TeacherConfig.checkpoint_every}
-    decides = {"teacher": teacher, "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std]}
+    decides = {"teacher": teacher, "sigma": [cfg.sigma_log_mean, cfg.sigma_log_std], "noise": "philox"}
     return Path(cfg.cache) / f"digits-teacher-{fingerprint(decides)}"
 
 
@@ -89,7 +88,7 @@ def load_or_train_teacher(cfg: DigitsConfig) -> Denoiser:
     home = teacher_folder(cfg)
     folder = cached(home, "unet", lambda partial: train_teacher(cfg, home, partial))
     unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
-    return UNetDenoiser(unet, cfg.teacher.sigma_data).to(cfg.device)
+    return UNetDenoiser(unet, cfg.teacher.sigma_data, cfg.loss.backend).to(cfg.device)
 
 
 def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
@@ -98,7 +97,7 @@ def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
     images = load_digits()[0].to(cfg.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        net = UNetDenoiser(new_unet(settings), settings.sigma_data).to(cfg.device)
+        net = UNetDenoiser(new_unet(settings), settings.sigma_data, cfg.loss.backend).to(cfg.device)
     optimizer = OptimizerConfig(lr=settings.lr, betas=(0.9, 0.999), schedule="cosine", warmup=50)
     role, average = Role("teacher", net, optimizer, settings.steps), Average(net, settings.ema)
     generator = torch.Generator(cfg.device).manual_seed(settings.seed)
@@ -120,9 +119,10 @@ def train_teacher(cfg: DigitsConfig, home: Path, result: Path) -> None:
         while role.updates < settings.steps:
             clean = images[sampler.take(settings.batch)]
             sigma = log_normal_sigma(len(clean), cfg.sigma_log_mean, cfg.sigma_log_std, generator)
-            noise = torch.randn(clean.shape, generator=generator, device=cfg.device)
-            noisy = clean + per_sample(sigma, clean) * noise
-            loss = mse_loss(net(noisy, sigma), net.target(clean, noisy, sigma))
+            noisy, noise = fdk.add_noise(
+                clean, 1.0, sigma, generator=generator, return_noise=True, backend=cfg.loss.backend
+            )
+            loss = net.loss(clean, noisy, sigma, noise)
             role.update(loss)
             average.update(net, role.updates)
             bar.update()
@@ -205,9 +205,8 @@ class DigitsTask(Task):
             ).clamp(-1, 1),
             "undistilled": self.undistilled(z).clamp(-1, 1),
         }
-        weight, sigma = distiller.sample_weights(2048)
         shown = {name: images[:100].cpu().numpy() for name, images in {"real": self.images, **sets}.items()}
-        np.savez_compressed(folder / "evaluation.npz", weight=weight, sigma=sigma, **shown)
+        np.savez_compressed(folder / "evaluation.npz", **distiller.sample_weights(2048), **shown)
         sheet = [(title, shown[name]) for name, title in self.titles.items()]
         plots.write_sample_sheet(sheet, folder / "samples.png")
         return {
@@ -228,7 +227,9 @@ class DigitsTask(Task):
         )
         unet: Any = student.denoiser.unet  # type: ignore[union-attr]
         ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
-        (folder / "README.md").write_text(CARD.format(divergence=self.cfg.loss.divergence), encoding="utf-8")
+        (folder / "README.md").write_text(
+            CARD.format(objective=objective(as_dict(self.cfg), in_words=True)), encoding="utf-8"
+        )
 
     @staticmethod
     def draw(cfg: DigitsConfig, student: Path, count: int, seed: int, output: Path) -> None:

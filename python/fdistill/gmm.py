@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+import fdkernels as fdk
 from fdistill import plots
-from fdistill.config import GmmConfig, MixtureConfig
+from fdistill.config import GmmConfig, MixtureConfig, as_dict, objective
 from fdistill.files import FolderError, write
 from fdistill.messages import sentence
-from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma, per_sample
+from fdistill.networks import MLP, Denoiser, MLPDenoiser, log_normal_sigma
 from fdistill.task import Task
 from fdistill.trainer import Distiller
 
@@ -35,13 +36,13 @@ class Mixture(Denoiser):
     means: Tensor
     log_weights: Tensor
 
-    def __init__(self, cfg: MixtureConfig) -> None:
+    def __init__(self, cfg: MixtureConfig, backend: str = "auto") -> None:
         axis = [-cfg.spacing, 0.0, cfg.spacing]
         means = torch.tensor([[x, y] for y in axis for x in axis])
         weights = torch.tensor(cfg.weights) / sum(cfg.weights)
         centre = (weights[:, None] * means).sum(0)
         spread = (weights[:, None] * (means - centre) ** 2).sum(0).mean()
-        super().__init__(sigma_data=float((spread + cfg.std**2).sqrt()))
+        super().__init__(float((spread + cfg.std**2).sqrt()), backend)
         self.std = cfg.std
         self.extent = cfg.spacing * 1.6
         self.register_buffer("means", means)
@@ -112,12 +113,13 @@ def log_density_of_samples(x: Tensor, samples: Tensor, sigma: Tensor) -> Tensor:
 class GmmTask(Task):
     def __init__(self, cfg: GmmConfig) -> None:
         self.cfg = cfg
-        self.mixture = Mixture(cfg.mixture).to(cfg.device)
+        backend, width, depth = cfg.loss.backend, cfg.critic_width, cfg.critic_depth
+        self.mixture = Mixture(cfg.mixture, backend).to(cfg.device)
         self.teacher = self.mixture
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             self.student = PointStudent(cfg, self.mixture.sigma_data).to(cfg.device)
-            self.fake = MLPDenoiser(2, cfg.critic_width, cfg.critic_depth, self.mixture.sigma_data).to(cfg.device)
+            self.fake = MLPDenoiser(2, width, depth, self.mixture.sigma_data, backend).to(cfg.device)
             self.discriminator = PointDiscriminator(cfg).to(cfg.device)
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
@@ -147,17 +149,14 @@ class GmmTask(Task):
         student = distiller.average.network
         x = student(self.noise(cfg.eval.samples, generator)).double()
         real = mixture.sample(cfg.eval.samples, generator).double()
-        true, logits = self._ratios(distiller, x, generator)
-        low, high = (math.log(r) for r in cfg.loss.ratio_range)
-        error = (logits.clamp(low, high) - true.clamp(low, high)).abs()
+        ratios, ratio_figures = self._ratios(distiller, x, generator) if distiller.has_ratio else ({}, {})
         weights = {name: self._mode_weights(points) for name, points in (("student", x), ("real", real))}
-        weight, sigma = distiller.sample_weights(4096)
         p, q = self.histogram(real), self.histogram(x)
         np.savez_compressed(
-            folder / "evaluation.npz", weight=weight, sigma=sigma, p=p, q=q, log_ratio=true.numpy()[:3000],
-            logits=logits.numpy()[:3000], modes=mixture.log_weights.exp().numpy(), student_modes=weights["student"],
+            folder / "evaluation.npz", **distiller.sample_weights(4096), **ratios, p=p, q=q,
+            modes=mixture.log_weights.exp().numpy(), student_modes=weights["student"],
         )  # fmt: skip
-        title = f"student q, {cfg.loss.divergence}"
+        title = f"student q, {objective(as_dict(cfg))}"
         plots.render(
             lambda figure: plots.densities(figure, [("teacher p", p), (title, q)], mixture.extent), (9, 4.6),
             folder / "samples.png",
@@ -165,8 +164,7 @@ class GmmTask(Task):
         return {
             "student": self._figures(x, weights["student"], generator),
             "floor": self._figures(real, weights["real"], generator),
-            "log_ratio_error": float(error.mean()),
-            "log_ratio_correlation": float(torch.corrcoef(torch.stack((true, logits)))[0, 1]),
+            **ratio_figures,
             "mode_weights": mixture.log_weights.exp().tolist(),
             "student_mode_weights": weights["student"].tolist(),
             "samples": cfg.eval.samples,
@@ -198,15 +196,23 @@ class GmmTask(Task):
             "mode_tv": float(0.5 * np.abs(weights - expected).sum()),
         }
 
-    def _ratios(self, distiller: Distiller, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The true log p_σ/q_σ and the discriminator's logits at fresh noised student samples."""
+    def _ratios(
+        self, distiller: Distiller, x: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """The true log p_σ/q_σ and the discriminator's logits at fresh noised student samples, and how they agree."""
         cfg = self.cfg
         fresh = distiller.average.network(self.noise(4000, generator))
         sigma = log_normal_sigma(len(fresh), cfg.sigma_log_mean, cfg.sigma_log_std, generator).clamp(min=BANDWIDTH)
-        noisy = fresh + per_sample(sigma, fresh) * torch.randn(fresh.shape, generator=generator, device=fresh.device)
+        noisy = fdk.add_noise(fresh, 1.0, sigma, generator=generator, backend=cfg.loss.backend)
         logits = self.discriminator(self.teacher.features(noisy, sigma), sigma).double().mean(1)
         log_q = log_density_of_samples(noisy.double(), x, sigma.double())
-        return (self.mixture.log_density(noisy.double(), sigma.double()) - log_q).cpu(), logits.cpu()
+        true, logits = (self.mixture.log_density(noisy.double(), sigma.double()) - log_q).cpu(), logits.cpu()
+        low, high = (math.log(r) for r in cfg.loss.ratio_range)
+        figures = {
+            "log_ratio_error": float((logits.clamp(low, high) - true.clamp(low, high)).abs().mean()),
+            "log_ratio_correlation": float(torch.corrcoef(torch.stack((true, logits)))[0, 1]),
+        }
+        return {"log_ratio": true.numpy()[:3000], "logits": logits.numpy()[:3000]}, figures
 
     def export(self, student: nn.Module, folder: Path) -> None:
         """Save only the weights: no diffusers pipeline makes points."""

@@ -29,11 +29,16 @@ class Denoiser(nn.Module):
 
     An adapter for another family of networks overrides `forward_with_features`, and `features` if these cost less than
     the whole network.
+
+    Args:
+        sigma_data: EDM's σd, the data's standard deviation.
+        backend: fdkernels' backend, for x0 of the raw prediction.
     """
 
-    def __init__(self, sigma_data: float) -> None:
+    def __init__(self, sigma_data: float, backend: str = "auto") -> None:
         super().__init__()
         self.sigma_data = sigma_data
+        self.backend = backend
 
     def forward_with_features(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The raw prediction, shaped like noisy, and the features that a discriminator head reads."""
@@ -46,23 +51,24 @@ class Denoiser(nn.Module):
         return self.forward_with_features(noisy, sigma)[0]
 
     def prediction(self, noisy: Tensor, sigma: Tensor) -> fdk.Prediction:
-        """How the raw predictions at (noisy, sigma) map to x0, for `fused_fdiv_loss`."""
+        """How the raw predictions at (noisy, sigma) map to x0. noisy is a constant of it."""
         return fdk.Prediction("edm", noisy, sigma=sigma, sigma_data=self.sigma_data)
 
-    def coefficients(self, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(a, c) of x0 = a·x_t + c·F, broadcastable to x."""
-        variance = sigma**2 + self.sigma_data**2
-        return per_sample(self.sigma_data**2 / variance, x), per_sample(sigma * self.sigma_data / variance.sqrt(), x)
-
     def denoise(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """x0, the network's estimate of the clean sample."""
-        a, c = self.coefficients(sigma, noisy)
-        return a * noisy + c * self(noisy, sigma)
+        """x0, the network's estimate of the clean sample. noisy must not require a gradient."""
+        return self.prediction(noisy, sigma).to_x0(self(noisy, sigma), backend=self.backend)
 
-    def target(self, clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """The raw prediction that gives `clean`; its squared error is EDM's loss with weight λ(σ) = 1/c²."""
-        a, c = self.coefficients(sigma, noisy)
-        return (clean - a * noisy) / c
+    def x0(self, raw: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """x0 of a raw prediction, with gradients to raw and to noisy, which is a constant of `Prediction.to_x0`."""
+        variance = sigma**2 + self.sigma_data**2
+        a, c = self.sigma_data**2 / variance, sigma * self.sigma_data / variance.sqrt()
+        return per_sample(a, noisy) * noisy + per_sample(c, noisy) * raw
+
+    def loss(self, clean: Tensor, noisy: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """The mean squared error of the raw prediction: EDM's loss, whose weight of x0's error is λ(σ) = 1/c²."""
+        return fdk.denoising_loss(
+            self(noisy, sigma), clean, noise, "edm", sigma=sigma, sigma_data=self.sigma_data, backend=self.backend
+        )
 
     def _scaled(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         return noisy / per_sample((sigma**2 + self.sigma_data**2).sqrt(), noisy)
@@ -71,8 +77,8 @@ class Denoiser(nn.Module):
 class UNetDenoiser(Denoiser):
     """A diffusers `UNet2DModel`; its time input is 250·ln σ, as in diffusers' consistency-model pipeline."""
 
-    def __init__(self, unet: UNet2DModel, sigma_data: float) -> None:
-        super().__init__(sigma_data)
+    def __init__(self, unet: UNet2DModel, sigma_data: float, backend: str = "auto") -> None:
+        super().__init__(sigma_data, backend)
         self.unet = unet
 
     def _encode(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, ...], list[Tensor]]:
@@ -159,8 +165,8 @@ class MLP(nn.Module):
 class MLPDenoiser(Denoiser):
     """A denoiser of points."""
 
-    def __init__(self, dimension: int, width: int, depth: int, sigma_data: float) -> None:
-        super().__init__(sigma_data)
+    def __init__(self, dimension: int, width: int, depth: int, sigma_data: float, backend: str = "auto") -> None:
+        super().__init__(sigma_data, backend)
         self.mlp = MLP(dimension, dimension, width, depth, sigma_frequencies=4)
 
     def forward_with_features(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -1,4 +1,5 @@
-"""Which numbers a setting may have. A setting's type holds its `Range`: `Annotated[float, Range("updates", least=1)]`.
+"""Which values a setting may have. A setting's type holds its `Range`: `Annotated[float, Range("updates", least=1)]`,
+or its `Choice`: `Annotated[str, Choice("constant", "cosine")]`.
 
 `config.from_dict` checks them; `settings_table` prints docs/settings.md from them.
 """
@@ -69,3 +70,32 @@ class Range:
         elif low is not None:
             noun += f" {'>' if self.least is None else '>='} {low:.10g}"
         return noun + (f", or 0 or null for {self.off}" if self.off else "")
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """Some names, or any text, and what it stands for.
+
+    Args:
+        names: the names that a setting may have; none: any text.
+        unit: what is named.
+    """
+
+    names: tuple[str, ...]
+    unit: str
+    off = ""
+
+    def __init__(self, *names: str, unit: str = "") -> None:
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "unit", unit)
+
+    def check(self, key: str, text: str, given: object) -> None:
+        if self.names and text not in self.names:
+            raise ConfigError(f"{key}: expected {self.text()}, got {shown(given)}")
+
+    def text(self, kind: type = str) -> str:
+        """`constant or cosine`"""
+        if not self.names:
+            return "text"
+        *others, last = self.names
+        return f"{', '.join(others)} or {last}" if others else last

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from fdistill import plots
+from fdistill.config import objective
 from fdistill.roles import TITLES
 from fdistill.trainer import read_log
 
@@ -45,7 +46,8 @@ def build(folder: Path, settings: dict[str, Any], titles: dict[str, str], result
     ]
     template = jinja2.Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"), autoescape=True)
     page = template.render(
-        title=folder.name, settings=settings, result=result, rows=shown(result), sets=SETS,
+        title=folder.name, settings=settings, objective=objective(settings, in_words=True), result=result,
+        rows=shown(result), sets=SETS,
         figures=FIGURES, number=number, span=plots.span, diverged=diverged(result),
         updates=settings["steps"] * sum("student" in phase for phase in settings["phases"]) // len(settings["phases"]),
         images=[(title, _uri(plots.png(plots.tiles(data[name], 10)), "png")) for name, title in titles.items()
@@ -116,9 +118,13 @@ def _densities(data: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str
     def draw(name: str) -> Any:
         return lambda f: plots.densities(f, [("", data[name])], extent)
 
+    modes = [("teacher", data["modes"]), ("student", data["student_modes"])]
     return [
         _figure("Teacher p", "Nine Gaussians of unequal weight, known exactly.", draw("p"), size),
         _figure("Student q", "One pass of a small network; bridges are what it cannot avoid.", draw("q"), size),
+        _figure(
+            "Weights of the modes", "By the nearest mode.", lambda f: plots.mode_weights(f.subplots(), modes), size
+        ),
     ]
 
 
@@ -131,10 +137,8 @@ def _weights(data: dict[str, Any], divergence: str) -> list[tuple[str, ...]]:
                 lambda f: plots.weights_by_sigma(f.subplots(), weight, sigma)),
     ]  # fmt: skip
     if "logits" in data:
-        sets = [("teacher", data["modes"]), ("student", data["student_modes"])]
-        cards += [
+        cards.append(
             _figure("Logit against the true log ratio", "On noised student samples; p is exact, q a mean over kernels.",
-                    lambda f: plots.log_ratios(f.subplots(), data["log_ratio"], data["logits"])),
-            _figure("Weights of the modes", "By the nearest mode.", lambda f: plots.mode_weights(f.subplots(), sets)),
-        ]  # fmt: skip
+                    lambda f: plots.log_ratios(f.subplots(), data["log_ratio"], data["logits"]))
+        )  # fmt: skip
     return cards

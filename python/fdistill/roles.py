@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fdistill.config import OptimizerConfig
 
@@ -44,11 +45,8 @@ class Role:
         A step whose gradient is not finite changes no weight and is counted in `skipped`. The fused optimizer reads
         that from a tensor, as for GradScaler, so the host never waits.
         """
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.cfg.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.clip, norm)
+        norm = clip_grad_norm_(self.network.parameters(), self.cfg.clip or math.inf, foreach=True)
         skipped = (~norm.isfinite()).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
@@ -71,13 +69,14 @@ class Average:
     """Exponential moving average of a network's weights; the decay warms up over the first updates."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.model = AveragedModel(network)
+        self.model.n_averaged.fill_(1)  # the weights at the start count: at 0, the first update would replace them
+        self.network = self.model.module.requires_grad_(False).eval()
         self.decay = decay
 
-    @torch.no_grad()
     def update(self, network: nn.Module, updates: int) -> None:
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        self.model.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
+        self.model.update_parameters(network)
 
 
 class Meter:

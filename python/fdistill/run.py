@@ -14,7 +14,7 @@ import yaml
 from fdistill import config, cpus, reading
 from fdistill.checkpoint import Checkpoints
 from fdistill.checks import ROLES
-from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
+from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest, objective
 from fdistill.files import FolderError, install, new_partial, seal, sweep, write_atomically, writing
 from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
 from fdistill.networks import parameter_count
@@ -149,7 +149,8 @@ def _train(cfg: Config, folder: Path, with_report: bool, fresh: bool) -> dict[st
     result = {
         "name": cfg.name,
         "task": cfg.task,
-        "divergence": cfg.loss.divergence,
+        "kind": cfg.loss.kind,
+        "divergence": cfg.loss.divergence if cfg.loss.kind == "fdiv" else None,
         "shuffled": cfg.loss.shuffle_weight,
         "seed": cfg.seed,
         "config": digest(cfg),
@@ -205,6 +206,7 @@ def plan(cfg: Config) -> str:
     sizes = {name: parameter_count(network) for name, network in networks.items()}
     # The weights of all networks, the student's average, and the gradient and two moments of each trained network.
     floats = sum(sizes.values()) + sizes["student"] + 3 * sum(sizes[name] for name in networks if updates[name])
+    function = "fused_fdiv_loss" if cfg.loss.kind == "fdiv" else "score_implicit_loss"
     backend = backends.choose(cfg.loss.backend, torch.device(cfg.device).type)
     lines = [
         yaml.safe_dump(as_dict(cfg), sort_keys=False, default_flow_style=None, width=110),
@@ -213,7 +215,7 @@ def plan(cfg: Config) -> str:
         *(f"{name:14} {sizes[name]:,} parameters, {updates[name]:,} updates" for name in networks),
         f"memory         {4 * floats / 2**20:.1f} MiB of weights, averages, gradients, moments; without activations",
         f"phases         {' | '.join('+'.join(phase) for phase in cfg.phases)}; {cfg.steps:,} × batch {cfg.batch}",
-        f"score loss     fused_fdiv_loss, {cfg.loss.divergence}, backend {backend} on {cfg.device}",
+        f"score loss     {function}, {objective(as_dict(cfg))}, backend {backend} on {cfg.device}",
     ]
     return "\n".join(lines)
 

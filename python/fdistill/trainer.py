@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, softplus
 from tqdm.auto import tqdm
 
 import fdkernels as fdk
@@ -22,7 +21,7 @@ from fdistill.checkpoint import Checkpoints
 from fdistill.checks import ROLES
 from fdistill.config import Config
 from fdistill.files import FolderError, write_atomically
-from fdistill.networks import log_normal_sigma, per_sample
+from fdistill.networks import log_normal_sigma
 from fdistill.roles import TITLES, Average, Meter, Role
 from fdistill.task import Interrupted, Task
 
@@ -38,6 +37,8 @@ class Distiller:
 
     def __init__(self, cfg: Config, task: Task, folder: Path) -> None:
         self.cfg, self.task, self.folder = cfg, task, folder
+        # Whether the discriminator's logits are log density ratios, which give h.
+        self.has_ratio = cfg.loss.kind == "fdiv" and cfg.loss.gan == "logistic"
         self.step = 0
         self.seconds = 0.0
         self.teacher = task.teacher.requires_grad_(False).eval()
@@ -52,7 +53,7 @@ class Distiller:
         # Per role: whether its latest numbers were not finite, or all samples of its update were dropped.
         self.ended = {name: torch.zeros((), dtype=torch.bool, device=cfg.device) for name in ROLES}
         self.normalizer: fdk.RatioNormalizer | None = None
-        if cfg.loss.normalize_ratio:
+        if cfg.loss.normalize_ratio and self.has_ratio:
             # Bins of equal population, for noise levels as training draws them.
             levels = log_normal_sigma(10_000, cfg.sigma_log_mean, cfg.sigma_log_std, torch.Generator().manual_seed(0))
             self.normalizer = fdk.RatioNormalizer.from_samples(levels, cfg.loss.bins, cfg.loss.decay).to(cfg.device)
@@ -67,105 +68,161 @@ class Distiller:
             with torch.no_grad():
                 x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
             self._watch("student", x)  # first, because a NaN in x makes the critics' numbers NaN too
-            noisy, sigma = self._noised(x)
+            noisy, sigma, noise = self._noised(x)
             if "fake" in phase:
-                self._update_fake(x, noisy, sigma)
+                self._update_fake(x, noisy, sigma, noise)
             if "discriminator" in phase:
                 self._update_discriminator(noisy, sigma)
         if "student" in phase:
             self._update_student()
         self.step += 1
 
-    def _update_fake(self, x: Tensor, noisy: Tensor, sigma: Tensor) -> None:
+    def _update_fake(self, x: Tensor, noisy: Tensor, sigma: Tensor, noise: Tensor) -> None:
         """The fake score learns to denoise the student's samples."""
-        target = self.task.fake.target(x, noisy, sigma)
-        loss = mse_loss(self.task.fake(noisy, sigma), target)
+        loss = self.task.fake.loss(x, noisy, sigma, noise)
         self._watch("fake", loss)
         self._apply("fake", loss)
 
     def _update_discriminator(self, noisy: Tensor, sigma: Tensor) -> None:
-        """The discriminator tells noised data from noised student samples; its logit estimates log p/q."""
-        real = self.task.real(self.cfg.batch, self.generator)
-        real_noisy = real + per_sample(sigma, real) * self._like(real)
+        """The discriminator tells noised data from noised student samples at the same noise levels."""
+        real = self._with_noise(self.task.real(self.cfg.batch, self.generator), sigma)[0]
         with torch.no_grad():
-            features = self.teacher.features(torch.cat((noisy, real_noisy)), torch.cat((sigma, sigma)))
+            features = self.teacher.features(torch.cat((noisy, real)), torch.cat((sigma, sigma)))
         logits = self.task.discriminator(features, torch.cat((sigma, sigma)))
         of_fake, of_real = logits.chunk(2)
-        loss = softplus(of_fake).mean() + softplus(-of_real).mean()
+        loss = fdk.discriminator_loss(of_fake, of_real, kind=self.cfg.loss.gan, backend=self.cfg.loss.backend)
         self._watch("discriminator", loss)
         self._apply("discriminator", loss)
-        self.meter.add("discriminator/accuracy_fake", (of_fake < 0).double().mean())
-        self.meter.add("discriminator/accuracy_real", (of_real > 0).double().mean())
+        if self.cfg.loss.gan == "relativistic":  # a logit by itself says nothing
+            self.meter.add("discriminator/accuracy_pairs", (of_fake < of_real).double().mean())
+        else:
+            self.meter.add("discriminator/accuracy_fake", (of_fake < 0).double().mean())
+            self.meter.add("discriminator/accuracy_real", (of_real > 0).double().mean())
 
     def _update_student(self) -> None:
-        """The student follows the score difference, weighted by h of the discriminator's ratio."""
-        cfg = self.cfg.loss
+        """The student follows the difference of the teacher's and the fake score at its noised samples."""
         x = self.task.student(self.task.noise(self.cfg.batch, self.generator))
-        noisy, sigma = self._noised(x)
-        adversarial = cfg.gan_weight > 0
-        with _frozen(self.task.discriminator), torch.set_grad_enabled(adversarial):
+        noisy, sigma, _ = self._noised(x)
+        self._watch("student", x)
+        loss_of = self._fdiv_loss if self.cfg.loss.kind == "fdiv" else self._implicit_loss
+        self._apply("student", loss_of(x, noisy, sigma))
+        self.average.update(self.task.student, self.roles["student"].updates)
+
+    def _fdiv_loss(self, x: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """f-distill: the score difference, a constant, weighted by h of the discriminator's ratio; the generator's term
+        in the same pass."""
+        cfg = self.cfg.loss
+        with _frozen(self.task.discriminator), torch.set_grad_enabled(cfg.gan_weight > 0):
             # One pass of the teacher gives both: its prediction, a constant of the loss, and features for the GAN term.
             teacher, features = self.teacher.forward_with_features(noisy, sigma)
             logits = self.task.discriminator(features, sigma)
         with torch.no_grad():
             fake = self.task.fake(noisy, sigma)
+        how = self.weighting(logits, sigma)
         loss, stats = fdk.fused_fdiv_loss(
             x, teacher, fake, prediction=self.teacher.prediction(noisy.detach(), sigma),
-            nonfinite="zero", backend=cfg.backend, return_stats=True, **self.weighting(logits, sigma),
+            nonfinite="zero", backend=cfg.backend, return_stats=True, **how,
         )  # fmt: skip
-        self.meter.add("student/score_loss", loss)
-        if adversarial:
-            gan = softplus(-logits).mean()
-            self.meter.add("student/gan_loss", gan)
-            loss = loss + cfg.gan_weight * gan
-        self._watch("student", x)
         self._watch("fake", fake)
         self._watch("discriminator", logits)
         # If every sample was dropped, the loss is finite: `dropped` tells.
         self._watch("student", x, loss, dropped=stats.nonfinite_samples >= self.cfg.batch)
-        self._apply("student", loss)
-        self.average.update(self.task.student, self.roles["student"].updates)
         figures = stats._asdict()
-        h = figures.pop("weight")  # NaN where a sample was dropped
+        h, gan = figures.pop("weight"), figures.pop("generator_loss")  # h is NaN where a sample was dropped
         figures["weight_spread"] = (h - h.nanmean()).square().nanmean().sqrt()
         for name, value in figures.items():
             self.meter.add(f"health/{name}", value)
+        if not how.get("gan_weight"):
+            return self._with_generator_loss(loss, logits, sigma)
+        self.meter.add("student/score_loss", loss - cfg.gan_weight * gan)
+        self.meter.add("student/gan_loss", gan)
+        return loss
+
+    def _implicit_loss(self, x: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Score implicit matching: gradients reach x directly, and through x_t in the frozen teacher and fake score."""
+        cfg = self.cfg.loss
+        with _frozen(self.task.fake):
+            teacher, features = self.teacher.forward_with_features(noisy, sigma)
+            fake = self.task.fake(noisy, sigma)
+        teacher, fake = (self.teacher.x0(raw, noisy, sigma) for raw in (teacher, fake))
+        # SIM compares scores: of x_t = x0 + σ·noise they are (x0 - x_t) / σ².
+        how: dict[str, Any] = {"alpha": cfg.alpha} if cfg.kind == "sid" else {"c": cfg.c, "score_scale": sigma**-2}
+        weight = sigma**cfg.sigma_power if cfg.sigma_power else None
+        loss = fdk.score_implicit_loss(x, teacher, fake, kind=cfg.kind, weight=weight, backend=cfg.backend, **how)
+        self._watch("fake", fake)
+        self._watch("student", x, loss)
+        with torch.no_grad():
+            self.meter.add("health/relative_gap", (fake - teacher).abs().sum() / (x - teacher).abs().sum())
+        logits = None
+        if cfg.gan_weight:
+            with _frozen(self.task.discriminator):
+                logits = self.task.discriminator(features, sigma)
+            self._watch("discriminator", logits)
+        return self._with_generator_loss(loss, logits, sigma)
+
+    def _with_generator_loss(self, loss: Tensor, logits: Tensor | None, sigma: Tensor) -> Tensor:
+        """The score loss, plus gan_weight times the generator's of the logits of x_t."""
+        cfg = self.cfg.loss
+        self.meter.add("student/score_loss", loss)
+        if logits is None or not cfg.gan_weight:
+            return loss
+        of_real = None
+        if cfg.gan == "relativistic":
+            with torch.no_grad():
+                real, _ = self._with_noise(self.task.real(self.cfg.batch, self.generator), sigma)
+                of_real = self.task.discriminator(self.teacher.features(real, sigma), sigma)
+        gan = fdk.generator_loss(logits, of_real, kind=cfg.gan, backend=cfg.backend)
+        self.meter.add("student/gan_loss", gan)
+        return loss + cfg.gan_weight * gan
 
     def weighting(self, logits: Tensor, sigma: Tensor) -> dict[str, Any]:
-        """How `fused_fdiv_loss` gets h: from the logits, or for the control as a permuted h."""
+        """How `fused_fdiv_loss` gets h: from the logits, which take the generator's term along, or as a permuted h.
+
+        Logits of a discriminator that is not logistic are no log ratios: h is 1.
+        """
         cfg = self.cfg.loss
+        if not self.has_ratio:
+            return {"divergence": "rkl"}
         how: dict[str, Any] = {
             "divergence": cfg.divergence,
             "normalizer": self.normalizer,
             "ratio_range": cfg.ratio_range,
         }
         if not cfg.shuffle_weight:
-            return {"logits": logits, "t": sigma, **how}
+            return {"logits": logits, "t": sigma, "gan_weight": cfg.gan_weight or None, **how}
         weight = fdk.fdiv_weight(logits, sigma, backend=cfg.backend, **how)
         order = torch.randperm(len(weight), generator=self.generator, device=weight.device)
         return {"weight": weight[order]}
 
     @torch.no_grad()
-    def sample_weights(self, count: int) -> tuple[Any, Any]:
-        """(h, σ) of the averaged student's samples as arrays, in one batch; touches no state of the training."""
+    def sample_weights(self, count: int) -> dict[str, Any]:
+        """h and σ of the averaged student's samples as arrays, in one batch; empty if the loss has no h.
+
+        Touches no state of the training.
+        """
+        if not self.has_ratio:
+            return {}
         generator = torch.Generator(self.cfg.device).manual_seed(self.cfg.seed + 20_000)
         x = self.average.network(self.task.noise(count, generator))
         sigma = log_normal_sigma(count, self.cfg.sigma_log_mean, self.cfg.sigma_log_std, generator)
-        noisy = x + per_sample(sigma, x) * torch.randn(x.shape, generator=generator, device=x.device)
+        noisy = fdk.add_noise(x, 1.0, sigma, generator=generator, backend=self.cfg.loss.backend)
         logits = self.task.discriminator(self.teacher.features(noisy, sigma), sigma)
         normalizer = None if self.normalizer is None else copy.deepcopy(self.normalizer).eval()
         weight = fdk.fdiv_weight(
             logits, sigma, divergence=self.cfg.loss.divergence, normalizer=normalizer,
             ratio_range=self.cfg.loss.ratio_range, backend=self.cfg.loss.backend,
         )  # fmt: skip
-        return weight.cpu().numpy(), sigma.cpu().numpy()
+        return {"weight": weight.cpu().numpy(), "sigma": sigma.cpu().numpy()}
 
-    def _noised(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _noised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, σ, noise): x_t = x + σ·noise at noise levels of its own."""
         sigma = log_normal_sigma(len(x), self.cfg.sigma_log_mean, self.cfg.sigma_log_std, self.generator)
-        return x + per_sample(sigma, x) * self._like(x), sigma
+        noisy, noise = self._with_noise(x, sigma)
+        return noisy, sigma, noise
 
-    def _like(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+    def _with_noise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, noise), x_t differentiable in x; the generator gives the seed, so that a resumed run draws the same."""
+        return fdk.add_noise(x, 1.0, sigma, generator=self.generator, return_noise=True, backend=self.cfg.loss.backend)
 
     def _apply(self, name: str, loss: Tensor) -> None:
         self.meter.add(f"{name}/grad_norm", self.roles[name].update(loss))
@@ -309,5 +366,10 @@ def _rewind(path: Path, step: int) -> None:
 
 
 def _headline(row: dict[str, float]) -> dict[str, str]:
-    wanted = {"gap": "health/relative_gap", "ess": "health/effective_sample_size", "acc": "discriminator/accuracy_fake"}
+    wanted = {
+        "gap": "health/relative_gap",
+        "ess": "health/effective_sample_size",
+        "acc": "discriminator/accuracy_fake",
+        "pairs": "discriminator/accuracy_pairs",
+    }
     return {label: f"{row[key]:.2f}" for label, key in wanted.items() if key in row}

@@ -52,8 +52,10 @@ def chosen(arguments="", device="cpu"):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_quick_choice_has_every_formula(device):
-    cases = chosen(device=device)
-    assert {name for name, *_ in cases} == set(FORMULAS) and len(cases) == len(set(cases))
+    cases, steps = chosen(device=device), chosen("step", device)
+    assert {name for name, *_ in (*cases, *steps)} == set(FORMULAS) and len(cases) == len(set(cases))
+    assert {FORMULAS[name].op == "step" for name, *_ in steps} == {True}
+    assert {FORMULAS[name].op == "step" for name, *_ in cases} == {False}
     assert {name for name, *_ in chosen("fdiv_weight", device)} == {"weight"}
 
 
@@ -65,6 +67,13 @@ def test_what_is_asked_for():
     assert [case[0] for case in chosen("--shapes 2x3x4x4 --dtype fp32 --baseline none")] == ["fastgen"]
     assert [case[3] for case in chosen("fdiv_weight --shapes 64,3")] == [(64, 3)]
     assert {case[1] for case in chosen("--shapes large --baseline fastgen")} >= {"wan_large", "cifar_large"}
+    assert [case[:3] for case in chosen("step --shapes edm_network --dtype bf16")] == [
+        (name, "edm_network", "fp32") for name in ("clip", "average")
+    ]
+    assert [case[0] for case in chosen("step --shapes 2x3x4x4 --dtype bf16")] == [
+        "fastgen_student",
+        "fastgen_fake_score",
+    ]
 
 
 def test_the_command_that_is_recorded_names_no_files():
@@ -108,7 +117,8 @@ def test_only_the_page_needs_jinja2_and_matplotlib(bench, monkeypatch, tmp_path,
 
 
 def test_what_reaches_the_run(bench):
-    for arguments, seconds in (([], 100.0), (["fdiv_weight"], 100.0), (["--seconds", "7"], 7.0), (TINY, float("inf"))):
+    infinite = (TINY, float("inf")), (["step"], float("inf"))
+    for arguments, seconds in (([], 100.0), (["fdiv_weight"], 100.0), (["--seconds", "7"], 7.0), *infinite):
         assert cli.main([*arguments, "--device", "cpu"]) == 0 and bench.seconds == seconds
     assert (bench.given.device, bench.given.rounds) == ("cpu", 40)
     assert bench.given.modes == ["eager", "compile default"]
@@ -162,7 +172,7 @@ def test_exit_codes(bench, tmp_path, capsys, after, code, compared, said):
 def test_a_run_and_its_report(tmp_path):
     """The report has the layout of those in benchmarks/results."""
     file, html = tmp_path / "report.json", tmp_path / "page.html"
-    settings = "fused_fdiv_loss,fdiv_weight --shapes tiny --dtype fp32 --rounds 7 --mode eager --device cpu"
+    settings = "fused_fdiv_loss,fdiv_weight,step --shapes tiny --dtype fp32 --rounds 7 --mode eager --device cpu"
     command = [sys.executable, "-m", "benchmarks", *settings.split(), "--json", str(file), "--html", str(html)]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -172,8 +182,14 @@ def test_a_run_and_its_report(tmp_path):
     assert set(report["setting"]) >= set(kept["setting"]) and report["setting"]["threads"] == 1
     assert report["setting"]["command"] == f"python -m benchmarks {settings}"
     assert report["ceiling"]["low"] <= report["ceiling"]["gb_per_s"] <= report["ceiling"]["high"]
-    assert [each["formula"] for each in report["rows"][::2]] == ["fastgen", "dmd2_pixel", "dmd2_latent", "weight"]
-    assert [each["ours"] for each in report["rows"]] == 4 * [True, False] and len(report["comparisons"]) == 4
+    steps = ["fastgen_student", "fastgen_fake_score"]
+    ops = ["fastgen", "dmd2_pixel", "dmd2_latent", "weight"]
+    assert [each["formula"] for each in report["rows"][::2]] == [*ops, *steps]
+    assert [each["ours"] for each in report["rows"]] == 6 * [True, False] and len(report["comparisons"]) == 6
+    for each in report["rows"]:  # what one of our ops moves is in its plan; a step's ops are counted
+        assert (each["counted_bytes"] is None) == (each["ours"] and each["op"] != "step")
+        assert each["syncs"] == 0 if each["ours"] else each["syncs"] >= 0
+    assert [each["syncs"] for each in report["rows"] if each["op"] == "step"] == [0, 10, 0, 3]
     for each in report["rows"]:
         assert 0 < each["low_us"] <= each["time_us"] <= each["high_us"] and not each["wrong"]
         assert each["rounds"] == 7 and each["extra_bytes"] > 0 and each["launches"] > 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+import fdkernels as fdk
 from benchmarks.measure import counting
 
 BYTES = 4 * 64 * 64
@@ -37,6 +40,53 @@ def test_tensor_traffic(call, ops, elements):
     x = torch.zeros(64, 64).requires_grad_(ops == 4)
     found = counting.tensor_traffic(lambda: call(x))
     assert found[0] == ops and found[1] == pytest.approx(4 * elements, abs=64)
+
+
+def moved_of(call):
+    found = counting.tensor_traffic(call)
+    return found.bytes // BYTES, found.ops
+
+
+def test_what_ops_in_place_move():
+    """They read and write their first operand, and one that returns nothing does too. Copies do not read it."""
+    x, y = torch.zeros(64, 64), torch.ones(64, 64)
+    assert moved_of(lambda: x.add_(y)) == (3, 1) and moved_of(lambda: x.copy_(y)) == (2, 1)
+    assert moved_of(lambda: torch._foreach_mul_([x, y], 2.0)) == (4, 1)
+
+
+def test_our_backward_moves_a_gradient_only_if_it_has_to():
+    student, teacher, fake = (torch.randn(4, 4096) for _ in range(3))
+    student.requires_grad_()
+    for factor, elements in ((1.0, 0), (0.5, 2)):
+        upstream = torch.tensor(factor)
+        loss = fdk.fused_fdiv_loss(student, teacher, fake, divergence="rkl", backend="native")
+        found = counting.tensor_traffic(lambda: torch.autograd.grad(loss, student, upstream))  # noqa: B023
+        assert found.ops == 1 and found.bytes == pytest.approx(4 * elements * student.numel(), abs=64)
+
+
+def test_ops_for_which_a_host_waits():
+    x, kept = torch.arange(4.0), torch.tensor([True, False, True, True])
+    for call in (
+        lambda: x.sum().item(), lambda: x[kept], lambda: x.__setitem__(kept, x[:3].clone()), lambda: x.nonzero(),
+        lambda: torch.bincount(x.long()), lambda: bool((x > 0).all()),
+    ):  # fmt: skip
+        assert counting.tensor_traffic(call).syncs == 1
+    assert counting.tensor_traffic(lambda: (x[kept.long()], torch.where(kept, x, 0), x.sum())).syncs == 0
+
+
+def test_ops_on_host_tensors_do_not_count():
+    counter, x = torch.tensor(1), torch.ones(3)
+    counter.on_host = True
+    assert counting.tensor_traffic(lambda: bool(counter == 0)) == (0, 0, 0)
+    assert counting.tensor_traffic(lambda: x * counter)[0] == 1
+
+
+def test_levels_that_no_check_reads():
+    x, level = torch.ones(3, 5), torch.rand(3)
+    v = counting.unread(SimpleNamespace(t=level, _replace=lambda **changed: SimpleNamespace(**changed)))
+    read = counting.tensor_traffic(lambda: fdk.add_noise(x, 1.0, level, x, backend="native"))
+    unread = counting.tensor_traffic(lambda: fdk.add_noise(x, 1.0, v.t, x, backend="native"))
+    assert read.syncs > 0 and unread[::2] == (1, 0)
 
 
 def test_launches_and_syncs_of_a_trace():

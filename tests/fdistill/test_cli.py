@@ -47,6 +47,22 @@ def test_digits_from_nothing_to_a_diffusers_pipeline(tiny_digits, workplace, cap
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["gmm-sid", "gmm-sim"])
+def test_score_implicit_matching_from_nothing_to_a_report(preset, tiny_gmm, workplace, capsys):
+    assert cli.main(["train", preset, *tiny_gmm]) == 0
+    folder = workplace / "runs" / preset
+    result = json.loads((folder / "metrics.json").read_text())
+    assert result["kind"] == preset.removeprefix("gmm-") and result["divergence"] is None
+    assert "log_ratio_error" not in result and np.isfinite(result["student"]["kl_qp"])
+    assert result["diverged"] is False and result["skipped_updates"] == 0
+    row = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    assert row["health/relative_gap"] > 0 and row["student/grad_norm"] > 0 and "student/gan_loss" not in row
+    assert "score implicit matching" in (folder / "report.html").read_text()
+    assert cli.main(["sample", f"runs/{preset}", "-n", "7", "-o", "seven.png"]) == 0
+    assert cli.main(["train", preset, "--dry-run"]) == 0
+    assert "score_implicit_loss, " + result["kind"] in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_a_folder_is_never_overwritten_by_accident(tiny_gmm, workplace, capsys, monkeypatch):
     def stop(self):

@@ -122,6 +122,8 @@ def test_what_no_comparison_made_stays(way, tiny_gmm, workplace, capsys):
         (["loss.shuffle_weight=true"], "from NAME-shuffled in --divergences"),
         (["loss={divergence: kl}"], "loss.divergence: each run of a comparison has its own, from --divergences"),
         (["name=mine"], "name: each run"),
+        (["loss.kind=sid"], "loss.kind: expected fdiv, since the runs differ by divergence, got 'sid'"),
+        (["loss.gan=hinge"], "loss.gan: hinge logits are no log density ratios"),
     ],
 )
 def test_what_cannot_be_compared_fails_before_anything_is_made(arguments, message, tiny_gmm, workplace, capsys):

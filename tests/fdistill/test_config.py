@@ -35,6 +35,17 @@ from fdistill.config import ConfigError, load
         (["device=meta"], "device: meta does not work here"),
         (["device=mps"], "device: mps does not work here"),
         (["loss.backend=cuda"], "loss.backend: expected one of"),
+        (["loss.kind=dmd"], "loss.kind: expected fdiv, sim or sid, got 'dmd'"),
+        (["loss.gan=wgan"], "loss.gan: expected logistic, hinge or relativistic, got 'wgan'"),
+        (["loss.kind=sim"], "loss.c: sim needs a number > 0, got none"),
+        (["loss.kind=sim", "loss.c=null"], "loss.c: sim needs a number > 0, got none"),
+        (["loss.gan=hinge"], "loss.gan: hinge logits are no log density ratios, of which h of 'js' is made"),
+        (["loss.gan=relativistic", "loss.divergence=kl"], "loss.gan: relativistic logits are no log density ratios"),
+        (["loss.kind=sid", "loss.shuffle_weight=true"], "loss.shuffle_weight: expected false, since loss.kind=sid has"),
+        (
+            ["loss.gan=hinge", "loss.divergence=rkl", "loss.shuffle_weight=true"],
+            "loss.shuffle_weight: expected false, since loss.gan=hinge has no h",
+        ),
         (["name=../elsewhere"], "name: expected a folder below runs"),
         (["name=/elsewhere"], "name: expected a folder below runs"),
         (["loss.bins"], "expected key=value (null stands for none), got 'loss.bins'"),
@@ -201,10 +212,22 @@ def test_a_file_that_cannot_be_read(workplace, monkeypatch):
         ([], "gmm-js"),
         (["loss.divergence=kl"], "gmm-kl"),
         (["seed=2", "loss.shuffle_weight=true"], "gmm-js-shuffled-seed2"),
+        (["loss.kind=sid"], "gmm-sid"),
     ],
 )
-def test_a_run_is_named_after_divergence_and_seed(overrides, name):
+def test_a_run_is_named_after_objective_and_seed(overrides, name):
     assert load("gmm", overrides).name == name
+
+
+def test_a_preset_of_an_objective_names_it_once():
+    assert load("gmm-sim", ["seed=3"]).name == "gmm-sim-seed3"
+    assert load("gmm-sim", ["loss.kind=sid"]).name == "gmm-sim-sid"
+
+
+@pytest.mark.parametrize("discriminator", ["hinge", "relativistic"])
+@pytest.mark.parametrize("kind", ["loss.divergence=rkl", "loss.divergence=reverse_kl", "loss.kind=sid"])
+def test_any_discriminator_where_no_h_is_made_of_its_logits(discriminator, kind):
+    assert load("digits", [kind, f"loss.gan={discriminator}"]).loss.gan == discriminator
 
 
 def test_files_are_data_not_code(tmp_path):
@@ -269,10 +292,10 @@ def test_the_digest_ignores_presentation_alone():
 
 # The settings that --resume refuses to change. A new setting belongs here, or into config.EVALUATION or PRESENTATION.
 TRAINING = """
-    task seed steps batch phases sigma_max sigma_log_mean sigma_log_std ema device
-    loss.divergence loss.ratio_range loss.normalize_ratio loss.bins loss.decay loss.gan_weight loss.shuffle_weight
-    loss.backend head_width noise_dimension width depth critic_width critic_depth
-    mixture.spacing mixture.std mixture.weights teacher.channels teacher.layers_per_block
+    task seed steps batch phases sigma_max sigma_log_mean sigma_log_std ema device loss.kind loss.alpha loss.c
+    loss.sigma_power loss.gan loss.divergence loss.ratio_range loss.normalize_ratio loss.bins loss.decay
+    loss.gan_weight loss.shuffle_weight loss.backend head_width noise_dimension width depth critic_width
+    critic_depth mixture.spacing mixture.std mixture.weights teacher.channels teacher.layers_per_block
     teacher.sigma_data teacher.steps teacher.batch teacher.lr teacher.ema teacher.seed
 """
 OPTIMIZER = ("lr", "betas", "weight_decay", "clip", "schedule", "warmup")

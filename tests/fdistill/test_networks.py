@@ -40,11 +40,37 @@ def test_the_kernel_is_given_the_same_x0(denoiser, batch):
     torch.testing.assert_close((a * noisy + c * raw).float(), denoiser.denoise(noisy, sigma))
 
 
-def test_the_target_denoises_exactly(denoiser, batch):
+def test_x0_is_the_same_with_gradients_to_both(denoiser, batch):
+    """x0 of a raw prediction is the library's; x_t gets the gradient a."""
     noisy, sigma = batch
-    clean = torch.randn_like(noisy)
-    a, c = denoiser.coefficients(sigma, noisy)
-    torch.testing.assert_close(a * noisy + c * denoiser.target(clean, noisy, sigma), clean)
+    raw = torch.randn_like(noisy).requires_grad_()
+    expected = denoiser.prediction(noisy, sigma).to_x0(raw)
+    noisy.requires_grad_()
+    x0 = denoiser.x0(raw, noisy, sigma)
+    torch.testing.assert_close(x0, expected)
+    of_raw, of_noisy = torch.autograd.grad(x0.sum(), [raw, noisy])
+    torch.testing.assert_close(of_raw, torch.autograd.grad(expected.sum(), raw)[0])
+    a = 0.75**2 / (sigma**2 + 0.75**2)
+    torch.testing.assert_close(of_noisy, a.view(-1, 1, 1, 1).expand_as(noisy))
+
+
+def test_a_gradient_to_x_t_that_would_be_lost_is_refused(denoiser, batch):
+    noisy, sigma = batch
+    with pytest.raises(ValueError, match="noisy: expected a tensor without gradient"):
+        denoiser.denoise(noisy.requires_grad_(), sigma)
+
+
+def test_the_loss_is_that_of_the_exact_target(denoiser, batch):
+    """The target is the raw prediction that gives x0. In x0 the loss has EDM's weight λ(σ) = 1/c²."""
+    noisy, sigma = batch
+    clean, raw = torch.randn_like(noisy), denoiser(noisy, sigma)
+    target = denoiser.prediction(noisy, sigma).from_x0(clean)
+    noise = (noisy - clean) / sigma.view(-1, 1, 1, 1)
+    loss = denoiser.loss(clean, noisy, sigma, noise)
+    torch.testing.assert_close(loss, (raw - target).square().mean())
+    error = (denoiser.denoise(noisy, sigma) - clean).square().flatten(1).mean(1)
+    weight = (sigma**2 + 0.75**2) / (sigma * 0.75) ** 2
+    torch.testing.assert_close(loss, (weight * error).mean())
 
 
 @pytest.fixture
@@ -58,7 +84,7 @@ def test_the_mixture_score_is_the_gradient_of_its_density(mixture):
     (gradient,) = torch.autograd.grad(mixture.log_density(x, sigma).sum(), x)
     torch.testing.assert_close(mixture.score(x, sigma), gradient)
     # Tweedie's formula: the denoiser is x + σ²·score.
-    torch.testing.assert_close(mixture.denoise(x, sigma), x + sigma[:, None] ** 2 * gradient)
+    torch.testing.assert_close(mixture.denoise(x.detach(), sigma), x + sigma[:, None] ** 2 * gradient)
 
 
 def test_the_mixture_density_integrates_to_one(mixture):

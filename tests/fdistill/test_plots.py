@@ -111,10 +111,10 @@ def test_rows_of_cards_are_filled(count, columns):
     assert len({plots.span(i, count, columns) for i in range(count)}) <= 2
 
 
-def made_report(folder, result, **arrays):
+def made_report(folder, result, loss=None, **arrays):
     folder.mkdir()
     np.savez(folder / "evaluation.npz", **arrays)
-    settings = {"task": "gmm", "steps": 4, "phases": [["student"]], "loss": {"divergence": "js"},
+    settings = {"task": "gmm", "steps": 4, "phases": [["student"]], "loss": loss or {"divergence": "js"},
                 "mixture": {"spacing": 2.0}}  # fmt: skip
     report.build(folder, settings, {}, result)
     return (folder / "report.html").read_text(encoding="utf-8")
@@ -133,12 +133,23 @@ def test_no_card_stands_alone(workplace):
     (workplace / "run" / "log.jsonl").write_text("", encoding="utf-8")
     grids = re.findall(r'<div class="grid">(.*?)\n?(?=<h2>)', page, re.DOTALL)
     cards = [len(re.findall(r'class="card', grid)) for grid in grids]
-    assert cards[:3] == [3, 2, 4]  # figures, densities, weights
+    assert cards[:3] == [3, 3, 3]  # figures, densities, weights
     for grid in grids:
         for size in ("medium", "wide"):
             spans = list(map(int, re.findall(rf"--{size}: (\d+)", grid)))
             assert sum(spans) % 12 == 0 and (size == "medium" or 12 not in spans)
     assert "diverged" not in page
+
+
+def test_a_report_of_a_run_without_h(workplace):
+    """Score implicit matching: no weights, no ratios."""
+    ratios = ("log_ratio_error", "log_ratio_correlation")
+    result = {name: figure for name, figure in RESULT.items() if name not in ratios}
+    arrays = {name: array for name, array in ARRAYS.items() if name in ("p", "q", "modes", "student_modes")}
+    page = made_report(workplace / "run", result, {"kind": "sid", "divergence": "js"}, **arrays)
+    assert "with score implicit matching (sid)" in page and "Weights of the modes" in page
+    for absent in ("weight h", "Distribution of h", "log ratio", "divergence"):
+        assert absent not in page.split("<details")[0], absent
 
 
 def test_a_report_of_a_run_that_diverged(workplace):

@@ -60,9 +60,23 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Distiller, "_update_student", update)
 
 
-@pytest.mark.parametrize("preset", ["digits", "gmm"])
-def test_stopped_and_resumed_equals_unbroken(preset, tiny_digits, tiny_gmm, monkeypatch):
+KINDS = {
+    "hinge": ["loss.divergence=rkl", "loss.gan=hinge", "loss.gan_weight=0.2"],
+    "relativistic": ["loss.divergence=rkl", "loss.gan=relativistic", "loss.gan_weight=0.2"],
+    "sid": ["loss.kind=sid", "loss.alpha=1"],
+    "sid, GAN": ["loss.kind=sid", "loss.alpha=1", "loss.gan_weight=0.2"],
+    "sim": ["loss.kind=sim", "loss.c=1", "loss.sigma_power=2"],
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [("digits", []), ("gmm", []), *(("gmm", kind) for kind in KINDS.values()), ("digits", KINDS["relativistic"])],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_stopped_and_resumed_equals_unbroken(preset, kind, tiny_digits, tiny_gmm, monkeypatch):
     overrides = tiny_digits if preset == "digits" else [*tiny_gmm, "phases=[[fake,discriminator],[student]]"]
+    overrides = [*overrides, *kind]
     unbroken = start(preset, [*overrides, "name=unbroken"])
     unbroken.train()
     with monkeypatch.context() as patch:
@@ -144,7 +158,7 @@ def test_health_is_logged(tiny_digits):
     distiller.train()
     row = log_without_time(distiller.folder)[-1]
     assert row["step"] == 12
-    figures = {*fdk.FDivStats._fields, "weight_spread"} - {"weight"}
+    figures = {*fdk.FDivStats._fields, "weight_spread"} - {"weight", "generator_loss"}
     assert {f"health/{name}" for name in figures} <= row.keys() and row["health/weight_spread"] > 0
     for name in ("student", "fake", "discriminator"):
         assert row[f"{name}/grad_norm"] > 0

@@ -34,6 +34,7 @@ class Recipe:
     block: int = 3  # frames per block
     differs: float = 0.0  # the relative difference that the page states
     value: bool = True  # False: the page claims the gradient alone
+    also: tuple[str, ...] = ()  # inputs that get a gradient, beside the students
 
 
 def mse(x: Tensor, g: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -73,6 +74,11 @@ def vsd_loss(x: Tensor, tau: Tensor, fake: Tensor, additional: Tensor | None = N
 
 def fastgen(v: SimpleNamespace) -> Tensor:
     return vsd_loss(v.student, v.teacher, v.fake, fastgen_h(v.logits, v.t, v.bins, v.decay))
+
+
+def fastgen_gan(v: SimpleNamespace) -> Tensor:
+    constant = SimpleNamespace(**{**vars(v), "logits": v.logits.detach()})
+    return fastgen(constant) + v.gan_loss_weight_gen * torch.log1p(torch.exp(-v.logits)).mean()
 
 
 def fastgen_h(logits: Tensor, t: Tensor, bins: Tensor, decay: float, epsilon: float = 1e-6) -> Tensor:
@@ -218,6 +224,11 @@ def vsd(v: SimpleNamespace) -> Tensor:
     return 0.5 * (v.student - (v.student - g).detach()).square().sum() / len(v.student)
 
 
+def sid(v: SimpleNamespace) -> Tensor:
+    e = v.teacher - v.fake
+    return e * ((v.teacher - v.student) - v.sid_alpha * e)
+
+
 def tdm(v: SimpleNamespace) -> Tensor:
     tau = v.teacher + (v.guidance_scale - 1) * (v.teacher - v.teacher_uncond)
     target = (v.student + (tau - v.fake)).detach()
@@ -233,6 +244,7 @@ def whole_batch(v: SimpleNamespace) -> Tensor:
 
 RECIPES = {
     "fastgen": Recipe(fastgen, differs=1e-5),
+    "fastgen-gan": Recipe(fastgen_gan, differs=1e-5, also=("logits",)),
     "fastgen-weight": Recipe(lambda v: vsd_loss(v.student, v.teacher, v.fake, v.h)),
     "model-optimizer": Recipe(lambda v: vsd_loss(v.student, cfg(v), v.fake)),
     "cosmos": Recipe(cosmos, mask=(3, 1, 4, 1, 1)),
@@ -253,6 +265,14 @@ RECIPES = {
     "lightx2v": Recipe(lightx2v, kind="flow"),
     "cdm": Recipe(cdm, kind="flow", floor=0.1),
     "vsd": Recipe(vsd, kind="epsilon"),
+    "sid": Recipe(
+        lambda v: (sid(v) / over_sample(distance(v.student, v.teacher)).clamp(min=1e-5)).sum(),
+        floor=1e-5,
+        also=("teacher", "fake"),
+    ),
+    "self-forcing-sid": Recipe(
+        lambda v: (sid(v) / over_sample(distance(v.student, v.teacher))).mean(), also=("teacher", "fake")
+    ),
     "tdm-gradient": Recipe(tdm, value=False),
     "accumulation": Recipe(whole_batch),
     "ranks": Recipe(whole_batch),
@@ -291,6 +311,7 @@ def inputs(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
         "frames_per_block": recipe.block, "micro_batches": PARTS,
         "weight": 0.35, "h": torch.tensor([0.4, 0.9, 1.7]).to(dtype), "t": torch.tensor([0.1, 0.4, 0.9]).to(dtype),
         "logits": torch.tensor([[0.3, -1.1], [1.2, 0.8], [-0.4, 0.9]]).to(dtype),
+        "gan_loss_weight_gen": 0.7, "sid_alpha": 1.2,
         "normalizer": history, "bins": history.mean.double(), "decay": history.decay,
     }  # fmt: skip
     has_frames = {k: isinstance(v, Tensor) and v.shape[:2] == SHAPE[:2] for k, v in found.items()}

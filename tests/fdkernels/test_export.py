@@ -61,10 +61,10 @@ def test_gradient_of_the_raw_op(backend, reduction, with_grad):
     """The gradient is right also if the op was called with with_grad=False."""
     call = raw_fdiv(reduction=reduction, update=False)
     op = getattr(torch.ops.fdkernels, f"fdiv_{backend}").default
-    _, gradient, _, _ = op(*FDIV.operands(call))
+    _, gradient, *_ = op(*FDIV.operands(call))
     upstream = torch.linspace(0.5, 2, 4) if reduction == "none" else torch.tensor(3.0)
     student = call.student.clone().requires_grad_()
-    loss, alone, _, stats = op(*FDIV.operands(call._replace(student=student, with_grad=with_grad)))
+    loss, alone, *_, stats = op(*FDIV.operands(call._replace(student=student, with_grad=with_grad)))
     assert not alone.requires_grad and not stats.requires_grad
     for _ in range(2):
         (found,) = torch.autograd.grad(loss, student, upstream, retain_graph=True)

@@ -52,7 +52,7 @@ def test_inductor(op, backend):
 
 def test_changing_batch_recompiles_once(op, backend):
     counter = CompileCounterWithBackend("aot_eager")
-    step = compiled(op.case, backend, counter)
+    step = compiled(op.case, backend, counter, **op.make(SHAPE).options)
     for batch in (16, 12, 9, 8, 10):
         hold(op.make((batch, *SHAPE[1:]), torch.float32, seed=batch), step)
     assert counter.frame_count <= 2
@@ -87,7 +87,7 @@ def test_raw_op(op, raw_variant, backend, dtype):
     changes, registered = op.raw_variants[raw_variant], registry.ops[op.name]
     call = op.raw(dtype, **changes)
     given = op.raw(dtype, **changes)
-    inputs = [op.arguments.flat(given)[at] for at, _ in registered.gradients_at()]
+    inputs = [getattr(given, name) for name, _ in registered.gradients]
     real = registered.run(backend, given, inputs)
     end = 1 + 2 * len(registered.gradients) if op.is_loss else len(real)
     assert not any(v.isnan().any() for v in real[:end])

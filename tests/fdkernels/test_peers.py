@@ -136,3 +136,13 @@ def test_the_recorded_epsilons_are_what_the_difference_is():
         recorded = r["weight"].double()
         differences.append(((plain - recorded).abs() / recorded).max() / ((theirs - recorded).abs() / recorded).max())
     assert max(differences) > 3
+
+
+def test_generator_term(backend):
+    """FastGen's `gan_loss_generator`, beside a score difference of 0."""
+    r = record("fastgen_gan")
+    x, logits = torch.zeros(16, 3), r["fake_logits"].clone().requires_grad_()
+    loss = on_device(fdk.fused_fdiv_loss)(x, x, x, logits, divergence="rkl", gan_weight=2.0, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, 2 * r["gen_loss"], rtol=TOLERANCE, atol=0)
+    torch.testing.assert_close(gradient, 2 * r["gen_grad"], rtol=TOLERANCE, atol=0)

@@ -35,12 +35,14 @@ KERNELS = (
     "noising/cuda/noising.cu",
     "denoising/cuda/denoising.cu",
     "adversarial/cuda/adversarial.cu",
+    "implicit/cuda/implicit.cu",
 )
 OPS = (
     "fdiv/cuda/op.cpp",
     "noising/cuda/op.cpp",
     "denoising/cuda/op.cpp",
     "adversarial/cuda/op.cpp",
+    "implicit/cuda/op.cpp",
     "torch/shared_cuda.cpp",
 )
 # No fortification: a fortified longjmp refuses to go to another stack.

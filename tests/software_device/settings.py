@@ -56,8 +56,8 @@ class Setting:
             return
         schedule, _, number = self.plan.partition(":")
         for launch in launches:
-            if launch.name in ("fdiv_cluster_kernel", "fdiv_grid_kernel"):
-                assert launch.name == f"fdiv_{schedule}_kernel", f"{launch} in {self}"
+            if launch.name.endswith(("_cluster_kernel", "_grid_kernel")):
+                assert launch.name.endswith(f"_{schedule}_kernel"), f"{launch} in {self}"
                 assert schedule == "grid" or launch.cluster == int(number), f"{launch} in {self}"
 
 

@@ -39,6 +39,18 @@ ANY = replace(
 )  # fmt: skip
 AMPERE = replace(GOOD, arch=80, barriers=0, distributed=0, prefetches=0)
 GRID = replace(GOOD, kernel="fdiv_grid_kernel", barriers=0, distributed=0, sleeps=1, integer_atomics=2)
+IMPLICIT = replace(
+    GOOD, kernel="implicit_cluster_kernel", loads=Counter({128: 12}), in_flight=5, stores=Counter({128: 6, 16: 3}),
+    kept=Counter({128: 12, 32: 2}), recalled=Counter({128: 5, 32: 2}), barriers=2, instructions=3_200,
+)  # fmt: skip
+IMPLICIT_GRID = replace(
+    IMPLICIT, kernel="implicit_grid_kernel", registers=GENERALS, barriers=0, distributed=0, sleeps=1, integer_atomics=2
+)
+IMPLICIT_ANY = replace(
+    IMPLICIT, types=Types("any", "any", "f32"), general=True, registers=100, loads=Counter({128: 6, 64: 12}),
+    in_flight=1, doubles=0, stores=Counter({128: 6, 64: 15, 32: 3, 16: 6}), kept=Counter({128: 2, 32: 2}),
+    recalled=Counter({128: 3, 64: 1, 32: 2}), instructions=4_300,
+)  # fmt: skip
 SCALE = replace(
     AMPERE, kernel="scale_kernel", shared=0, loads=Counter({128: 1, 16: 10}), in_flight=0, kept=Counter(),
     recalled=Counter(), integer_atomics=0, instructions=400,
@@ -46,7 +58,11 @@ SCALE = replace(
 COUNT = replace(SCALE, kernel="fdiv_count_kernel", types=None, loads=Counter(), stores=Counter())
 
 
-@pytest.mark.parametrize("kernel", (GOOD, GENERAL, MIXED, ANY, AMPERE, GRID, SCALE, COUNT), ids=lambda k: k.title)
+@pytest.mark.parametrize(
+    "kernel",
+    (GOOD, GENERAL, MIXED, ANY, AMPERE, GRID, IMPLICIT, IMPLICIT_GRID, IMPLICIT_ANY, SCALE, COUNT),
+    ids=lambda k: k.title,
+)
 def test_a_good_kernel_breaks_no_claim(kernel):
     assert failures(kernel) == []
 
@@ -75,6 +91,17 @@ def test_a_good_kernel_breaks_no_claim(kernel):
         (GOOD, {"in_flight": 3}, "3 loads before the first use, 6 wanted"),
         (GENERAL, {"in_flight": 4}, "4 loads before the first use, 6 wanted"),
         (GRID, {"in_flight": 5}, "5 loads before the first use, 6 wanted"),
+        (IMPLICIT, {"registers": PLAIN + 1}, f"{PLAIN + 1} registers, at most {PLAIN} wanted"),
+        (IMPLICIT, {"in_flight": 4}, "4 loads before the first use, 5 wanted"),
+        (IMPLICIT, {"loads": Counter({128: 11})}, "11 loads of elements of 128 bits, 12 wanted"),
+        (IMPLICIT, {"stores": Counter({128: 2, 16: 3})}, "2 stores of the gradient of 128 bits, 3 wanted"),
+        (IMPLICIT, {"kept": Counter({128: 11})}, "11 stores on chip of 128 bits, 12 wanted"),
+        (IMPLICIT, {"recalled": Counter({128: 3})}, "3 loads on chip of 128 bits, 4 wanted"),
+        (IMPLICIT, {"barriers": 1}, "1 cluster barriers, 2 wanted"),
+        (IMPLICIT_ANY, {"loads": Counter({128: 5, 64: 12})}, "5 loads of elements of 128 bits, 6 wanted"),
+        (IMPLICIT_ANY, {"kept": Counter({128: 1})}, "1 stores on chip of 128 bits, 2 wanted"),
+        (IMPLICIT_GRID, {"integer_atomics": 1}, "1 integer atomics, 2 wanted"),
+        (IMPLICIT_GRID, {"sleeps": 0}, "no sleep"),
         (GOOD, {"doubles": 2}, "2 instructions of double arithmetic"),
         (GOOD, {"stores": Counter({16: 1})}, "0 stores of the gradient of 128 bits, 1 wanted"),
         (GOOD, {"stores": Counter({128: 1, 32: 4})}, "4 stores of the gradient of 32 bits"),
@@ -103,10 +130,18 @@ def test_each_claim_can_fail(kernel, change, words):
 
 
 def test_the_claims_of_a_whole_library_can_fail():
-    complete = [GOOD] * 12 + [GRID] * 12 + [replace(SCALE, arch=90)] * 4 + [replace(COUNT, arch=90)] * 3
+    complete = (
+        [GOOD] * 12
+        + [GRID] * 12
+        + [IMPLICIT] * 4
+        + [IMPLICIT_GRID] * 4
+        + [replace(SCALE, arch=90)] * 4
+        + [replace(COUNT, arch=90)] * 3
+    )
     assert library_failures(complete) == []
     assert library_failures(complete[1:]) == ["sm_90: fdiv_cluster_kernel in 11 combinations, 12 wanted"]
-    assert library_failures([*complete, *complete[-1:] * 18]) == ["sm_90: 49 kernels, at most 48 wanted"]
+    assert library_failures(complete[:-8]) == ["sm_90: implicit_grid_kernel in 3 combinations, 4 wanted"]
+    assert library_failures([*complete, *complete[-1:] * 26]) == ["sm_90: 65 kernels, at most 64 wanted"]
 
 
 @needs_nvcc
@@ -169,6 +204,10 @@ def test_the_test_of_launches_allows_what_cuda_takes_of_each_block():
          "fdiv_grid_kernel<any, any, f64> general"),
         ("_ZN9fdkernels4cuda19fdiv_cluster_kernelINS_5TypesIfffEELb0EEEvNS0_4CallE",
          "fdiv_cluster_kernel<f32, f32, f32>"),
+        ("_ZN9fdkernels4cuda50_GLOBAL__N__9bd_11_implicit_cu_b23implicit_cluster_kernelINS_5TypesINS_4Bf16ES4_fEEEEvNS0_12"
+         "ImplicitCallE", "implicit_cluster_kernel<bf16, bf16, f32>"),
+        ("_ZN9fdkernels4cuda50_GLOBAL__N__9bd_11_implicit_cu_b20implicit_grid_kernelINS_5TypesINS_7AnyTypeES4_dEEEEvNS0_12"
+         "ImplicitCallE", "implicit_grid_kernel<any, any, f64> general"),
         ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelINS_4HalfEfEEvNS0_5ScaleEll",
          "scale_kernel<f16, f32>"),
         ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelIddEEvNS0_5ScaleEll",

@@ -19,9 +19,10 @@ from torch import Tensor
 import fdkernels as fdk
 from fdkernels import backends
 from tests.adversarial import make_discriminator, make_generator, make_penalty
-from tests.cases import Case, make, normalizer
+from tests.cases import Case, make, make_gan, normalizer
 from tests.denoising import make_denoising, weighted
 from tests.device import place
+from tests.implicit import make_implicit, weighted_implicit
 from tests.noising import make_noising
 from tools.gpu_check.stage import NO_SCHEDULE, PLAN, UNAVAILABLE
 
@@ -96,12 +97,20 @@ CASES: dict[str, Callable[[], Case]] = {
     "weight, multiplier a row": lambda: make(
         (4, 3, 64), FP32, heads=None, weight=uniform(4, low=0.5), multiplier=uniform(4, 3, 1, low=0.5)
     ),
+    "gan_weight": lambda: make_gan((5, 3, 8, 8), BF16, normalizer=normalizer(4)),
+    "gan_weight, many heads, none": lambda: make_gan((4, 3, 333), FP16, heads=40, reduction="none", divergence="rkl"),
+    "gan_weight, split": lambda: make_gan((2, 4, 64, 65), FP32, divergence="kl"),
     "noising": lambda: make_noising((5, 3, 8, 8), BF16),
     "noising, levels a row": lambda: make_noising((4, 3, 333), FP32, levels="per row"),
     "noising, odd": lambda: make_noising((3, 1001), FP16, levels="per element"),
     "denoising": lambda: make_denoising((5, 3, 8, 8), BF16, prediction="v_prediction"),
     "denoising, rows, none": lambda: weighted((4, 3, 333), FP16, reduction="none"),
     "denoising, odd": lambda: make_denoising((700, 11), FP32, prediction="edm"),
+    "implicit": lambda: make_implicit((5, 3, 8, 8), BF16),
+    "implicit, sim, mixed": lambda: weighted_implicit((4, 3, 333), FP16, kind="sim", predictions=FP32),
+    "implicit, odd, none": lambda: make_implicit((3, 1001), FP32, reduction="none"),
+    "implicit, split": lambda: weighted_implicit((2, 4, 64, 65), BF16, kind="sim"),
+    "implicit, float64": lambda: make_implicit((2, 999), FP64),
     "logits": lambda: make_discriminator((5, 8), FP32),
     "logits, patches, hinge, none": lambda: make_discriminator((4, 1, 33, 31), BF16, kind="hinge", reduction="none"),
     "logits, odd, relativistic": lambda: make_discriminator((3, 4099), FP16, kind="relativistic", clamp=2.0),

@@ -88,7 +88,7 @@ BROKEN = {
 def caught_by(target: str, name: str) -> list[str]:
     launch = BROKEN[name]()
     compiled = compile_for(launch, TARGETS[target])
-    written = torch.bfloat16 if launch.kernel.__name__ == "fdiv_fwd_kernel" else None
+    written = (torch.bfloat16,) if launch.kernel.__name__ == "fdiv_fwd_kernel" else ()
     read = [launch.arguments[0].student.data] * 3
     expected = expected_accesses(launch, read, written, TARGETS[target].warp_size)
     return failures(compiled, expected)

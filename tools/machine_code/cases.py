@@ -17,6 +17,8 @@ from fdkernels.denoising.arguments import DenoisingArguments
 from fdkernels.denoising.triton_launch import denoising_launches
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
 from fdkernels.fdiv.triton_launch import forward_launches
+from fdkernels.implicit.arguments import ImplicitArguments
+from fdkernels.implicit.triton_launch import implicit_launches
 from fdkernels.noising.arguments import NoisingArguments
 from fdkernels.noising.triton_launch import noising_launches
 
@@ -70,7 +72,8 @@ def call(
         alpha=level if levels == 2 else Table(), sigma=level if levels else Table(), fixed_alpha=1.0, fixed_sigma=1.0,
         sigma_data=0.5, weight=None, dmd_scale=True, eps=1e-6, floor=0.0, kept_only=False, multiplier=Table(),
         mask=Table() if mask is None else Table(meta(*mask, dtype=torch.bool), elements // mask[1]),
-        zero_nonfinite=False, reduction="mean", divisor=None, with_grad=True, with_stats=False,
+        zero_nonfinite=False, reduction="mean", divisor=None, gan_logits=None, gan_weight=0.0,
+        gan_grad=False, with_grad=True, with_stats=False,
         weighting=weighting._replace(**of_weighting),
     )  # fmt: skip
     return arguments._replace(**changes)
@@ -106,6 +109,8 @@ FORWARDS = {
         fake_uncond=meta(*SDXL),
         fake_guidance_scale=2.0,
     ),
+    "sdxl bf16, gan_weight": call(SDXL, gan_logits=meta(8, 3), gan_weight=0.3, gan_grad=True),
+    "wan bf16, gan_weight": call(WAN, gan_logits=meta(2, 3, dtype=BF16), gan_weight=0.3, gan_grad=True),
     "wan bf16, weight": call(WAN, **{**RKL, "weight": meta(2)}),
     "wan bf16, epsilon a frame": call(WAN, frames=21, prediction="epsilon"),
     "wan bf16, flow a frame, guidance, mask": call(
@@ -120,6 +125,9 @@ ODD = {
     "samples of one element, x_t, mask": call((700, 1), prediction="epsilon", mask=(700, 1), reduction="none"),
     "odd length": call((3, 4099), FP16, guidance=True),
     "float64": call((8, 3, 32, 32), torch.float64, prediction="v_prediction"),
+    "130 heads of gan_weight, fp16, zero": call(
+        CIFAR, gan_logits=meta(64, 130, dtype=FP16), gan_grad=True, zero_nonfinite=True, reduction="none"
+    ),
     "no gradient, sum": call(SDXL, with_grad=False, reduction="sum"),
     "custom edges, integer t": call(CIFAR, edges=meta(9, dtype=torch.float64), t=meta(64, dtype=torch.int64)),
     "one bin, one head": call(CIFAR, logits=meta(64), ratio_mean=meta(1), edges=meta(0, dtype=torch.float64)),
@@ -226,6 +234,42 @@ ODD_ADVERSARIALS = {
 }
 
 
+def implicit(
+    shape: tuple[int, ...], dtype: torch.dtype = BF16, predictions: torch.dtype | None = None, **changes: Any
+) -> ImplicitArguments:
+    """The arguments of `implicit_triton` for SiD's loss."""
+    prediction = meta(*shape, dtype=predictions or dtype)
+    call = ImplicitArguments(
+        student=meta(*shape, dtype=dtype), teacher=prediction, fake=meta(*shape, dtype=predictions or dtype),
+        kind="sid", alpha=1.2, floor=1e-5, c=1.0, score_scale=None, weight=None, square_weight=None,
+        fixed_score_scale=1.0, fixed_weight=1.0, fixed_square_weight=1.0, reduction="mean", with_student_grad=True,
+        with_teacher_grad=True, with_fake_grad=True,
+    )  # fmt: skip
+    return call._replace(**changes)
+
+
+SIM = {"kind": "sim", "alpha": 1.0}
+IMPLICITS = {
+    "cifar bf16": implicit(CIFAR),
+    "cifar fp32, sim": implicit(CIFAR, FP32, score_scale=meta(64), **SIM),
+    "sd15 bf16": implicit(SD15),
+    "sd15 fp32": implicit(SD15, FP32),
+    "sd15 bf16, fp32 predictions": implicit(SD15, BF16, FP32),
+    "sdxl bf16": implicit(SDXL),
+    "pixels bf16": implicit((8, 3, 512, 512)),
+    "sdxl fp32, sim": implicit(SDXL, FP32, score_scale=meta(8), weight=meta(8), **SIM),
+    "sdxl fp16, none": implicit(SDXL, FP16, reduction="none", weight=meta(8), square_weight=meta(8)),
+}
+ODD_IMPLICITS = {
+    "float64": implicit((8, 3, 32, 32), torch.float64),
+    "sdxl bf16, fp32 predictions": implicit(SDXL, BF16, FP32),
+    "sdxl bf16, float64 student": implicit(SDXL, torch.float64, BF16),
+    "odd length, teacher alone": implicit((3, 4099), FP16, with_student_grad=False, with_fake_grad=False),
+    "no gradient": implicit(SDXL, with_student_grad=False, with_teacher_grad=False, with_fake_grad=False),
+    "one element": implicit((1, 1), FP32),
+}
+
+
 def backward(dtype: torch.dtype, upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
     gradient = meta(*SDXL, dtype=dtype)
     unscale = meta(*upstream) if dtype == FP16 else meta(0)
@@ -242,37 +286,45 @@ def images_read(arguments: FdivArguments, kernel: str) -> list[Tensor]:
     return arguments.images()
 
 
-def launches() -> list[tuple[str, Launch, list[Tensor], torch.dtype | None]]:
-    """(case, launch, N-sized inputs that it reads, dtype of the gradient that it writes) of every case.
+def launches() -> list[tuple[str, Launch, list[Tensor], tuple[torch.dtype, ...]]]:
+    """(case, launch, N-sized inputs that it reads, dtypes of the gradients that it writes) of every case.
 
-    The last two are [] and None where no claim is made about the accesses.
+    The last two are empty where no claim is made about the accesses.
     """
-    found: list[tuple[str, Launch, list[Tensor], torch.dtype | None]] = []
+    found: list[tuple[str, Launch, list[Tensor], tuple[torch.dtype, ...]]] = []
     for name, arguments in FORWARDS.items():
         for launch in forward_launches(arguments)[1]:
             kernel = launch.kernel.__name__
             stores = kernel in ("fdiv_fwd_kernel", "fdiv_apply_kernel")
-            written = arguments.student.dtype if stores else None
+            written = (arguments.student.dtype,) if stores else ()
             found.append((name, launch, images_read(arguments, kernel), written))
     for name, arguments in ODD.items():
         for launch in forward_launches(arguments)[1]:
-            found.append((name, launch, [], None))
+            found.append((name, launch, [], ()))
     for name, (dtype, upstream, in_place) in BACKWARDS.items():
         for launch in backward(dtype, upstream, in_place):
-            found.append((name, launch, [launch.arguments[0]], dtype))
+            found.append((name, launch, [launch.arguments[0]], (dtype,)))
     for name, noised in NOISINGS.items():
         read = [v for v in (noised.x, noised.noise) if v is not None]
-        found += [(name, launch, read, noised.x.dtype) for launch in noising_launches(noised)[1]]
+        found += [(name, launch, read, (noised.x.dtype,)) for launch in noising_launches(noised)[1]]
     for name, denoised in DENOISINGS.items():
         read = [denoised.pred, denoised.x0, denoised.noise]
-        found += [(name, launch, read, denoised.pred.dtype) for launch in denoising_launches(denoised)[1]]
-    for name, adverse in ADVERSARIALS.items():
-        read = [v for v in (adverse.logits, adverse.others) if v is not None]
-        found += [(name, launch, read, adverse.logits.dtype) for launch in adversarial_launches(adverse)[1]]
-    for name, adverse in ODD_ADVERSARIALS.items():
-        found += [(name, launch, [], None) for launch in adversarial_launches(adverse)[1]]
+        found += [(name, launch, read, (denoised.pred.dtype,)) for launch in denoising_launches(denoised)[1]]
     for name, denoised in ODD_DENOISINGS.items():
-        found += [(name, launch, [], None) for launch in denoising_launches(denoised)[1]]
+        found += [(name, launch, [], ()) for launch in denoising_launches(denoised)[1]]
+    for name, adverse in ADVERSARIALS.items():
+        given = [v for v in (adverse.logits, adverse.others) if v is not None]
+        written = tuple(v.dtype for v in given)
+        found += [(name, launch, given, written) for launch in adversarial_launches(adverse)[1]]
+    for name, adverse in ODD_ADVERSARIALS.items():
+        found += [(name, launch, [], ()) for launch in adversarial_launches(adverse)[1]]
+    for name, of in IMPLICITS.items():
+        read = [of.student, of.teacher, of.fake]
+        for launch in implicit_launches(of)[1]:
+            stores = launch.kernel.__name__ != "implicit_reduce_kernel"
+            found.append((name, launch, read, (of.student.dtype,) * 3 if stores else ()))
+    for name, of in ODD_IMPLICITS.items():
+        found += [(name, launch, [], ()) for launch in implicit_launches(of)[1]]
     for name, noised in ODD_NOISINGS.items():
-        found += [(name, launch, [], None) for launch in noising_launches(noised)[1]]
+        found += [(name, launch, [], ()) for launch in noising_launches(noised)[1]]
     return found

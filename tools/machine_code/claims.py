@@ -24,9 +24,19 @@ FEWEST_WARPS = {
     "noising_kernel": 24,
     "denoising_kernel": 16,
     "adversarial_kernel": 20,
+    "implicit_fwd_kernel": 16,
+    "implicit_reduce_kernel": 16,
+    "implicit_apply_kernel": 24,
 }
 MOST_SHARED = 8192  # bytes; only reductions between warps use it
-DRAWS_A_TICKET = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
+HAS_A_CAREFUL_BRANCH = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
+DRAWS_A_TICKET = (
+    *HAS_A_CAREFUL_BRANCH,
+    "denoising_kernel",
+    "adversarial_kernel",
+    "implicit_fwd_kernel",
+    "implicit_reduce_kernel",
+)
 BYTES_WIDE = 16
 
 
@@ -41,17 +51,17 @@ class Expected:
     stores: int
 
 
-def expected_accesses(launch: Launch, read: list[Tensor], written: torch.dtype | None, warp: int) -> Expected:
+def expected_accesses(launch: Launch, read: list[Tensor], written: tuple[torch.dtype, ...], warp: int) -> Expected:
     threads = warp * launch.options["num_warps"]
     each = launch.options.get("TILE", 0) // threads
-    careful = CAREFUL.value // threads if launch.kernel.__name__ in DRAWS_A_TICKET else 0
+    careful = CAREFUL.value // threads if launch.kernel.__name__ in HAS_A_CAREFUL_BRANCH else 0
 
     def accesses(bytes_an_element: int, elements: int = each) -> int:
         return elements * bytes_an_element // BYTES_WIDE
 
     loads = sum(accesses(v.element_size()) + accesses(v.element_size(), careful) for v in read)
-    same = len({image.dtype for image in read} | ({written} if written else set())) == 1
-    stores = accesses(torch.empty((), dtype=written).element_size()) if written and same else 0
+    same = len({image.dtype for image in read} | set(written)) == 1
+    stores = sum(accesses(torch.empty((), dtype=dtype).element_size()) for dtype in written) if same else 0
     return Expected(loads, stores)
 
 
@@ -74,7 +84,7 @@ def failures(compiled: Compiled, expected: Expected) -> list[str]:
         found.append(f"{compiled.float_atomics} float atomics")
     if compiled.narrow_numbers:
         found.append(f"passes {', '.join(compiled.narrow_numbers)} as float32")
-    tickets = 1 if name in (*DRAWS_A_TICKET, "denoising_kernel", "adversarial_kernel") else 0
+    tickets = 1 if name in DRAWS_A_TICKET else 0
     if compiled.integer_atomics != tickets:
         found.append(f"{compiled.integer_atomics} integer atomics, {tickets} wanted")
     return found

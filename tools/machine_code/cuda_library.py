@@ -16,19 +16,19 @@ from tools.machine_code.instructions import SYSTEM_SHARED, Block, Instruction, f
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "fdkernels/libfdkernels_cuda.so"
 
-FLAGSHIPS = ("fdiv_cluster_kernel", "fdiv_grid_kernel")
+FLAGSHIPS = ("fdiv_cluster_kernel", "fdiv_grid_kernel", "implicit_cluster_kernel", "implicit_grid_kernel")
 BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64"}
 # fdiv_cluster_kernel<Types<Bf16, float, float>, false>, scale_kernel<Half, float>, fdiv_count_kernel, mangled.
 _MANGLED = re.compile(
-    r"((?:fdiv_[a-z]+|scale|adversarial|denoising|noising)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
+    r"((?:fdiv_[a-z]+|implicit_[a-z]+|scale|adversarial|denoising|noising)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
 # Functions that a kernel may call: slow paths of 64-bit division and of double's division and square root, handling of
 # diverged warps (sm_80), and the functions of csrc/ that a kernel holds only once (FDK_CALLED).
 ARITHMETIC = re.compile(
     r"__cuda_sm\d+_(?:div_|rem_|dblrcp_|dsqrt_|shflsync_|warpsync)|^\.L_x_\d+$"
     r"|9fdkernels(?:4cuda|\d+_GLOBAL__N__\w+?)?\d+(?:add_lanes|exponential|logarithm|softplus|to_double|map_at|run_end"
-    r"|minus_log_wide)E"
+    r"|minus_log_wide|add_generator)E"
 )
 
 
@@ -187,7 +187,9 @@ def named(mangled: str) -> tuple[str, Types | None, bool]:
         names.insert(1, names[0])
     if found[1] in FLAGSHIPS and len(names) != 3:
         raise ValueError(f"cannot read the types of {mangled}")
-    return found[1], Types(*names) if names else None, found[3] == "1"
+    # implicit has general kernels only for types that are looked up.
+    general = found[3] == "1" or (found[1].startswith("implicit_") and names[0] == "any")
+    return found[1], Types(*names) if names else None, general
 
 
 def _loads_elements(instruction: Instruction) -> bool:

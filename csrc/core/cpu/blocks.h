@@ -8,7 +8,7 @@
 //   sum(at, count, sums)       sets the block's sums; returns false if they cannot be trusted: infinite, NaN, too small
 //   sum_carefully(at, count, sums)  replaces such sums by the same block's, added element by element in double
 //   add(total, sums)           adds a block's sums to the total
-//   store(at, count, factor)   stores the block's gradient
+//   store(at, count, factor)   stores the block's gradient, or gradients; factor: what store_blocks() got
 //
 // Keep functions in the unnamed namespace: see core/numbers.h.
 #pragma once
@@ -166,6 +166,8 @@ void expand_mask(const Table& mask, int64_t b, int64_t begin, int count, Keep<T>
       });
 }
 
+// ---- sums of a block
+
 // The sum over elements [0, count) of value_at(i), in kLanes running sums in double: as many elements are one step of a
 // vectorized loop.
 template <int kLanes, class ValueAt>
@@ -180,6 +182,68 @@ double sum_in_double(int64_t count, const ValueAt& value_at) {
   double total = 0;
   for (double sum : sums) total += sum;
   return total;
+}
+
+// A sum has kLanes running sums in T, one for each of the values that 64 bytes store, and each takes kAdded additions
+// before all become double: in a long running float sum of equal numbers, each addition may round the same way. The
+// lanes are written down because a compiler may vectorize with fewer lanes, or not at all, and would then make the runs
+// longer.
+template <class Stored>
+constexpr int kLanes = 64 / sizeof(Stored);
+constexpr int kAdded = 16;
+static_assert(kBlock % (kLanes<Bf16> * kAdded) == 0);
+
+// What an element adds to three sums; the first may be of a wider type.
+template <class First, class T>
+struct Addends {
+  First first;
+  T second, third;
+};
+
+template <class First, class T>
+Addends(First, T, T) -> Addends<First, T>;
+
+struct Totals {
+  double first = 0, second = 0, third = 0;
+};
+
+// Sums over elements [0, count) of addends_at(i).
+template <int kLanes, class AddendsAt>
+Totals sum_in_lanes(int count, const AddendsAt& addends_at) {
+  using Each = decltype(addends_at(0));
+  using First = decltype(Each::first);
+  using T = decltype(Each::second);
+  alignas(64) double totals[3][kLanes] = {};
+  for (int begin = 0; begin < count; begin += kLanes * kAdded) {
+    const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
+    alignas(64) First first[kLanes] = {};
+    alignas(64) T second[kLanes] = {}, third[kLanes] = {};
+    const auto add = [&](int i, int lane) {
+      const Each each = addends_at(i);
+      first[lane] += each.first;
+      second[lane] += each.second;
+      third[lane] += each.third;
+    };
+    int at = begin;
+    for (; at + kLanes <= end; at += kLanes) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) add(at + lane, lane);
+    }
+    for (int lane = 0; at + lane < end; ++lane) add(at + lane, lane);
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      totals[0][lane] += static_cast<double>(first[lane]);
+      totals[1][lane] += static_cast<double>(second[lane]);
+      totals[2][lane] += static_cast<double>(third[lane]);
+    }
+  }
+  Totals sums;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    sums.first += totals[0][lane];
+    sums.second += totals[1][lane];
+    sums.third += totals[2][lane];
+  }
+  return sums;
 }
 
 // ---- passes over blocks
@@ -206,8 +270,8 @@ typename Loop::Sums sum_blocks(Loop& loop, int64_t begin, int64_t end) {
   return total;
 }
 
-template <class Loop, class T>
-void store_blocks(Loop& loop, int64_t begin, int64_t end, T factor) {
+template <class Loop, class Factor>
+void store_blocks(Loop& loop, int64_t begin, int64_t end, const Factor& factor) {
   for_blocks(loop, begin, end, [&](int64_t at, int count) { loop.store(at, count, factor); });
 }
 

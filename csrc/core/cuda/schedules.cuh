@@ -16,7 +16,8 @@
 // An Op is a struct of types and static functions:
 //
 //   Call                     the kernels' parameter, derived from Teams; its p has batch, elements and aligned
-//   Shared                   a block's static shared memory, derived from TeamShared
+//   Shared                   a block's static shared memory, derived from TeamShared, with the type of the coefficient:
+//                            what a Math that stores needs of a sample
 //   Math                     the arithmetic of one sample, see below
 //   kExchanged               doubles per sample that each block of a team gives to the others: 1, 2, 4 or 8
 //   begin(call, elements, shared)           run by all threads with elements, before their first sample
@@ -32,6 +33,9 @@
 // aligned vector (or kWidth elements of it), or one element where a sample ends within a vector or is not aligned.
 //
 //   T, Sums, Partial   type of the arithmetic; sums in double; sums of a few vectors in T
+//   kHeld              values of T that stay on chip for each element. `values` below has the first value of W
+//   elements,
+//                      then the second one, ...
 //   kVector            elements of a vector
 //   kWidth             elements of a whole vector that are taken at a time
 //   kInFlight          whole vectors whose loads are in flight at a time; 1 if kWidth is smaller than a vector
@@ -64,11 +68,20 @@ namespace fdkernels::cuda {
 template <class Math>
 constexpr int kRun = std::max(Math::kInFlight, 16 / Math::kVector);
 
+template <class Math>
+constexpr int held_values() {
+  if constexpr (requires { Math::kHeld; }) {
+    return Math::kHeld;
+  } else {
+    return 1;
+  }
+}
+
 // Returns the sums over a part. The values of the share's first part.held vectors stay in `hold`.
 template <class Math>
 __device__ inline typename Math::Sums gather(Math& math, bool aligned, const Part& part, Words* hold) {
   using T = typename Math::T;
-  constexpr int V = Math::kVector, W = Math::kWidth, kInFlight = Math::kInFlight;
+  constexpr int V = Math::kVector, W = Math::kWidth, kInFlight = Math::kInFlight, kHeld = held_values<Math>();
   const Vectors vectors = vectors_of<V>(aligned, part);
   const int whole = math.together() ? vectors.whole : 0;
   typename Math::Sums total;
@@ -92,16 +105,16 @@ __device__ inline typename Math::Sums gather(Math& math, bool aligned, const Par
         } else {
 #pragma unroll 1
           for (int at = v * V; at < v * V + V; at += W) {
-            T values[W];
+            T values[kHeld * W];
             math.template gather<W>(at, values, partial);
-            if (v < part.held) keep<V>(hold, part.held, at, values);
+            if (v < part.held) keep_each<V, kHeld>(hold, part.held, at, values);
           }
         }
       } else {
         for_elements<V>(part, v, [&](int at) {
-          T values[1];
+          T values[kHeld];
           math.template gather<1>(at, values, partial);
-          if (v < part.held) keep<V>(hold, part.held, at, values);
+          if (v < part.held) keep_each<V, kHeld>(hold, part.held, at, values);
         });
       }
       v += part.threads;
@@ -121,7 +134,7 @@ __device__ inline typename Math::Sums gather(Math& math, bool aligned, const Par
 template <class Math>
 __device__ inline void scatter(Math& math, bool aligned, const Part& part, const Words* hold) {
   using T = typename Math::T;
-  constexpr int V = Math::kVector, W = Math::kWidth;
+  constexpr int V = Math::kVector, W = Math::kWidth, kHeld = held_values<Math>();
   const Vectors vectors = vectors_of<V>(aligned, part);
   const int whole = math.stores_vectors() ? vectors.whole : 0;
   const bool by_width = math.together();
@@ -129,21 +142,21 @@ __device__ inline void scatter(Math& math, bool aligned, const Part& part, const
   for (int v = part.thread; v < vectors.all; v += part.threads) {
     const bool held = v < part.held;
     if (v < whole && held) {
-      T values[V];
-      recall<V>(hold, part.held, v * V, values);
+      T values[kHeld * V];
+      recall_each<V, kHeld>(hold, part.held, v * V, values);
       math.template store<V>(v * V, values);
     } else if (v < whole && by_width) {
 #pragma unroll 1
       for (int at = v * V; at < v * V + V; at += W) {
-        T values[W];
+        T values[kHeld * W];
         math.template recompute<W>(at, values);
         math.template store<W>(at, values);
       }
     } else {
       for_elements<V>(part, v, [&](int at) {
-        T values[1];
+        T values[kHeld];
         if (held) {
-          recall<V>(hold, part.held, at, values);
+          recall_each<V, kHeld>(hold, part.held, at, values);
         } else {
           math.template recompute<1>(at, values);
         }
@@ -157,14 +170,14 @@ __device__ inline void scatter(Math& math, bool aligned, const Part& part, const
 
 constexpr int kMaxCluster = 1 << (kClusterSizes - 1);
 
-template <int kExchanged>
+template <int kExchanged, class Coefficient = double>
 struct TeamShared {
   static_assert(kExchanged <= kMaxSums && kWarp % kExchanged == 0, "the lanes of a warp are divided among the values");
   Scratch scratch;
   // The sums of all blocks of a cluster, at even and at odd turns: a fast block may write those of its next sample
   // while a slow one still reads these.
   double exchanged[2][kMaxCluster][kExchanged];
-  double coefficient;  // of the current sample
+  Coefficient coefficient;  // of the current sample
   bool drawn;
 };
 
@@ -195,9 +208,8 @@ __device__ inline void prefetch(const Teams& call, int64_t b, const Part& part) 
 }
 
 // The threads with elements: all but the last call.weighing ones.
-template <int kExchanged>
-__device__ inline Group elements_of(const Teams& call, TeamShared<kExchanged>& shared) {
-  return {0, static_cast<int>(blockDim.x) - call.weighing, kOfElements, shared.scratch};
+__device__ inline Group elements_of(const Teams& call, Scratch& scratch) {
+  return {0, static_cast<int>(blockDim.x) - call.weighing, kOfElements, scratch};
 }
 
 // Run by the threads without elements: they work ahead, then tell the others.
@@ -226,7 +238,7 @@ __device__ inline void by_clusters(const typename Op::Call& call, typename Op::S
   constexpr int team = 1, rank = 0;
 #endif
   const int64_t teams = gridDim.x / team, first = blockIdx.x / team;
-  const Group elements = elements_of(call, shared);
+  const Group elements = elements_of(call, shared.scratch);
 #if __CUDA_ARCH__ >= 900
   if (team > 1) cluster.barrier_arrive();  // no block may write to one that has not begun
 #endif
@@ -300,7 +312,7 @@ __device__ inline void by_grid(const typename Op::Call& call, typename Op::Share
   constexpr int kExchanged = Op::kExchanged;
   const int teams = call.teams, team = static_cast<int>(gridDim.x) / teams;
   const int first = static_cast<int>(blockIdx.x) / team, rank = static_cast<int>(blockIdx.x) - first * team;
-  const Group elements = elements_of(call, shared);
+  const Group elements = elements_of(call, shared.scratch);
   if (static_cast<int>(threadIdx.x) >= elements.threads) return go_ahead<Op>(call, shared, [] {});
   const Part part = part_of(call.p.elements, call.share, call.held, rank, elements.thread(), elements.threads);
   prefetch(call, first, part);

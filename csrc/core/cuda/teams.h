@@ -6,6 +6,11 @@
 
 namespace fdkernels::cuda {
 
+// Doubles of global memory in which a plan's blocks exchange their sums: `each` per sample and block.
+inline int64_t exchanged_doubles(const Plan& plan, int64_t batch, int each) {
+  return plan.schedule == Schedule::grid ? each * batch * plan.team : 0;
+}
+
 struct Teams {
   int64_t share;  // these four as in Plan
   int held, buffers;

@@ -90,15 +90,6 @@ void lower_to_run(const Problem& p, int64_t i, int64_t* count) {
 
 // ---- its sums and its gradient
 
-// A sum has kLanes running sums in T, one for each of the values that 64 bytes store, and each takes kAdded additions
-// before all become double: in a long running float sum of equal numbers, each addition may round the same way. The
-// lanes are written down because a compiler may vectorize with fewer lanes, or not at all, and would then make the runs
-// longer.
-template <class Stored>
-constexpr int kLanes = 64 / sizeof(Stored);
-constexpr int kAdded = 16;
-static_assert(kBlock % (kLanes<Bf16> * kAdded) == 0);
-
 enum class Error { unread, of_x0, of_prediction };  // x - x0: x is not read; tau is x0; tau is a raw prediction
 
 Error which_error(const Problem& p) {
@@ -120,39 +111,12 @@ auto error_at(const Stored* x, const Stored* tau, const Stored* noisy, double a,
 // Sums over elements [0, count) of what each adds.
 template <int kLanes, class AddedAt>
 Sums sum(int count, const AddedAt& added_at) {
-  using Each = decltype(added_at(0));
-  using T = decltype(Each::energy);
-  using Distance = decltype(Each::distance);
-  alignas(64) double totals[3][kLanes] = {};
-  for (int begin = 0; begin < count; begin += kLanes * kAdded) {
-    const int end = count - begin < kLanes * kAdded ? count : begin + kLanes * kAdded;
-    alignas(64) T energy[kLanes] = {}, gap[kLanes] = {};
-    alignas(64) Distance distance[kLanes] = {};
-    const auto add = [&](int i, int lane) {
-      const Each each = added_at(i);
-      distance[lane] += each.distance;
-      energy[lane] += each.energy;
-      gap[lane] += each.gap;
-    };
-    int at = begin;
-    for (; at + kLanes <= end; at += kLanes) {
-#pragma omp simd
-      for (int lane = 0; lane < kLanes; ++lane) add(at + lane, lane);
-    }
-    for (int lane = 0; at + lane < end; ++lane) add(at + lane, lane);
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      totals[0][lane] += static_cast<double>(distance[lane]);
-      totals[1][lane] += static_cast<double>(energy[lane]);
-      totals[2][lane] += static_cast<double>(gap[lane]);
-    }
-  }
+  const Totals totals = sum_in_lanes<kLanes>(count, [&](int i) {
+    const auto each = added_at(i);
+    return Addends{each.distance, each.energy, each.gap};
+  });
   Sums sums;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sums.distance += totals[0][lane];
-    sums.energy += totals[1][lane];
-    sums.gap += totals[2][lane];
-  }
+  sums.distance = totals.first, sums.energy = totals.second, sums.gap = totals.third;
   return sums;
 }
 

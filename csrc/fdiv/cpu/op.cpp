@@ -51,6 +51,41 @@ WeightResults fdiv_weight(const FdivWeightArguments& call) {
   return {weight, stats};
 }
 
+// The sum of softplus(-l) of sample b; stores the gradient of its logits.
+double add_logits(const fdkernels::Generator& g, int64_t b) {
+  double sum = 0, mean = 0;
+  fdkernels::with_type<fdkernels::AnyType>(g.logits.dtype, [&](auto type) {
+    using Stored = decltype(type);
+    const Stored* logits = static_cast<const Stored*>(g.logits.data) + b * g.heads;
+    Stored* gradient = g.gradient == nullptr ? nullptr : static_cast<Stored*>(g.gradient) + b * g.heads;
+    for (int64_t k = 0; g.drops && k < g.heads; ++k) mean += fdkernels::number(logits[k]);
+    const bool used = fdkernels::is_finite(mean);
+    for (int64_t k = 0; k < g.heads; ++k) {
+      const double logit = fdkernels::number(logits[k]);
+      if (used) sum += fdkernels::softplus(-logit);
+      const double slope = used ? g.gradient_scale * fdkernels::generator_slope(logit) : 0.0;
+      if (gradient != nullptr) {
+        fdkernels::put(static_cast<decltype(fdkernels::number(Stored{}))>(slope), gradient[k]);
+      }
+    }
+  });
+  return sum;
+}
+
+// Adds the generator's term to the loss, or to each sample's loss, and stores the gradient of its logits. Returns the
+// term before its weight; with "none", its mean over samples.
+double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_sample, std::vector<double>& losses) {
+  if (g.logits.data == nullptr) return std::numeric_limits<double>::quiet_NaN();
+  double total = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const double sum = add_logits(g, b);
+    losses[per_sample ? b : 0] += g.scale * sum;
+    total += sum;
+  }
+  if (g.unscale != nullptr) std::fill_n(g.unscale, losses.size(), g.inverse_power);
+  return total * g.mean;
+}
+
 FdivResults fdiv(const FdivArguments& call) {
   fdkernels::Problem p = problem(call);
   const auto options = weight_options(call);
@@ -78,8 +113,10 @@ FdivResults fdiv(const FdivArguments& call) {
   fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(),
                        out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
                        call.with_stats ? stats : nullptr);
+  const GeneratorTensors generator(call, out);
+  stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
-  return out.all();
+  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "core/cuda/device.h"
 #include "core/cuda/reals.h"
 #include "core/cuda/teams.h"
+#include "fdiv/generator.h"
 #include "fdiv/plan_call.h"
 #include "fdiv/weight.h"
 
@@ -35,7 +36,9 @@ struct Call : Teams {
   Problem p;
   Weighting w;
   Results r;
-  const double* counts;  // kept mask entries, in count_parts parts; null: every block counts them itself
+  Generator g;
+  Reals generator_logits;  // of g
+  const double* counts;    // kept mask entries, in count_parts parts; null: every block counts them itself
   int count_parts;
   Reals count;        // N of a mean, if the caller gave it on the device
   double host_count;  // N of a mean, at least 1, if the caller gave it on the CPU; else 0

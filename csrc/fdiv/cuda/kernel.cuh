@@ -2,7 +2,7 @@
 //
 //   s_b  = 1 / (max(mean_i |x_bi - tau_bi|, floor) + eps)      dmd_scale; else 1
 //   g_bi = h_b s_b m_bi c_bi (f_bi - tau_bi)                   f, tau raw predictions, m the multiplier
-//   loss = 1/2 sum g^2 / N,   gradient = g / N
+//   loss = 1/2 sum g^2 / N + the generator's term (fdiv/generator.h),   gradient = g / N
 //
 // core/cuda/schedules.cuh moves the data: a team of blocks loads a sample once, and holds the gradient's direction in
 // shared memory until the sample's sums are known. Bytes per element: 8 in bfloat16, 16 in float32, while a sample
@@ -66,6 +66,27 @@ __device__ inline double divisor_of(const Call& call, const Group& group) {
   return static_cast<double>(p.batch) * static_cast<double>(p.elements);
 }
 
+// The generator's term: sums over each sample's logits, and their gradient. A warp takes a sample. The samples go to
+// all blocks of the grid, which have started to prefetch their elements.
+__device__ FDK_CALLED void add_generator(const Call& call, int warps) {
+  const Generator& g = call.g;
+  const int64_t blocks = gridDim.x;
+#pragma unroll 1
+  for (int64_t b = blockIdx.x + blocks * warp(); b < call.p.batch; b += blocks * warps) {
+    const bool used = !g.drops || is_finite(mean_of_heads(call.generator_logits, g.heads, b, lane(), kWarp));
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t at = b * g.heads + lane(); at < (b + 1) * g.heads; at += kWarp) {
+      const double logit = real_at(call.generator_logits, at);
+      if (used) sum += softplus(-logit);
+      const double slope[1] = {used ? g.gradient_scale * generator_slope(logit) : 0.0};
+      if (g.gradient != nullptr) write<AnyType>(g.gradient, g.logits.dtype, at, slope);
+    }
+    sum = add_lanes(sum);
+    if (lane() == 0) g.sums[b] = sum;
+  }
+}
+
 // ---- a sample
 
 // The factor of a sample's direction, from its team's sums. One thread of the team `reports`: it writes the record, and
@@ -96,6 +117,24 @@ __device__ inline double finish_sample(const Call& call, int64_t b, Sums sums, d
 
 // ---- after the last sample
 
+// Run by the last block: returns the sum of all softplus terms. With "none" it adds each sample's own to its loss.
+__device__ inline double report_generator(const Call& call, const Group& group) {
+  const Generator& g = call.g;
+  const bool alone = call.p.reduction == Reduction::none;
+  double total[1] = {0};
+  group.each(call.p.batch, [&](int64_t b) {
+    const double sum = __ldcg(g.sums + b);
+    total[0] += sum;
+    double* wide = static_cast<double*>(call.r.loss) + b;
+    float* loss = static_cast<float*>(call.r.loss) + b;
+    if (alone && call.r.wide_loss) *wide = __ldcg(wide) + g.scale * sum;
+    if (alone && !call.r.wide_loss) *loss = __ldcg(loss) + static_cast<float>(g.scale * sum);
+    if (g.unscale != nullptr && (alone || b == 0)) g.unscale[b] = g.inverse_power;
+  });
+  group.reduce<Add>(total);
+  return total[0];
+}
+
 // Run by the last block: adds up the records, and writes loss, statistics and the normalizer's state.
 __device__ inline void report(const Call& call, const Group& group, Shared& shared) {
   const Problem& p = call.p;
@@ -117,19 +156,22 @@ __device__ inline void report(const Call& call, const Group& group, Shared& shar
     if (r.stats != nullptr && weighs) r.stats[kStats + b] = weights_of(call).h[b];
   });
   group.reduce<Add>(totals);
+  const double generator = call.g.logits.data != nullptr ? report_generator(call, group) : NAN;
   if (given) {
     double extremes[2] = {-found.lowest, found.highest};
     group.reduce<Max>(extremes);
     found = {-extremes[0], extremes[1]};
   }
   if (threadIdx.x == 0) {
-    const double loss = 0.5 * totals[0] / shared.divisor;
+    double loss = 0.5 * totals[0] / shared.divisor;
+    if (call.g.logits.data != nullptr) loss += call.g.scale * generator;
     if (p.reduction != Reduction::none && r.wide_loss) *static_cast<double*>(r.loss) = loss;
     if (p.reduction != Reduction::none && !r.wide_loss) *static_cast<float*>(r.loss) = static_cast<float>(loss);
     if (r.stats != nullptr) {
       r.stats[kWeightStats] = ::sqrt(totals[1]);
       r.stats[kWeightStats + 1] = totals[2] / totals[3];
       r.stats[kWeightStats + 2] = totals[4];
+      r.stats[kWeightStats + 3] = generator * call.g.mean;
     }
     if (r.stats != nullptr && r.weight_stats) {
       Weighed weighed = shared.weighed;
@@ -150,6 +192,7 @@ struct FdivOp {
   static constexpr int kExchanged = cuda::kExchanged;
 
   __device__ static void begin(const Call& call, const Group& elements, Shared& shared) {
+    if (call.g.logits.data != nullptr) add_generator(call, elements.threads / kWarp);
     const double divisor = divisor_of<kGeneral>(call, elements);
     if (threadIdx.x == 0) shared.divisor = divisor;
   }

@@ -24,8 +24,9 @@ int mask_parts(const Target& target) {
 // Doubles that a plan's launches need.
 int64_t workspace_of(const Call& call, const fdkernels::Plan& plan, const Target& target) {
   const int64_t batch = call.p.batch;
-  int64_t doubles = Workspace::padded(cuda::kRecorded * batch);
-  if (plan.schedule == fdkernels::Schedule::grid) doubles += Workspace::padded(cuda::kExchanged * batch * plan.team);
+  int64_t doubles = Workspace::padded(cuda::kRecorded * batch) +
+                    Workspace::padded(cuda::exchanged_doubles(plan, batch, cuda::kExchanged));
+  if (call.g.logits.data != nullptr) doubles += Workspace::padded(batch);
   if (plan.weigh_first) {
     doubles += Workspace::padded(batch) + Workspace::padded(cuda::weigh_scratch(batch, call.w.state.bins));
   }
@@ -40,8 +41,8 @@ void queue_first(Call& call, fdkernels::Workload& work, const fdkernels::Plan& p
   const Problem& p = call.p;
   cuda::Results& r = call.r;
   r.records = workspace.take(cuda::kRecorded * p.batch);
-  if (plan.schedule == fdkernels::Schedule::grid)
-    call.exchange = workspace.take(cuda::kExchanged * p.batch * plan.team);
+  if (call.g.logits.data != nullptr) call.g.sums = workspace.take(p.batch);
+  call.exchange = workspace.take(cuda::exchanged_doubles(plan, p.batch, cuda::kExchanged));
   if (plan.weigh_first) {
     double* h = r.stats != nullptr ? r.stats + fdkernels::kStats : workspace.take(p.batch);
     double* scratch = workspace.take(cuda::weigh_scratch(p.batch, call.w.state.bins));
@@ -120,6 +121,9 @@ FdivResults fdiv(const FdivArguments& arguments) {
   r.stats = arguments.with_stats ? static_cast<double*>(out.stats.data_ptr()) : nullptr;
   r.weight_stats = true;
   p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
+  const GeneratorTensors generator(arguments, out);
+  call.g = generator.term;
+  if (arguments.gan_logits) call.generator_logits = {call.g.logits.data, *real_type(generator.logits.scalar_type())};
   const Loads loads = loads_of(p);
   const bool general = is_general(p, loads);
   const int vector = vector_of(loads);
@@ -137,7 +141,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
     }
     return cuda::start(call, plan, loads, general, target.device, target.stream);
   });
-  return out.all();
+  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
 }
 
 }  // namespace

@@ -41,17 +41,17 @@ __device__ inline double sum_reals(const Reals& reals, int64_t first, int64_t la
 }
 
 // Step 1: a sample's mean over heads. A thread adds heads first, first + step, ...; its warp adds the sums if step > 1.
-__device__ inline double mean_of_heads(const Weighting& w, int64_t b, int first, int step) {
-  double sum = sum_reals(w.logits, b * w.heads + first, (b + 1) * w.heads, step);
+__device__ inline double mean_of_heads(const Reals& logits, int64_t heads, int64_t b, int first, int step) {
+  double sum = sum_reals(logits, b * heads + first, (b + 1) * heads, step);
   if (step > 1) sum = add_lanes(sum);
-  return sum / static_cast<double>(w.heads);
+  return sum / static_cast<double>(heads);
 }
 
 // Writes each sample's mean over heads into h, and its t into ratios. With many heads, a warp takes a sample.
 __device__ inline void combine_heads(const Group& group, const Weighting& w, int64_t batch, const Weights& to) {
   group.each(batch, w.heads > kHeadsAThread, [&](int64_t b, int first, int step) {
     const uint64_t t = w.t.data == nullptr ? 0 : load_real(w.t, b);
-    const double mean = mean_of_heads(w, b, first, step);
+    const double mean = mean_of_heads(w.logits, w.heads, b, first, step);
     if (first != 0) return;
     to.h[b] = mean;
     to.ratios[b] = w.t.data == nullptr ? 0.0 : to_double(t, w.t.type);

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kWeighManyThreads)
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kWeighManyThreads; first < batch; first += round) {
     const int count = static_cast<int>(batch - first < kWeighManyThreads ? batch - first : kWeighManyThreads);
     block.each(count, w.heads > kHeadsAThread, [&](int64_t i, int part, int step) {
-      const double mean = mean_of_heads(w, first + i, part, step);
+      const double mean = mean_of_heads(w.logits, w.heads, first + i, part, step);
       if (part == 0) ratios[i] = mean;
     });
     block.sync();

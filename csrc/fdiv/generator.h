@@ -1,0 +1,29 @@
+// The generator's term of the op fdiv, weight * sum_bk softplus(-l_bk) / divisor, and the gradient of its logits l, for
+// every device.
+#pragma once
+
+#include "core/tensors.h"
+#include "fdiv/divergences.h"
+
+namespace fdkernels {
+
+struct Generator {
+  Samples logits;  // (B, heads), contiguous; absent if the call has no such term
+  int64_t heads;
+  double scale;           // weight / divisor
+  double gradient_scale;  // the same, for float16 times float16_power(divisor)
+  double mean;            // of all terms: what their sum is multiplied by, for the statistics
+  bool drops;             // samples whose mean over heads is not finite
+  void* gradient;         // shaped like the logits; null: none
+  float* unscale;         // scale / gradient_scale, once or for each sample's loss; null: none
+  float inverse_power;    // its value
+  double* sums;           // CUDA: of each sample's softplus
+};
+
+// The derivative of softplus(-l), without overflow.
+FDK_HOST_DEVICE inline double generator_slope(double logit) {
+  const double small = exponential(-::fabs(logit));
+  return -(logit < 0 ? 1.0 : small) / (1 + small);
+}
+
+}  // namespace fdkernels
