@@ -61,15 +61,16 @@ class Formula:
     forward: bool = False  # its result is timed, without a backward
     video: bool = False  # takes five sizes, and puts frames before channels
     leaves: tuple[str, ...] = ("student",)  # the data whose gradients a step computes; it returns the first one's
+    written: int = 1  # N-sized results
     fp32: bool = False  # has that dtype alone
     in_place: bool = False  # its result is a part of its data: it is neither compiled nor replayed
     draws: bool = False  # what is timed draws its noise; noise is given where a result is compared with `exact`
 
     def minimum_bytes(self, case: Case) -> int:
-        """Inputs read once and the result written once."""
+        """Inputs read once and the results written once."""
         if not self.images:
             return 4 * case.elements + WEIGHT_BYTES[0] * case.shape[0] + WEIGHT_BYTES[1]
-        return (self.images + 1) * case.elements * case.itemsize
+        return (self.images + self.written) * case.elements * case.itemsize
 
     def input_bytes(self, case: Case) -> int:
         """Bytes of one set's N-sized inputs; if it has none, `minimum_bytes`."""
