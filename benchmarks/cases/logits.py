@@ -32,10 +32,11 @@ def fastgen_r1(real: Tensor, near: Tensor) -> Tensor:
 
 
 def logits(case: Case, draw: Draw) -> Inputs:
-    """`student` and `teacher` are logits of fake and real samples, both with a gradient."""
-    fake, real = (draw.normal(*case.shape).to(DTYPES[case.dtype]).requires_grad_() for _ in range(2))
+    """`student` and `teacher` are logits of fake and real samples, both with a gradient. `fake` is for the measurement
+    of the bandwidth alone."""
+    first, second, third = (draw.normal(*case.shape).to(DTYPES[case.dtype]) for _ in range(3))
     nothing = torch.empty(0, device=draw.device)
-    return Inputs(fake, real, nothing, nothing, nothing)
+    return Inputs(first.requires_grad_(), second.requires_grad_(), third, nothing, nothing)
 
 
 def _exact(slope: Any) -> Any:
