@@ -62,7 +62,6 @@ class Formula:
     forward: bool = False  # its result is timed, without a backward
     video: bool = False  # takes five sizes, and puts frames before channels
     leaves: tuple[str, ...] = ("student",)  # the data whose gradients a step computes; it returns the first one's
-    written: int = 1  # N-sized results
     fp32: bool = False  # has that dtype alone
     in_place: bool = False  # its result is a part of its data: it is neither compiled nor replayed
     draws: bool = False  # what is timed draws its noise; noise is given where a result is compared with `exact`

@@ -90,7 +90,8 @@ def score_implicit_loss(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; an unknown kind; c missing or not positive; score_scale
-            or c with sid, alpha or floor with sim; a weight or score_scale that requires a gradient, which it would not get.
+            or c with sid, alpha or floor with sim; a weight or score_scale that requires a gradient, which it would not
+            get.
         TypeError: not a tensor; a weight or score_scale that is neither a number nor a tensor.
         RuntimeError: a backend that is not available, with the reason; double backward.
 
