@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cases.formulas import FORMULAS, OPS
 from benchmarks.cases.setting import setting_of_run
-from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GROUPS, SHAPES, STEP, STEPS, Case
+from benchmarks.cases.shapes import DEFAULT_DTYPES, DTYPES, GAN, GROUPS, SHAPES, STEP, STEPS, Case
 from benchmarks.cases.variants import COMPILE_MODES, MODES
 from benchmarks.measure.rows import Options, Skipped
 from benchmarks.measure.run import run
@@ -33,10 +33,12 @@ from fdkernels._op.checks import did_you_mean
 QUICK = {
     "cpu": "fastgen cifar,pixels512,wan2 fp32,bf16; weight cifar fp32; dmd2_latent sdxl fp32; self_forcing wan bf16;"
     " noising,denoising,sid sdxl bf16; sid,sim pixels512 fp32; dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16;"
+    " gan_generator,gan_discriminator heads,many_heads,patches fp32; relativistic,r1 heads,patches fp32;"
     " dmd2_pixel,dmd2_latent tiny fp32",
     "cuda": "fastgen cifar,pixels512_large,sdxl,wan,cifar_large bf16,fp32; self_forcing wan,wan_large bf16;"
     " dmd2_latent,noising,denoising,sid sdxl,sdxl_large bf16; sid,sim cifar_large fp32; weight cifar,cifar_large fp32;"
     " dmd2_pixel imagenet64,pixels1024_large fp32;"
+    " gan_generator,gan_discriminator,relativistic,r1 heads,patches bf16;"
     " fastgen_scaled cifar,pixels512_large bf16",
 }
 # The quick choice of the op step, which runs only where it is named.
@@ -148,7 +150,7 @@ def cases_of(given: argparse.Namespace, device: str, error: Callable[[str], NoRe
                 if name in peers and given.shapes:
                     error(f"--shapes {shape_name}: {why_not}")
                 continue
-            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen", *STEPS)
+            natural = SHAPES[shape_name].formulas if shape_name in SHAPES else ("fastgen", *GAN, *STEPS)
             if name in peers or not formula.images or name in natural:
                 found += [formula.case(shape_name, sizes, dtype) for dtype in given.dtype or DEFAULT_DTYPES]
     return list(dict.fromkeys(found))

@@ -55,19 +55,19 @@ class Formula:
     inputs: Callable[[Case, Draw], Any]
     images: int
     """N-sized inputs that have to be read. 0: the formula takes only logits, and gives a weight without gradient."""
+    written: int = 1  # N-sized results
     reread: int = 2  # how many of `images` are read again if a sample does not stay on chip
     plan: Callable[[Case], dict[str, Any]] = lambda case: {}  # fields of its CallShape
     upstream: float = 1.0
     forward: bool = False  # its result is timed, without a backward
     video: bool = False  # takes five sizes, and puts frames before channels
     leaves: tuple[str, ...] = ("student",)  # the data whose gradients a step computes; it returns the first one's
-    written: int = 1  # N-sized results
     fp32: bool = False  # has that dtype alone
     in_place: bool = False  # its result is a part of its data: it is neither compiled nor replayed
     draws: bool = False  # what is timed draws its noise; noise is given where a result is compared with `exact`
 
     def minimum_bytes(self, case: Case) -> int:
-        """Inputs read once and the results written once."""
+        """Inputs read once and results written once."""
         if not self.images:
             return 4 * case.elements + WEIGHT_BYTES[0] * case.shape[0] + WEIGHT_BYTES[1]
         return (self.images + self.written) * case.elements * case.itemsize

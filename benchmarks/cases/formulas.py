@@ -19,6 +19,7 @@ import fdkernels as fdk
 from benchmarks.cases import baselines
 from benchmarks.cases.exact import doubles, exact_gradient, exact_weight
 from benchmarks.cases.formula import BINS, HEADS, Draw, Formula, Inputs
+from benchmarks.cases.logits import LOGITS
 from benchmarks.cases.parameters import LISTS
 from benchmarks.cases.shapes import DTYPES, Case
 from benchmarks.cases.steps import STEPS
@@ -244,6 +245,7 @@ FORMULAS = {
             ),
             exact=_exact_sim, **_IMPLICIT,
         ),
+        *LOGITS,
         *STEPS,
         *LISTS,
     )

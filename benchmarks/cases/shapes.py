@@ -38,6 +38,13 @@ LISTS = {
     "small_network": Shape("a small network", (60, 2_700), ("clip", "average")),
     "edm_network": Shape("EDM's network", (421, 132_400), ("clip", "average")),
 }
+GAN = ("gan_generator", "gan_discriminator", "relativistic", "r1")
+# Logits of discriminators: (B, heads), and patches.
+LOGITS = {
+    "heads": Shape("logits of heads", (64, 4), GAN),
+    "many_heads": Shape("logits of many heads", (512, 8), GAN),
+    "patches": Shape("logits of patches", (8, 1, 64, 64), GAN),
+}
 # Two videos: more than one sample, and beyond the caches of a CPU.
 PAIR = {"wan2": Shape("Wan, two", (2, 16, 21, 60, 104), VIDEO)}
 # Tensors of at least 64 MB in bf16, for GPUs.
@@ -53,7 +60,7 @@ TINY = {
     "tiny": Shape("tiny", (4, 3, 16, 16), ("fastgen", "dmd2_pixel", "dmd2_latent", *STEPS)),
     "tiny_video": Shape("tiny video", (2, 4, 5, 8, 8), VIDEO),
 }
-SHAPES = {**PRACTICE, **LISTS, **PAIR, **LARGE, **TINY}
+SHAPES = {**PRACTICE, **LISTS, **LOGITS, **PAIR, **LARGE, **TINY}
 GROUPS = {"practice": tuple(PRACTICE), "large": tuple(LARGE), "all": (*PRACTICE, *PAIR, *LARGE)}
 
 

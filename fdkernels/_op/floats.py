@@ -18,7 +18,7 @@ _SYMBOLS = (torch.SymFloat, torch.SymInt)
 
 def carried(options: Sequence[float | Tensor]) -> Tensor | None:
     """None if all options are constants, else `numbers`: float64 on the CPU, where launchers read it."""
-    if not torch.compiler.is_compiling() and all(type(option) is float for option in options):
+    if not torch.compiler.is_compiling() and {*map(type, options)} <= {float}:
         return None  # the fast path of an eager call
     if all(map(is_constant, options)):
         return None

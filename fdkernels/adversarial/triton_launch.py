@@ -20,7 +20,7 @@ from fdkernels.adversarial.arguments import (
 )
 from fdkernels.adversarial.triton_kernels import Written, adversarial_kernel
 
-TILE, PROGRAMS = 512, 4_096
+TILE, PROGRAMS = 256, 4_096
 PIECES, SUMS = 64, 1_024  # partial sums of at most PIECES programs of a run, and SUMS in all, at a time
 
 

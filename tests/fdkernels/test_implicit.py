@@ -99,7 +99,7 @@ class TestExactness:
         case = make_implicit((4, 999), dtype, alpha=1.0)
         fake = case.student.double() * (1 + 1e-3 * torch.linspace(-1, 2, 999, dtype=torch.float64))
         for kind in KINDS:
-            near = make_implicit((4, 999), dtype, kind=kind, alpha=1.0)
+            near = make_implicit((4, 999), dtype, kind=kind, **({"alpha": 1.0} if kind == "sid" else {}))
             near.but(fake=fake.to(dtype)).check(backend)
 
     @pytest.mark.parametrize("score_scale", (0.0, 1e-10, 1.0, 1e30))
@@ -244,6 +244,8 @@ def test_sid(backend, alpha):
         ({"kind": "sim", "c": 0}, ValueError, "c: expected a positive number, got 0"),
         ({"kind": "sim", "c": torch.nan}, ValueError, "c: expected a finite number, got nan"),
         ({"c": 0.1}, ValueError, "c: expected with kind='sim', got kind='sid'"),
+        ({"kind": "sim", "alpha": 1.2}, ValueError, "alpha: expected with kind='sid', got kind='sim'"),
+        ({"kind": "sim", "floor": 0.0}, ValueError, "floor: expected with kind='sid', got kind='sim'"),
         ({"score_scale": 2.0}, ValueError, "score_scale: expected with kind='sim', got kind='sid'"),
         ({"alpha": "1"}, ValueError, "alpha: expected a finite number, got '1'"),
         ({"floor": -1e-5}, ValueError, "floor: expected a number >= 0, got -1e-05"),

@@ -82,6 +82,7 @@ GOOD = Compiled("fdiv_fwd_kernel", 80, 24, 1024, 0, 6, 2, 0, 1, 0, "")
         ({"narrow_stores": 1}, "1 stores below 32 bits"),
         ({"integer_atomics": 0}, "0 integer atomics, 1 wanted"),
         ({"float_atomics": 1}, "1 float atomics"),
+        ({"narrow_numbers": ("eps",)}, "passes eps as float32"),
     ],
 )
 def test_each_claim_can_fail(change, words):

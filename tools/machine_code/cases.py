@@ -11,6 +11,8 @@ from torch import Tensor
 from fdkernels._op.arguments import Table
 from fdkernels._triton.launch import Launch
 from fdkernels._triton.scale import scale_launches
+from fdkernels.adversarial.arguments import AdversarialArguments
+from fdkernels.adversarial.triton_launch import adversarial_launches
 from fdkernels.denoising.arguments import DenoisingArguments
 from fdkernels.denoising.triton_launch import denoising_launches
 from fdkernels.fdiv.arguments import FdivArguments, WeightArguments
@@ -205,6 +207,33 @@ ODD_DENOISINGS = {
 }
 
 
+def adversarial(
+    shape: tuple[int, ...], dtype: torch.dtype = BF16, others: torch.dtype | None = None, **changes: Any
+) -> AdversarialArguments:
+    """The arguments of `adversarial_triton` for a logistic discriminator."""
+    call = AdversarialArguments(
+        logits=meta(*shape, dtype=dtype), others=meta(*shape, dtype=others or dtype), kind="logistic", raised=False,
+        bound=0.0, sigma=1.0, reduction="mean", with_grad=True, with_others_grad=True,
+    )  # fmt: skip
+    return call._replace(**changes)
+
+
+PATCHES = (8, 1, 64, 64)
+ADVERSARIALS = {
+    "patches bf16": adversarial(PATCHES),
+    "patches fp32": adversarial(PATCHES, FP32),
+    "patches fp16, none": adversarial(PATCHES, FP16, reduction="none"),
+    "patches fp32, relativistic, clamped": adversarial(PATCHES, FP32, kind="relativistic", bound=10.0),
+    "patches bf16, hinge": adversarial(PATCHES, kind="hinge"),
+    "patches fp32, penalty": adversarial(PATCHES, FP32, kind="square", sigma=0.05),
+    "patches bf16, generator": adversarial(PATCHES, raised=True)._replace(others=None, with_others_grad=False),
+}
+ODD_ADVERSARIALS = {
+    "float64 and bf16": adversarial((64, 4), torch.float64, BF16),
+    "odd length, no gradient": adversarial((3, 4099), FP16, with_grad=False, with_others_grad=False, reduction="none"),
+}
+
+
 def implicit(
     shape: tuple[int, ...], dtype: torch.dtype = BF16, predictions: torch.dtype | None = None, **changes: Any
 ) -> ImplicitArguments:
@@ -283,6 +312,12 @@ def launches() -> list[tuple[str, Launch, list[Tensor], tuple[torch.dtype, ...]]
         found += [(name, launch, read, (denoised.pred.dtype,)) for launch in denoising_launches(denoised)[1]]
     for name, denoised in ODD_DENOISINGS.items():
         found += [(name, launch, [], ()) for launch in denoising_launches(denoised)[1]]
+    for name, adverse in ADVERSARIALS.items():
+        given = [v for v in (adverse.logits, adverse.others) if v is not None]
+        written = tuple(v.dtype for v in given)
+        found += [(name, launch, given, written) for launch in adversarial_launches(adverse)[1]]
+    for name, adverse in ODD_ADVERSARIALS.items():
+        found += [(name, launch, [], ()) for launch in adversarial_launches(adverse)[1]]
     for name, of in IMPLICITS.items():
         read = [of.student, of.teacher, of.fake]
         for launch in implicit_launches(of)[1]:

@@ -23,13 +23,20 @@ FEWEST_WARPS = {
     "scale_kernel": 32,
     "noising_kernel": 24,
     "denoising_kernel": 16,
+    "adversarial_kernel": 20,
     "implicit_fwd_kernel": 16,
     "implicit_reduce_kernel": 16,
     "implicit_apply_kernel": 24,
 }
 MOST_SHARED = 8192  # bytes; only reductions between warps use it
 HAS_A_CAREFUL_BRANCH = ("fdiv_fwd_kernel", "fdiv_reduce_kernel")
-DRAWS_A_TICKET = (*HAS_A_CAREFUL_BRANCH, "denoising_kernel", "implicit_fwd_kernel", "implicit_reduce_kernel")
+DRAWS_A_TICKET = (
+    *HAS_A_CAREFUL_BRANCH,
+    "denoising_kernel",
+    "adversarial_kernel",
+    "implicit_fwd_kernel",
+    "implicit_reduce_kernel",
+)
 BYTES_WIDE = 16
 
 
@@ -75,6 +82,8 @@ def failures(compiled: Compiled, expected: Expected) -> list[str]:
         found.append(f"{compiled.narrow_stores} stores below 32 bits")
     if compiled.float_atomics:
         found.append(f"{compiled.float_atomics} float atomics")
+    if compiled.narrow_numbers:
+        found.append(f"passes {', '.join(compiled.narrow_numbers)} as float32")
     tickets = 1 if name in DRAWS_A_TICKET else 0
     if compiled.integer_atomics != tickets:
         found.append(f"{compiled.integer_atomics} integer atomics, {tickets} wanted")

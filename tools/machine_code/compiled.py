@@ -65,6 +65,8 @@ class Compiled:
     integer_atomics: int
     float_atomics: int
     code: str
+    narrow_numbers: tuple[str, ...] = ()
+    """Floats of the launch that Triton passes as float32: their parameters do not say float64."""
 
 
 def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
@@ -72,7 +74,10 @@ def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
     driver.set_active(_AbsentDevice(target))
     kernel = launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
     inspect = _inspect_amd if target.backend == "hip" else _inspect_nvidia
-    return inspect(kernel)
+    found = inspect(kernel)
+    wide = {parameter.name for parameter in launch.kernel.params if parameter.annotation_type == "fp64"}
+    found.narrow_numbers = tuple(n for n, v in launch.options.items() if isinstance(v, float) and n not in wide)
+    return found
 
 
 def _inspect_nvidia(kernel: Any) -> Compiled:

@@ -58,7 +58,7 @@ def no_spills(k: CudaKernel) -> Iterator[str]:
 
 def code_size(k: CudaKernel) -> Iterator[str]:
     kind = "small" if k.kernel not in FLAGSHIPS else "general" if k.general else "plain"
-    if k.kernel in ("noising_kernel", "denoising_kernel"):
+    if k.kernel in ("noising_kernel", "denoising_kernel", "adversarial_kernel"):
         kind = "elementwise"
     if k.kernel in FLAGSHIPS and k.types is not None and k.types.student == "any":
         kind = "any type"
@@ -163,7 +163,7 @@ def atomics(k: CudaKernel) -> Iterator[str]:
     """One ticket; a grid kernel also counts arrivals at its team."""
     if k.float_atomics:
         yield f"{k.float_atomics} float atomics"
-    wanted = {"cluster": 1, "grid": 2, "denoising": 1}.get(k.kernel.split("_")[-2], 0)
+    wanted = {"cluster": 1, "grid": 2, "denoising": 1, "adversarial": 1}.get(k.kernel.split("_")[-2], 0)
     if k.integer_atomics != wanted:
         yield f"{k.integer_atomics} integer atomics, {wanted} wanted"
 

@@ -21,7 +21,7 @@ BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64"}
 # fdiv_cluster_kernel<Types<Bf16, float, float>, false>, scale_kernel<Half, float>, fdiv_count_kernel, mangled.
 _MANGLED = re.compile(
-    r"((?:fdiv_[a-z]+|implicit_[a-z]+|scale|denoising|noising)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
+    r"((?:fdiv_[a-z]+|implicit_[a-z]+|scale|adversarial|denoising|noising)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
 # Functions that a kernel may call: slow paths of 64-bit division and of double's division and square root, handling of
 # diverged warps (sm_80), and the functions of csrc/ that a kernel holds only once (FDK_CALLED).

@@ -1,4 +1,4 @@
-// The kernels of the op adversarial: each input is read once, each gradient written once, in one launch.
+// The kernel of the op adversarial: each input is read once, each gradient written once, in one launch.
 #include "adversarial/cuda/launch.h"
 #include "core/cuda/elementwise.cuh"
 
@@ -6,10 +6,10 @@ namespace fdkernels::cuda {
 
 namespace {
 
-// Takes two elements at a time, whatever their type: the arithmetic in double takes longer than narrow loads.
-template <class Stored>
+// Takes two elements at a time and looks up their types at run time: the arithmetic in double takes longer than that.
 struct AdversarialMath {
   using T = double;
+  using Stored = AnyType;
   static constexpr int kVector = kAdversarialVector, kWidth = kVector, kHeld = 1;
 
   const Adversarial& p;
@@ -41,14 +41,10 @@ struct AdversarialMath {
 #pragma unroll
     for (int n = 0; n < W; ++n) {
       const double first = clamped<true>(logits[n], p.bound), second = clamped<true>(others[n], p.bound);
-      Term term, other{0, 0};
-      if (is_paired(p.kind)) {
-        term = term_of(p.kind, first - second, p.sign);
-        other.slope = -term.slope;
-      } else {
-        term = term_of(p.kind, first, p.sign);
-        if (has_others) other = term_of(p.kind, second, -p.sign);
-      }
+      const bool paired = is_paired(p.kind);
+      const Term term = term_of(p.kind, paired ? first - second : first, p.sign);
+      Term other{0, -term.slope};
+      if (!paired && has_others) other = term_of(p.kind, second, -p.sign);
       total += term.value + other.value;
       // As for hinge, which does not see NaN: right for every kind.
       gradient[n] = gradient_at<AdversarialKind::hinge, true>(logits[n], p.bound, term.slope, p.gradient.by);
@@ -69,37 +65,23 @@ struct AdversarialMath {
   }
 };
 
-__device__ inline void write_loss(const AdversarialCall& call, int64_t b, double sum) {
-  const double loss = sum / call.p.divisor;
-  if (call.wide_loss) {
-    static_cast<double*>(call.loss)[b] = loss;
-  } else {
-    static_cast<float*>(call.loss)[b] = static_cast<float>(loss);
-  }
+__device__ inline void report(const AdversarialCall& call, int64_t b, double sum) {
+  write_loss(call.loss, call.wide_loss, b, sum / call.p.divisor);
   if (call.unscale != nullptr) call.unscale[b] = call.unscale_value;
   if (call.others_unscale != nullptr) call.others_unscale[b] = call.unscale_value;
 }
 
-template <class Stored>
 __global__ void __launch_bounds__(kElementThreads, 2)
     adversarial_kernel(const __grid_constant__ AdversarialCall call, Runs runs) {
   __shared__ Scratch scratch;
   __shared__ bool drawn;
   sum_by_elements(
       call, runs, call.p.reduction == Reduction::none, scratch, drawn,
-      [&](int64_t b, const Part& part) { return AdversarialMath<Stored>(call.p, b, part); },
-      [&](int64_t b, double sum) { write_loss(call, b, sum); });
+      [&](int64_t b, const Part& part) { return AdversarialMath(call.p, b, part); },
+      [&](int64_t b, double sum) { report(call, b, sum); });
 }
 
-const Kernels loaded{adversarial_kernel<Bf16>, adversarial_kernel<Half>, adversarial_kernel<float>,
-                     adversarial_kernel<double>, adversarial_kernel<AnyType>};
-
-// Calls use(Stored{}) with the type of both inputs, or AnyType if they differ.
-template <class Use>
-void with_stored_type(const Adversarial& p, const Use& use) {
-  if (p.others.data != nullptr && p.others.dtype != p.logits.dtype) return use(AnyType{});
-  with_type<AnyType>(p.logits.dtype, use);
-}
+const Kernels loaded{adversarial_kernel};
 
 }  // namespace
 
@@ -108,10 +90,7 @@ int64_t adversarial_blocks(const Adversarial& p, int multiprocessors) {
 }
 
 void launch_adversarial(const AdversarialCall& call, int multiprocessors, void* stream) {
-  with_stored_type(call.p, [&](auto stored) {
-    launch_elements("adversarial_kernel", adversarial_kernel<decltype(stored)>, call, kAdversarialVector,
-                    multiprocessors, stream);
-  });
+  launch_elements("adversarial_kernel", adversarial_kernel, call, kAdversarialVector, multiprocessors, stream);
 }
 
 }  // namespace fdkernels::cuda

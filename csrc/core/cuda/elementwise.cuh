@@ -79,6 +79,15 @@ __device__ inline void sum_by_elements(const Call& call, const Runs& runs, bool 
   if (threadIdx.x == 0) *call.tickets = 0;
 }
 
+// Writes a loss, which is double if `wide`, else float.
+__device__ inline void write_loss(void* to, bool wide, int64_t at, double loss) {
+  if (wide) {
+    static_cast<double*>(to)[at] = loss;
+  } else {
+    static_cast<float*>(to)[at] = static_cast<float>(loss);
+  }
+}
+
 // Only as many blocks as keep the device busy: if there is nothing to store, each costs its start alone. At least as
 // many as leave a share less than 2^31 elements, which a thread counts in 32 bits.
 inline Runs runs_of(int64_t runs, int64_t elements, int vector, int multiprocessors) {

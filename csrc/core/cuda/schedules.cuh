@@ -20,7 +20,8 @@
 //                            what a Math that stores needs of a sample
 //   Math                     the arithmetic of one sample, see below
 //   kExchanged               doubles per sample that each block of a team gives to the others: 1, 2, 4 or 8
-//   begin(call, elements, shared)           run by all threads with elements, before their first sample
+//   begin(call, elements, shared)           run by all threads with elements, before their first sample. It may write
+//                                           global memory that report() reads: every team has a sample
 //   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() after its last
 //                                           read of state that report() changes
 //   to_values(sums, values)                 a thread's sums as doubles to exchange

@@ -82,13 +82,8 @@ struct DenoisingMath {
   }
 };
 
-__device__ inline void write_loss(const DenoisingCall& call, int64_t b, double sum, const Divisors& divisors) {
-  const double loss = sum / divisors.loss;
-  if (call.wide_loss) {
-    static_cast<double*>(call.loss)[b] = loss;
-  } else {
-    static_cast<float*>(call.loss)[b] = static_cast<float>(loss);
-  }
+__device__ inline void report(const DenoisingCall& call, int64_t b, double sum, const Divisors& divisors) {
+  write_loss(call.loss, call.wide_loss, b, sum / divisors.loss);
   if (call.unscale != nullptr) call.unscale[b] = static_cast<float>(1 / divisors.power);
 }
 
@@ -103,7 +98,7 @@ __global__ void __launch_bounds__(kElementThreads, 2)
   sum_by_elements(
       call, runs, call.p.reduction == Reduction::none, scratch, drawn,
       [&](int64_t b, const Part& part) { return DenoisingMath<Ty>(call.p, b, part, divisors); },
-      [&](int64_t b, double sum) { write_loss(call, b, sum, divisors); });
+      [&](int64_t b, double sum) { report(call, b, sum, divisors); });
 }
 
 template <class Stored, class T>
