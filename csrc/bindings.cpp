@@ -20,6 +20,7 @@
 #include "fdiv/divergences.h"
 #include "fdiv/plan_call.h"
 #include "implicit/arguments.h"
+#include "implicit/plan_call.h"
 #include "noising/arguments.h"
 
 namespace py = pybind11;
@@ -128,6 +129,11 @@ fdkernels::DType dtype_named(const char* argument, const std::string& name) {
   throw expected(argument, "one of bf16 fp16 fp32 fp64", name);
 }
 
+const char* name_of(fdkernels::ImplicitLoads loads) {
+  constexpr const char* kNames[] = {"bf16", "fp32", "any_fp32", "any_fp64"};
+  return kNames[static_cast<int>(loads)];
+}
+
 const char* name_of(fdkernels::Loads loads) {
   constexpr const char* kNames[fdkernels::kLoads] = {"bf16",      "fp16",     "fp32",    "bf16_fp32",
                                                      "fp16_fp32", "any_fp32", "any_fp64"};
@@ -179,7 +185,7 @@ fdkernels::DeviceLimits device_limits(const py::dict& given) {
 
 // A call as the launcher would see it.
 struct Request {
-  fdkernels::Loads loads;
+  const char* loads;
   fdkernels::Workload work;
   fdkernels::DeviceLimits limits;
   fdkernels::Allowed allowed;
@@ -197,9 +203,27 @@ T field(const py::object& call, const char* name) {
   }
 }
 
-Request request(const py::object& call, const py::dict& limits, const std::string& allowed) {
-  constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
-  static char present = 0;                     // stands for an operand's data; nothing reads it
+constexpr int64_t kMost = int64_t{1} << 60;  // elements of a call: no memory holds as many
+char present = 0;                            // stands for an operand's data; nothing reads it
+
+// A call of the op implicit, with all gradients or none.
+void plan_implicit(const py::object& call, Request& r) {
+  fdkernels::Implicit p{};
+  p.batch = checked("batch", field<int64_t>(call, "batch"), 1, kMost);
+  p.elements = checked("elements", field<int64_t>(call, "elements"), 1, kMost / p.batch);
+  std::string dtype;
+  const char* const names[fdkernels::kImplicitInputs] = {"student", "teacher", "fake"};
+  for (int i = 0; i < fdkernels::kImplicitInputs; ++i) {
+    dtype = field<MaybeName>(call, names[i]).value_or(dtype);
+    p.inputs[i] = {&present, dtype_named(names[i], dtype), p.elements};
+    p.gradients[i] = field<bool>(call, "with_grad") ? &present : nullptr;
+  }
+  const fdkernels::ImplicitLoads loads = loads_of(p);
+  r.loads = name_of(loads);
+  r.work = workload_of(p, loads);
+}
+
+void plan_fdiv(const py::object& call, Request& r) {
   fdkernels::Problem p{};
   const int64_t batch = p.batch = checked("batch", field<int64_t>(call, "batch"), 1, kMost);
   const int64_t elements = p.elements = checked("elements", field<int64_t>(call, "elements"), 1, kMost / batch);
@@ -241,10 +265,16 @@ Request request(const py::object& call, const py::dict& limits, const std::strin
   if (heads == 0 && bins != 0) throw expected("bins", "0 without logits (heads=0)", std::to_string(bins));
   checked("bins", bins, 0, INT32_MAX);
 
+  const fdkernels::Loads loads = loads_of(p);
+  r.loads = name_of(loads);
+  r.work = workload_of(p, loads, is_general(p, loads), heads, bins, field<bool>(call, "counted"));
+}
+
+Request request(const py::object& call, const py::dict& limits, const std::string& allowed) {
   Request r;
-  r.loads = fdkernels::loads_of(p);
-  r.work =
-      fdkernels::workload_of(p, r.loads, fdkernels::is_general(p, r.loads), heads, bins, field<bool>(call, "counted"));
+  const auto op = field<std::string>(call, "op");
+  if (op != "fdiv" && op != "implicit") throw expected("op", "fdiv or implicit", op);
+  op == "fdiv" ? plan_fdiv(call, r) : plan_implicit(call, r);
   r.limits = device_limits(limits);
   if (!fdkernels::parse_allowed(allowed, &r.allowed)) {
     throw expected("allowed", std::string("auto, ") + fdkernels::kAllowed, allowed);
@@ -271,7 +301,7 @@ py::dict to_dict(const Request& r, const fdkernels::Plan& plan) {
   d["count_first"] = plan.count_first;
   d["launches"] = fdkernels::launches_of(r.work, plan);
   d["phases"] = 1 + static_cast<double>(plan.again) / elements;
-  d["loads"] = name_of(r.loads);
+  d["loads"] = r.loads;
   d["general"] = r.work.general;
   d["vector"] = r.work.vector;
   d["minimum_bytes"] = fdkernels::bytes_moved(r.work, r.limits, 0);

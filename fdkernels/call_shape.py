@@ -40,6 +40,8 @@ class CallShape(NamedTuple):
     with_stats: bool = False
     with_grad: bool = True
     reduction: str = "mean"
+    op: str = "fdiv"
+    """Or implicit: its calls have sizes, the dtypes of student, teacher and fake, and gradients of all three."""
 
     def images(self) -> list[str]:
         """The dtypes of the N-sized inputs, student first."""

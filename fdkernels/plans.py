@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fdkernels._core import DeviceLimits, Plan
 
 
+FUNCTIONS = {"fdiv": "fused_fdiv_loss", "implicit": "score_implicit_loss"}
+OF_EVERY_OP = ("student", "teacher", "fake", "with_grad", "op")
+
+
 class Report(NamedTuple):
     """A device, the source of its limits, and how it would serve the call."""
 
@@ -32,6 +36,11 @@ def main(arguments: list[str]) -> None:
     except ImportError as error:
         parser.exit(1, f"{parser.prog}: fdkernels._core, which makes the plans, is missing or broken: {error}\n")
     call = call_shape(given)
+    if call.op != "fdiv":
+        for name in CallShape._fields[2:]:
+            if name not in OF_EVERY_OP and hasattr(given, name) and getattr(given, name) != parser.get_default(name):
+                option = {"dmd_scale": "no-dmd-scale"}.get(name, name.replace("_", "-"))
+                parser.error(f"argument --{option}: expected with --op fdiv")
     reports = []
     for device, limits, note in chosen_devices(parser, given.device):
         try:
@@ -54,11 +63,13 @@ def main(arguments: list[str]) -> None:
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fdkernels plan",
-        description="How the CUDA backend would spread a forward call of fused_fdiv_loss over a GPU, and why. Times and"
-        " bytes are predictions, by a model that knows a device's limits alone.",
+        description="How the CUDA backend would spread a forward call over a GPU, and why. Times and bytes are"
+        " predictions, by a model that knows a device's limits alone.",
     )
     add = parser.add_argument
     add("--shape", type=shape, required=True, metavar="B,C,H,W", help="of student, the batch first")
+    add("--op", choices=tuple(FUNCTIONS), default="fdiv", help="fdiv (fused_fdiv_loss), or implicit"
+        " (score_implicit_loss), which has sizes, dtypes and --no-grad alone")  # fmt: skip
     add("--student", choices=DTYPES, default="bf16", metavar="DTYPE", help=f"{', '.join(DTYPES)} (bf16)")
     add("--teacher", choices=DTYPES, metavar="DTYPE", help="(student's)")
     add("--fake", choices=DTYPES, metavar="DTYPE", help="(teacher's)")
@@ -156,7 +167,7 @@ def describe_call(sizes: tuple[int, ...], call: CallShape) -> str:
     mix = call.student if call.teacher == call.student else f"{call.student}, teacher {call.teacher}"
     mix += "" if call.fake == call.teacher else f", fake {call.fake}"
     shape = "×".join(map(str, sizes))
-    return f"fused_fdiv_loss, forward: {shape}, {call.batch:,} samples of {call.elements:,} elements, {mix}"
+    return f"{FUNCTIONS[call.op]}, forward: {shape}, {call.batch:,} samples of {call.elements:,} elements, {mix}"
 
 
 def describe(report: Report, size: int, has_mask: bool) -> list[str]:

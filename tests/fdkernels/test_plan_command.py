@@ -49,6 +49,25 @@ def test_all_figures(capsys):
     assert found["time"].startswith(f"{p['seconds'] * 1e6:.2f} µs")
 
 
+def test_another_op(capsys):
+    """It holds two values an element, reads three inputs and writes three gradients."""
+    text = printed(capsys, "--op implicit --shape 8,4,128,128 --student bf16 --device h200")
+    assert text.startswith("score_implicit_loss, forward: 8×4×128×128, 8 samples of 65,536 elements, bf16\n")
+    p, found = _core.plan(CallShape(8, 65_536, op="implicit"), H200), figures(text)
+    assert found["shared_memory"].startswith(f"{8 * p['share']:,} bytes a block")
+    assert found["bytes"] == "6.29 MB, 12 an element; the minimum is 12"
+    mixed = _core.plan(CallShape(8, 65_536, "bf16", "fp32", op="implicit"), H200)
+    assert (mixed["loads"], mixed["general"], mixed["minimum_bytes"]) == ("any_fp32", True, 2 * 10 * 8 * 65_536)
+    loss_alone = _core.plan(CallShape(8, 65_536, "fp32", op="implicit", with_grad=False), H200)
+    assert (loss_alone["loads"], loss_alone["minimum_bytes"]) == ("fp32", 12 * 8 * 65_536)
+    for option in ("--heads 3", "--no-dmd-scale", "--mask 1x4"):
+        with pytest.raises(SystemExit):
+            plans.main(f"--op implicit --shape 8,4,8,8 {option}".split())
+        assert f"argument {option.split()[0]}: expected with --op fdiv" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="op: expected fdiv or implicit, got denoising"):
+        _core.plan(CallShape(8, 64, op="denoising"), H200)
+
+
 def test_what_was_not_taken_and_why(capsys):
     text = printed(capsys, "--shape 8,4,128,128 --device h200")
     rows = [line.split(None, 1) for line in text.split("considered")[1].splitlines()[1:]]

@@ -5,23 +5,23 @@ import math
 import pytest
 import torch
 
+from fdkernels import _core
+from fdkernels.call_shape import CallShape
 from fdkernels.implicit.arguments import IMPLICIT
 from tests.implicit import make_implicit, raw_implicit, weighted_implicit
 from tests.software_device import device, settings
 from tests.software_device.settings import Setting
-from tests.software_device.test_plans import SCALED, STATIC
+from tests.software_device.test_plans import SCALED
 from tools.gpu_check.stage import NO_SCHEDULE
 
 BF16, FP32 = torch.bfloat16, torch.float32
 WAYS = [(int(way[3:5]), way[6:]) for way in settings.WAYS]
-HELD = 8  # bytes of an element on chip
 
 
-def holds(shape, plan, limits):
-    """Whether a plan's blocks hold a sample in their shared memory, beside nothing else."""
-    schedule, _, number = plan.partition(":")
-    blocks = int(number) if schedule == "cluster" else limits.multiprocessors // min(int(number), shape[0])
-    return HELD * math.prod(shape[1:]) <= blocks * (limits.shared_per_block - STATIC)
+def planned(shape, dtype, with_grad, plan, limits):
+    name = {BF16: "bf16", FP32: "fp32"}[dtype]
+    call = CallShape(shape[0], math.prod(shape[1:]), name, with_grad=with_grad, op="implicit")
+    return _core.plan(call, limits, plan)
 
 
 @pytest.mark.parametrize(("architecture", "plan"), [way for way in WAYS if way[1] != "auto"])
@@ -29,30 +29,41 @@ def holds(shape, plan, limits):
 @pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
 @pytest.mark.parametrize("name", SCALED)
 def test_every_byte(name, dtype, wanted, architecture, plan):
-    """One launch reads each input once and writes each gradient that is wanted once. A grid reads the inputs of what it
-    cannot hold again; a cluster that cannot hold a sample is refused."""
+    """The launch is that of the plan. It reads each input once, what it cannot hold twice, and writes each wanted gradient
+    once. A cluster that cannot hold a sample is refused."""
     shape = SCALED[name]
     case = make_implicit(shape, dtype, seed=3)
     inputs = {name: getattr(case, name).requires_grad_(name in wanted) for name in case.ORDER}
-    setting = Setting(architecture, plan, "random")
-    with setting.in_force() as software:
-        fits = holds(shape, plan, setting.description)
+    with Setting(architecture, plan, "random").in_force() as software:
         software.begin()
         loss = case.call("native", **inputs)
         traffic, launches = software.traffic(), software.launches()
         if software.fallbacks:
-            assert plan.startswith("cluster") and not fits
+            with pytest.raises(ValueError, match="can hold a sample"):
+                planned(shape, dtype, bool(wanted), plan, software.limits())
             return
+        expected = planned(shape, dtype, bool(wanted), plan, software.limits())
         if wanted:
             loss.backward()
         assert sum(run.written for run in software.traffic()) == 0  # an upstream of 1 moves nothing
     (launch,) = launches
-    assert launch.name == f"implicit_{plan.partition(':')[0]}_kernel"
+    assert launch.name == f"implicit_{expected['schedule']}_kernel"
+    assert (launch.blocks, launch.threads) == (expected["blocks"], expected["threads"])
+    assert launch.shared_bytes == expected["shared_bytes"]
+    assert launch.cooperative == (expected["schedule"] == "grid")
+    assert launch.cluster == (1 if launch.cooperative else expected["team"])
     of_n = case.student.numel() * case.student.element_size()
     images = [run for run in traffic if run.bytes == of_n]
     assert sum(run.written for run in images) == len(wanted) * of_n
-    read = sum(run.read for run in images) / of_n
-    assert read == 3 if fits or not wanted else 3 < read < 6
+    again = 3 * case.student.element_size() * expected["again"] * shape[0]
+    assert sum(run.read for run in images) == 3 * of_n + again
+    assert wanted or expected["again"] == 0
+
+
+def test_the_shapes_need_every_schedule():
+    with Setting(90, "auto", "random").in_force() as software:
+        plans = [planned(shape, FP32, True, "auto", software.limits()) for shape in SCALED.values()]
+    assert {plan["schedule"] for plan in plans} == {"cluster", "grid"} and any(plan["again"] for plan in plans)
 
 
 def test_a_cluster_that_cannot_hold_a_sample_says_so():
