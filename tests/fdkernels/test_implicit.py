@@ -9,6 +9,7 @@ import torch
 import fdkernels as fdk
 from fdkernels import testing
 from fdkernels.implicit.arguments import IMPLICIT
+from fdkernels.implicit.triton_plan import Limits, plan
 from tests.device import on_device
 from tests.implicit import make_implicit, raw_implicit, weighted_implicit
 
@@ -177,7 +178,6 @@ def test_what_requires_no_gradient_gets_none(backend, dtype, wanted):
 @pytest.mark.cpu_only("what a graph holds is the same everywhere")
 @pytest.mark.backends("native", "triton")
 @pytest.mark.parametrize("asked", (True, False))
-@pytest.mark.host_code("an op that is registered with PyTorch")
 def test_gradients_of_the_raw_op(backend, asked):
     """Those that autograd wants, also if the op was called without their flags."""
     op = getattr(torch.ops.fdkernels, f"implicit_{backend}").default
@@ -217,6 +217,22 @@ def test_floats_that_change_in_one_graph(backend, name):
         step(*expected, value).backward()
         for one, other in zip(found, expected, strict=True):
             assert testing.relative_l2(one.grad, other.grad) < 1e-6, value
+
+
+@pytest.mark.parametrize("is_wide", (False, True))
+@pytest.mark.parametrize("elements", (1, 1_000, 4_096, 4_097, 8_192, 8_193, 65_536, 3 << 20, 2**31 - 1, 3 << 30))
+@pytest.mark.parametrize("batch", (1, 8, 3_000))
+def test_the_plan_of_triton(batch, elements, is_wide):
+    """Each element has one program. A program that reports adds a bounded number of sums at a time."""
+    found = plan(batch, elements, is_wide, Limits())
+    covered = found.tile * found.tiles
+    assert covered * found.programs >= elements > covered * (found.programs - 1)
+    assert (found.schedule == "whole") == (elements <= (4_096 if is_wide else 8_192))
+    assert found.schedule == "split" or found.programs == found.tiles == 1
+    assert found.wide_offsets == (covered * found.programs >= 2**31)
+    assert found.samples * found.pieces <= 1_024 and found.num_warps in (4, 8, 16)
+    sizes = (found.tile, found.samples, found.pieces)
+    assert all(size & (size - 1) == 0 for size in sizes)
 
 
 @pytest.mark.contract("peers", op="implicit")
