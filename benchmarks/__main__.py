@@ -32,11 +32,11 @@ from fdkernels._op.checks import did_you_mean
 # The quick choice: formulas, shapes and dtypes if the command names none, the most telling first.
 QUICK = {
     "cpu": "fastgen cifar,pixels512,wan2 fp32,bf16; weight cifar fp32; dmd2_latent sdxl fp32; self_forcing wan bf16;"
-    " noising,denoising sdxl bf16; dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16;"
+    " noising,denoising,sid sdxl bf16; sid,sim pixels512 fp32; dmd2_pixel imagenet64 fp32; fastgen_scaled wan2 bf16;"
     " gan_generator,gan_discriminator heads,many_heads,patches fp32; relativistic,r1 heads,patches fp32;"
     " dmd2_pixel,dmd2_latent tiny fp32",
     "cuda": "fastgen cifar,pixels512_large,sdxl,wan,cifar_large bf16,fp32; self_forcing wan,wan_large bf16;"
-    " dmd2_latent,noising,denoising sdxl,sdxl_large bf16; weight cifar,cifar_large fp32;"
+    " dmd2_latent,noising,denoising,sid sdxl,sdxl_large bf16; sid,sim cifar_large fp32; weight cifar,cifar_large fp32;"
     " dmd2_pixel imagenet64,pixels1024_large fp32;"
     " gan_generator,gan_discriminator,relativistic,r1 heads,patches bf16;"
     " fastgen_scaled cifar,pixels512_large bf16",

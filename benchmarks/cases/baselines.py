@@ -1,8 +1,8 @@
 """What the peers' trainers compute between the networks' outputs and the student's gradient, in eager PyTorch.
 
-Written from the formulas of NVlabs/FastGen (34f30e8), tianweiy/DMD2 (8d8fa55) and guandeh17/Self-Forcing (33593df),
-with the same casts, temporaries and small ops, so that speed and rounding are theirs. tests/benchmarks compares each
-with values recorded from the original functions.
+Written from the formulas of NVlabs/FastGen (34f30e8), tianweiy/DMD2 (8d8fa55), guandeh17/Self-Forcing (33593df) and
+mingyuanzhou/SiD (01fbb13), with the same casts, temporaries and small ops, so that speed and rounding are theirs.
+tests/benchmarks compares each with values recorded from the original functions.
 """
 
 from __future__ import annotations
@@ -100,3 +100,20 @@ def fastgen_denoising_loss(pred: Tensor, x0: Tensor, noise: Tensor, alpha: Tenso
     """FastGen's denoising score matching loss of a v prediction: mse(pred, α·ε - σ·x0)."""
     target = per_sample(alpha.to(x0.dtype), x0) * noise - per_sample(sigma.to(x0.dtype), x0) * x0
     return mse_loss(pred, target)
+
+
+def sid_loss(student: Tensor, teacher: Tensor, fake: Tensor, alpha: float = 1.2) -> Tensor:
+    """SiD's generator loss, its mean: (τ - f)·((τ - x) - α·(τ - f)) / ω, ω = mean|x - τ| in fp32, at least 1e-5."""
+    with torch.no_grad():
+        dims = tuple(range(1, student.ndim))
+        w = (student - teacher).abs().float().mean(dim=dims, keepdim=True).clip(min=1e-5)
+    e = teacher - fake
+    return (e * ((teacher - student) - alpha * e) / w).mean()
+
+
+def sim_loss(student: Tensor, teacher: Tensor, fake: Tensor, score_scale: Tensor, c: float) -> Tensor:
+    """The paper's SIM loss, for which there is no public code: -k²·Σ (f - τ)·(f - x) / √(k²·Σ (f - τ)² + c²)."""
+    k = per_sample(score_scale.to(student.dtype), student)
+    score, of_student = k * (fake - teacher), k * (fake - student)
+    root = (score.flatten(1).square().sum(1) + c**2).sqrt()
+    return (-(score * of_student).flatten(1).sum(1) / root).mean()

@@ -25,6 +25,7 @@ from benchmarks.cases.shapes import DTYPES, Case
 from benchmarks.cases.steps import STEPS
 
 GUIDANCE_W = 3.0
+SIM_C = 1.0
 DISTINCT = 4  # sets of inputs with different values; a longer rotation adds copies of them
 
 
@@ -67,6 +68,13 @@ def _noised(case: Case, draw: Draw) -> Inputs:
     return Inputs(
         v.to(dtype).requires_grad_(), x0.to(dtype), noise.to(dtype), nothing, nothing, alpha=alpha, sigma=sigma
     )
+
+
+def _scores(case: Case, draw: Draw) -> Inputs:
+    """Like `_images`, with a teacher and a fake score that send gradients back. sigma: SIM's k."""
+    v = _images(case, draw)
+    teacher, fake = (w.requires_grad_() for w in (v.teacher, v.fake))
+    return v._replace(teacher=teacher, fake=fake, sigma=draw.uniform(case.shape[0], 0.5, 2.0))
 
 
 def _guided_videos(case: Case, draw: Draw) -> Inputs:
@@ -127,6 +135,18 @@ def _exact_denoising(v: Inputs) -> Tensor:
     return 2 * (pred - (a * noise - s * x0)) / pred.numel()
 
 
+def _exact_sid(v: Inputs) -> Tensor:
+    x, teacher, fake = doubles(v.student, v.teacher, v.fake)
+    return exact_gradient(x, teacher, fake)  # the student's, which alpha does not enter
+
+
+def _exact_sim(v: Inputs) -> Tensor:
+    teacher, fake, k = doubles(v.teacher, v.fake, v.sigma)
+    e, k = teacher - fake, baselines.per_sample(k, v.student)
+    root = ((k * e).square().flatten(1).sum(1) + SIM_C**2).sqrt()
+    return -(k**2) * e / baselines.per_sample(root, e) / len(e)
+
+
 # ---- the table
 
 # The peers of rkl add no epsilon to mean|x - τ|.
@@ -140,6 +160,10 @@ _FASTGEN: dict[str, Any] = {
         v.student, v.teacher, v.fake, v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
     ),
     "exact": _exact_fastgen, "inputs": _images, "images": 3, "plan": lambda case: {"heads": HEADS, "bins": BINS},
+}  # fmt: skip
+
+_IMPLICIT: dict[str, Any] = {
+    "inputs": _scores, "images": 3, "reread": 3, "written": 3, "leaves": ("student", "teacher", "fake")
 }  # fmt: skip
 
 FORMULAS = {
@@ -204,6 +228,22 @@ FORMULAS = {
                 v.logits, v.t, divergence="js", normalizer=normalizer, backend=backend
             ),
             exact=exact_weight, inputs=_logits, images=0,
+        ),
+        Formula(
+            "sid", "score_implicit_loss", "SiD's loss, with the gradients of student, teacher and fake score",
+            "sid", baselines.sid_loss,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.fake),
+            ours=lambda v, _, backend: fdk.score_implicit_loss(v.student, v.teacher, v.fake, backend=backend),
+            exact=_exact_sid, **_IMPLICIT,
+        ),
+        Formula(
+            "sim", "score_implicit_loss", "SIM's loss as its paper has it, with the same three gradients",
+            "sim", baselines.sim_loss,
+            call=lambda chain, v, _: chain(v.student, v.teacher, v.fake, v.sigma, SIM_C),
+            ours=lambda v, _, backend: fdk.score_implicit_loss(
+                v.student, v.teacher, v.fake, kind="sim", score_scale=v.sigma, c=SIM_C, backend=backend
+            ),
+            exact=_exact_sim, **_IMPLICIT,
         ),
         *LOGITS,
         *STEPS,

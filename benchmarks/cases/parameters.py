@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmarks.cases.exact import doubles
 from benchmarks.cases.formula import Draw, Formula, Inputs
@@ -42,18 +42,6 @@ def network(v: Inputs) -> Network:
     return found
 
 
-def averaged(v: Inputs) -> AveragedModel:
-    found: AveragedModel | None = getattr(v.fake, "averaged", None)
-    if found is None:
-        source = network(v)
-        found = v.fake.averaged = AveragedModel(source, multi_avg_fn=get_ema_multi_avg_fn(DECAY))  # type: ignore[attr-defined]
-        for weight, average in zip(found.parameters(), source.average, strict=True):
-            weight.data = average
-        found.n_averaged += 1
-        found.n_averaged.on_host = True  # type: ignore[attr-defined]  # the counter stays on the CPU with a network on a GPU too
-    return found
-
-
 def fastgen_clip(v: Inputs) -> Tensor:
     for weight in network(v).parameters():
         gradient = weight.grad
@@ -77,7 +65,8 @@ def fastgen_average(v: Inputs) -> Tensor:
 
 
 def our_average(v: Inputs) -> Tensor:
-    averaged(v).update_parameters(network(v))
+    source = network(v)
+    get_ema_multi_avg_fn(DECAY)(source.average, list(source.parameters()), torch.empty(0))
     return v.fake
 
 
@@ -113,7 +102,7 @@ LISTS = (
         images=1, **_LISTS,
     ),
     Formula(
-        "average", title="average of a list of weights: FastGen's EMA, and AveragedModel",
+        "average", title="average of a list of weights: FastGen's EMA, and get_ema_multi_avg_fn",
         chain=fastgen_average, call=lambda chain, v, _: chain(v), ours=lambda v, *_: our_average(v),
         exact=exact_average, images=2, **_LISTS,
     ),

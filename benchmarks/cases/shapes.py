@@ -15,12 +15,12 @@ DEFAULT_DTYPES = ("fp32", "bf16")
 class Shape(NamedTuple):
     title: str
     sizes: tuple[int, ...]
-    formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel", "noising", "denoising")
+    formulas: tuple[str, ...] = ("fastgen", "dmd2_pixel", "noising", "denoising", "sid", "sim")
 
 
 STEP = "step"  # the op of whole steps
 STEPS = ("fastgen_student", "fastgen_fake_score")
-LATENT = ("fastgen", "dmd2_latent", "noising", "denoising", *STEPS)
+LATENT = ("fastgen", "dmd2_latent", "noising", "denoising", "sid", *STEPS)
 VIDEO = ("fastgen", "self_forcing", "noising", "denoising", *STEPS, "self_forcing_student", "self_forcing_fake_score")
 
 # At the peers' batch sizes for one device.

@@ -78,8 +78,7 @@ class Traffic(NamedTuple):
 class Counted(TorchDispatchMode):
     """Counts ops that touch memory, and the bytes of their operands' own storage.
 
-    A fused op counts like any other, by what it has to read and write. Tensors that are marked `on_host` stay on the
-    host on a GPU too: ops on them alone do not count.
+    A fused op counts like any other, by what it has to read and write.
     """
 
     def __init__(self) -> None:
@@ -88,18 +87,14 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        operands, results = _tensors((args, kwargs)), _tensors(result)
-        if operands and all(getattr(v, "on_host", False) for v in operands):
-            for v in results:
-                v.on_host = True  # type: ignore[attr-defined]
-        elif not func.is_view and "detach" not in func.name() and "empty" not in func.name():
+        if not func.is_view and "detach" not in func.name() and "empty" not in func.name():
             name = func.name().split("::")[1].split(".")[0]
             mutated = [
                 a for a, b in zip(args, func._schema.arguments, strict=False) if b.alias_info and b.alias_info.is_write
             ]
             read, written = args, mutated if result is None else result
-            # These write their first operand, which is also their result, without reading it.
-            if name in ("copy_", "fill_", "zero_"):
+            # These write their result without reading their first operand.
+            if name in ("copy_", "fill_", "zero_", "normal_", "uniform_") or name.endswith("_like"):
                 read = args[1:]
             # Ours neither reads nor writes a gradient whose upstream is 1.
             elif name in SCALES and bool((args[1] == 1).all()) and not args[2].numel():

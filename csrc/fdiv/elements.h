@@ -51,6 +51,7 @@ struct FdivMath {
   // Smaller in general kernels (calls with more than x, tau and f): registers would not hold their many operands.
   static constexpr int kWidth = !kGeneral ? kVector : sizeof(T) == sizeof(double) ? 1 : std::min(4, kVector);
   static constexpr int kInFlight = kGeneral ? 1 : 2;
+  static constexpr int kHeld = 1;
 
   const Problem& p;
   const int64_t b;

@@ -11,13 +11,13 @@ struct Generator {
   Samples logits;  // (B, heads), contiguous; absent if the call has no such term
   int64_t heads;
   double scale;           // weight / divisor
-  double gradient_scale;  // the same, for float16 times float16_power(divisor)
+  double gradient_scale;  // what the slopes are stored times: scale, or for float16 a power of two / divisor
   double mean;            // of all terms: what their sum is multiplied by, for the statistics
   bool drops;             // samples whose mean over heads is not finite
   void* gradient;         // shaped like the logits; null: none
   float* unscale;         // scale / gradient_scale, once or for each sample's loss; null: none
-  float inverse_power;    // its value
-  double* sums;           // CUDA: of each sample's softplus
+  float unscale_value;
+  double* sums;  // CUDA: of each sample's softplus
 };
 
 // The derivative of softplus(-l), without overflow.

@@ -114,8 +114,10 @@ struct GeneratorTensors {
     if (!call.gan_grad) return;
     term.gradient = gradient.data_ptr();
     if (term.logits.dtype != DType::f16) return;
-    term.gradient_scale *= float16_power(divisor);
-    term.inverse_power = static_cast<float>(1 / float16_power(divisor));
+    // Without the weight, which may be small. A slope is at most 1, so there is room for 2^15.
+    const double power = float16_power(divisor) * 0x1p15;
+    term.gradient_scale = power / divisor;
+    term.unscale_value = static_cast<float>(call.gan_weight / power);
     unscale = new_tensor(out.loss.sizes(), ScalarType::Float, given);
     term.unscale = static_cast<float*>(unscale.data_ptr());
   }

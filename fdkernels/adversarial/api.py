@@ -158,7 +158,7 @@ def gradient_penalty(
         logits: (B, *S), floating: D(x).
         perturbed_logits: D(x + σ·noise), of the same shape and of any floating dtype. Each gets a gradient in its own
             dtype if it requires one. With a float16 input, 2·|difference| must stay below 65504.
-        sigma: σ, a positive number. Where it differs between samples, divide each sample's mean by it:
+        sigma: σ, a number from 1e-12 to 1e12. Where it differs between samples, divide each sample's mean by it:
             `(fdk.gradient_penalty(a, b, reduction="none") / sigma**2).mean()`, again one launch.
         reduction, backend: as in `generator_loss`.
 
@@ -176,6 +176,8 @@ def gradient_penalty(
         >>> penalty = fdk.gradient_penalty(D(x), D(x + 0.05 * torch.randn_like(x)), sigma=0.05)
     """
     sigma = 1.0 if sigma is None else check_positive("sigma", sigma)
+    if not 1e-12 <= sigma <= 1e12:  # sigma² and its inverse must be float32 numbers, also times a power of float16's
+        raise ValueError(f"sigma: expected a number between 1e-12 and 1e12, got {sigma:g}")
     first, second = ("logits", logits), ("perturbed_logits", perturbed_logits)
     return _loss("gradient_penalty", first, second, "square", False, None, sigma, reduction, backend)
 

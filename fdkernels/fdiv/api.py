@@ -164,7 +164,8 @@ def fused_fdiv_loss(
             student's device or the CPU; below 1 it counts as 1. None: this call's kept elements.
         gan_weight: λ, at least 0; needs logits, excludes count. reduction="sum" adds λ Σ softplus(-ℓ), and "none" each
             sample's mean over heads. With nonfinite="zero", a sample whose combined logit is not finite adds 0. With
-            group, the mean is this process's own, like the loss.
+            group, the mean is this process's own, like the loss. With `DmdScale(over=...)` other than "sample" the term
+            is a launch of its own.
         group: process group over which the batch statistics of r and h are taken; None: this process alone.
         backend: "auto", "reference", "native" or "triton"; a backend asked for by name is used or refused.
         return_stats: also return `FDivStats`.

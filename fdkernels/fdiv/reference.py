@@ -156,10 +156,9 @@ def _generator_term(call: FdivArguments) -> tuple[Tensor | None, Tensor, Tensor]
     loss = (terms if call.reduction == "none" else terms.sum()) / divisor
     if not call.gan_grad:
         return loss, *nothing
-    power = torch.ones_like(divisor)
-    unscale = nothing[1]
-    if logits.dtype == torch.float16:
-        power = float16_power(divisor)
-        unscale = power.reciprocal().float().expand(loss.shape).clone()
-    gradient = torch.where(used, torch.sigmoid(-wide) * (-call.gan_weight / divisor * power), 0.0)
+    factor, unscale = call.gan_weight / divisor, nothing[1]
+    if logits.dtype == torch.float16:  # without the weight, which may be small; sigmoid leaves room for 2^15
+        power = float16_power(divisor) * 32768.0
+        factor, unscale = power / divisor, (call.gan_weight / power).float().expand(loss.shape).clone()
+    gradient = torch.where(used, torch.sigmoid(-wide) * -factor, 0.0)
     return loss, gradient.to(logits.dtype).view(logits.shape), unscale

@@ -27,12 +27,18 @@ class Generator(NamedTuple):
 
 
 @triton.jit
+def _stored_power(divisor):
+    """What a float16 gradient is stored times, without the weight, which may be small; sigmoid leaves room for 2^15."""
+    return float16_power(divisor) * 32768.0
+
+
+@triton.jit
 def sample_generator(generator, b, weight, divisor, ZERO: tl.constexpr, HEADS: tl.constexpr):
     """Stores the gradient of sample b's logits and their sum, and returns the sample's term."""
     weight, divisor = float64(weight), float64(divisor)
     factor = -weight / divisor
     if generator.unscale is not None:
-        factor *= float16_power(divisor)
+        factor = -_stored_power(divisor) / divisor
     k = tl.arange(0, HEADS)
     row = b.to(tl.int64) * generator.heads
     used = k >= 0
@@ -57,17 +63,17 @@ def sample_generator(generator, b, weight, divisor, ZERO: tl.constexpr, HEADS: t
 
 
 @triton.jit
-def added_generator(generator, batch, divisor, REDUCTION: tl.constexpr, SAMPLES: tl.constexpr):
+def added_generator(generator, batch, weight, divisor, REDUCTION: tl.constexpr, SAMPLES: tl.constexpr):
     """The term before its weight, from every sample's sum; with "none" the mean over samples. Run by the last program,
     which also stores `unscale`."""
-    divisor = float64(divisor)
+    weight, divisor = float64(weight), float64(divisor)
     total = tl.zeros((SAMPLES,), tl.float64)
     for start in range(0, batch, SAMPLES):
         b = start + tl.arange(0, SAMPLES)
         total += load_stored(generator.sums + b, b < batch)
         if generator.unscale is not None:
             own = b < batch if REDUCTION == "none" else b == 0
-            inverse = tl.zeros((SAMPLES,), tl.float64) + 1.0 / float16_power(divisor)
+            inverse = tl.zeros((SAMPLES,), tl.float64) + weight / _stored_power(divisor)
             tl.store(generator.unscale + b, inverse.to(tl.float32), mask=own)
     term = tl.sum(total) / divisor
     if REDUCTION == "none":

@@ -164,7 +164,7 @@ def fdiv_fwd_kernel(
         loss = 0.5 * total / divisor
         term = float64(float("nan"))
         if generator.logits is not None:
-            term = added_generator(generator, batch, gan_divisor, REDUCTION, SAMPLES)
+            term = added_generator(generator, batch, gan_weight, gan_divisor, REDUCTION, SAMPLES)
             loss += float64(gan_weight) * term
         if REDUCTION != "none":
             tl.store(written.loss, loss)
@@ -320,7 +320,7 @@ def _weigh_all(
     loss = 0.5 * total
     term = float64(float("nan"))
     if generator.logits is not None:
-        term = added_generator(generator, batch, gan_divisor, REDUCTION, SAMPLES)
+        term = added_generator(generator, batch, gan_weight, gan_divisor, REDUCTION, SAMPLES)
         loss += float64(gan_weight) * term
     if REDUCTION != "none":
         tl.store(written.loss, loss)

@@ -46,8 +46,8 @@ def score_implicit_loss(
     fake: Tensor,
     *,
     kind: str = "sid",
-    alpha: float = 1.2,
-    floor: float = 1e-5,
+    alpha: float | None = None,
+    floor: float | None = None,
     score_scale: float | Tensor | None = None,
     c: float | None = None,
     weight: float | Tensor | tuple[float | Tensor, float | Tensor] | None = None,
@@ -67,27 +67,31 @@ def score_implicit_loss(
         student: (B, *S), x; float16, bfloat16, float32 or float64; any strides.
         teacher, fake: (B, *S), τ and f, in any mix of those dtypes. An input that requires no gradient gets none.
         kind: sid (Score identity Distillation), or sim (Score Implicit Matching with the pseudo-Huber distance).
-        alpha: of sid; SiD-LSG has 1.
-        floor: of sid, at least 0: the least mean that divides; in units of x. With 0, a sample of d = 0 gets NaN.
+        alpha: of sid, 1.2 if it is not given; SiD-LSG has 1.
+        floor: of sid, at least 0, 1e-5 if it is not given: the least mean that divides; in units of x. With 0, a sample
+            of d = 0 gets NaN.
         score_scale: of sim, k, by which a difference of x0 predictions becomes one of scores: α/σ² at noise level (α,
             σ). A number or one a sample, as (B,); 1 if it is not given.
         c: of sim, required: the positive constant of the pseudo-Huber distance, in units of k·e summed over a sample.
         weight: h1 and h2: a number, or one a sample, as (B,); or a pair of these. 1 if it is not given.
-        reduction: "mean": sid divides by all N elements, sim by the number of samples. "sum". "none": (B,), where
-            sid's are means over a sample's elements.
+        reduction: "mean": sid divides by all N elements, as Self-Forcing does, sim by the number of samples. "sum": SiD
+            divides that by the batch. "none": (B,), where sid's are means over a sample's elements.
         backend: as in `fused_fdiv_loss`.
 
     score_scale and weight are constants of the loss. If an element of a sample is not finite, the sample's gradients
     and the loss are NaN. A float16 gradient is stored unscaled by N (sid) or N/√n (sim; n elements a sample), and must
     stay below 65504 then: for sid that is weight·|2(1 - alpha)·e + f - x| / mean|d|, for sim about weight·k, and √n
-    times that if all of e is in one element.
+    times that if all of e is in one element. It loses digits where this is below 1e-3, and vanishes below 1e-7: with
+    weights or k that small, multiply the loss instead. In float32 the gradients are right to 2⁻²⁴ of their terms, which
+    are multiples of τ - f and f - x; where these cancel, less of the result is.
 
     Returns:
         The loss, float32 (float64 for a float64 student).
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; an unknown kind; c missing or not positive; score_scale
-            or c with sid; a weight or score_scale that requires a gradient, which it would not get.
+            or c with sid, alpha or floor with sim; a weight or score_scale that requires a gradient, which it would not
+            get.
         TypeError: not a tensor; a weight or score_scale that is neither a number nor a tensor.
         RuntimeError: a backend that is not available, with the reason; double backward.
 
@@ -104,17 +108,21 @@ def score_implicit_loss(
     check_like("fake", fake, student)
     check_choice("kind", kind, KINDS)
     check_choice("reduction", reduction, REDUCTIONS)
-    alpha = check_number("alpha", alpha)
-    if (floor := check_number("floor", floor)) < 0.0:
-        raise ValueError(f"floor: expected a number >= 0, got {shown(floor)}")
+    other, without = ("sim", {"score_scale": score_scale, "c": c})
+    if kind == "sim":
+        other, without = ("sid", {"alpha": alpha, "floor": floor})
+    for name, value in without.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected with kind={other!r}, got kind={kind!r}")
     if kind == "sim":
         if c is None:
             raise ValueError("c: kind 'sim' needs it, got None")
-        alpha, c = 1.0, check_positive("c", c)
+        alpha, floor, c = 1.0, 0.0, check_positive("c", c)
     else:
-        for name, value in (("score_scale", score_scale), ("c", c)):
-            if value is not None:
-                raise ValueError(f"{name}: expected with kind='sim', got kind={kind!r}")
+        alpha = 1.2 if alpha is None else check_number("alpha", alpha)
+        floor = 1e-5 if floor is None else check_number("floor", floor)
+        if floor < 0.0:
+            raise ValueError(f"floor: expected a number >= 0, got {shown(floor)}")
     scale, fixed_scale = _value("score_scale", score_scale, student)
     (h1, fixed_h1), (h2, fixed_h2) = _weights(weight, student)
     chosen = backends.choose(backend, student.device.type)

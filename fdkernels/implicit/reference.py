@@ -42,17 +42,20 @@ def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
     p, q = (p / divisor)[:, None], (q / divisor)[:, None]
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     outputs = [((loss if call.reduction == "none" else loss.sum()) / divisor).to(wide)]
-    for each, with_grad, gradient in (
-        (student, call.with_student_grad, -p * e),
-        (call.teacher, call.with_teacher_grad, 2 * (p + q) * e + p * u),
-        (call.fake, call.with_fake_grad, -(p + 2 * q) * e - p * u),
+    nothing = divisor.new_empty((0,))
+    for each, with_grad, of_e, of_u in (
+        (student, call.with_student_grad, -p, torch.zeros_like(p)),
+        (call.teacher, call.with_teacher_grad, 2 * (p + q), p),
+        (call.fake, call.with_fake_grad, -(p + 2 * q), -p),
     ):
-        is_half = with_grad and each.dtype == torch.float16
-        stored = (gradient * power if is_half else gradient).to(each.dtype).view(each.shape)
-        unscale = power.reciprocal().float().expand(outputs[0].shape).clone()
-        outputs.append(stored if with_grad else each.new_empty((0,)))
-        outputs.append(unscale if is_half else unscale.new_empty((0,)))
-    return (*outputs, divisor.new_empty((0,)))
+        if not with_grad:
+            outputs += [each.new_empty((0,)), nothing.float()]
+            continue
+        is_half = each.dtype == torch.float16
+        gradient = of_e * e + of_u * u
+        outputs.append((gradient * power if is_half else gradient).to(each.dtype).view(each.shape))
+        outputs.append(power.reciprocal().float().expand(outputs[0].shape).clone() if is_half else nothing.float())
+    return (*outputs, nothing)
 
 
 def _slopes(call: ImplicitArguments, cross: Tensor, square: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:

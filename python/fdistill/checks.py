@@ -78,6 +78,13 @@ def _check_loss(cfg: Config) -> None:
             f"loss.gan: {loss.gan} logits are no log density ratios, of which h of {shown(loss.divergence)} is made; "
             "expected logistic, or loss.divergence=rkl, whose h is 1"
         )
+    if not any("discriminator" in phase for phase in cfg.phases):
+        has_h = loss.kind == "fdiv" and loss.divergence not in ("rkl", "reverse_kl")
+        if loss.gan_weight or has_h:
+            what = "loss.gan_weight" if loss.gan_weight else f"h of loss.divergence={loss.divergence}"
+            raise ConfigError(
+                f"phases: expected one with the discriminator, which {what} needs, got {shown(cfg.phases)}"
+            )
     if loss.shuffle_weight and (loss.kind != "fdiv" or loss.gan != "logistic"):
         what = f"loss.gan={loss.gan}" if loss.kind == "fdiv" else f"loss.kind={loss.kind}"
         raise ConfigError(f"loss.shuffle_weight: expected false, since {what} has no h to permute, got true")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fdistill.config import OptimizerConfig
 
@@ -46,7 +47,10 @@ class Role:
         that from a tensor, as for GradScaler, so the host never waits.
         """
         loss.backward()
-        norm = clip_grad_norm_(self.network.parameters(), self.cfg.clip or math.inf, foreach=True)
+        parameters = list(self.network.parameters())
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if self.cfg.clip:
+            clip_grads_with_norm_(parameters, self.cfg.clip, norm, foreach=True)
         skipped = (~norm.isfinite()).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
@@ -69,14 +73,13 @@ class Average:
     """Exponential moving average of a network's weights; the decay warms up over the first updates."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.model = AveragedModel(network)
-        self.model.n_averaged.fill_(1)  # the weights at the start count: at 0, the first update would replace them
-        self.network = self.model.module.requires_grad_(False).eval()
+        # Not AveragedModel: at each update the host would wait for a GPU, to which the model's counter is copied.
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = decay
 
     def update(self, network: nn.Module, updates: int) -> None:
-        self.model.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
-        self.model.update_parameters(network)
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
+        average(list(self.network.parameters()), list(network.parameters()), None)
 
 
 class Meter:

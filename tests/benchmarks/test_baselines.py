@@ -47,6 +47,19 @@ def test_loss_and_gradient(name: str, dtype: str) -> None:
     torch.testing.assert_close(loss.double(), case["loss"].double(), rtol=10 * TOLERANCE[dtype], atol=0)
 
 
+@pytest.mark.parametrize("alpha", ("1.0", "1.2"))
+def test_sid(alpha: str) -> None:
+    """SiD's own loss is a sum."""
+    case = load(f"sid_alpha{alpha}")
+    inputs = [case[name].requires_grad_() for name in ("student", "teacher", "fake")]
+    loss = baselines.sid_loss(*inputs, alpha=case["sid_alpha"].item()) * inputs[0].numel()
+    torch.testing.assert_close(loss.detach(), case["loss"], rtol=1e-6, atol=0)
+    gradients = torch.autograd.grad(loss, inputs)
+    for name, gradient in zip(("student", "teacher", "fake"), gradients, strict=True):
+        expected = case[f"grad_{name}"]
+        assert (gradient - expected).norm() <= 1e-6 * expected.norm()
+
+
 @pytest.mark.parametrize("batch", [6, 64])
 def test_fastgen_weight(batch: int) -> None:
     case = load(f"fastgen_weight_js_b{batch}")

@@ -62,6 +62,15 @@ def test_beside_every_scale(backend, over):
             assert_stats(case.but(logits=logits).run(backend, stats=True).stats, case.but(logits=logits).expected())
 
 
+@pytest.mark.parametrize(("weight", "upstream"), ((1e-3, 65536.0), (1e-6, 65536.0), (1e5, 1e-3)))
+def test_weights_beyond_float16(backend, weight, upstream):
+    """A small weight does not make a float16 gradient underflow before the loss scale, nor a large one overflow."""
+    case = make_gan(SHAPE, torch.float16, heads=2, gan_weight=weight)
+    logits = case.logits.clone()
+    logits[0], logits[1] = torch.tensor([12.0, 9.0]), torch.tensor([-3.0, 6.0])
+    case.but(logits=logits).check(backend, torch.tensor(upstream))
+
+
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
 def test_samples_without_a_finite_logit(backend, bad):
     """They add nothing with "zero", all heads of the sample; else NaN or infinity reaches the loss."""

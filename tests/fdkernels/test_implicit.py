@@ -8,8 +8,10 @@ import torch
 
 import fdkernels as fdk
 from fdkernels import testing
+from fdkernels.implicit.arguments import IMPLICIT
+from fdkernels.implicit.triton_plan import Limits, plan
 from tests.device import on_device
-from tests.implicit import make_implicit, weighted_implicit
+from tests.implicit import make_implicit, raw_implicit, weighted_implicit
 
 DATA = Path(__file__).parents[1] / "data"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -98,7 +100,7 @@ class TestExactness:
         case = make_implicit((4, 999), dtype, alpha=1.0)
         fake = case.student.double() * (1 + 1e-3 * torch.linspace(-1, 2, 999, dtype=torch.float64))
         for kind in KINDS:
-            near = make_implicit((4, 999), dtype, kind=kind, alpha=1.0)
+            near = make_implicit((4, 999), dtype, kind=kind, **({"alpha": 1.0} if kind == "sid" else {}))
             near.but(fake=fake.to(dtype)).check(backend)
 
     @pytest.mark.parametrize("score_scale", (0.0, 1e-10, 1.0, 1e30))
@@ -172,6 +174,67 @@ def test_what_requires_no_gradient_gets_none(backend, dtype, wanted):
         assert tensor.grad is None or torch.equal(tensor.grad, grad)
 
 
+@pytest.mark.contract("autograd", op="implicit")
+@pytest.mark.cpu_only("what a graph holds is the same everywhere")
+@pytest.mark.backends("native", "triton")
+@pytest.mark.parametrize("asked", (True, False))
+def test_gradients_of_the_raw_op(backend, asked):
+    """Those that autograd wants, also if the op was called without their flags."""
+    op = getattr(torch.ops.fdkernels, f"implicit_{backend}").default
+    _, expected, _, _, _, of_fake, *_ = op(*IMPLICIT.operands(raw_implicit()))
+    call = raw_implicit(with_student_grad=asked, with_teacher_grad=False, with_fake_grad=asked)
+    student, fake = (v.clone().requires_grad_() for v in (call.student, call.fake))
+    loss, *_ = op(*IMPLICIT.operands(call._replace(student=student, fake=fake)))
+    for _ in range(2):
+        found = torch.autograd.grad(loss, (student, fake), torch.tensor(3.0), retain_graph=True)
+        torch.testing.assert_close(found, (3 * expected, 3 * of_fake), rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
+FLOATS = {
+    "sid": lambda v: {"alpha": 1 + 0.1 * v, "floor": 0.1 * v, "weight": (v, 0.5 * v)},
+    "sim": lambda v: {"kind": "sim", "c": 2 * v, "score_scale": 1 + v, "weight": v},
+}
+
+
+@pytest.mark.contract("compile", op="implicit")
+@pytest.mark.host_code("how floats travel to an op")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_that_change_in_one_graph(backend, name):
+    case = make_implicit((6, 3, 4, 4)).on()
+
+    def step(student, teacher, fake, value):
+        return fdk.score_implicit_loss(student, teacher, fake, backend=backend, **FLOATS[name](value))
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for i, value in enumerate((2.0, 3.5, 1.25, 0.5)):
+        found, expected = case.leaves().values(), case.leaves().values()
+        with torch.compiler.set_stance("fail_on_recompile" if i > 1 and torch.__version__ >= "2.13" else "default"):
+            loss = compiled(*found, value)
+        loss.backward()
+        step(*expected, value).backward()
+        for one, other in zip(found, expected, strict=True):
+            assert testing.relative_l2(one.grad, other.grad) < 1e-6, value
+
+
+@pytest.mark.parametrize("is_wide", (False, True))
+@pytest.mark.parametrize("elements", (1, 1_000, 4_096, 4_097, 8_192, 8_193, 65_536, 3 << 20, 2**31 - 1, 3 << 30))
+@pytest.mark.parametrize("batch", (1, 8, 3_000))
+def test_the_plan_of_triton(batch, elements, is_wide):
+    """Each element has one program. A program that reports adds a bounded number of sums at a time."""
+    found = plan(batch, elements, is_wide, Limits())
+    covered = found.tile * found.tiles
+    assert covered * found.programs >= elements > covered * (found.programs - 1)
+    assert (found.schedule == "whole") == (elements <= (4_096 if is_wide else 8_192))
+    assert found.schedule == "split" or found.programs == found.tiles == 1
+    assert found.wide_offsets == (covered * found.programs >= 2**31)
+    assert found.samples * found.pieces <= 1_024 and found.num_warps in (4, 8, 16)
+    sizes = (found.tile, found.samples, found.pieces)
+    assert all(size & (size - 1) == 0 for size in sizes)
+
+
 @pytest.mark.contract("peers", op="implicit")
 @pytest.mark.parametrize("alpha", ("1.0", "1.2"))
 def test_sid(backend, alpha):
@@ -197,6 +260,8 @@ def test_sid(backend, alpha):
         ({"kind": "sim", "c": 0}, ValueError, "c: expected a positive number, got 0"),
         ({"kind": "sim", "c": torch.nan}, ValueError, "c: expected a finite number, got nan"),
         ({"c": 0.1}, ValueError, "c: expected with kind='sim', got kind='sid'"),
+        ({"kind": "sim", "alpha": 1.2}, ValueError, "alpha: expected with kind='sid', got kind='sim'"),
+        ({"kind": "sim", "floor": 0.0}, ValueError, "floor: expected with kind='sid', got kind='sim'"),
         ({"score_scale": 2.0}, ValueError, "score_scale: expected with kind='sim', got kind='sid'"),
         ({"alpha": "1"}, ValueError, "alpha: expected a finite number, got '1'"),
         ({"floor": -1e-5}, ValueError, "floor: expected a number >= 0, got -1e-05"),

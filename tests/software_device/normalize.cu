@@ -32,7 +32,7 @@ struct Math {
   struct Partial {
     float squares = 0;
   };
-  static constexpr int kVector = 4, kWidth = 4, kInFlight = 1;
+  static constexpr int kVector = 4, kWidth = 4, kInFlight = 1, kHeld = 1;
 
   const Input& p;
   const int64_t b;

@@ -18,7 +18,8 @@ import triton.language as tl
 from fdkernels._triton.launch import Launch
 from fdkernels.fdiv import triton_kernels
 from fdkernels.fdiv.triton_launch import forward_launches
-from tools.machine_code.cases import CIFAR, SD15, SDXL, call, meta
+from fdkernels.implicit.triton_launch import implicit_launches
+from tools.machine_code.cases import CIFAR, SD15, SDXL, call, implicit, meta
 from tools.machine_code.claims import expected_accesses, failures
 from tools.machine_code.compiled import TARGETS, compile_for
 
@@ -42,11 +43,13 @@ def no_ticket(ticket):
 
 
 @triton.jit
-def crowded_store(written, norm, gap, distance, nonfinite):
+def crowded_store(written, norm, gap, distance, nonfinite, term):
     """Sends figures through shared memory: the block is transposed."""
     i = tl.arange(0, 64)
     block = tl.load(written.partials + i[:, None] * 64 + i[None, :])
-    tl.store(written.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite)
+    tl.store(
+        written.partials + i[:, None] * 64 + i[None, :], tl.trans(block) + norm + gap + distance + nonfinite + term
+    )
 
 
 def misaligned() -> Launch:
@@ -67,6 +70,11 @@ def crowded(warps: int) -> Launch:
     return launch._replace(options={**launch.options, "num_warps": warps})
 
 
+def implicit_in_one_warp() -> Launch:
+    launch = implicit_launches(implicit(CIFAR))[1][0]
+    return launch._replace(options={**launch.options, "num_warps": 1})
+
+
 def with_part(name: str, part: object, **changes: object) -> Launch:
     setattr(triton_kernels, name, part)
     return forward_launches(call(CIFAR, **changes))[1][0]
@@ -81,6 +89,7 @@ BROKEN = {
     "float atomic": lambda: with_part("is_last", float_atomic),
     "two tickets": lambda: with_part("is_last", second_ticket),
     "no ticket": lambda: with_part("is_last", no_ticket),
+    "implicit, one warp": implicit_in_one_warp,
     "shared memory": lambda: with_part("_store_figures", crowded_store, with_stats=True),
 }
 

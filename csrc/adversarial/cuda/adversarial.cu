@@ -10,7 +10,7 @@ namespace {
 struct AdversarialMath {
   using T = double;
   using Stored = AnyType;
-  static constexpr int kVector = kAdversarialVector, kWidth = kVector;
+  static constexpr int kVector = kAdversarialVector, kWidth = kVector, kHeld = 1;
 
   const Adversarial& p;
   const int64_t b;

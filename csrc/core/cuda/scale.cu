@@ -10,7 +10,7 @@ namespace {
 template <class Stored, class Arithmetic>
 struct ScaleMath {
   using T = Arithmetic;
-  static constexpr int kVector = 16 / sizeof(Stored), kWidth = kVector;
+  static constexpr int kVector = 16 / sizeof(Stored), kWidth = kVector, kHeld = 1;
 
   const Scale& scale;
   const int64_t at_run;  // the run's first element of this share

@@ -20,7 +20,8 @@
 //                            what a Math that stores needs of a sample
 //   Math                     the arithmetic of one sample, see below
 //   kExchanged               doubles per sample that each block of a team gives to the others: 1, 2, 4 or 8
-//   begin(call, elements, shared)           run by all threads with elements, before their first sample
+//   begin(call, elements, shared)           run by all threads with elements, before their first sample. It may write
+//                                           global memory that report() reads: every team has a sample
 //   ahead(call, group, shared, has_read)    run by the threads without elements. Each calls has_read() after its last
 //                                           read of state that report() changes
 //   to_values(sums, values)                 a thread's sums as doubles to exchange
@@ -33,9 +34,7 @@
 // aligned vector (or kWidth elements of it), or one element where a sample ends within a vector or is not aligned.
 //
 //   T, Sums, Partial   type of the arithmetic; sums in double; sums of a few vectors in T
-//   kHeld              values of T that stay on chip for each element. `values` below has the first value of W
-//   elements,
-//                      then the second one, ...
+//   kHeld              values of T that stay on chip for each element; `values` has W first ones, then W second ones
 //   kVector            elements of a vector
 //   kWidth             elements of a whole vector that are taken at a time
 //   kInFlight          whole vectors whose loads are in flight at a time; 1 if kWidth is smaller than a vector
@@ -68,20 +67,11 @@ namespace fdkernels::cuda {
 template <class Math>
 constexpr int kRun = std::max(Math::kInFlight, 16 / Math::kVector);
 
-template <class Math>
-constexpr int held_values() {
-  if constexpr (requires { Math::kHeld; }) {
-    return Math::kHeld;
-  } else {
-    return 1;
-  }
-}
-
 // Returns the sums over a part. The values of the share's first part.held vectors stay in `hold`.
 template <class Math>
 __device__ inline typename Math::Sums gather(Math& math, bool aligned, const Part& part, Words* hold) {
   using T = typename Math::T;
-  constexpr int V = Math::kVector, W = Math::kWidth, kInFlight = Math::kInFlight, kHeld = held_values<Math>();
+  constexpr int V = Math::kVector, W = Math::kWidth, kInFlight = Math::kInFlight, kHeld = Math::kHeld;
   const Vectors vectors = vectors_of<V>(aligned, part);
   const int whole = math.together() ? vectors.whole : 0;
   typename Math::Sums total;
@@ -134,7 +124,7 @@ __device__ inline typename Math::Sums gather(Math& math, bool aligned, const Par
 template <class Math>
 __device__ inline void scatter(Math& math, bool aligned, const Part& part, const Words* hold) {
   using T = typename Math::T;
-  constexpr int V = Math::kVector, W = Math::kWidth, kHeld = held_values<Math>();
+  constexpr int V = Math::kVector, W = Math::kWidth, kHeld = Math::kHeld;
   const Vectors vectors = vectors_of<V>(aligned, part);
   const int whole = math.stores_vectors() ? vectors.whole : 0;
   const bool by_width = math.together();

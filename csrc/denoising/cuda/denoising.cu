@@ -20,7 +20,7 @@ struct DenoisingMath {
   using T = typename Ty::T;
   using Stored = typename Ty::Student;
   using StoredTarget = typename Ty::Prediction;
-  static constexpr int kVector = fdkernels::kVector<Ty>, kWidth = kVector;
+  static constexpr int kVector = fdkernels::kVector<Ty>, kWidth = kVector, kHeld = 1;
 
   const Denoising& p;
   const int64_t b;

@@ -82,7 +82,7 @@ double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_samp
     losses[per_sample ? b : 0] += g.scale * sum;
     total += sum;
   }
-  if (g.unscale != nullptr) std::fill_n(g.unscale, losses.size(), g.inverse_power);
+  if (g.unscale != nullptr) std::fill_n(g.unscale, losses.size(), g.unscale_value);
   return total * g.mean;
 }
 

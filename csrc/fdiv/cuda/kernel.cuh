@@ -129,7 +129,7 @@ __device__ inline double report_generator(const Call& call, const Group& group) 
     float* loss = static_cast<float*>(call.r.loss) + b;
     if (alone && call.r.wide_loss) *wide = __ldcg(wide) + g.scale * sum;
     if (alone && !call.r.wide_loss) *loss = __ldcg(loss) + static_cast<float>(g.scale * sum);
-    if (g.unscale != nullptr && (alone || b == 0)) g.unscale[b] = g.inverse_power;
+    if (g.unscale != nullptr && (alone || b == 0)) g.unscale[b] = g.unscale_value;
   });
   group.reduce<Add>(total);
   return total[0];

@@ -11,7 +11,7 @@ struct NoisingMath {
   using T = typename Ty::T;
   using Stored = typename Ty::Student;
   using StoredNoise = typename Ty::Prediction;
-  static constexpr int kVector = fdkernels::kVector<Ty>, kWidth = kVector;
+  static constexpr int kVector = fdkernels::kVector<Ty>, kWidth = kVector, kHeld = 1;
 
   const Noising& p;
   const int64_t b;
