@@ -106,7 +106,7 @@ def check_samples(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {value.dtype}")
     if value.dim() == 0:
         raise ValueError(f"{name}: expected shape (B, ...), got ()")
-    if 0 in value.shape[1:]:
+    if value.numel() == 0 and 0 in value.shape[1:]:
         raise ValueError(f"{name}: expected at least one element a sample, got shape {tuple(value.shape)}")
 
 

@@ -170,14 +170,16 @@ def _keep(ctx: Any, op: Op, backend: str, results: tuple[Tensor, ...], count: in
     ctx.set_materialize_grads(False)  # else each backward would fill zeros for the figures
 
 
+_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
 class _Loss(Function):
     @staticmethod
     def forward(ctx: Any, op: Op, backend: str, call: Any, *inputs: Tensor | None) -> Any:
         # All other tensors are inside `call`, where autograd does not see them: they are constants of the loss.
         results = op.run(backend, call, inputs)
         # A saved-tensor hook may return a tensor of its own, which the backward must not write to.
-        hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-        may_write_in_place = hooks is not None and not torch.compiler.is_compiling() and hooks(True) is None
+        may_write_in_place = not torch.compiler.is_compiling() and _hooks is not None and _hooks(True) is None
         _keep(ctx, op, backend, results, len(inputs), may_write_in_place)
         figures = results[1 + 2 * len(op.gradients) :]
         ctx.mark_non_differentiable(*figures)

@@ -190,7 +190,7 @@ def _have_other_shapes(fake_logits: Any, real_logits: Any) -> bool:
 
 def _check_logits(name: str, logits: Any) -> None:
     check_samples(name, logits)
-    if logits.shape[0] == 0:
+    if logits.numel() == 0:
         raise ValueError(f"{name}: expected at least one sample, got shape {tuple(logits.shape)}")
 
 
@@ -214,23 +214,16 @@ def _loss(
         check_like(second[0], others, logits, name)
     check_choice("reduction", reduction, REDUCTIONS)
     bound = 0.0 if clamp is None else check_positive("clamp", clamp)
+    device = logits.device.type
+    chosen = backends.choose(backend, device)
+    backends.log_choice(public, chosen, device)
     order = memory_order(logits)
-
-    def samples(v: Tensor) -> Tensor:
-        return dense_samples(v if order is None else v.permute(order))
-
+    if order is not None:
+        logits, others = logits.permute(order), None if others is None else others.permute(order)
     may_grad = torch.is_grad_enabled()
-    chosen = backends.choose(backend, logits.device.type)
-    backends.log_choice(public, chosen, logits.device.type)
     call = AdversarialArguments(
-        logits=samples(logits),
-        others=None if others is None else samples(others),
-        kind=kind,
-        raised=raised,
-        bound=bound,
-        sigma=sigma,
-        reduction=reduction,
+        dense_samples(logits), None if others is None else dense_samples(others), kind, raised, bound, sigma, reduction,
         with_grad=may_grad and logits.requires_grad,
         with_others_grad=may_grad and others is not None and others.requires_grad,
-    )
+    )  # fmt: skip
     return registry.run(_ADVERSARIAL, chosen, call)[0]

@@ -39,6 +39,8 @@ from fdistill.config import ConfigError, load
         (["loss.gan=wgan"], "loss.gan: expected logistic, hinge or relativistic, got 'wgan'"),
         (["loss.kind=sim"], "loss.c: sim needs a number > 0, got none"),
         (["loss.kind=sim", "loss.c=null"], "loss.c: sim needs a number > 0, got none"),
+        (["phases=[[student]]"], "phases: expected one with the discriminator, which loss.gan_weight needs"),
+        (["phases=[[student]]", "loss.gan_weight=0"], "phases: expected one with the discriminator, which h of"),
         (["loss.gan=hinge"], "loss.gan: hinge logits are no log density ratios, of which h of 'js' is made"),
         (["loss.gan=relativistic", "loss.divergence=kl"], "loss.gan: relativistic logits are no log density ratios"),
         (["loss.kind=sid", "loss.shuffle_weight=true"], "loss.shuffle_weight: expected false, since loss.kind=sid has"),
@@ -144,8 +146,9 @@ def test_an_unknown_preset_or_file(source):
 
 
 def test_overrides_are_typed():
-    cfg = load("digits", ["student.lr=1e-4", "loss.ratio_range=[0.5,2]", "phases=[[student,fake]]", "steps=8"])
-    assert (cfg.student.lr, cfg.loss.ratio_range, cfg.phases, cfg.steps) == (1e-4, (0.5, 2.0), [["student", "fake"]], 8)
+    cfg = load("digits", ["student.lr=1e-4", "loss.ratio_range=[0.5,2]", "phases=[[discriminator,student]]", "steps=8"])
+    assert (cfg.student.lr, cfg.loss.ratio_range, cfg.steps) == (1e-4, (0.5, 2.0), 8)
+    assert cfg.phases == [["discriminator", "student"]]
 
 
 def test_a_file_starts_from_a_preset(tmp_path):
@@ -217,6 +220,11 @@ def test_a_file_that_cannot_be_read(workplace, monkeypatch):
 )
 def test_a_run_is_named_after_objective_and_seed(overrides, name):
     assert load("gmm", overrides).name == name
+
+
+@pytest.mark.parametrize("loss", ["{divergence: rkl, gan_weight: 0}", "{kind: sid, gan_weight: 0}"])
+def test_a_discriminator_that_serves_nothing_may_be_left_out(loss):
+    assert load("digits", ["phases=[[fake,student]]", f"loss={loss}"]).phases == [["fake", "student"]]
 
 
 def test_a_preset_of_an_objective_names_it_once():

@@ -141,7 +141,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad, tiny_gmm):
 
 
 def test_a_sample_that_is_not_finite_is_left_out(tiny_gmm):
-    distiller, hand = pair("gmm", [*tiny_gmm, *SETTINGS, "phases=[[student]]"])
+    distiller, hand = pair("gmm", [*tiny_gmm, *SETTINGS, "phases=[[student],[student],[student],[discriminator]]"])
     for net in (distiller.task.fake, hand.nets["fake"]):
         net.register_forward_hook(lambda *_: _[-1].index_fill(0, torch.tensor([3]), math.nan))
     assert [advance(distiller, hand)["health/nonfinite_samples"] for _ in range(3)] == [1, 1, 1]

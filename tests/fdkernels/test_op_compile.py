@@ -89,7 +89,7 @@ def test_raw_op(op, raw_variant, backend, dtype):
     given = op.raw(dtype, **changes)
     inputs = [getattr(given, name) for name, _ in registered.gradients]
     real = registered.run(backend, given, inputs)
-    end = 1 + 2 * len(registered.gradients) if op.is_loss else len(real)
+    end = 1 + 2 * len(registered.gradients) if op.is_loss else len(real) - 1
     assert not any(v.isnan().any() for v in real[:end])
     for each, fake in zip(real, registered.outputs(call), strict=True):
         assert (each.shape, each.dtype) == (fake.shape, fake.dtype)

@@ -48,12 +48,14 @@ void pass_samples(Op& op, int64_t batch, int64_t elements, int64_t bytes, const 
 }
 
 // For an op whose elements need no sum: sum(b, begin, end) is called for parts of all samples, in parallel, and returns
-// what they add to sample b's sum. Parts depend on the sample's size alone, and are added in order.
+// what they add to sample b's sum. Parts depend on the sample's size alone, and are added in order. grain: elements
+// below which a second thread does not pay.
 template <class Sum>
-std::vector<double> sum_elements(int64_t batch, int64_t elements, const Threads& threads, const Sum& sum) {
+std::vector<double> sum_elements(int64_t batch, int64_t elements, const Threads& threads, const Sum& sum,
+                                 int64_t grain = kGrain) {
   const int64_t chunks = (elements + kChunk - 1) / kChunk;
   std::vector<double> parts(batch * chunks), sums(batch);
-  parallel(threads, batch * chunks, std::max<int64_t>(1, kGrain / std::min(elements, kChunk)),
+  parallel(threads, batch * chunks, std::max<int64_t>(1, grain / std::min(elements, kChunk)),
            [&](int64_t begin, int64_t end) {
              for (int64_t i = begin; i < end; ++i) {
                const int64_t b = i / chunks, first = (i - b * chunks) * kChunk;
