@@ -29,8 +29,8 @@ def planned(shape, dtype, with_grad, plan, limits):
 @pytest.mark.parametrize("dtype", (BF16, FP32), ids=str)
 @pytest.mark.parametrize("name", SCALED)
 def test_every_byte(name, dtype, wanted, architecture, plan):
-    """The launch is that of the plan. It reads each input once, what it cannot hold twice, and writes each wanted gradient
-    once. A cluster that cannot hold a sample is refused."""
+    """The launch is that of the plan. It reads each input once, and what it cannot hold twice. It writes each gradient
+    that is wanted once. A cluster that cannot hold a sample is refused."""
     shape = SCALED[name]
     case = make_implicit(shape, dtype, seed=3)
     inputs = {name: getattr(case, name).requires_grad_(name in wanted) for name in case.ORDER}
