@@ -32,7 +32,7 @@ class Op(NamedTuple):
 
     name: str
     public: str
-    """The function that users call, as errors name it."""
+    """The function that users call, as errors name it, or what several functions have in common."""
     arguments: ArgumentList
     results: str
     """The results as written in a schema."""

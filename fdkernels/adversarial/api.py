@@ -16,7 +16,7 @@ from fdkernels.adversarial.arguments import ADVERSARIAL, AdversarialArguments, a
 
 _ADVERSARIAL = registry.register(
     registry.Op(
-        "adversarial", "discriminator_loss", ADVERSARIAL,
+        "adversarial", "adversarial loss", ADVERSARIAL,
         "Tensor loss, Tensor gradient, Tensor unscale, Tensor others_gradient, Tensor others_unscale",
         adversarial_outputs, reference.adversarial, (("logits", "with_grad"), ("others", "with_others_grad")),
     ),
