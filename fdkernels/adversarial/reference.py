@@ -36,7 +36,8 @@ def adversarial(call: AdversarialArguments) -> tuple[Tensor, ...]:
         value = pairs[0][0] if len(pairs) == 1 else pairs[0][0] + pairs[1][0]
         slopes = [slope for _, slope in pairs]
     sums = value.reshape(len(value), -1).sum(1)
-    loss, *outputs = adversarial_outputs(call)
+    loss, *rest = adversarial_outputs(call)
+    outputs = list(rest)  # for torch 2.10's Dynamo `rest` is a tuple
     loss = ((sums if call.reduction == "none" else sums.sum()) / divisor).to(loss.dtype)
     for at, (v, wide, slope) in enumerate(zip(given, clamped, slopes, strict=True)):
         if not (call.with_others_grad if at else call.with_grad):

@@ -21,7 +21,19 @@ def normalize(tmp_path_factory):
     assert compiler is not None, "no C++ compiler; it built the package"
     library = tmp_path_factory.mktemp("normalize") / "normalize.so"
     csrc = SOURCE.parents[2] / "csrc"
-    command = [compiler, "-std=c++20", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", f"-I{csrc}", SOURCE]
+    command = [
+        compiler,
+        "-std=c++20",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-fopenmp-simd",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        f"-I{csrc}",
+        SOURCE,
+    ]
     subprocess.run([*command, "-o", library], check=True)
     function = ctypes.CDLL(str(library)).normalize
 

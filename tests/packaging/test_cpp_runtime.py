@@ -53,5 +53,5 @@ def test_refusals_with_a_runtime_of_its_own(tmp_path: Path) -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == [
         "teacher: expected the shape of student",
-        "numbers: expected 13 contiguous float64 values on the CPU",
+        "numbers: expected 14 contiguous float64 values on the CPU",
     ]

@@ -60,6 +60,8 @@ def test_every_broken_kernel_is_caught(target):
     for broken, claims in CAUGHT_BY.items():
         if target == "gfx942" and broken in ("misaligned student", "misaligned fake"):
             continue  # with warps of 64 lanes a thread's share of that tile is 8 bytes: nothing is claimed
+        if target == "gfx942" and broken == "implicit, one warp":
+            claims = ["warps resident"]  # its registers hold what spills on NVIDIA's
         assert all(any(claim in failure for failure in found[broken]) for claim in claims), (broken, found[broken])
 
 

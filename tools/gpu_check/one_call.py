@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.cases.formulas import FORMULAS, Inputs, Step, make_inputs
+from benchmarks.cases.formula import Step
+from benchmarks.cases.formulas import FORMULAS, Inputs, make_inputs
 from benchmarks.cases.shapes import DTYPES, SHAPES
 from benchmarks.measure.counting import trace
 from fdkernels import backends
