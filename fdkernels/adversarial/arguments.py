@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fdkernels._op.arguments import ArgumentList, Choice, Flag, Number, Samples
 from fdkernels._op.operands import check, refuse
+from fdkernels._op.outputs import loss_outputs
 
 PAIRED = ("relativistic", "square")
 """The kinds that need both inputs, and combine their elements in pairs."""
@@ -48,14 +48,8 @@ ADVERSARIAL = ArgumentList(AdversarialArguments)
 def adversarial_outputs(call: AdversarialArguments) -> tuple[Tensor, ...]:
     """(loss, gradient, unscale, others' gradient, its unscale), uninitialized; an output that the call does not ask for
     is empty."""
-    logits, others = call.logits, call.others
-    per_loss = (logits.shape[0],) if call.reduction == "none" else ()
-    outputs = [logits.new_empty(per_loss, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)]
-    for v, is_asked in ((logits, call.with_grad), (logits if others is None else others, call.with_others_grad)):
-        is_scaled = is_asked and v.dtype == torch.float16
-        outputs.append(v.new_empty(v.shape if is_asked else (0,)))
-        outputs.append(v.new_empty(per_loss if is_scaled else (0,), dtype=torch.float32))
-    return tuple(outputs)
+    gradients = (call.logits, call.with_grad), (call.others, call.with_others_grad)
+    return tuple(loss_outputs(call.logits, call.reduction, *gradients))
 
 
 def check_adversarial(call: AdversarialArguments) -> None:

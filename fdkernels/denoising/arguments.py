@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fdkernels._op.arguments import ArgumentList, Choice, Flag, FloatTable, Kind, Number, Samples, Scalar
 from fdkernels._op.operands import check, refuse
+from fdkernels._op.outputs import loss_outputs
 
 
 class DenoisingArguments(NamedTuple):
@@ -41,15 +42,8 @@ DENOISING = ArgumentList(DenoisingArguments)
 
 def denoising_outputs(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradient, unscale, nothing), uninitialized; an output that the call does not ask for is empty."""
-    pred = call.pred
-    per_loss = (pred.shape[0],) if call.reduction == "none" else ()
-    scaled = call.with_grad and pred.dtype == torch.float16
-    return (
-        pred.new_empty(per_loss, dtype=torch.float64 if pred.dtype == torch.float64 else torch.float32),
-        pred.new_empty(pred.shape if call.with_grad else (0,)),
-        pred.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
-        pred.new_empty((0,), dtype=torch.float64),
-    )
+    loss, gradient, unscale = loss_outputs(call.pred, call.reduction, (call.pred, call.with_grad))
+    return loss, gradient, unscale, call.pred.new_empty((0,), dtype=torch.float64)
 
 
 def check_denoising(call: DenoisingArguments) -> None:

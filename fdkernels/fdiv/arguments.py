@@ -24,6 +24,7 @@ from fdkernels._op.arguments import (
     State,
 )
 from fdkernels._op.operands import check, refuse
+from fdkernels._op.outputs import loss_outputs
 from fdkernels.call_shape import CallShape
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -142,23 +143,11 @@ FDIV_WEIGHT = ArgumentList(WeightArguments)
 def fdiv_outputs(call: FdivArguments) -> FdivResults:
     """The results, uninitialized; one that the call does not ask for is empty."""
     student = call.student
-    per_loss = (student.shape[0],) if call.reduction == "none" else ()
-
-    def gradient(of: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
-        """(gradient, unscale)"""
-        like, wanted = (student, False) if of is None else (of, wanted)
-        scaled = wanted and like.dtype == torch.float16
-        return (
-            like.new_empty(like.shape if wanted else (0,)),
-            like.new_empty(per_loss if scaled else (0,), dtype=torch.float32),
-        )
-
-    return (
-        student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32),
-        *gradient(student, call.with_grad),
-        *gradient(call.gan_logits, call.gan_grad),
-        student.new_empty((STATS + student.shape[0] if call.with_stats else 0,), dtype=torch.float64),
+    loss, gradient, unscale, gan_gradient, gan_unscale = loss_outputs(
+        student, call.reduction, (student, call.with_grad), (call.gan_logits, call.gan_grad)
     )
+    stats = student.new_empty((STATS + student.shape[0] if call.with_stats else 0,), dtype=torch.float64)
+    return loss, gradient, unscale, gan_gradient, gan_unscale, stats
 
 
 def fdiv_weight_outputs(call: WeightArguments) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fdkernels._op.arguments import ArgumentList, Choice, Flag, Number, PerSample, Samples
 from fdkernels._op.operands import check
+from fdkernels._op.outputs import loss_outputs
 
 
 class ImplicitArguments(NamedTuple):
@@ -50,16 +51,11 @@ IMPLICIT = ArgumentList(ImplicitArguments)
 def implicit_outputs(call: ImplicitArguments) -> tuple[Tensor, ...]:
     """(loss, then gradient and unscale of student, of teacher and of fake, nothing), uninitialized; an output that the
     call does not ask for is empty."""
-    student = call.student
-    per_loss = (student.shape[0],) if call.reduction == "none" else ()
-    outputs = [student.new_empty(per_loss, dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)]
-    for each, with_grad in (
-        (student, call.with_student_grad), (call.teacher, call.with_teacher_grad), (call.fake, call.with_fake_grad)
-    ):  # fmt: skip
-        scaled = with_grad and each.dtype == torch.float16
-        outputs.append(each.new_empty(each.shape if with_grad else (0,)))
-        outputs.append(each.new_empty(per_loss if scaled else (0,), dtype=torch.float32))
-    return (*outputs, student.new_empty((0,), dtype=torch.float64))
+    outputs = loss_outputs(
+        call.student, call.reduction, (call.student, call.with_student_grad), (call.teacher, call.with_teacher_grad),
+        (call.fake, call.with_fake_grad),
+    )  # fmt: skip
+    return (*outputs, call.student.new_empty((0,), dtype=torch.float64))
 
 
 def divisor_and_power(call: ImplicitArguments) -> tuple[float, float]:
