@@ -53,14 +53,15 @@ class NoisingCase(Inputs):
     GRADIENTS = ("x0",)
 
     x0: Tensor
-    alpha: float | Tensor
+    alpha: float | Tensor | None
     sigma: float | Tensor
     noise: Tensor
     options: dict[str, Any] = field(default_factory=dict)
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """x_t, and the gradient at an upstream of ones."""
-        alpha, sigma = (doubled(level, self.x0) for level in (self.alpha, self.sigma))
+        sigma = doubled(self.sigma, self.x0)
+        alpha = 1 - sigma if self.alpha is None else doubled(self.alpha, self.x0)
         return alpha * self.x0.cpu().double() + sigma * self.noise.cpu().double(), alpha.expand(self.x0.shape)
 
     def hold(self, outcome: Outcome, expected: tuple[Tensor, Tensor], upstream: Tensor | None = None) -> None:

@@ -71,10 +71,6 @@ class FakeScoreInputs(NamedTuple):
 # ---- ours
 
 
-def levels(sigma: Tensor) -> tuple[Tensor, Tensor]:
-    return (1 - sigma).as_subclass(type(sigma)), sigma
-
-
 def sample(v: Any, sigma: float, backend: str) -> Tensor:
     """The student's sample."""
     return fdk.Prediction("flow_prediction", v.start, sigma=sigma).to_x0(v.student, backend=backend)
@@ -82,7 +78,7 @@ def sample(v: Any, sigma: float, backend: str) -> Tensor:
 
 def our_fastgen_student(v: StudentInputs, normalizer: fdk.RatioNormalizer, backend: str) -> Tensor:
     x = sample(v, LARGEST_T, backend)
-    noisy = fdk.add_noise(x, *levels(v.t), v.noise, backend=backend)
+    noisy = fdk.add_noise(x, None, v.t, v.noise, backend=backend)
     fake, teacher, uncond = networks.outputs((noisy,), v.fake, v.teacher, v.uncond)
     loss: Tensor = fdk.fused_fdiv_loss(
         x, teacher, fake, networks.logits(noisy, v.logits, v.sent), v.t, divergence="js", normalizer=normalizer,
@@ -94,8 +90,8 @@ def our_fastgen_student(v: StudentInputs, normalizer: fdk.RatioNormalizer, backe
 
 def our_fastgen_fake_score(v: FakeScoreInputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
     x = sample(v, LARGEST_T, backend)
-    noisy, noise = fdk.add_noise(x, *levels(v.t), v.noise, return_noise=True, backend=backend)
-    real = fdk.add_noise(v.real, *levels(v.real_t), v.real_noise, backend=backend)
+    noisy, noise = fdk.add_noise(x, None, v.t, v.noise, return_noise=True, backend=backend)
+    real = fdk.add_noise(v.real, None, v.real_t, v.real_noise, backend=backend)
     near = fdk.add_noise(v.real, 1.0, R1_SIGMA, v.near_noise, backend=backend)
     fake, logits, real_logits, near_logits = networks.outputs(
         (noisy, real, near), v.fake, v.logits, v.real_logits, v.near_logits
@@ -105,15 +101,15 @@ def our_fastgen_fake_score(v: FakeScoreInputs, _: fdk.RatioNormalizer, backend: 
     return denoising + discriminator + R1_WEIGHT * fdk.gradient_penalty(real_logits, near_logits, backend=backend)
 
 
-def levels_of_timesteps(v: Any) -> tuple[Tensor, Tensor]:
+def sigma_of_timesteps(v: Any) -> Tensor:
     sigma = v.sigmas[step_chains.nearest(v.timesteps, v.t.flatten(0, 1))].view(v.t.shape)
-    return levels(sigma.as_subclass(type(v.t)))
+    return sigma.as_subclass(type(v.t))
 
 
 def our_self_forcing_student(v: StudentInputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
-    alpha, sigma = levels_of_timesteps(v)
+    sigma = sigma_of_timesteps(v)
     x = sample(v, 1.0, backend)
-    noisy = fdk.add_noise(x.detach(), alpha, sigma, v.noise, backend=backend)
+    noisy = fdk.add_noise(x.detach(), None, sigma, v.noise, backend=backend)
     fake, teacher, uncond = networks.outputs((noisy,), v.fake, v.teacher, v.uncond)
     loss: Tensor = fdk.fused_fdiv_loss(
         x, teacher, fake, divergence="rkl", scale=fdk.DmdScale(eps=0.0), teacher_uncond=uncond,
@@ -125,7 +121,7 @@ def our_self_forcing_student(v: StudentInputs, _: fdk.RatioNormalizer, backend: 
 
 def our_self_forcing_fake_score(v: FakeScoreInputs, _: fdk.RatioNormalizer, backend: str) -> Tensor:
     x = sample(v, 1.0, backend)
-    noisy, noise = fdk.add_noise(x, *levels_of_timesteps(v), v.noise, return_noise=True, backend=backend)
+    noisy, noise = fdk.add_noise(x, None, sigma_of_timesteps(v), v.noise, return_noise=True, backend=backend)
     (fake,) = networks.outputs((noisy,), v.fake)
     return fdk.denoising_loss(fake, x, noise, "flow_prediction", backend=backend)
 

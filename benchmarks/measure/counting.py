@@ -96,8 +96,8 @@ class Counted(TorchDispatchMode):
             # These write their result without reading their first operand.
             if name in ("copy_", "fill_", "zero_", "normal_", "uniform_") or name.endswith("_like"):
                 read = args[1:]
-            # Ours neither reads nor writes a gradient whose upstream is 1.
-            elif name in SCALES and bool((args[1] == 1).all()) and not args[2].numel():
+            # Ours neither reads nor writes gradients whose upstream is 1.
+            elif name in SCALES and bool((args[1] == 1).all()) and not any(v.numel() for v in args[2]):
                 read, written = args[1:], ()
             moved = sum(_own_elements(v) * v.element_size() for v in _tensors((read, kwargs, written)))
             by_mask = name.startswith("index") and any(v.dtype == torch.bool for v in _tensors(args[1]))

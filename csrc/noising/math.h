@@ -2,6 +2,7 @@
 //
 //   result      y
 //   noisy       alpha x + sigma noise       x is x0, y is x_t
+//   flow        (1 - sigma) x + sigma noise the same; alpha is not read
 //   x0          c x + a noise               x is a raw prediction and noise x_t: y is x0
 //   prediction  x / c - a / c noise         x is x0 and noise x_t: y is the raw prediction
 //
@@ -16,7 +17,7 @@
 
 namespace fdkernels {
 
-#define FDK_NOISING_RESULTS(X) X(noisy) X(x0) X(prediction)
+#define FDK_NOISING_RESULTS(X) X(noisy) X(flow) X(x0) X(prediction)
 enum class NoisingResult : int8_t { FDK_NOISING_RESULTS(FDK_ENUMERATOR) };
 constexpr const char* kNoisingResultNames[] = {FDK_NOISING_RESULTS(FDK_NAME)};
 
@@ -41,6 +42,7 @@ namespace {
 // y = a x + c noise.
 FDK_HOST_DEVICE inline Map terms_of(const Noising& p, double alpha, double sigma) {
   if (p.result == NoisingResult::noisy) return {alpha, sigma};
+  if (p.result == NoisingResult::flow) return {1 - sigma, sigma};
   const Map map = coefficients_of(p.prediction, alpha, sigma, p.sigma_data);
   if (p.result == NoisingResult::x0) return {map.c, map.a};
   return {1 / map.c, -map.a / map.c};

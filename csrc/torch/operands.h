@@ -220,20 +220,27 @@ struct LossResults : LossResult, GradientResult {
   }
 };
 
-// ---- the ops scale_native and scale_native_ (in place), around a function that scales a gradient into `out`
+// ---- the ops scale_native and scale_native_ (in place), around a function that scales gradients into `outs`
 
-using ScaleInto = void(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out);
+using Tensors = std::vector<Tensor>;
+using ScaleInto = void(const Tensors& gradients, const Tensor& upstream, const Tensors& unscales, const Tensors& outs);
 
 template <ScaleInto* kScale>
-Tensor scale_op(Tensor gradient, Tensor upstream, Tensor unscale) {
-  Tensor out = new_tensor(gradient.sizes(), gradient.scalar_type(), gradient);
-  kScale(gradient, upstream, unscale, out);
-  return out;
+Tensors scale_op(Tensors gradients, Tensor upstream, Tensors unscales) {
+  Tensors outs;
+  for (const Tensor& each : gradients) outs.push_back(new_tensor(each.sizes(), each.scalar_type(), each));
+  kScale(gradients, upstream, unscales, outs);
+  return outs;
 }
 
 template <ScaleInto* kScale>
-void scale_in_place_op(Tensor gradient, Tensor upstream, Tensor unscale) {
-  kScale(gradient, upstream, unscale, gradient);
+void scale_in_place_op(Tensors gradients, Tensor upstream, Tensors unscales) {
+  kScale(gradients, upstream, unscales, gradients);
+}
+
+inline void expect_pairs(const Tensors& gradients, const Tensors& unscales) {
+  expect(!gradients.empty(), "gradients: expected at least one");
+  expect(unscales.size() == gradients.size(), "unscales: expected one for each gradient");
 }
 
 // Checks the shapes, then returns whether upstream has a value for each sample.

@@ -9,14 +9,13 @@ namespace {
 using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
 
-// out = upstream * unscale * gradient, for the whole batch or per sample.
-void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out) {
-  const Target target(gradient, "gradient");
+// out = upstream * unscale * gradient, for the whole batch or per sample. powers holds unscale until the launch.
+cuda::Scale scale_of(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale, const Tensor& out,
+                     Tensors& powers) {
   cuda::Scale scale{};
   const bool each = is_per_sample(gradient, upstream, unscale, out);
-  if (gradient.numel() == 0) return;
   scale.runs = each ? gradient.size(0) : 1;
-  scale.elements = gradient.numel() / scale.runs;
+  scale.elements = scale.runs == 0 ? 0 : gradient.numel() / scale.runs;
   scale.gradient = gradient.data_ptr();
   scale.out = out.data_ptr();
   scale.dtype = dtype_of(gradient, "gradient");
@@ -25,13 +24,27 @@ void scale_into(const Tensor& gradient, const Tensor& upstream, const Tensor& un
   expect(type.has_value(), "upstream: expected a real dtype");
   scale.upstream = {upstream.data_ptr(), *type};
   scale.upstream_stride = each ? upstream.stride(0) : 0;
-  Tensor powers = unscale.scalar_type() == ScalarType::Float ? unscale : torch::stable::to(unscale, ScalarType::Float);
-  if (!powers.is_contiguous()) powers = torch::stable::contiguous(powers);
-  scale.unscale = powers.numel() > 0 ? static_cast<const float*>(powers.data_ptr()) : nullptr;
+  Tensor& power = powers.emplace_back(unscale);
+  if (power.scalar_type() != ScalarType::Float) power = torch::stable::to(power, ScalarType::Float);
+  if (!power.is_contiguous()) power = torch::stable::contiguous(power);
+  scale.unscale = power.numel() > 0 ? static_cast<const float*>(power.data_ptr()) : nullptr;
   scale.aligned = reinterpret_cast<uintptr_t>(scale.gradient) % 16 == 0 &&
                   reinterpret_cast<uintptr_t>(scale.out) % 16 == 0 &&
                   (scale.runs == 1 || scale.elements * fdkernels::size_of(scale.dtype) % 16 == 0);
-  cuda::launch_scale(scale, target.limits->multiprocessors, target.stream);
+  return scale;
+}
+
+void scale_into(const Tensors& gradients, const Tensor& upstream, const Tensors& unscales, const Tensors& outs) {
+  expect_pairs(gradients, unscales);
+  const Target target(gradients[0], "gradient");
+  std::vector<cuda::Scale> scales;
+  Tensors powers;
+  for (size_t n = 0; n < gradients.size(); ++n) {
+    expect(same_device(gradients[n], gradients[0]), "gradients: expected one device");
+    const cuda::Scale scale = scale_of(gradients[n], upstream, unscales[n], outs[n], powers);
+    if (gradients[n].numel() > 0) scales.push_back(scale);
+  }
+  cuda::launch_scale(scales, target.limits->multiprocessors, target.stream);
 }
 
 // A device's limits, from which plans are made, in the order of DeviceLimits.

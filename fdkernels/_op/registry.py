@@ -94,14 +94,16 @@ def define(library: torch.library.Library, op: Op, backend: str) -> None:
 
 
 def define_scale(library: torch.library.Library, backend: str) -> None:
-    """Define the ops that scale a loss's stored gradient (`_Loss`): `scale_<backend>` and `scale_<backend>_`.
+    """Define the ops that scale a loss's stored gradients (`_Loss`): `scale_<backend>` and `scale_<backend>_`.
 
-    The in-place op moves no data where the factor is 1.
+    Each is one launch. The in-place op moves no data where the factor is 1.
     """
     scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
-    library.define(f"{scaled}(Tensor gradient, Tensor upstream, Tensor unscale) -> Tensor")
-    library.define(f"{in_place}(Tensor(a!) gradient, Tensor upstream, Tensor unscale) -> ()")
-    torch.library.register_fake(f"{library.ns}::{scaled}", lambda gradient, *_: torch.empty_like(gradient), lib=library)
+    library.define(f"{scaled}(Tensor[] gradients, Tensor upstream, Tensor[] unscales) -> Tensor[]")
+    library.define(f"{in_place}(Tensor(a!)[] gradients, Tensor upstream, Tensor[] unscales) -> ()")
+    torch.library.register_fake(
+        f"{library.ns}::{scaled}", lambda gradients, *_: [torch.empty_like(v) for v in gradients], lib=library
+    )
     torch.library.register_fake(f"{library.ns}::{in_place}", lambda *_: None, lib=library)
 
 
@@ -190,14 +192,14 @@ class _Loss(Function):
         op, backend, may_write_in_place = ctx.of
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(f"{op.public}: double backward (create_graph=True) is not supported")
-        saved = ctx.saved_tensors
-        in_place = may_write_in_place and _graph_is_freed()
-        gradients: list[Tensor | None] = [None, None, None]
-        for n, is_needed in enumerate(ctx.needs_input_grad[3:]):
-            if is_needed and upstream is not None:  # None: what consumed the loss sent no gradient back
-                gradients.append(_scaled(backend, saved[2 * n], upstream, saved[2 * n + 1], in_place))
-            else:
-                gradients.append(None)
+        gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        wanted = [n for n, is_needed in enumerate(ctx.needs_input_grad[3:]) if is_needed]
+        if upstream is None or not wanted:  # what consumed the loss sent no gradient back
+            return tuple(gradients)
+        saved, in_place = ctx.saved_tensors, may_write_in_place and _graph_is_freed()
+        stored, unscales = [saved[2 * n] for n in wanted], [saved[2 * n + 1] for n in wanted]
+        for n, gradient in zip(wanted, _scaled(backend, stored, upstream, unscales, in_place), strict=True):
+            gradients[3 + n] = gradient
         return tuple(gradients)
 
 
@@ -205,14 +207,17 @@ class _Loss(Function):
 _plain_apply: Any = super(Function, _Loss).apply
 
 
-def _scaled(backend: str, gradient: Tensor, upstream: Tensor, unscale: Tensor, in_place: bool) -> Tensor:
+def _scaled(
+    backend: str, gradients: list[Tensor], upstream: Tensor, unscales: list[Tensor], in_place: bool
+) -> list[Tensor]:
     if backend == "reference":
-        return scaled(gradient, upstream, unscale)
+        return [scaled(gradient, upstream, unscale) for gradient, unscale in zip(gradients, unscales, strict=True)]
     if in_place:
-        kernels[f"scale_{backend}_"](gradient, upstream, unscale)
-        increment_version(gradient)
-        return gradient
-    return kernels[f"scale_{backend}"](gradient, upstream, unscale)
+        kernels[f"scale_{backend}_"](gradients, upstream, unscales)
+        increment_version(gradients)
+        return gradients
+    results: list[Tensor] = kernels[f"scale_{backend}"](gradients, upstream, unscales)
+    return results
 
 
 class _RawLoss(_Loss):

@@ -27,7 +27,7 @@ registry.differentiable_linear(_NOISING)
 
 def add_noise(
     x0: Tensor,
-    alpha: float | Tensor,
+    alpha: float | Tensor | None,
     sigma: float | Tensor,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -39,12 +39,12 @@ def add_noise(
 
         x_t = alpha · x0 + sigma · noise         float32 (float64 if an input is float64), rounded once
 
-    Works for every schedule: variance preserving, flow (α = 1 - σ), EDM (α = 1), TrigFlow (cos t, sin t).
+    Works for every schedule: variance preserving, flow (alpha=None), EDM (α = 1), TrigFlow (cos t, sin t).
 
     Args:
         x0: (B, *S), floating; gets a gradient, α times that of x_t.
         alpha, sigma: floats, or tensors of x0's leading dimensions, as (B,) or (B, F), or of x0's rank and
-            broadcastable to it. Constants.
+            broadcastable to it. Constants. alpha=None is flow's 1 - sigma, which the kernel forms exactly.
         noise: ε, shaped like x0, of any floating dtype; a constant. None: standard normal numbers are drawn.
         generator: of x0's device, for drawn noise; None: the device's default generator. A call takes one integer of
             it, which seeds Philox4x32-10; the counter is the element's index. So noise depends on neither backend nor
@@ -61,7 +61,8 @@ def add_noise(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; a generator of another device, or beside noise; a level
-            that is not finite, if the host can know it; noise or a level that requires a gradient.
+            that is not finite, or a sigma outside [0, 1] beside alpha=None, if the host can know it; noise or a level
+            that requires a gradient.
         TypeError: not a tensor; a level that is neither a number nor a real tensor.
         RuntimeError: a backend that is not available, with the reason.
 
@@ -76,20 +77,25 @@ def add_noise(
         check_constant("noise", noise)
         if generator is not None:
             raise ValueError("generator: expected without noise")
+    is_flow, alpha = alpha is None, 1.0 if alpha is None else alpha
     for name, level in (("alpha", alpha), ("sigma", sigma)):
         check_level(name, level, "add_noise")
         if not torch.compiler.is_compiling():
             known = host_range(level)
             if known is not None and not (-math.inf < known[0] and known[1] < math.inf):
                 raise ValueError(f"{name}: expected finite numbers, got {beyond(level, -sys.float_info.max)}")
+            if known is not None and is_flow and not (known[0] >= 0 and known[1] <= 1):
+                bad = known[0] if known[0] < 0 else known[1]
+                raise ValueError(f"{name}: alpha=None needs sigma in [0, 1], got {bad!r}")
         if isinstance(level, Tensor):
             check_constant(name, level)
     levels = tuple(readable(v) if isinstance(v, Tensor) else float(v) for v in (alpha, sigma))
     seed = None if noise is not None else _seed(x0, generator)
-    with_noise = return_noise and noise is None
-    x_t, drawn = _run(
-        "add_noise", ("x0", "alpha", "sigma"), x0, noise, seed, "noisy", "sample", levels, 1.0, with_noise, backend
-    )
+    call = NoisingArguments(
+        x0, noise, seed, "flow" if is_flow else "noisy", "sample", Table(), Table(), 1.0, 1.0, 1.0,
+        with_noise=return_noise and noise is None,
+    )  # fmt: skip
+    x_t, drawn = _run("add_noise", ("x0", "alpha", "sigma"), levels, call, backend)
     if not return_noise:
         return x_t
     return x_t, drawn if noise is None else noise
@@ -109,24 +115,18 @@ def mapped(prediction: Prediction, result: str, name: str, x: Tensor, backend: s
             check_constant(prediction.argument(level), value)
     public = "Prediction.to_x0" if result == "x0" else "Prediction.from_x0"
     names = (name, prediction.argument("alpha"), prediction.argument("sigma"))
-    levels, data = prediction.levels(), float(prediction.sigma_data)
-    return _run(public, names, x, prediction.noisy, None, result, prediction.kind, levels, data, False, backend)[0]
+    call = NoisingArguments(
+        x, prediction.noisy, None, result, prediction.kind, Table(), Table(), 1.0, 1.0, float(prediction.sigma_data),
+        with_noise=False,
+    )  # fmt: skip
+    return _run(public, names, prediction.levels(), call, backend)[0]
 
 
 def _run(
-    public: str,
-    names: tuple[str, str, str],
-    x: Tensor,
-    noise: Tensor | None,
-    seed: Tensor | None,
-    result: str,
-    kind: str,
-    levels: tuple[float | Tensor, ...],
-    sigma_data: float,
-    with_noise: bool,
-    backend: str,
+    public: str, names: tuple[str, str, str], levels: tuple[float | Tensor, ...], call: NoisingArguments, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """The op on tensors of any layout. names: of x and the levels, in messages."""
+    """The op on tensors of any layout; the call has no levels yet. names: of x and the levels, in messages."""
+    x, seed = call.x, call.seed
     order = memory_order(x)
     inverse = None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
     chosen = backends.choose(backend, x.device.type)
@@ -142,11 +142,10 @@ def _run(
     def samples(v: Tensor) -> Tensor:
         return dense_samples(v if kept is None else v.permute(kept))
 
-    call = NoisingArguments(
-        samples(x), None if noise is None else samples(noise.detach()), seed,
-        result, kind, alpha, sigma, fixed_alpha, fixed_sigma, sigma_data, with_noise,
-    )  # fmt: skip
-    results: tuple[Tensor, Tensor] = registry.run_linear(_NOISING, chosen, call)
+    results: tuple[Tensor, Tensor] = registry.run_linear(_NOISING, chosen, call._replace(
+        x=samples(x), noise=None if call.noise is None else samples(call.noise.detach()), alpha=alpha, sigma=sigma,
+        fixed_alpha=fixed_alpha, fixed_sigma=fixed_sigma,
+    ))  # fmt: skip
     if order is None or inverse is None:
         return results
     y, drawn = (v if v.dim() == 1 and v.numel() == 0 else _in_order(v, seed, order, inverse) for v in results)

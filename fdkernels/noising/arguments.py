@@ -2,6 +2,7 @@
 
     result        y
     noisy         α·x + σ·noise             x is x0, y is x_t
+    flow          (1-σ)·x + σ·noise         the same; α is not read
     x0            c·x + a·noise             x is a raw prediction and noise x_t: y is x0
     prediction    x/c - (a/c)·noise         x is x0 and noise x_t: y is the raw prediction
 
@@ -25,9 +26,9 @@ class NoisingArguments(NamedTuple):
     x: Samples
     noise: Samples | None
     seed: Seed | None
-    result: Annotated[Choice, "noisy", "x0", "prediction"]
+    result: Annotated[Choice, "noisy", "flow", "x0", "prediction"]
     prediction: Kind
-    """Not used for noisy."""
+    """Not used for noisy and flow."""
     alpha: FloatTable
     sigma: FloatTable
     """The levels. If a table has no entries, fixed_alpha or fixed_sigma takes its place."""

@@ -103,6 +103,8 @@ def noising_kernel(
             noise = z.to(WIDE)
         if RESULT == "noisy":
             value = mixed(x, noise, a, c, WIDE)
+        elif RESULT == "flow":
+            value = mixed(x, noise, 1.0 - c, c, WIDE)
         elif RESULT == "x0":
             value = mixed(x, noise, c, a, WIDE)
         else:

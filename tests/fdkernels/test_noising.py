@@ -31,6 +31,15 @@ class TestExactness:
         level = (0.1 + torch.rand(sizes, generator=torch.Generator().manual_seed(0))).to(dtype)
         make_noising(SHAPE).but(alpha=level, sigma=level * 2).check(backend)
 
+    @pytest.mark.parametrize("levels", ("numbers", "per sample", "per row", "per element"))
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_no_alpha_is_the_flows(self, backend, dtype, levels):
+        """1 - sigma is formed in float64: in bfloat16, or float32, it would not be the schedule's."""
+        case = make_noising(SHAPE, dtype, levels=levels)
+        low = case.sigma / 3 if levels == "numbers" else (case.sigma / 3).bfloat16()
+        case.but(alpha=None, sigma=low).check(backend)
+        case.but(alpha=None, sigma=0.9999).check(backend)
+
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_terms_that_cancel(self, backend, dtype):
         case = make_noising((3, 999), dtype)
@@ -60,7 +69,9 @@ class TestBadInput:
         ("changes", "error", "message"),
         (
             ({"alpha": torch.nan}, ValueError, "alpha: expected finite numbers, got nan"),
-            ({"alpha": None}, ValueError, "alpha: add_noise needs it, got None"),
+            ({"sigma": None}, ValueError, "sigma: add_noise needs it, got None"),
+            ({"alpha": None, "sigma": -0.5}, ValueError, r"sigma: alpha=None needs sigma in \[0, 1\], got -0.5"),
+            ({"alpha": None, "sigma": 1.5}, ValueError, r"sigma: alpha=None needs sigma in \[0, 1\], got 1.5"),
             ({"alpha": "1"}, TypeError, "alpha: expected a number or a tensor, got str"),
             ({"generator": torch.Generator()}, ValueError, "generator: expected without noise"),
             ({"noise": torch.zeros(4, 3, 8, 8, requires_grad=True)}, ValueError, "noise: expected a tensor without gr"),

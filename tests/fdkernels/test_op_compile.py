@@ -102,8 +102,8 @@ def test_raw_op(op, raw_variant, backend, dtype):
         if not gradient.numel():
             continue
         upstream = torch.full_like(real[0], 2.0)
-        opcheck(scale, (gradient, upstream, unscale), (gradient,))
-        opcheck(scale_, (gradient.clone(), upstream, unscale), (gradient,))
+        opcheck(scale, ([gradient], upstream, [unscale]), (gradient,))
+        opcheck(scale_, ([gradient.clone()], upstream, [unscale]), (gradient,))
 
 
 @pytest.mark.host_code("what is registered")

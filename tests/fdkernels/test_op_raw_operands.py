@@ -73,14 +73,37 @@ UNSCALE = {
 @pytest.mark.parametrize("unscale", UNSCALE)
 def test_scale_reads_unscale_as_it_is(backend, unscale):
     ones = place(torch.ones(4, 3))
-    gradient = raw(OPS["fdiv"], backend, "scale")(ones, ones[:, 0].clone(), place(UNSCALE[unscale]))
+    (gradient,) = raw(OPS["fdiv"], backend, "scale")([ones], ones[:, 0].clone(), [place(UNSCALE[unscale])])
     assert torch.equal(gradient, 2 * ones)
 
 
 def test_scale_refuses_other_counts(backend):
     scale, (ones, none) = raw(OPS["fdiv"], backend, "scale"), place({0: torch.ones(5, 3), 1: torch.ones(0)}).values()
-    assert refusals.is_refused(scale, [ones, ones[:, 0], ones[:3, 0]], "unscale")
-    assert refusals.is_refused(scale, [ones, ones[:4, 0], none], "upstream")
+    assert refusals.is_refused(scale, [[ones], ones[:, 0], [ones[:3, 0]]], "unscale")
+    assert refusals.is_refused(scale, [[ones], ones[:4, 0], [none]], "upstream")
+    assert refusals.is_refused(scale, [[ones, ones[:3]], ones[:, 0], [none, none]], "upstream")
+    assert refusals.is_refused(scale, [[ones, ones], ones[:, 0], [none]], "unscales")
+    assert refusals.is_refused(scale, [[], ones[:, 0], []], "gradients")
+
+
+@pytest.mark.parametrize("count", (1, 2, 3, 4, 7))
+@pytest.mark.parametrize("each", (False, True))
+def test_scale_takes_any_number_of_gradients(backend, count, each):
+    """Of any dtypes and sizes, some of them empty, with and without unscale; out of place and in place."""
+    generator = torch.Generator().manual_seed(count)
+    dtypes = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
+    shapes = ((5, 3), (5, 7, 300), (5, 0), (5,), (5, 2, 2, 2), (5, 1031), (5, 1))
+    gradients = [
+        torch.randn(shapes[n], generator=generator, dtype=torch.float64).to(dtypes[n % 4]) for n in range(count)
+    ]
+    upstream = torch.tensor([0.5, 1.0, -3.0, 0.0, 2.0]) if each else torch.tensor(-1.5)
+    unscales = [upstream.abs() + 0.25 if n % 2 else torch.ones(0) for n in range(count)]
+    expected = [registry.scaled(*given) for given in zip(gradients, [upstream] * count, unscales, strict=True)]
+    given = [place(v) for v in gradients], place(upstream), [place(v) for v in unscales]
+    found = raw(OPS["fdiv"], backend, "scale")(*given)
+    assert all(torch.equal(a.cpu(), b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
+    registry.kernels[f"scale_{backend}_"](*given)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(given[0], expected, strict=True))
 
 
 class ToyArguments(NamedTuple):

@@ -24,8 +24,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.cases import Case, make, normalizer
-from tests.gpu.calls import hold, in_float64, make_batch, same
+from tests.cases import Inputs, make, normalizer
+from tests.gpu.calls import make_batch, same
+from tests.implicit import make_implicit
 from tests.software_device import build, device
 from tools.gpu_check.stage import PLAN
 
@@ -33,6 +34,7 @@ FDIV, WEIGH, MANY, OPS = (f"fdiv/cuda/{name}" for name in ("kernel.cuh", "weigh.
 TEAMS, BLOCK, DEVICE, LAUNCH, ELEMENTWISE = (
     f"core/cuda/{name}" for name in ("schedules.cuh", "block.cuh", "device.cu", "launch.h", "elementwise.cuh")
 )
+SCALE = "core/cuda/scale.cu"
 MATH, SHARE, PLANNED = "fdiv/elements.h", "core/share.h", "core/planning.h"
 LIBRARIES = 14  # that one process loads, at most
 
@@ -134,6 +136,12 @@ MUTATIONS = (
              "  if (refused) cudaGetLastError();  // or the next call would report it again\n", ""),
     Mutation("a backward's last share is too long", "bytes behind a tensor", ELEMENTWISE,
              "part_of(call.elements, runs.share,", "part_of(call.elements + 1, runs.share,"),
+    Mutation("a launch's second gradient begins at its first block", "bytes behind a tensor", SCALE,
+             "ScaleMath<float, float>>(scale, scales.runs[n], block)",
+             "ScaleMath<float, float>>(scale, scales.runs[n], blockIdx.x)"),
+    Mutation("the second value that is held lies over the first",
+             "memory that nothing has written, at byte .* dynamic shared", SHARE,
+             "      keep<V>(hold + each * kPlanes * held,", "      keep<V>(hold,"),
 )  # fmt: skip
 
 
@@ -173,13 +181,13 @@ def noticed(software: device.Software) -> str | None:
             patch.setenv(PLAN, plan)
             software.use(description)
             two = torch.full((), 2.0) if case.options.get("reduction") != "none" else None
-            expected, first = in_float64(case, two), None
+            expected, first = case.expected(), None
             for scheduler, seed in device.SEEDED:
                 software.schedule(scheduler, seed)
                 software.begin()
                 try:
-                    outcome = case.run("native", two, stats=True)
-                    hold(case, outcome, expected)
+                    outcome = case.run("native", two, stats=case.OP == "fdiv")
+                    case.hold(outcome, expected, two)
                 except (RuntimeError, ValueError, AssertionError) as error:
                     return str(error).splitlines()[0]
                 first = outcome if first is None else first
@@ -192,13 +200,15 @@ def noticed(software: device.Software) -> str | None:
         return streams(software)
 
 
-def calls() -> Iterator[tuple[Case, str, device.Description]]:
+def calls() -> Iterator[tuple[Inputs, str, device.Description]]:
     for option, plan in itertools.product(
         ("normalizer", "mask", "none", "plain"), ("cluster:2", "grid", "cluster:1", "grid:2")
     ):
         shape = (5, 3, 7, 13) if option in ("normalizer", "mask") else (9, 3, 8, 8)
         yield make_batch(shape, torch.float32, option, seed=4), plan, device.SMALL
     yield make_batch((1, 3, 80, 81), torch.float32, "plain", seed=4), "grid", device.SMALL  # more than it holds
+    for plan in ("cluster:2", "grid"):
+        yield make_implicit((5, 3, 7, 13)), plan, device.SMALL
     many = make((300, 1, 2, 4), torch.float32, heads=16, normalizer=normalizer(4))
     yield many, "cluster:1", device.SMALL
     yield many, "grid:1", PART  # PART refuses this grid

@@ -52,10 +52,10 @@ IMPLICIT_ANY = replace(
     recalled=Counter({128: 3, 64: 1, 32: 2}), instructions=4_300,
 )  # fmt: skip
 SCALE = replace(
-    AMPERE, kernel="scale_kernel", shared=0, loads=Counter({128: 1, 16: 10}), in_flight=0, kept=Counter(),
-    recalled=Counter(), integer_atomics=0, instructions=400,
+    AMPERE, kernel="scale_kernel", types=None, shared=0, loads=Counter({128: 4, 16: 10}), in_flight=0, kept=Counter(),
+    stores=Counter({128: 4, 16: 2}), recalled=Counter(), integer_atomics=0, instructions=1_100,
 )  # fmt: skip
-COUNT = replace(SCALE, kernel="fdiv_count_kernel", types=None, loads=Counter(), stores=Counter())
+COUNT = replace(SCALE, kernel="fdiv_count_kernel", loads=Counter(), stores=Counter())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_good_kernel_breaks_no_claim(kernel):
         (GENERAL, {"loads": Counter({64: 9})}, "9 loads of elements of 64 bits, 10 wanted"),
         (MIXED, {"loads": Counter({128: 8, 64: 2})}, "2 loads of elements of 64 bits, 3 wanted"),
         (ANY, {"loads": Counter({128: 9, 64: 20})}, "9 loads of elements of 128 bits, 10 wanted"),
-        (SCALE, {"loads": Counter({32: 4})}, "0 loads of elements of 128 bits, 1 wanted"),
+        (SCALE, {"loads": Counter({128: 3, 32: 4})}, "3 loads of elements of 128 bits, 4 wanted"),
         (GOOD, {"in_flight": 3}, "3 loads before the first use, 6 wanted"),
         (GENERAL, {"in_flight": 4}, "4 loads before the first use, 6 wanted"),
         (GRID, {"in_flight": 5}, "5 loads before the first use, 6 wanted"),
@@ -106,7 +106,7 @@ def test_a_good_kernel_breaks_no_claim(kernel):
         (GOOD, {"stores": Counter({16: 1})}, "0 stores of the gradient of 128 bits, 1 wanted"),
         (GOOD, {"stores": Counter({128: 1, 32: 4})}, "4 stores of the gradient of 32 bits"),
         (MIXED, {"stores": Counter({16: 1})}, "0 stores of the gradient of 64 bits, 1 wanted"),
-        (SCALE, {"stores": Counter({16: 1})}, "0 stores of the gradient of 128 bits, 1 wanted"),
+        (SCALE, {"stores": Counter({16: 1})}, "0 stores of the gradient of 128 bits, 4 wanted"),
         (GOOD, {"kept": Counter({128: 5})}, "5 stores on chip of 128 bits, 6 wanted"),
         (GOOD, {"kept": Counter({128: 6, 16: 1})}, "1 stores on chip of 16 bits"),
         (GOOD, {"recalled": Counter({32: 8})}, "0 loads on chip of 128 bits, 2 wanted"),
@@ -135,13 +135,13 @@ def test_the_claims_of_a_whole_library_can_fail():
         + [GRID] * 12
         + [IMPLICIT] * 4
         + [IMPLICIT_GRID] * 4
-        + [replace(SCALE, arch=90)] * 4
+        + [replace(SCALE, arch=90)]
         + [replace(COUNT, arch=90)] * 3
     )
     assert library_failures(complete) == []
     assert library_failures(complete[1:]) == ["sm_90: fdiv_cluster_kernel in 11 combinations, 12 wanted"]
-    assert library_failures(complete[:-8]) == ["sm_90: implicit_grid_kernel in 3 combinations, 4 wanted"]
-    assert library_failures([*complete, *complete[-1:] * 26]) == ["sm_90: 65 kernels, at most 64 wanted"]
+    assert library_failures(complete[:-5]) == ["sm_90: implicit_grid_kernel in 3 combinations, 4 wanted"]
+    assert library_failures([*complete, *complete[-1:] * 29]) == ["sm_90: 65 kernels, at most 64 wanted"]
 
 
 @needs_nvcc
@@ -208,10 +208,9 @@ def test_the_test_of_launches_allows_what_cuda_takes_of_each_block():
          "ImplicitCallE", "implicit_cluster_kernel<bf16, bf16, f32>"),
         ("_ZN9fdkernels4cuda50_GLOBAL__N__9bd_11_implicit_cu_b20implicit_grid_kernelINS_5TypesINS_7AnyTypeES4_dEEEEvNS0_12"
          "ImplicitCallE", "implicit_grid_kernel<any, any, f64> general"),
-        ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelINS_4HalfEfEEvNS0_5ScaleEll",
-         "scale_kernel<f16, f32>"),
-        ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_13_scale_cu_b12scale_kernelIddEEvNS0_5ScaleEll",
-         "scale_kernel<f64, f64>"),
+        ("_ZN9fdkernels4cuda44_GLOBAL__N__9bd_10_noising_cu_b14noising_kernelINS_5TypesINS_4HalfES4_fEEEEvNS0_11NoisingCall"
+         "ENS0_4RunsE", "noising_kernel<f16, f32>"),
+        ("_ZN9fdkernels4cuda41_GLOBAL__N__9bd_8_scale_cu_b12scale_kernelENS1_6ScalesE", "scale_kernel"),
         ("_ZN9fdkernels4cuda46_GLOBAL__N__9bd_13_fdiv_small_cu_b17fdiv_count_kernelENS_5TableElPd",
          "fdiv_count_kernel"),
     ],

@@ -142,9 +142,11 @@ ODD = {
 }
 
 BACKWARDS = {
-    "sdxl bf16, in place": (BF16, (), True),
-    "sdxl fp32, retained": (FP32, (), False),
-    "sdxl fp16, per sample": (FP16, (SDXL[0],), False),
+    "sdxl bf16, in place": ((BF16,), (), True),
+    "sdxl fp32, retained": ((FP32,), (), False),
+    "sdxl fp16, per sample": ((FP16,), (SDXL[0],), False),
+    "sdxl bf16 and fp32, in place": ((BF16, FP32), (), True),
+    "sdxl three of bf16": ((BF16,) * 3, (), False),
 }
 
 
@@ -270,10 +272,10 @@ ODD_IMPLICITS = {
 }
 
 
-def backward(dtype: torch.dtype, upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
-    gradient = meta(*SDXL, dtype=dtype)
-    unscale = meta(*upstream) if dtype == FP16 else meta(0)
-    return scale_launches(gradient, meta(*upstream), unscale, gradient if in_place else meta(*SDXL, dtype=dtype))
+def backward(dtypes: tuple[torch.dtype, ...], upstream: tuple[int, ...], in_place: bool) -> list[Launch]:
+    gradients, outs = ([meta(*SDXL, dtype=dtype) for dtype in dtypes] for _ in range(2))
+    unscales = [meta(*upstream) if dtype == FP16 else meta(0) for dtype in dtypes]
+    return scale_launches(gradients, meta(*upstream), unscales, gradients if in_place else outs)
 
 
 def images_read(arguments: FdivArguments, kernel: str) -> list[Tensor]:
@@ -301,9 +303,9 @@ def launches() -> list[tuple[str, Launch, list[Tensor], tuple[torch.dtype, ...]]
     for name, arguments in ODD.items():
         for launch in forward_launches(arguments)[1]:
             found.append((name, launch, [], ()))
-    for name, (dtype, upstream, in_place) in BACKWARDS.items():
-        for launch in backward(dtype, upstream, in_place):
-            found.append((name, launch, [launch.arguments[0]], (dtype,)))
+    for name, (dtypes, upstream, in_place) in BACKWARDS.items():
+        for launch in backward(dtypes, upstream, in_place):
+            found.append((name, launch, [each.gradient for each in launch.arguments[0]], dtypes))
     for name, noised in NOISINGS.items():
         read = [v for v in (noised.x, noised.noise) if v is not None]
         found += [(name, launch, read, (noised.x.dtype,)) for launch in noising_launches(noised)[1]]

@@ -21,6 +21,7 @@ LONGER_FROM, LONGER = 100, 1.3  # newer architectures need more instructions for
 COMBINATIONS = {"fdiv": 12, "implicit": 4}  # of types, per schedule
 HELD = {"fdiv": 1, "implicit": 2}  # values of each element that stay on chip
 GRADIENTS = {"implicit": 3}  # 1 of any other op
+SCALED_TYPES = 4  # of gradients, between which a block of scale_kernel chooses
 MOST_GENERAL_WIDTH = 4  # elements
 TOGETHER = {"fdiv": 6, "implicit": 5}  # element loads in flight
 CLUSTERS_FROM = 90
@@ -85,6 +86,8 @@ def element_loads(k: CudaKernel) -> Iterator[str]:
     """Plain kernels load vectors of x, tau and f, in a loop over two at a time and in a loop over one. General kernels
     load one vector at a time, of four elements at most, fdiv's also of x_t and of the unconditional predictions. All
     load the predictions again where what they need of them is not on chip; implicit's also x."""
+    if k.kernel == "scale_kernel":
+        yield from _accesses("loads of elements", k.loads, {128: SCALED_TYPES}, tuple(k.loads))
     if k.types is None or _goes_by_elements(k):
         return
     if k.kernel not in FLAGSHIPS:
@@ -116,6 +119,8 @@ def no_doubles(k: CudaKernel) -> Iterator[str]:
 
 def gradient_stores(k: CudaKernel) -> Iterator[str]:
     """Stores are as wide as loads; they are single elements at a sample's end and where it is not aligned."""
+    if k.kernel == "scale_kernel":
+        yield from _accesses("stores of the gradient", k.stores, {128: SCALED_TYPES}, tuple(k.stores))
     if k.types is None or _goes_by_elements(k):
         return
     each, gradients = k.types.bytes(k.types.student), GRADIENTS.get(_op(k), 1)

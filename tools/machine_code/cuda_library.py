@@ -19,7 +19,7 @@ LIBRARY = ROOT / "fdkernels/libfdkernels_cuda.so"
 FLAGSHIPS = ("fdiv_cluster_kernel", "fdiv_grid_kernel", "implicit_cluster_kernel", "implicit_grid_kernel")
 BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _NAMES = {"Bf16": "bf16", "Half": "f16", "AnyType": "any", "f": "f32", "d": "f64"}
-# fdiv_cluster_kernel<Types<Bf16, float, float>, false>, scale_kernel<Half, float>, fdiv_count_kernel, mangled.
+# fdiv_cluster_kernel<Types<Bf16, float, float>, false>, noising_kernel<Types<...>>, fdiv_count_kernel, mangled.
 _MANGLED = re.compile(
     r"((?:fdiv_[a-z]+|implicit_[a-z]+|scale|adversarial|denoising|noising)_kernel)(?:I(?:NS_5TypesI)?((?:NS_\d(?:Bf16|Half|AnyType)E|S\d*_|f|d)+)E(?:ELb([01])E)?)?"
 )
@@ -144,7 +144,7 @@ def _figures(mangled: str, arch: int, usage: str, blocks: list[Block]) -> CudaKe
     atomics = [i.opcode for i in code if re.match(r"(?:U?ATOM|U?RED(?!UX)|UBLKRED|UTMARED)", i.opcode)]
     floats = [name for name in atomics if re.search(r"\.B?F\d+", name)]
     moving = [i for stretch in stretches(code) if any(map(_loads_elements, stretch)) for i in stretch]
-    if kernel not in FLAGSHIPS and types is not None:
+    if kernel not in FLAGSHIPS:
         moving = code
 
     def bits(kind: str, suffix: str = "") -> Counter[int]:

@@ -24,19 +24,18 @@ struct OfRun {
 };
 
 template <class Call>
-__device__ inline OfRun of_run(const Call& call, const Runs& runs) {
-  const int64_t run = blockIdx.x / runs.blocks;
-  const int block = static_cast<int>(blockIdx.x - run * runs.blocks);
-  return {run,
-          part_of(call.elements, runs.share, 0, block, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x))};
+__device__ inline OfRun of_run(const Call& call, const Runs& runs, int64_t block) {
+  const int64_t run = block / runs.blocks;
+  return {run, part_of(call.elements, runs.share, 0, static_cast<int>(block - run * runs.blocks),
+                       static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x))};
 }
 
 // Call has runs, elements (of a run) and aligned. Math(call, run, part) is as in core/cuda/schedules.cuh; this uses T,
 // kVector, kWidth, together(), stores_vectors(), recompute() and store(), and stores(): whether there is anything to
-// store.
+// store. block counts the blocks of the call.
 template <class Math, class Call>
-__device__ inline void by_elements(const Call& call, const Runs& runs) {
-  const OfRun of = of_run(call, runs);
+__device__ inline void by_elements(const Call& call, const Runs& runs, int64_t block) {
+  const OfRun of = of_run(call, runs, block);
   Math math(call, of.run, of.part);
   if (math.stores()) scatter(math, call.aligned, of.part, nullptr);
 }
@@ -48,7 +47,7 @@ __device__ inline void by_elements(const Call& call, const Runs& runs) {
 template <class Call, class Make, class Report>
 __device__ inline void sum_by_elements(const Call& call, const Runs& runs, bool each, Scratch& scratch, bool& drawn,
                                        const Make& make, const Report& report) {
-  const OfRun of = of_run(call, runs);
+  const OfRun of = of_run(call, runs, blockIdx.x);
   const Group group{0, static_cast<int>(blockDim.x), 0, scratch};
   auto math = make(of.run, of.part);
   scatter(math, call.aligned, of.part, nullptr);

@@ -53,30 +53,46 @@ struct ScaleMath {
   }
 };
 
-// out = upstream * unscale * gradient, for the whole batch (one run) or per sample. Reads and writes the gradient once.
-template <class Stored, class T>
-__global__ void __launch_bounds__(kMaxThreads) scale_kernel(const __grid_constant__ Scale scale, Runs runs) {
-  by_elements<ScaleMath<Stored, T>>(scale, runs);
+struct Scales {
+  Scale each[kMostScaled];
+  Runs runs[kMostScaled];
+  int64_t blocks[kMostScaled];  // of all its runs
+};
+
+// out = upstream * unscale * gradient of each, for the whole batch (one run) or per sample. Reads and writes the
+// gradients once. A block works on one of them, whose type it looks up.
+__global__ void __launch_bounds__(kMaxThreads) scale_kernel(const __grid_constant__ Scales scales) {
+  int64_t block = blockIdx.x;
+  int n = 0;
+  for (; block >= scales.blocks[n]; ++n) block -= scales.blocks[n];
+  const Scale& scale = scales.each[n];
+  switch (scale.dtype) {
+    case DType::f32:
+      return by_elements<ScaleMath<float, float>>(scale, scales.runs[n], block);
+    case DType::f64:
+      return by_elements<ScaleMath<double, double>>(scale, scales.runs[n], block);
+    case DType::bf16:
+      return by_elements<ScaleMath<Bf16, float>>(scale, scales.runs[n], block);
+    case DType::f16:
+      return by_elements<ScaleMath<Half, float>>(scale, scales.runs[n], block);
+  }
 }
 
-const Kernels loaded{scale_kernel<float, float>, scale_kernel<double, double>, scale_kernel<Bf16, float>,
-                     scale_kernel<Half, float>};
+const Kernels loaded{scale_kernel};
 
 }  // namespace
 
-void launch_scale(const Scale& scale, int multiprocessors, void* stream) {
-  const auto start = [&](auto* kernel) {
-    launch_elements("scale_kernel", kernel, scale, 16 / size_of(scale.dtype), multiprocessors, stream);
-  };
-  switch (scale.dtype) {
-    case DType::f32:
-      return start(scale_kernel<float, float>);
-    case DType::f64:
-      return start(scale_kernel<double, double>);
-    case DType::bf16:
-      return start(scale_kernel<Bf16, float>);
-    case DType::f16:
-      return start(scale_kernel<Half, float>);
+void launch_scale(const std::vector<Scale>& scales, int multiprocessors, void* stream) {
+  for (size_t first = 0; first < scales.size(); first += kMostScaled) {
+    Scales call{};
+    int64_t blocks = 0;
+    for (size_t n = first; n < std::min(first + kMostScaled, scales.size()); ++n) {
+      const Scale& scale = call.each[n - first] = scales[n];
+      const Runs& runs = call.runs[n - first] =
+          runs_of(scale.runs, scale.elements, 16 / size_of(scale.dtype), multiprocessors);
+      blocks += call.blocks[n - first] = scale.runs * runs.blocks;
+    }
+    launch("scale_kernel", scale_kernel, blocks, kElementThreads, stream, call);
   }
 }
 

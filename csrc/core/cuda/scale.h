@@ -1,5 +1,7 @@
-// The backward of every loss on CUDA tensors: a stored gradient times the upstream.
+// The backward of every loss on CUDA tensors: its stored gradients times the upstream.
 #pragma once
+
+#include <vector>
 
 #include "core/cuda/reals.h"
 #include "core/tensors.h"
@@ -18,6 +20,8 @@ struct Scale {
   bool aligned;            // every run of both tensors starts at a multiple of 16 bytes
 };
 
-void launch_scale(const Scale& scale, int multiprocessors, void* stream);
+// In one launch, if there are at most kMostScaled.
+constexpr int kMostScaled = 3;
+void launch_scale(const std::vector<Scale>& scales, int multiprocessors, void* stream);
 
 }  // namespace fdkernels::cuda

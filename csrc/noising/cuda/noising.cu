@@ -73,7 +73,7 @@ struct NoisingMath {
 template <class Ty>
 __global__ void __launch_bounds__(kElementThreads, 2)
     noising_kernel(const __grid_constant__ NoisingCall call, Runs runs) {
-  by_elements<NoisingMath<Ty>>(call, runs);
+  by_elements<NoisingMath<Ty>>(call, runs, blockIdx.x);
 }
 
 template <class Stored, class T>
