@@ -268,6 +268,9 @@ def _weigh_all(
     HEADS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """From every program's sums to each sample's coefficient, the loss, the figures and the normalizer's state."""
+    term = float64(float("nan"))
+    if generator.logits is not None:
+        term = added_generator(generator, batch, gan_weight, gan_divisor, REDUCTION, SAMPLES)
     zero = tl.sum(tl.zeros((SAMPLES,), tl.float64))
     total, norm, gap, distance, count, kept = zero, zero, zero, zero, zero, zero
     if weighting.logits is not None:
@@ -318,9 +321,7 @@ def _weigh_all(
             distance += tl.sum(tl.where(used, sample_distance, 0.0))
             count += tl.sum(tl.where(inside & nonfinite, 1.0, 0.0).to(tl.float64))
     loss = 0.5 * total
-    term = float64(float("nan"))
     if generator.logits is not None:
-        term = added_generator(generator, batch, gan_weight, gan_divisor, REDUCTION, SAMPLES)
         loss += float64(gan_weight) * term
     if REDUCTION != "none":
         tl.store(written.loss, loss)
