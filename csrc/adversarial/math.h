@@ -28,7 +28,7 @@ struct LogitGradient {
 };
 
 struct Adversarial {
-  int64_t runs, elements;  // of a run: a sample, or the whole batch
+  int64_t batch, elements;  // of a sample; or 1, and those of all samples
   Samples logits, others;
   AdversarialKind kind;
   Reduction reduction;

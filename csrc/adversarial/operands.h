@@ -16,25 +16,22 @@ struct AdversarialArguments {
 // Without its gradients.
 inline Adversarial adversarial_of(const AdversarialArguments& call) {
   const Tensor& logits = call.logits;
-  expect(logits.dim() > 0, "logits: expected shape (B, ...)");
   Adversarial p{};
-  p.runs = logits.size(0);
-  p.elements = elements_per_sample(logits);
-  expect(p.runs > 0 && p.elements > 0, "logits: expected at least one sample and one element a sample");
+  set_extent(logits, "logits", &p);
   p.logits = samples_of(logits, logits, "logits");
   p.others = samples_of(call.others, logits, "others");
-  expect(find_name(kAdversarialKindNames, call.kind.c_str(), &p.kind), "kind: unknown '", call.kind, "'");
+  set_choice(kAdversarialKindNames, call.kind, "kind", &p.kind);
   expect(call.others || !(is_paired(p.kind) || call.with_others_grad), "others: expected a tensor");
-  expect(find_name(kReductionNames, call.reduction.c_str(), &p.reduction), "reduction: unknown '", call.reduction, "'");
+  set_choice(kReductionNames, call.reduction, "reduction", &p.reduction);
   p.sign = call.raised ? -1 : 1;
   p.bound = call.bound == 0 ? INFINITY : call.bound;
   const bool is_each = p.reduction == Reduction::none;
-  const double batch = static_cast<double>(p.runs), n = static_cast<double>(p.elements);
+  const double batch = static_cast<double>(p.batch), n = static_cast<double>(p.elements);
   p.divisor = (p.reduction == Reduction::sum ? 1 : is_each ? n : batch * n) * call.sigma * call.sigma;
   if (!is_each && logits.is_contiguous() && (!call.others || call.others->is_contiguous())) {
-    // One run, not many short ones.
-    p.elements *= p.runs;
-    p.runs = 1;
+    // One long sample, not many short ones.
+    p.elements *= p.batch;
+    p.batch = 1;
   }
   return p;
 }

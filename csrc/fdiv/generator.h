@@ -20,10 +20,4 @@ struct Generator {
   double* sums;  // CUDA: of each sample's softplus
 };
 
-// The derivative of softplus(-l), without overflow.
-FDK_HOST_DEVICE inline double generator_slope(double logit) {
-  const double small = exponential(-::fabs(logit));
-  return -(logit < 0 ? 1.0 : small) / (1 + small);
-}
-
 }  // namespace fdkernels

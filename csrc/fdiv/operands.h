@@ -50,8 +50,7 @@ template <class Arguments>
 WeightOptions weight_options(const Arguments& call) {
   WeightOptions options{Divergence::rkl, call.amari_alpha, call.log_ratio_min, call.log_ratio_max,
                         call.normalize_weight};
-  expect(find_name(kDivergenceNames, call.divergence.c_str(), &options.divergence), "divergence: unknown name '",
-         call.divergence, "'");
+  set_choice(kDivergenceNames, call.divergence, "divergence", &options.divergence);
   expect(call.log_ratio_min <= call.log_ratio_max, "log_ratio_min: expected at most log_ratio_max");
   return options;
 }
@@ -59,11 +58,8 @@ WeightOptions weight_options(const Arguments& call) {
 // A call's Problem, without its weights and its gradient's memory.
 inline Problem problem(const FdivArguments& call) {
   const Tensor& student = call.student;
-  expect(student.dim() > 0, "student: expected shape (B, ...)");
   Problem p{};
-  p.batch = student.size(0);
-  p.elements = elements_per_sample(student);
-  expect(p.elements > 0, "student: expected at least one element a sample");
+  set_extent(student, "student", &p);
   p.student = samples_of(student, student, "student");
   p.teacher = samples_of(call.teacher, student, "teacher");
   p.fake = samples_of(call.fake, student, "fake");
@@ -72,8 +68,7 @@ inline Problem problem(const FdivArguments& call) {
   p.noisy = samples_of(call.noisy, student, "noisy");
   p.guidance_scale = call.guidance_scale;
   p.fake_guidance_scale = call.fake_guidance_scale;
-  expect(find_name(kPredictionNames, call.prediction.c_str(), &p.prediction), "prediction: unknown kind '",
-         call.prediction, "'");
+  set_choice(kPredictionNames, call.prediction, "prediction", &p.prediction);
   p.alpha = table_of(call.alpha, student, p.elements, false, "alpha", call.fixed_alpha);
   p.sigma = table_of(call.sigma, student, p.elements, false, "sigma", call.fixed_sigma);
   p.sigma_data = call.sigma_data;
@@ -84,49 +79,60 @@ inline Problem problem(const FdivArguments& call) {
   p.floor = call.floor;
   p.kept_only = call.kept_only && call.mask.entries.has_value();
   p.zero_nonfinite = call.zero_nonfinite;
-  expect(find_name(kReductionNames, call.reduction.c_str(), &p.reduction), "reduction: unknown '", call.reduction, "'");
+  set_choice(kReductionNames, call.reduction, "reduction", &p.reduction);
   p.with_stats = call.with_stats;
   expect(!(call.logits && call.weight), "weight: expected without logits");
   check_count(call.divisor, p.reduction, student);
   return p;
 }
 
-// The generator's term of a call, and the tensors that it points into.
-struct GeneratorTensors {
-  Generator term{};
-  Tensor logits, gradient, unscale;
+// The tensors that the op returns, without those of the generator's term.
+struct FdivTensors : LossResult, GradientResult {
+  Tensor stats;  // of the call, then h of each sample; empty if they are not wanted
 
-  GeneratorTensors(const FdivArguments& call, const LossResults& out)
-      : logits(call.student), gradient(new_tensor({0}, call.student.scalar_type(), call.student)), unscale(none(call)) {
+  explicit FdivTensors(const FdivArguments& call, const Problem& p)
+      : LossResult(call.student, p.reduction),
+        GradientResult(call.student, *this, call.with_grad),
+        stats(new_tensor({call.with_stats ? kStats + batch : 0}, ScalarType::Double, call.student)) {}
+};
+
+// The generator's term of a call, and the tensors that it points into.
+struct GeneratorTensors : GradientResult {
+  Generator term{};
+  Tensor logits;
+
+  GeneratorTensors(const FdivArguments& call, const LossResult& out)
+      : GradientResult(given_of(call), out, call.gan_logits && call.gan_grad), logits(call.student) {
     if (!call.gan_logits) return;
     const Tensor& given = *call.gan_logits;
-    expect(same_device(given, call.student), "gan_logits: expected student's device");
-    term.heads = heads_of(given, call.student.size(0), "gan_logits");
+    term.heads = heads_of(given, out.batch, "gan_logits");
     logits = given.is_contiguous() ? given : torch::stable::contiguous(given);
     term.logits = {logits.data_ptr(), dtype_of(given, "gan_logits"), term.heads};
-    const double heads = static_cast<double>(term.heads), batch = static_cast<double>(given.size(0));
-    const bool sum = call.reduction == "sum" || batch == 0;
-    const double divisor = out.per_sample ? heads : sum ? 1 : heads * batch;
+    const double heads = static_cast<double>(term.heads), all = heads * static_cast<double>(out.batch);
+    const double divisor = out.per_sample ? heads : call.reduction == "sum" ? 1 : all;
     term.scale = term.gradient_scale = call.gan_weight / divisor;
-    term.mean = 1 / (out.per_sample ? divisor * batch : divisor);
+    term.mean = 1 / (call.reduction == "sum" ? 1 : all);
     term.drops = call.zero_nonfinite;
-    gradient = new_tensor(call.gan_grad ? given.sizes() : Sizes(&kNone, 1), given.scalar_type(), given);
-    if (!call.gan_grad) return;
-    term.gradient = gradient.data_ptr();
-    if (term.logits.dtype != DType::f16) return;
+    term.gradient = data();
+    term.unscale = unscale_data();
+    if (!scaled) return;
     // Without the weight, which may be small. A slope is at most 1, so there is room for 2^15.
     const double power = float16_power(divisor) * 0x1p15;
     term.gradient_scale = power / divisor;
     term.unscale_value = static_cast<float>(call.gan_weight / power);
-    unscale = new_tensor(out.loss.sizes(), ScalarType::Float, given);
-    term.unscale = static_cast<float*>(unscale.data_ptr());
   }
 
  private:
-  static constexpr int64_t kNone = 0;
-  static Tensor none(const FdivArguments& call) {
-    return new_tensor({0}, ScalarType::Float, call.student);
+  // The term's logits, or where there are none, what stands in for them.
+  static const Tensor& given_of(const FdivArguments& call) {
+    if (!call.gan_logits) return call.student;
+    expect(same_device(*call.gan_logits, call.student), "gan_logits: expected student's device");
+    return *call.gan_logits;
   }
 };
+
+inline FdivResults results_of(const FdivTensors& out, const GeneratorTensors& generator) {
+  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
+}
 
 }  // namespace fdkernels::ops

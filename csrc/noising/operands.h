@@ -26,17 +26,13 @@ struct NoisingResults {
 
 inline Noising noising_of(const NoisingArguments& call, const NoisingResults& results) {
   const Tensor& x = call.x;
-  expect(x.dim() > 0, "x: expected shape (B, ...)");
   Noising p{};
-  p.batch = x.size(0);
-  p.elements = elements_per_sample(x);
-  expect(p.batch > 0 && p.elements > 0, "x: expected at least one sample and one element a sample");
+  set_extent(x, "x", &p);
   p.x = samples_of(x, x, "x");
   p.noise = samples_of(call.noise, x, "noise");
   p.seed = seed_of(call.seed, x);
-  expect(find_name(kNoisingResultNames, call.result.c_str(), &p.result), "result: unknown '", call.result, "'");
-  expect(find_name(kPredictionNames, call.prediction.c_str(), &p.prediction), "prediction: unknown kind '",
-         call.prediction, "'");
+  set_choice(kNoisingResultNames, call.result, "result", &p.result);
+  set_choice(kPredictionNames, call.prediction, "prediction", &p.prediction);
   p.alpha = table_of(call.alpha, x, p.elements, false, "alpha", call.fixed_alpha);
   p.sigma = table_of(call.sigma, x, p.elements, false, "sigma", call.fixed_sigma);
   p.sigma_data = call.sigma_data;

@@ -78,6 +78,12 @@ inline RealValues per_sample(const OptionalTensor& given, const Tensor& like, in
   return real_values(*given, like, batch, name);
 }
 
+// The divisor of a mean, if the call gives it on the device.
+inline RealValues device_count(const OptionalTensor& divisor, const Tensor& like) {
+  if (!divisor || divisor->is_cpu()) return {like, {}};
+  return real_values(*divisor, like, 1, "divisor");
+}
+
 // Doubles on the device, handed out in pieces that are aligned to 16 bytes.
 class Workspace {
  public:

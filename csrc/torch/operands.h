@@ -4,8 +4,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <numeric>
 #include <vector>
 
+#include "core/names.h"
 #include "core/tensors.h"
 #include "torch/arguments.h"
 
@@ -49,6 +52,21 @@ inline int64_t elements_per_sample(const Tensor& tensor) {
   int64_t elements = 1;
   for (int64_t d = 1; d < tensor.dim(); ++d) elements *= tensor.size(d);
   return elements;
+}
+
+// Sets a call's batch and elements from its first tensor.
+template <class Call>
+void set_extent(const Tensor& first, const char* name, Call* call) {
+  expect(first.dim() > 0, name, ": expected shape (B, ...)");
+  call->batch = first.size(0);
+  call->elements = elements_per_sample(first);
+  expect(call->batch > 0 && call->elements > 0, name, ": expected at least one sample and one element a sample");
+}
+
+// Sets an enumerator by its name.
+template <size_t count, class Enumerator>
+void set_choice(const char* const (&names)[count], const std::string& given, const char* argument, Enumerator* to) {
+  expect(find_name(names, given.c_str(), to), argument, ": unknown '", given, "'");
 }
 
 inline Samples samples_of(const Tensor& tensor, const Tensor& like, const char* name) {
@@ -182,6 +200,12 @@ struct LossResult {
       static_cast<float*>(loss.data_ptr())[b] = static_cast<float>(value);
     }
   }
+
+  // On the CPU, from parts of the batch's sum, or from each sample's sum.
+  void set_losses(const std::vector<double>& sums, double divisor) const {
+    if (!per_sample) return set_loss(0, std::accumulate(sums.begin(), sums.end(), 0.0) / divisor);
+    for (size_t b = 0; b < sums.size(); ++b) set_loss(b, sums[b] / divisor);
+  }
 };
 
 // A loss's gradient of the input `like`, and its unscale; empty if they are not wanted.
@@ -204,19 +228,10 @@ struct GradientResult {
   float* unscale_data() const {
     return scaled ? static_cast<float*>(unscale.data_ptr()) : nullptr;
   }
-};
 
-// The tensors that a loss of one gradient returns. figures: how many statistics it has, beside one per sample.
-struct LossResults : LossResult, GradientResult {
-  Tensor stats;
-
-  LossResults(const Tensor& like, Reduction reduction, bool with_grad, bool with_stats, int64_t figures)
-      : LossResult(like, reduction),
-        GradientResult(like, *this, with_grad),
-        stats(new_tensor({with_stats ? figures + batch : 0}, ScalarType::Double, like)) {}
-
-  std::tuple<Tensor, Tensor, Tensor, Tensor> all() const {
-    return {loss, gradient, unscale, stats};
+  // On the CPU.
+  void set_unscale(double value) const {
+    if (scaled) std::fill_n(unscale_data(), unscale.numel(), static_cast<float>(value));
   }
 };
 

@@ -34,7 +34,7 @@ from fdkernels.prediction import Prediction, beyond, check_level, check_levels, 
 
 _DENOISING = registry.register(
     registry.Op(
-        "denoising", "denoising_loss", DENOISING, "Tensor loss, Tensor gradient, Tensor unscale, Tensor nothing",
+        "denoising", "denoising_loss", DENOISING, "Tensor loss, Tensor gradient, Tensor unscale",
         denoising_outputs, reference.denoising, (("pred", "with_grad"),),
     ),
     "fdkernels.denoising.triton_launch",

@@ -40,10 +40,10 @@ class DenoisingArguments(NamedTuple):
 DENOISING = ArgumentList(DenoisingArguments)
 
 
-def denoising_outputs(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradient, unscale, nothing), uninitialized; an output that the call does not ask for is empty."""
+def denoising_outputs(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, gradient, unscale), uninitialized; an output that the call does not ask for is empty."""
     loss, gradient, unscale = loss_outputs(call.pred, call.reduction, (call.pred, call.with_grad))
-    return loss, gradient, unscale, call.pred.new_empty((0,), dtype=torch.float64)
+    return loss, gradient, unscale
 
 
 def check_denoising(call: DenoisingArguments) -> None:

@@ -18,8 +18,8 @@ from fdkernels.prediction import coefficients
 
 
 @torch.no_grad()
-def denoising(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The raw op. Returns (loss, gradient, unscale, nothing)."""
+def denoising(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The raw op. Returns (loss, gradient, unscale)."""
     call = DENOISING.traced(call)
     pred = call.pred
     batch, n = pred.shape[0], math.prod(pred.shape[1:])
@@ -38,8 +38,7 @@ def denoising(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]
         count = call.divisor.to(pred.device, torch.float64).reshape(())
     count = count.clamp(min=1)  # NaN stays NaN
     loss = (energy if call.reduction == "none" else energy.sum()) / count
-    nothing = pred.new_empty((0,), dtype=torch.float32)
-    gradient, unscale = pred.new_empty((0,)), nothing
+    gradient, unscale = pred.new_empty((0,)), pred.new_empty((0,), dtype=torch.float32)
     if call.with_grad:
         power = torch.ones_like(count)
         if pred.dtype == torch.float16:
@@ -47,4 +46,4 @@ def denoising(call: DenoisingArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]
             unscale = power.reciprocal().float().expand(batch if call.reduction == "none" else ()).clone()
         gradient = (2 / count * power * direction).to(pred.dtype).view(pred.shape)
     wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
-    return loss.to(wide), gradient, unscale, nothing.double()
+    return loss.to(wide), gradient, unscale

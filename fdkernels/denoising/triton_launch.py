@@ -19,7 +19,7 @@ TILE, PROGRAMS = 1_024, 4_096
 PIECES, SUMS = 64, 1_024  # partial sums of at most PIECES programs of a sample, and SUMS in all, at a time
 
 
-def denoising(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def denoising(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The op `denoising_triton`."""
     call = DENOISING.call(*operands)
     check_denoising(call)
@@ -29,11 +29,11 @@ def denoising(*operands: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return outputs
 
 
-def denoising_launches(call: DenoisingArguments) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Launch]]:
-    """((loss, gradient, unscale, nothing), the launch that writes them) of a checked call."""
+def denoising_launches(call: DenoisingArguments) -> tuple[tuple[Tensor, Tensor, Tensor], list[Launch]]:
+    """((loss, gradient, unscale), the launch that writes them) of a checked call."""
     pred = call.pred
     batch, elements = pred.shape[0], math.prod(pred.shape[1:])
-    outputs = loss, gradient, unscale, _ = denoising_outputs(call)
+    outputs = loss, gradient, unscale = denoising_outputs(call)
     tiles, programs = plan.spread(elements, TILE, max(1, PROGRAMS // batch))
     operands = Operands(
         samples(pred), samples(call.x0), samples(call.noise), table(call.alpha), table(call.sigma), table(call.weight),

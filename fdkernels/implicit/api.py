@@ -28,7 +28,7 @@ _IMPLICIT = registry.register(
     registry.Op(
         "implicit", "score_implicit_loss", IMPLICIT,
         "Tensor loss, Tensor student_gradient, Tensor student_unscale, Tensor teacher_gradient, "
-        "Tensor teacher_unscale, Tensor fake_gradient, Tensor fake_unscale, Tensor nothing",
+        "Tensor teacher_unscale, Tensor fake_gradient, Tensor fake_unscale",
         implicit_outputs, reference.implicit,
         (("student", "with_student_grad"), ("teacher", "with_teacher_grad"), ("fake", "with_fake_grad")),
     ),

@@ -49,13 +49,12 @@ IMPLICIT = ArgumentList(ImplicitArguments)
 
 
 def implicit_outputs(call: ImplicitArguments) -> tuple[Tensor, ...]:
-    """(loss, then gradient and unscale of student, of teacher and of fake, nothing), uninitialized; an output that the
-    call does not ask for is empty."""
-    outputs = loss_outputs(
+    """(loss, then gradient and unscale of student, of teacher and of fake), uninitialized; an output that the call does
+    not ask for is empty."""
+    return tuple(loss_outputs(
         call.student, call.reduction, (call.student, call.with_student_grad), (call.teacher, call.with_teacher_grad),
         (call.fake, call.with_fake_grad),
-    )  # fmt: skip
-    return (*outputs, call.student.new_empty((0,), dtype=torch.float64))
+    ))  # fmt: skip
 
 
 def divisor_and_power(call: ImplicitArguments) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from fdkernels.implicit.arguments import IMPLICIT, ImplicitArguments
 
 @torch.no_grad()
 def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
-    """The raw op. Returns (loss, then gradient and unscale of student, of teacher and of fake, nothing)."""
+    """The raw op. Returns (loss, then gradient and unscale of student, of teacher and of fake)."""
     call = IMPLICIT.traced(call)
     student = call.student
     batch, n = student.shape[0], math.prod(student.shape[1:])
@@ -42,20 +42,20 @@ def implicit(call: ImplicitArguments) -> tuple[Tensor, ...]:
     p, q = (p / divisor)[:, None], (q / divisor)[:, None]
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     outputs = [((loss if call.reduction == "none" else loss.sum()) / divisor).to(wide)]
-    nothing = divisor.new_empty((0,))
+    nothing = divisor.new_empty((0,), dtype=torch.float32)
     for each, with_grad, of_e, of_u in (
         (student, call.with_student_grad, -p, torch.zeros_like(p)),
         (call.teacher, call.with_teacher_grad, 2 * (p + q), p),
         (call.fake, call.with_fake_grad, -(p + 2 * q), -p),
     ):
         if not with_grad:
-            outputs += [each.new_empty((0,)), nothing.float()]
+            outputs += [each.new_empty((0,)), nothing]
             continue
         is_half = each.dtype == torch.float16
         gradient = of_e * e + of_u * u
         outputs.append((gradient * power if is_half else gradient).to(each.dtype).view(each.shape))
-        outputs.append(power.reciprocal().float().expand(outputs[0].shape).clone() if is_half else nothing.float())
-    return (*outputs, nothing)
+        outputs.append(power.reciprocal().float().expand(outputs[0].shape).clone() if is_half else nothing)
+    return tuple(outputs)
 
 
 def _slopes(call: ImplicitArguments, cross: Tensor, square: Tensor, omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:

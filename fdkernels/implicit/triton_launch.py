@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -45,10 +46,9 @@ def implicit_launches(call: ImplicitArguments) -> tuple[tuple[Tensor, ...], list
     batch, elements = student.shape[0], math.prod(student.shape[1:])
     spread = plan(batch, elements, call.is_wide())
     split = spread.schedule == "split"
-    outputs = implicit_outputs(call)
-    loss, *gradients = outputs[:-1]
+    outputs = loss, *gradients = implicit_outputs(call)
     # The slopes, an even number, come first: the partial sums are then aligned to 16 bytes.
-    workspace = student.new_empty((2 * batch + (3 if split else 1) * batch * spread.programs,), dtype=outputs[-1].dtype)
+    workspace = student.new_empty((2 * batch + (3 if split else 1) * batch * spread.programs,), dtype=torch.float64)
     operands = Operands(
         samples(student), samples(call.teacher), samples(call.fake), readable(call.score_scale), readable(call.weight),
         readable(call.square_weight),

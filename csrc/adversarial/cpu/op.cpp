@@ -1,8 +1,6 @@
 // The op adversarial on CPU tensors, registered through libtorch's stable ABI.
 #include <torch/csrc/stable/library.h>
 
-#include <numeric>
-
 #include "adversarial/cpu/loops.h"
 #include "adversarial/operands.h"
 #include "core/cpu/isa.h"
@@ -22,16 +20,12 @@ AdversarialResults::All adversarial(const AdversarialArguments& call) {
   const AdversarialResults out(call, p);
   const auto sum =
       fdkernels::cpu::by_isa(fdkernels::baseline::adversarial, fdkernels::v3::adversarial, fdkernels::v4::adversarial);
-  std::vector<double> sums = fdkernels::cpu::sum_elements(
-      p.runs, p.elements, threads(), [&](int64_t b, int64_t begin, int64_t end) { return sum(p, b, begin, end); },
+  const std::vector<double> sums = fdkernels::cpu::sum_elements(
+      p.batch, p.elements, threads(), [&](int64_t b, int64_t begin, int64_t end) { return sum(p, b, begin, end); },
       kGrain);
-  if (!out.loss.per_sample) sums = {std::accumulate(sums.begin(), sums.end(), 0.0)};
-  for (size_t b = 0; b < sums.size(); ++b) {
-    out.loss.set_loss(b, sums[b] / p.divisor);
-    for (float* unscale : {out.gradient.unscale_data(), out.others_gradient.unscale_data()}) {
-      if (unscale != nullptr) unscale[b] = static_cast<float>(1 / out.power);
-    }
-  }
+  out.loss.set_losses(sums, p.divisor);
+  out.gradient.set_unscale(1 / out.power);
+  out.others_gradient.set_unscale(1 / out.power);
   return out.all();
 }
 

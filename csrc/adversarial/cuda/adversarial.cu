@@ -86,7 +86,7 @@ const Kernels loaded{adversarial_kernel};
 }  // namespace
 
 int64_t adversarial_blocks(const Adversarial& p, int multiprocessors) {
-  return p.runs * runs_of(p.runs, p.elements, kAdversarialVector, multiprocessors).blocks;
+  return p.batch * runs_of(p.batch, p.elements, kAdversarialVector, multiprocessors).blocks;
 }
 
 void launch_adversarial(const AdversarialCall& call, int multiprocessors, void* stream) {

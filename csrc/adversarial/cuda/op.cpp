@@ -14,14 +14,14 @@ AdversarialResults::All adversarial(const AdversarialArguments& arguments) {
   cuda::AdversarialCall call{};
   fdkernels::Adversarial& p = call.p = adversarial_of(arguments);
   const AdversarialResults out(arguments, p);
-  call.runs = p.runs, call.elements = p.elements;
+  call.runs = p.batch, call.elements = p.elements;
   call.loss = out.loss.loss.data_ptr();
   call.wide_loss = out.loss.is_double;
   call.unscale = out.gradient.unscale_data();
   call.others_unscale = out.others_gradient.unscale_data();
   call.unscale_value = static_cast<float>(1 / out.power);
   const auto aligned = [&](const fdkernels::Samples& samples) {
-    return is_aligned(samples, p.runs, cuda::kAdversarialVector);
+    return is_aligned(samples, p.batch, cuda::kAdversarialVector);
   };
   call.aligned = aligned(p.logits) && aligned(p.others) && aligned({p.gradient.data, p.logits.dtype, p.elements}) &&
                  aligned({p.others_gradient.data, p.others.dtype, p.elements});

@@ -9,21 +9,21 @@ using namespace fdkernels::ops;
 namespace cuda = fdkernels::cuda;
 using fdkernels::Samples;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> denoising(const DenoisingArguments& arguments) {
+DenoisingResults denoising(const DenoisingArguments& arguments) {
   const Tensor& like = arguments.pred;
   const Target target(like, "pred");
   cuda::DenoisingCall call{};
   fdkernels::Denoising& p = call.p = denoising_of(arguments);
   call.runs = p.batch, call.elements = p.elements;
   call.host_count = host_count(arguments.divisor);
-  const bool reads_count = arguments.divisor && !arguments.divisor->is_cpu();
-  const RealValues count = reads_count ? real_values(*arguments.divisor, like, 1, "divisor") : RealValues{like, {}};
+  const RealValues count = device_count(arguments.divisor, like);
   call.count = count.reals;
-  const LossResults out(like, p.reduction, arguments.with_grad, false, 0);
-  p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
+  const LossResult out(like, p.reduction);
+  const GradientResult gradient(like, out, arguments.with_grad);
+  p.gradient = gradient.data();
   call.loss = out.loss.data_ptr();
   call.wide_loss = out.is_double;
-  call.unscale = out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr;
+  call.unscale = gradient.unscale_data();
   const int vector = cuda::denoising_vector(p), multiprocessors = target.limits->multiprocessors;
   call.aligned = is_aligned({p.gradient, p.pred.dtype, p.elements}, p.batch, vector);
   for (const Samples* input : p.inputs()) call.aligned = call.aligned && is_aligned(*input, p.batch, vector);
@@ -32,11 +32,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> denoising(const DenoisingArguments& a
   const int64_t doubles = cuda::denoising_blocks(p, multiprocessors);
   call.partials = memory.emplace_back(Workspace::padded(doubles), like).take(doubles);
   cuda::launch_denoising(call, multiprocessors, target.stream);
-  return out.all();
+  return {out.loss, gradient.gradient, gradient.unscale};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fdkernels, CUDA, m) {
-  m.impl("denoising_native", (&boxed<DenoisingArguments, std::tuple<Tensor, Tensor, Tensor, Tensor>, &denoising>));
+  m.impl("denoising_native", (&boxed<DenoisingArguments, DenoisingResults, &denoising>));
 }

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
+#include "adversarial/cpu/loops.h"
+#include "core/cpu/isa.h"
+#include "core/cpu/passes.h"
 #include "fdiv/cpu/samples.h"
 #include "fdiv/operands.h"
 #include "torch/cpu_threads.h"
@@ -51,39 +55,45 @@ WeightResults fdiv_weight(const FdivWeightArguments& call) {
   return {weight, stats};
 }
 
-// The sum of softplus(-l) of sample b; stores the gradient of its logits.
-double add_logits(const fdkernels::Generator& g, int64_t b) {
-  double sum = 0, mean = 0;
+// The sum of softplus(-l) of each sample; stores the gradient of its logits.
+std::vector<double> sums_of_terms(const fdkernels::Generator& g, int64_t batch) {
+  const auto sum =
+      fdkernels::cpu::by_isa(fdkernels::baseline::adversarial, fdkernels::v3::adversarial, fdkernels::v4::adversarial);
+  fdkernels::Adversarial terms{};
+  terms.batch = batch, terms.elements = g.heads;
+  terms.logits = g.logits;
+  terms.kind = fdkernels::AdversarialKind::logistic;
+  terms.sign = -1, terms.bound = std::numeric_limits<double>::infinity();
+  terms.gradient = {g.gradient, g.gradient_scale};
+  return fdkernels::cpu::sum_elements(batch, g.heads, threads(),
+                                      [&](int64_t b, int64_t begin, int64_t end) { return sum(terms, b, begin, end); });
+}
+
+// Sets the terms and gradients of samples whose mean over heads is not finite to zero.
+void drop_samples(const fdkernels::Generator& g, std::vector<double>& sums) {
   fdkernels::with_type<fdkernels::AnyType>(g.logits.dtype, [&](auto type) {
-    using Stored = decltype(type);
-    const Stored* logits = static_cast<const Stored*>(g.logits.data) + b * g.heads;
-    Stored* gradient = g.gradient == nullptr ? nullptr : static_cast<Stored*>(g.gradient) + b * g.heads;
-    for (int64_t k = 0; g.drops && k < g.heads; ++k) mean += fdkernels::number(logits[k]);
-    const bool used = fdkernels::is_finite(mean);
-    for (int64_t k = 0; k < g.heads; ++k) {
-      const double logit = fdkernels::number(logits[k]);
-      if (used) sum += fdkernels::softplus(-logit);
-      const double slope = used ? g.gradient_scale * fdkernels::generator_slope(logit) : 0.0;
-      if (gradient != nullptr) {
-        fdkernels::put(static_cast<decltype(fdkernels::number(Stored{}))>(slope), gradient[k]);
-      }
+    const auto* logit = static_cast<const decltype(type)*>(g.logits.data);
+    auto* gradient = static_cast<decltype(type)*>(g.gradient);
+    for (double& sum : sums) {
+      double mean = 0;
+      for (int64_t k = 0; k < g.heads; ++k) mean += fdkernels::number(logit[k]);
+      const bool drops = !fdkernels::is_finite(mean);
+      if (drops) sum = 0;
+      if (drops && gradient != nullptr) std::fill_n(gradient, g.heads, decltype(type){});
+      logit += g.heads;
+      if (gradient != nullptr) gradient += g.heads;
     }
   });
-  return sum;
 }
 
 // Adds the generator's term to the loss, or to each sample's loss, and stores the gradient of its logits. Returns the
 // term before its weight; with "none", its mean over samples.
 double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_sample, std::vector<double>& losses) {
   if (g.logits.data == nullptr) return std::numeric_limits<double>::quiet_NaN();
-  double total = 0;
-  for (int64_t b = 0; b < batch; ++b) {
-    const double sum = add_logits(g, b);
-    losses[per_sample ? b : 0] += g.scale * sum;
-    total += sum;
-  }
-  if (g.unscale != nullptr) std::fill_n(g.unscale, losses.size(), g.unscale_value);
-  return total * g.mean;
+  std::vector<double> sums = sums_of_terms(g, batch);
+  if (g.drops) drop_samples(g, sums);
+  for (int64_t b = 0; b < batch; ++b) losses[per_sample ? b : 0] += g.scale * sums[b];
+  return std::accumulate(sums.begin(), sums.end(), 0.0) * g.mean;
 }
 
 FdivResults fdiv(const FdivArguments& call) {
@@ -95,7 +105,7 @@ FdivResults fdiv(const FdivArguments& call) {
   if (call.weight) h = to_double(*call.weight, p.batch, "weight");
   if (call.t) levels = to_double(*call.t, p.batch, "t");
 
-  const LossResults out(call.student, p.reduction, call.with_grad, call.with_stats, fdkernels::kStats);
+  const FdivTensors out(call, p);
   double unused_stats[fdkernels::kStats];
   double* stats = call.with_stats ? static_cast<double*>(out.stats.data_ptr()) : unused_stats;
   if (call.logits) {
@@ -108,15 +118,15 @@ FdivResults fdiv(const FdivArguments& call) {
   }
   if (call.with_stats) std::copy(h.begin(), h.end(), stats + fdkernels::kStats);
   p.weight = h.data();
-  p.gradient = call.with_grad ? out.gradient.data_ptr() : nullptr;
+  p.gradient = out.data();
   std::vector<double> losses(out.per_sample ? p.batch : 1);
-  fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(),
-                       out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr,
+  fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(), out.unscale_data(),
                        call.with_stats ? stats : nullptr);
   const GeneratorTensors generator(call, out);
   stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
+  generator.set_unscale(generator.term.unscale_value);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
-  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
+  return results_of(out, generator);
 }
 
 }  // namespace

@@ -78,8 +78,9 @@ __device__ FDK_CALLED void add_generator(const Call& call, int warps) {
 #pragma unroll 1
     for (int64_t at = b * g.heads + lane(); at < (b + 1) * g.heads; at += kWarp) {
       const double logit = real_at(call.generator_logits, at);
-      if (used) sum += softplus(-logit);
-      const double slope[1] = {used ? g.gradient_scale * generator_slope(logit) : 0.0};
+      const Softplus term = softplus_with_slope(-logit);
+      if (used) sum += term.value;
+      const double slope[1] = {used ? -g.gradient_scale * term.slope : 0.0};
       if (g.gradient != nullptr) write<AnyType>(g.gradient, g.logits.dtype, at, slope);
     }
     sum = add_lanes(sum);

@@ -103,24 +103,22 @@ FdivResults fdiv(const FdivArguments& arguments) {
   const Tensor& like = arguments.student;
   Call call{};
   Problem& p = call.p = problem(arguments);
-  expect(p.batch > 0, "student: expected at least one sample");
   const WeighingValues values(arguments, like, p.batch);
   const RealValues given = per_sample(arguments.weight, like, p.batch, "weight");
   call.w = values.w;
   call.w.given = given.reals;
   call.host_count = host_count(arguments.divisor);
-  const bool reads_count = arguments.divisor && !arguments.divisor->is_cpu();
-  const RealValues count = reads_count ? real_values(*arguments.divisor, like, 1, "divisor") : RealValues{like, {}};
+  const RealValues count = device_count(arguments.divisor, like);
   call.count = count.reals;
 
-  const LossResults out(like, p.reduction, arguments.with_grad, arguments.with_stats, fdkernels::kStats);
+  const FdivTensors out(arguments, p);
   cuda::Results& r = call.r;
   r.loss = out.loss.data_ptr();
   r.wide_loss = out.is_double;
-  r.unscale = out.scaled ? static_cast<float*>(out.unscale.data_ptr()) : nullptr;
+  r.unscale = out.unscale_data();
   r.stats = arguments.with_stats ? static_cast<double*>(out.stats.data_ptr()) : nullptr;
   r.weight_stats = true;
-  p.gradient = arguments.with_grad ? out.gradient.data_ptr() : nullptr;
+  p.gradient = out.data();
   const GeneratorTensors generator(arguments, out);
   call.g = generator.term;
   if (arguments.gan_logits) call.generator_logits = {call.g.logits.data, *real_type(generator.logits.scalar_type())};
@@ -141,7 +139,7 @@ FdivResults fdiv(const FdivArguments& arguments) {
     }
     return cuda::start(call, plan, loads, general, target.device, target.stream);
   });
-  return {out.loss, out.gradient, out.unscale, generator.gradient, generator.unscale, out.stats};
+  return results_of(out, generator);
 }
 
 }  // namespace

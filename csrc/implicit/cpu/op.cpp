@@ -1,8 +1,6 @@
 // The op implicit on CPU tensors, registered through libtorch's stable ABI.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
 #include "core/cpu/isa.h"
 #include "core/cpu/passes.h"
 #include "implicit/cpu/loops.h"
@@ -56,17 +54,10 @@ class Batch {
   }
 
   void results(const ImplicitTensors& out) const {
-    double total = 0;
-    for (int64_t b = 0; b < call_.batch; ++b) {
-      total += slopes_[b].loss;
-      if (out.per_sample) out.set_loss(b, slopes_[b].loss / divisors_.loss);
-    }
-    if (!out.per_sample) out.set_loss(0, total / divisors_.loss);
-    for (int input = 0; input < fdkernels::kImplicitInputs; ++input) {
-      const GradientResult& gradient = out.of(input);
-      if (gradient.scaled)
-        std::fill_n(gradient.unscale_data(), gradient.unscale.numel(), static_cast<float>(1 / divisors_.power));
-    }
+    std::vector<double> losses;
+    for (const ImplicitSlopes& of : slopes_) losses.push_back(of.loss);
+    out.set_losses(losses, divisors_.loss);
+    for (int input = 0; input < fdkernels::kImplicitInputs; ++input) out.of(input).set_unscale(1 / divisors_.power);
   }
 
  private:
