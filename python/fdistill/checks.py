@@ -9,6 +9,7 @@ import torch
 
 import fdkernels as fdk
 from fdistill.messages import ConfigError, cut, sentence, shown
+from fdkernels import backends
 
 if TYPE_CHECKING:
     from fdistill.config import Config, DigitsConfig
@@ -120,12 +121,11 @@ def check_machine(cfg: Config) -> None:
         torch.Generator(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ConfigError(f"device: {cut(cfg.device)} does not work here: {sentence(error, 160)}") from None
+    loss, zeros = cfg.loss, torch.zeros(8, device=device)
     try:
-        fdk.fdiv_weight(
-            torch.zeros(8, device=device),
-            divergence=cfg.loss.divergence,
-            ratio_range=cfg.loss.ratio_range,
-            backend=cfg.loss.backend,
-        )
+        if loss.kind == "fdiv":
+            fdk.fdiv_weight(zeros, divergence=loss.divergence, ratio_range=loss.ratio_range, backend=loss.backend)
+        else:
+            backends.choose(loss.backend, device.type)
     except (ValueError, RuntimeError) as error:  # its message begins with the argument's name
         raise ConfigError(f"loss.{sentence(error)}") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -55,8 +56,7 @@ class OptimizerConfig:
 
 @dataclass
 class LossConfig:
-    """What the student follows. divergence, ratio_range, normalize_ratio, bins and decay are settings of h, which only
-    fdiv with a logistic discriminator has; alpha and c are those of one kind. Elsewhere they have no effect."""
+    """What the student follows. h is made of logistic logits alone: with another `gan` its settings have no effect."""
 
     kind: Annotated[str, Choice("fdiv", "sim", "sid", unit="f-distill, or score implicit matching: SIM, SiD")] = "fdiv"
     divergence: Annotated[str, Choice(unit="of fdiv")] = "js"
@@ -76,6 +76,13 @@ class LossConfig:
     shuffle_weight: bool = False
     """A control: permute h within the batch, which keeps its distribution and removes its meaning."""
     backend: str = "auto"
+
+
+# The kinds that use a setting of the loss; those that are not here are used by all.
+USED_BY = {
+    **dict.fromkeys(("divergence", "ratio_range", "normalize_ratio", "bins", "decay", "shuffle_weight"), ("fdiv",)),
+    "alpha": ("sid",), "c": ("sim",), "sigma_power": ("sim", "sid"),
+}  # fmt: skip
 
 
 @dataclass
@@ -190,9 +197,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: names the key and the nearest valid one, or the expected type or range.
     """
-    settings: Any = {}
-    for layer in reading.layers(source):
-        settings = _merge(settings, layer)
+    layers = reading.layers(source)
+    overridden: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not text.strip():
@@ -200,8 +206,10 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
         value = reading.parsed(text, f"{cut(key)}: {shown(text)} is not a YAML value")
         for part in reversed(key.split(".")):
             value = {part: value}
-        settings = _merge(settings, value)
-    cfg = from_dict(settings)
+        overridden = _merge(overridden, value)
+    layers.append(overridden)
+    cfg = from_dict(functools.reduce(_merge, layers, {}))
+    _check_used(layers, cfg.loss.kind)
     if not cfg.name:
         seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
         stem, ending = Path(source).stem, f"-{objective(as_dict(cfg))}"
@@ -228,6 +236,18 @@ def from_dict(settings: dict[str, Any], to_train: bool = True) -> Config:
     if to_train:
         checks.check_machine(cfg)
     return cfg
+
+
+def _check_used(layers: list[dict[str, Any]], kind: str) -> None:
+    """Refuse a setting of another kind of loss, unless it is older than the choice of the kind."""
+    for layer in reversed(layers):
+        loss = layer.get("loss") or {}
+        for key in loss.keys() & USED_BY.keys():
+            if kind not in USED_BY[key]:
+                whose = " or ".join(USED_BY[key])
+                raise ConfigError(f"loss.{key}: has no effect with loss.kind={kind}; it is a setting of {whose}")
+        if "kind" in loss:
+            return
 
 
 def _merge(base: Any, over: Any) -> Any:

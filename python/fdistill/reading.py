@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import os
@@ -37,9 +38,9 @@ def _text(source: str) -> str:
     if source in presets():
         return (resources.files("fdistill") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     if not source.endswith((".yaml", ".yml")):
-        raise ConfigError(
-            f"unknown preset {shown(source)}; expected {' or '.join(presets())}, or the path of a .yaml file"
-        )
+        nearest = difflib.get_close_matches(source[:80], presets(), n=1)
+        hint = f"did you mean {nearest[0]!r}? Presets: " if nearest else "expected "
+        raise ConfigError(f"unknown preset {shown(source)}; {hint}{', '.join(presets())}, or the path of a .yaml file")
     if not os.path.isfile(source):  # Path.is_file raises on a name too long
         raise ConfigError(f"no such file: {cut(source)}")
     return file_text(source)

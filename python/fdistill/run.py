@@ -14,7 +14,7 @@ import yaml
 from fdistill import config, cpus, reading
 from fdistill.checkpoint import Checkpoints
 from fdistill.checks import ROLES
-from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest, objective
+from fdistill.config import Config, ConfigError, DigitsConfig, GmmConfig, as_dict, differences, digest
 from fdistill.files import FolderError, install, new_partial, seal, sweep, write_atomically, writing
 from fdistill.folder import OF_A_STUDENT, check, claimed, clear, folder_of
 from fdistill.networks import parameter_count
@@ -206,7 +206,13 @@ def plan(cfg: Config) -> str:
     sizes = {name: parameter_count(network) for name, network in networks.items()}
     # The weights of all networks, the student's average, and the gradient and two moments of each trained network.
     floats = sum(sizes.values()) + sizes["student"] + 3 * sum(sizes[name] for name in networks if updates[name])
-    function = "fused_fdiv_loss" if cfg.loss.kind == "fdiv" else "score_implicit_loss"
+    loss = cfg.loss
+    how = {
+        "fdiv": f"fused_fdiv_loss, {loss.divergence}",
+        "sid": f"score_implicit_loss, sid, alpha {loss.alpha:g}, sigma_power {loss.sigma_power:g}",
+        "sim": f"score_implicit_loss, sim, c {loss.c:g}, sigma_power {loss.sigma_power:g}",
+    }[loss.kind]
+    generator = f"{loss.gan} loss × {loss.gan_weight:g}" if loss.gan_weight else "no adversarial term"
     backend = backends.choose(cfg.loss.backend, torch.device(cfg.device).type)
     lines = [
         yaml.safe_dump(as_dict(cfg), sort_keys=False, default_flow_style=None, width=110),
@@ -215,7 +221,8 @@ def plan(cfg: Config) -> str:
         *(f"{name:14} {sizes[name]:,} parameters, {updates[name]:,} updates" for name in networks),
         f"memory         {4 * floats / 2**20:.1f} MiB of weights, averages, gradients, moments; without activations",
         f"phases         {' | '.join('+'.join(phase) for phase in cfg.phases)}; {cfg.steps:,} × batch {cfg.batch}",
-        f"score loss     {function}, {objective(as_dict(cfg))}, backend {backend} on {cfg.device}",
+        f"score loss     {how}, backend {backend} on {cfg.device}",
+        f"generator      {generator}",
     ]
     return "\n".join(lines)
 

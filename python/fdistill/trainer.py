@@ -129,7 +129,10 @@ class Distiller:
         self._watch("student", x, loss, dropped=stats.nonfinite_samples >= self.cfg.batch)
         figures = stats._asdict()
         h, gan = figures.pop("weight"), figures.pop("generator_loss")  # h is NaN where a sample was dropped
-        figures["weight_spread"] = (h - h.nanmean()).square().nanmean().sqrt()
+        if self.has_ratio:
+            figures["weight_spread"] = (h - h.nanmean()).square().nanmean().sqrt()
+        else:  # h is 1
+            figures = {name: figures[name] for name in ("grad_norm", "relative_gap", "nonfinite_samples")}
         for name, value in figures.items():
             self.meter.add(f"health/{name}", value)
         if not how.get("gan_weight"):

@@ -198,12 +198,9 @@ class Hand:
     @torch.no_grad()
     def fdiv(self, x, teacher, fake, logits, sigma, replay):
         """½ mean g² with ∂/∂x = g/N, g = h·(f - τ) / (mean|x - τ| + 1e-6)."""
+        h, health = torch.ones(len(x), dtype=torch.float64), {}
         if self.cfg.loss.gan == "logistic":
             h, health = self.weight(logits, sigma, replay)
-        else:
-            h = torch.ones(len(x), dtype=torch.float64)
-            ones = ("weight_min", "weight_mean", "weight_max", "effective_sample_size")
-            health = {**dict.fromkeys(ones, torch.ones(())), "weight_spread": torch.zeros(())}
         distance = (x - teacher).abs().flatten(1).mean(1)
         g = per_sample(h / (distance + 1e-6), x) * (fake - teacher)
         lost = ~g.isfinite().flatten(1).all(1)

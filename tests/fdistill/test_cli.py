@@ -95,6 +95,9 @@ def test_dry_run_trains_and_writes_nothing(workplace, capsys):
     assert "163,985 parameters, 600 updates" in plan and "backend native" in plan and "to be trained" in plan
     assert cli.main(["train", "gmm", "--dry-run", "loss.backend=reference"]) == 0
     assert "backend reference" in capsys.readouterr().out
+    assert cli.main(["train", "gmm-sid", "--dry-run", "loss.alpha=0.5"]) == 0
+    plan = capsys.readouterr().out
+    assert "score_implicit_loss, sid, alpha 0.5" in plan and "no adversarial term" in plan
     assert list(workplace.iterdir()) == []
 
 
@@ -108,7 +111,8 @@ def test_settings_may_stand_after_options(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "digit"], "unknown preset 'digit'"),
+        (["train", "digit"], "unknown preset 'digit'; did you mean 'digits'?"),
+        (["train", "gmm", "loss.kind=sid", "loss.backend=nope"], "loss.backend: expected one of auto"),
         (["train", "gmm", "loss.divergense=kl"], "did you mean 'loss.divergence'"),
         (["sample", "nowhere"], "nowhere is not a run"),
         (["train", "gmm", "--resume", "--fresh"], "exclude each other"),

@@ -326,3 +326,24 @@ def test_differences_are_told_by_what_they_decide():
     keys = [told.split(":")[0] for told in found.presentation]
     assert keys == ["eval.snapshots", "teacher.checkpoint_every", "threads"]
     assert config.differences({1: 2, "seed": 3}, {"seed": 4}).training == ["1: 2 -> null", "seed: 3 -> 4"]
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "message"),
+    [
+        ("gmm-sid", ["loss.divergence=kl"], "loss.divergence: has no effect with loss.kind=sid; .* of fdiv"),
+        ("gmm", ["loss.alpha=1"], "loss.alpha: has no effect with loss.kind=fdiv; .* of sid"),
+        ("gmm", ["loss.kind=sim", "loss.c=1", "loss.alpha=1"], "loss.alpha: has no effect with loss.kind=sim"),
+        ("mine.yaml", [], "loss.sigma_power: has no effect with loss.kind=fdiv; .* of sim or sid"),
+        ("mine.yaml", ["loss.kind=sid"], None),
+        ("gmm-sid", ["loss.kind=fdiv", "loss.divergence=rkl"], None),
+    ],
+)
+def test_a_setting_of_another_kind_of_loss(source, overrides, message, workplace):
+    """What a preset or file says of another kind stands, if the kind was chosen after it."""
+    (workplace / "mine.yaml").write_text("preset: gmm\nloss: {sigma_power: 1}")
+    if message is None:
+        load(source, overrides)
+        return
+    with pytest.raises(ConfigError, match=message):
+        load(source, overrides)

@@ -38,7 +38,7 @@ EVERY = {
     "loss.bins": ("1 1000", "0 -1 1001"),
     "loss.decay": AVERAGE,
     "loss.alpha": ("-10 0 1 1.2 10", "-11 11"),
-    "loss.c": ("0 null 1e-3 100", "-1 -0.1"),
+    "loss.c": ("1e-3 100", "-1 -0.1"),
     "loss.sigma_power": ("-10 0 2 10", "-11 11"),
     "loss.gan_weight": ("0 null 0.1 100", "-1 -0.1"),
     "eval.snapshots": ("0 null 1 50", "-1"),
@@ -104,11 +104,13 @@ def test_a_number_without_a_range_is_seen():
 
 @pytest.mark.parametrize(("task", "key", "taken", "refused"), ROWS)
 def test_what_is_taken_and_what_is_refused(task, key, taken, refused):
+    kinds = config.USED_BY.get(key.removeprefix("loss."), ("fdiv",))
+    beside = [f"loss.kind={kinds[-1]}"]  # that has this setting
     for value in taken.split():
-        load(task, [f"{key}={value}"])
+        load(task, [*beside, f"{key}={value}"])
     for value in refused.split():
         with pytest.raises(ConfigError) as error:
-            load(task, [f"{key}={value}"])
+            load(task, [*beside, f"{key}={value}"])
         assert str(error.value).startswith(key) and ": expected " in str(error.value), value
         assert str(error.value).count("\n") == 0 and ", got " in str(error.value), value
 
