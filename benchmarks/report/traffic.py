@@ -20,10 +20,10 @@ from benchmarks.cases.formulas import BINS, FORMULAS, make_inputs
 from benchmarks.cases.shapes import DTYPES, PRACTICE, dimensions
 from benchmarks.measure.counting import tensor_traffic
 from fdkernels import printing
-from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE, spread
+from fdkernels._triton.plan import SCALE_PROGRAMS, SCALE_TILE, Plan, spread
 from fdkernels.call_shape import CallShape
 from fdkernels.devices import PRESETS
-from fdkernels.fdiv.triton_plan import Limits, Plan, plan
+from fdkernels.fdiv.triton_plan import Limits, plan
 
 PAGES = tuple(Path(__file__).parents[2] / "docs" / name for name in ("kernels.md", "cuda.md"))
 SHAPES = {shape.title: shape.sizes for shape in PRACTICE.values()}

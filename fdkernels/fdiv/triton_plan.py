@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fdkernels._triton.plan import needs_int64, next_power_of_2, spread, tile_for
+from fdkernels._triton.plan import Plan, needs_int64, next_power_of_2, spread, tile_for
 from fdkernels.call_shape import CallShape
 
 
@@ -38,33 +38,6 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
-class Plan(NamedTuple):
-    """One call's launches. All sizes but `programs` and `tiles` are powers of two."""
-
-    schedule: str
-    tile: int
-    """Elements of a sample that a program holds at a time."""
-    tiles: int
-    """Tiles per program."""
-    programs: int
-    """Programs per sample."""
-    num_warps: int
-    wide_offsets: bool
-    """Whether offsets within a sample, up to the end of its last program's share, need 64 bits."""
-    weigh_first: bool
-    """Whether an extra launch computes the weights h first."""
-    samples: int
-    """Samples that the program that weighs and reports handles at a time."""
-    heads: int
-    """Heads per sample that this program loads at a time."""
-    pieces: int
-    """Partial sums per sample that this program adds at a time."""
-
-    @property
-    def launches(self) -> int:
-        return (1 if self.schedule == "whole" else 2) + self.weigh_first
-
-
 def plan(call: CallShape, limits: Limits | None = None) -> Plan:
     """The plan of a forward call; limits=None: `LIMITS`."""
     limits = limits or LIMITS
@@ -82,7 +55,7 @@ def plan(call: CallShape, limits: Limits | None = None) -> Plan:
         # The samples' sums are added in blocks. Weights that this launch computes need the whole batch at once.
         samples = samples if heads and not weigh_first else min(samples, 1024)
         warps = min(16, max(4, block // (256 if general else 512)))
-        return Plan("whole", block, 1, 1, warps, False, weigh_first, samples, block_of_heads, 1)
+        return Plan("whole", block, 1, 1, warps, False, samples, 1, weigh_first, block_of_heads)
     sizes = limits.tiles[1:] if general else limits.tiles
     tile = tile_for(batch, elements, sizes, limits.busy_programs)
     tiles, programs = spread(elements, tile, -(-limits.most_programs // batch), limits.most_tiles)
@@ -90,7 +63,7 @@ def plan(call: CallShape, limits: Limits | None = None) -> Plan:
     samples = max(1, min(samples, 4096 // max(pieces, wider)))
     warps = max(4, min(8, tile // (256 if general else 512)))
     wide_offsets = needs_int64(programs * tiles * tile)
-    return Plan("split", tile, tiles, programs, warps, wide_offsets, False, samples, block_of_heads, pieces)
+    return Plan("split", tile, tiles, programs, warps, wide_offsets, samples, pieces, heads=block_of_heads)
 
 
 def counted_entries(call: CallShape) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fdkernels._triton.plan import needs_int64, next_power_of_2, spread, tile_for
+from fdkernels._triton.plan import Plan, needs_int64, next_power_of_2, spread, tile_for
 
 
 class Limits(NamedTuple):
@@ -26,25 +26,6 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits()
-
-
-class Plan(NamedTuple):
-    """One call's launches. All sizes but `programs` and `tiles` are powers of two."""
-
-    schedule: str
-    tile: int
-    """Elements of a sample that a program holds at a time."""
-    tiles: int
-    """Tiles per program."""
-    programs: int
-    """Programs per sample."""
-    num_warps: int
-    wide_offsets: bool
-    """Whether offsets within a sample, up to the end of its last program's share, need 64 bits."""
-    samples: int
-    """Samples that the program that reports handles at a time."""
-    pieces: int
-    """Partial sums per sample that this program adds at a time."""
 
 
 def plan(batch: int, elements: int, is_wide: bool, limits: Limits | None = None) -> Plan:
