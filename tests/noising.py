@@ -80,18 +80,18 @@ def make_noising(
     seed: int = 0,
     **options: Any,
 ) -> NoisingCase:
-    """levels: numbers, per sample, per row (B, C, where x0 has the dimension) or per element."""
+    """levels: numbers, per sample, per row (B, C, where x0 has the dimension), per element, or flow: sigma alone."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal() -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    sizes = {"per sample": shape[:1], "per row": shape[:2], "per element": shape, "numbers": ()}[levels]
+    sizes = {"per row": shape[:2], "per element": shape, "numbers": ()}.get(levels, shape[:1])
     angle = 1.5 * torch.rand(sizes, generator=generator, dtype=torch.float64)
     alpha, sigma = angle.cos(), angle.sin().float()
     if levels == "numbers":
         return NoisingCase(normal(), alpha.item(), sigma.item(), normal(), options)
-    return NoisingCase(normal(), alpha, sigma, normal(), options)
+    return NoisingCase(normal(), None if levels == "flow" else alpha, sigma, normal(), options)
 
 
 def raw_noising(dtype: torch.dtype = torch.float32, **changes: Any) -> NoisingArguments:

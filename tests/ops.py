@@ -267,9 +267,11 @@ OPS = {
             "state": lambda *of: make_noising(*of, levels="per row"),
             "numbers": lambda *of: make_noising(*of, levels="numbers"),
             "per element": lambda *of: make_noising(*of, levels="per element"),
+            "flow": lambda *of: make_noising(*of, levels="flow"),
         },
         raw=raw_noising,
         raw_variants={
+            "flow": {"noise": None, "result": "flow"},
             "noise": {"seed": None, "with_noise": False},
             "drawn": {"noise": None},
             "x0": {"seed": None, "with_noise": False, "result": "x0", "prediction": "epsilon"},

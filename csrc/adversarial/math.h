@@ -28,7 +28,7 @@ struct LogitGradient {
 };
 
 struct Adversarial {
-  int64_t batch, elements;  // of a sample; or 1, and those of all samples
+  int64_t batch, elements;  // elements of a sample; where samples need no sums of their own, all are one
   Samples logits, others;
   AdversarialKind kind;
   Reduction reduction;

@@ -24,6 +24,10 @@ struct Types {
   using T = Arithmetic;
 };
 
+// Where all inputs are stored as one type.
+template <class Stored, class T>
+using One = Types<Stored, Stored, T>;
+
 template <class Stored, class T>
 constexpr int kStoredBytes = sizeof(std::conditional_t<std::is_same_v<Stored, AnyType>, T, Stored>);
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "core/tensors.h"
-#include "fdiv/divergences.h"
 
 namespace fdkernels {
 

@@ -9,20 +9,31 @@ namespace {
 
 using namespace fdkernels::ops;
 
-// out = upstream * unscale * gradient of each, for the whole batch or per sample.
+// What multiplies a gradient, once or for each sample: upstream * unscale.
+std::vector<double> factor_of(const Tensor& gradient, const Tensor& upstream, const Tensor& unscale,
+                              const Tensor& out) {
+  const int64_t count = is_per_sample(gradient, upstream, unscale, out) ? gradient.size(0) : 1;
+  dtype_of(gradient, "gradient");
+  std::vector<double> factor = to_double(upstream, count, "upstream");
+  if (unscale.numel() > 0) {
+    const std::vector<double> power = to_double(unscale, count, "unscale");
+    for (int64_t b = 0; b < count; ++b) factor[b] *= power[b];
+  }
+  return factor;
+}
+
+// Checks all gradients before it writes the first.
 void scale_into(const Tensors& gradients, const Tensor& upstream, const Tensors& unscales, const Tensors& outs) {
   expect_pairs(gradients, unscales);
+  std::vector<std::vector<double>> factors;
   for (size_t n = 0; n < gradients.size(); ++n) {
-    const Tensor &gradient = gradients[n], &unscale = unscales[n], &out = outs[n];
-    const bool per_sample = is_per_sample(gradient, upstream, unscale, out);
-    const int64_t batch = gradient.size(0), count = per_sample ? batch : 1;
-    std::vector<double> factor = to_double(upstream, count, "upstream");
-    if (unscale.numel() > 0) {
-      const std::vector<double> power = to_double(unscale, count, "unscale");
-      for (int64_t b = 0; b < count; ++b) factor[b] *= power[b];
-    }
-    fdkernels::cpu::scale_gradient(gradient.data_ptr(), dtype_of(gradient, "gradient"), batch,
-                                   elements_per_sample(gradient), factor.data(), per_sample, out.data_ptr(), threads());
+    factors.push_back(factor_of(gradients[n], upstream, unscales[n], outs[n]));
+  }
+  for (size_t n = 0; n < gradients.size(); ++n) {
+    const Tensor& gradient = gradients[n];
+    fdkernels::cpu::scale_gradient(gradient.data_ptr(), dtype_of(gradient, "gradient"), gradient.size(0),
+                                   elements_per_sample(gradient), factors[n].data(), upstream.dim() == 1,
+                                   outs[n].data_ptr(), threads());
   }
 }
 

@@ -96,7 +96,7 @@ def define(library: torch.library.Library, op: Op, backend: str) -> None:
 def define_scale(library: torch.library.Library, backend: str) -> None:
     """Define the ops that scale a loss's stored gradients (`_Loss`): `scale_<backend>` and `scale_<backend>_`.
 
-    Each is one launch. The in-place op moves no data where the factor is 1.
+    One launch scales up to three gradients. The in-place op moves no data where the factor is 1.
     """
     scaled, in_place = f"scale_{backend}", f"scale_{backend}_"
     library.define(f"{scaled}(Tensor[] gradients, Tensor upstream, Tensor[] unscales) -> Tensor[]")

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fdkernels._op.checks import FLOATS
 from fdkernels._triton import plan
 from fdkernels._triton.launch import Launch, on, start
 
@@ -69,6 +70,15 @@ def scale_launches(
 
 
 def _scaled(gradient: Tensor, unscale: Tensor, out: Tensor, upstream: Tensor) -> Scaled:
+    if gradient.dim() == 0 or gradient.dtype not in FLOATS:
+        raise RuntimeError(
+            f"gradient: expected a floating (B, ...) tensor, got {gradient.dtype} {tuple(gradient.shape)}"
+        )
+    if upstream.is_complex():
+        raise RuntimeError(f"upstream: expected a real dtype, got {upstream.dtype}")
+    for name, v in (("upstream", upstream), ("unscale", unscale)):
+        if v.device != gradient.device:
+            raise RuntimeError(f"{name}: expected device {gradient.device} like gradient, got {v.device}")
     if upstream.dim() > 1 or (upstream.dim() == 1 and upstream.shape[0] != gradient.shape[0]):
         raise RuntimeError(f"upstream: expected () or ({gradient.shape[0]},), got {tuple(upstream.shape)}")
     batch = gradient.shape[0] if upstream.dim() else 1

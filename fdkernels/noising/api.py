@@ -44,7 +44,7 @@ def add_noise(
     Args:
         x0: (B, *S), floating; gets a gradient, α times that of x_t.
         alpha, sigma: floats, or tensors of x0's leading dimensions, as (B,) or (B, F), or of x0's rank and
-            broadcastable to it. Constants. alpha=None is flow's 1 - sigma, which the kernel forms exactly.
+            broadcastable to it. Constants. alpha=None is flow's 1 - sigma, formed in float64.
         noise: ε, shaped like x0, of any floating dtype; a constant. None: standard normal numbers are drawn.
         generator: of x0's device, for drawn noise; None: the device's default generator. A call takes one integer of
             it, which seeds Philox4x32-10; the counter is the element's index. So noise depends on neither backend nor

@@ -197,7 +197,6 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: names the key and the nearest valid one, or the expected type or range.
     """
-    layers = reading.layers(source)
     overridden: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -207,9 +206,8 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
         for part in reversed(key.split(".")):
             value = {part: value}
         overridden = _merge(overridden, value)
-    layers.append(overridden)
-    cfg = from_dict(functools.reduce(_merge, layers, {}))
-    _check_used(layers, cfg.loss.kind)
+    cfg = from_dict(functools.reduce(_merge, [*reading.layers(source), overridden], {}))
+    _check_used(overridden, cfg.loss.kind)
     if not cfg.name:
         seed, shuffled = f"-seed{cfg.seed}" if cfg.seed else "", "-shuffled" if cfg.loss.shuffle_weight else ""
         stem, ending = Path(source).stem, f"-{objective(as_dict(cfg))}"
@@ -238,16 +236,12 @@ def from_dict(settings: dict[str, Any], to_train: bool = True) -> Config:
     return cfg
 
 
-def _check_used(layers: list[dict[str, Any]], kind: str) -> None:
-    """Refuse a setting of another kind of loss, unless it is older than the choice of the kind."""
-    for layer in reversed(layers):
-        loss = layer.get("loss") or {}
-        for key in loss.keys() & USED_BY.keys():
-            if kind not in USED_BY[key]:
-                whose = " or ".join(USED_BY[key])
-                raise ConfigError(f"loss.{key}: has no effect with loss.kind={kind}; it is a setting of {whose}")
-        if "kind" in loss:
-            return
+def _check_used(overridden: dict[str, Any], kind: str) -> None:
+    """Refuse an override that has no effect. A file may hold settings of every kind, as a run's config.yaml does."""
+    for key in overridden.get("loss", ()):
+        if kind not in USED_BY.get(key, (kind,)):
+            whose = " or ".join(USED_BY[key])
+            raise ConfigError(f"loss.{key}: has no effect with loss.kind={kind}; it is a setting of {whose}")
 
 
 def _merge(base: Any, over: Any) -> Any:

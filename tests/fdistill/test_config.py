@@ -334,16 +334,19 @@ def test_differences_are_told_by_what_they_decide():
         ("gmm-sid", ["loss.divergence=kl"], "loss.divergence: has no effect with loss.kind=sid; .* of fdiv"),
         ("gmm", ["loss.alpha=1"], "loss.alpha: has no effect with loss.kind=fdiv; .* of sid"),
         ("gmm", ["loss.kind=sim", "loss.c=1", "loss.alpha=1"], "loss.alpha: has no effect with loss.kind=sim"),
-        ("mine.yaml", [], "loss.sigma_power: has no effect with loss.kind=fdiv; .* of sim or sid"),
-        ("mine.yaml", ["loss.kind=sid"], None),
-        ("gmm-sid", ["loss.kind=fdiv", "loss.divergence=rkl"], None),
+        ("gmm", ["loss={kind: sid, bins: 3}"], "loss.bins: has no effect with loss.kind=sid; .* of fdiv"),
+        ("gmm", ["loss.shuffle_weight=true", "loss.kind=sid"], "loss.shuffle_weight: "),
+        ("gmm", ["loss=3"], "loss: expected settings"),
     ],
 )
-def test_a_setting_of_another_kind_of_loss(source, overrides, message, workplace):
-    """What a preset or file says of another kind stands, if the kind was chosen after it."""
-    (workplace / "mine.yaml").write_text("preset: gmm\nloss: {sigma_power: 1}")
-    if message is None:
+def test_an_override_of_another_kind_of_loss(source, overrides, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         load(source, overrides)
-        return
-    with pytest.raises(ConfigError, match=message):
-        load(source, overrides)
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_a_file_may_hold_settings_of_every_kind(preset, workplace):
+    """As a run's config.yaml does."""
+    cfg = load(preset, ["loss.kind=fdiv", "loss.divergence=rkl"])
+    (workplace / "again.yaml").write_text(yaml.safe_dump(config.as_dict(cfg)))
+    assert load("again.yaml") == cfg

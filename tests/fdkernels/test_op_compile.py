@@ -98,12 +98,12 @@ def test_raw_op(op, raw_variant, backend, dtype):
     raw = getattr(torch.ops.fdkernels, f"{op.name}_{backend}").default
     opcheck(raw, tuple(op.arguments.operands(call)), real)
     scale, scale_ = (getattr(torch.ops.fdkernels, f"scale_{backend}{end}").default for end in ("", "_"))
-    for gradient, unscale in zip(real[1:end:2], real[2:end:2], strict=True) if op.is_loss else ():
-        if not gradient.numel():
-            continue
+    wanted = [n for n in range(1, end, 2) if real[n].numel()] if op.is_loss else []
+    if wanted:
+        gradients, unscales = [real[n] for n in wanted], [real[n + 1] for n in wanted]
         upstream = torch.full_like(real[0], 2.0)
-        opcheck(scale, ([gradient], upstream, [unscale]), (gradient,))
-        opcheck(scale_, ([gradient.clone()], upstream, [unscale]), (gradient,))
+        opcheck(scale, (gradients, upstream, unscales), gradients)
+        opcheck(scale_, ([v.clone() for v in gradients], upstream, unscales), gradients)
 
 
 @pytest.mark.host_code("what is registered")

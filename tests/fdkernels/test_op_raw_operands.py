@@ -30,7 +30,12 @@ def test_the_call_that_others_spoil(op, backend):
 def test_refused(op, backend, spoiled):
     name = spoiled.partition(":")[0]
     call = op.raw(**op.raw_beside.get(name, {}))
+    values = op.arguments.operands(call)
+    names = op.arguments.names
+    states = [values[names.index(entry.name)] for entry in op.arguments.entries if entry.kind == "state"]
+    before = [state.clone() for state in states]
     assert refusals.is_refused(raw(op, backend), refusals.spoiled(op.arguments, call, spoiled), name)
+    assert all(map(torch.equal, states, before))
 
 
 @pytest.mark.host_code("the software device's memory is the host's")
@@ -77,13 +82,21 @@ def test_scale_reads_unscale_as_it_is(backend, unscale):
     assert torch.equal(gradient, 2 * ones)
 
 
-def test_scale_refuses_other_counts(backend):
-    scale, (ones, none) = raw(OPS["fdiv"], backend, "scale"), place({0: torch.ones(5, 3), 1: torch.ones(0)}).values()
+@pytest.mark.parametrize("name", ("scale", "scale_"))
+def test_scale_refuses_before_it_writes(backend, name):
+    ones, none = place({0: torch.ones(5, 3), 1: torch.ones(0)}).values()
+    in_place = "_" if name.endswith("_") else ""
+    scale = registry.kernels[f"scale_{backend}{in_place}"]
     assert refusals.is_refused(scale, [[ones], ones[:, 0], [ones[:3, 0]]], "unscale")
     assert refusals.is_refused(scale, [[ones], ones[:4, 0], [none]], "upstream")
     assert refusals.is_refused(scale, [[ones, ones[:3]], ones[:, 0], [none, none]], "upstream")
+    assert refusals.is_refused(scale, [[ones, ones.int()], ones[:, 0] * 2, [none, none]], "gradient")
+    assert refusals.is_refused(scale, [[ones, ones[0, 0]], ones[:1, 0], [none, none]], "upstream|gradient")
+    assert refusals.is_refused(scale, [[ones, ones.mT], ones[0, 0] * 2, [none, none]], "gradient")
+    assert refusals.is_refused(scale, [[ones, ones], ones[:, 0].cfloat() * 2, [none, none]], "upstream")
     assert refusals.is_refused(scale, [[ones, ones], ones[:, 0], [none]], "unscales")
     assert refusals.is_refused(scale, [[], ones[:, 0], []], "gradients")
+    assert (ones == 1).all()
 
 
 @pytest.mark.parametrize("count", (1, 2, 3, 4, 7))

@@ -66,6 +66,13 @@ class Launch(NamedTuple):
     cluster: int
     cooperative: bool
 
+    def hold(self, op: str, plan: dict[str, Any]) -> None:
+        """Check that this launch of an op is the planned one."""
+        assert self.name == f"{op}_{plan['schedule']}_kernel"
+        assert (self.blocks, self.threads, self.shared_bytes) == (plan["blocks"], plan["threads"], plan["shared_bytes"])
+        assert self.cooperative == (plan["schedule"] == "grid")
+        assert self.cluster == (1 if self.cooperative else plan["team"])
+
 
 class Traffic(NamedTuple):
     """Bytes that kernels read and wrote in a run of memory."""

@@ -5,7 +5,7 @@
 
 namespace fdkernels {
 
-// Returns the sum of the terms of elements [begin, end) of run b, and stores their gradients.
+// Returns the sum of the terms of elements [begin, end) of sample b, and stores their gradients.
 using AdversarialFunction = double (*)(const Adversarial& call, int64_t b, int64_t begin, int64_t end);
 
 namespace baseline {

@@ -12,6 +12,22 @@ namespace fdkernels::cuda {
 constexpr int kElementThreads =
     256;  // in launch bounds with 2 blocks: without a number ptxas saves registers, and spills
 
+// Calls use(Ty{}) with the types of a kernel whose inputs are stored as `dtype`, or as any types if they are mixed.
+template <class Use>
+auto with_one_type(DType dtype, bool is_mixed, bool is_wide, const Use& use) {
+  if (is_mixed) return is_wide ? use(One<AnyType, double>{}) : use(One<AnyType, float>{});
+  switch (dtype) {
+    case DType::bf16:
+      return use(One<Bf16, float>{});
+    case DType::f16:
+      return use(One<Half, float>{});
+    case DType::f32:
+      return use(One<float, float>{});
+    default:
+      return use(One<double, double>{});
+  }
+}
+
 // How the blocks of a launch share the runs.
 struct Runs {
   int64_t blocks, share;  // blocks per run, and elements of a run that each takes

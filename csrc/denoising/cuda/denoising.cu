@@ -101,9 +101,6 @@ __global__ void __launch_bounds__(kElementThreads, 2)
       [&](int64_t b, double sum) { report(call, b, sum, divisors); });
 }
 
-template <class Stored, class T>
-using One = Types<Stored, Stored, T>;
-
 const Kernels loaded{denoising_kernel<One<Bf16, float>>,    denoising_kernel<One<Half, float>>,
                      denoising_kernel<One<float, float>>,   denoising_kernel<One<double, double>>,
                      denoising_kernel<One<AnyType, float>>, denoising_kernel<One<AnyType, double>>};
@@ -111,19 +108,7 @@ const Kernels loaded{denoising_kernel<One<Bf16, float>>,    denoising_kernel<One
 // Calls use(Ty{}) with the types of the call's kernel.
 template <class Use>
 auto with_types(const Denoising& p, const Use& use) {
-  if (p.x0.dtype != p.pred.dtype || p.noise.dtype != p.pred.dtype) {
-    return p.is_wide() ? use(One<AnyType, double>{}) : use(One<AnyType, float>{});
-  }
-  switch (p.pred.dtype) {
-    case DType::bf16:
-      return use(One<Bf16, float>{});
-    case DType::f16:
-      return use(One<Half, float>{});
-    case DType::f32:
-      return use(One<float, float>{});
-    default:
-      return use(One<double, double>{});
-  }
+  return with_one_type(p.pred.dtype, p.x0.dtype != p.pred.dtype || p.noise.dtype != p.pred.dtype, p.is_wide(), use);
 }
 
 }  // namespace

@@ -6,9 +6,7 @@
 #include <limits>
 #include <numeric>
 
-#include "adversarial/cpu/loops.h"
-#include "core/cpu/isa.h"
-#include "core/cpu/passes.h"
+#include "adversarial/cpu/sums.h"
 #include "fdiv/cpu/samples.h"
 #include "fdiv/operands.h"
 #include "torch/cpu_threads.h"
@@ -55,20 +53,6 @@ WeightResults fdiv_weight(const FdivWeightArguments& call) {
   return {weight, stats};
 }
 
-// The sum of softplus(-l) of each sample; stores the gradient of its logits.
-std::vector<double> sums_of_terms(const fdkernels::Generator& g, int64_t batch) {
-  const auto sum =
-      fdkernels::cpu::by_isa(fdkernels::baseline::adversarial, fdkernels::v3::adversarial, fdkernels::v4::adversarial);
-  fdkernels::Adversarial terms{};
-  terms.batch = batch, terms.elements = g.heads;
-  terms.logits = g.logits;
-  terms.kind = fdkernels::AdversarialKind::logistic;
-  terms.sign = -1, terms.bound = std::numeric_limits<double>::infinity();
-  terms.gradient = {g.gradient, g.gradient_scale};
-  return fdkernels::cpu::sum_elements(batch, g.heads, threads(),
-                                      [&](int64_t b, int64_t begin, int64_t end) { return sum(terms, b, begin, end); });
-}
-
 // Sets the terms and gradients of samples whose mean over heads is not finite to zero.
 void drop_samples(const fdkernels::Generator& g, std::vector<double>& sums) {
   fdkernels::with_type<fdkernels::AnyType>(g.logits.dtype, [&](auto type) {
@@ -90,7 +74,13 @@ void drop_samples(const fdkernels::Generator& g, std::vector<double>& sums) {
 // term before its weight; with "none", its mean over samples.
 double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_sample, std::vector<double>& losses) {
   if (g.logits.data == nullptr) return std::numeric_limits<double>::quiet_NaN();
-  std::vector<double> sums = sums_of_terms(g, batch);
+  fdkernels::Adversarial terms{};
+  terms.batch = batch, terms.elements = g.heads;
+  terms.logits = g.logits;
+  terms.kind = fdkernels::AdversarialKind::logistic;
+  terms.sign = -1, terms.bound = std::numeric_limits<double>::infinity();
+  terms.gradient = {g.gradient, g.gradient_scale};
+  std::vector<double> sums = fdkernels::cpu::sums_of_terms(terms, threads());
   if (g.drops) drop_samples(g, sums);
   for (int64_t b = 0; b < batch; ++b) losses[per_sample ? b : 0] += g.scale * sums[b];
   return std::accumulate(sums.begin(), sums.end(), 0.0) * g.mean;
@@ -106,6 +96,7 @@ FdivResults fdiv(const FdivArguments& call) {
   if (call.t) levels = to_double(*call.t, p.batch, "t");
 
   const FdivTensors out(call, p);
+  const GeneratorTensors generator(call, out);  // before the weights move the state: it may refuse the call
   double unused_stats[fdkernels::kStats];
   double* stats = call.with_stats ? static_cast<double*>(out.stats.data_ptr()) : unused_stats;
   if (call.logits) {
@@ -122,7 +113,6 @@ FdivResults fdiv(const FdivArguments& call) {
   std::vector<double> losses(out.per_sample ? p.batch : 1);
   fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(), out.unscale_data(),
                        call.with_stats ? stats : nullptr);
-  const GeneratorTensors generator(call, out);
   stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
   generator.set_unscale(generator.term.unscale_value);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);

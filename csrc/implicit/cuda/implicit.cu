@@ -219,9 +219,6 @@ struct ImplicitOp {
   }
 };
 
-template <class Stored, class T>
-using One = Types<Stored, Stored, T>;
-
 template <class Ty>
 constexpr bool kGeneral = std::is_same_v<typename Ty::Student, AnyType>;
 

@@ -76,9 +76,6 @@ __global__ void __launch_bounds__(kElementThreads, 2)
   by_elements<NoisingMath<Ty>>(call, runs, blockIdx.x);
 }
 
-template <class Stored, class T>
-using One = Types<Stored, Stored, T>;
-
 const Kernels loaded{noising_kernel<One<Bf16, float>>,    noising_kernel<One<Half, float>>,
                      noising_kernel<One<float, float>>,   noising_kernel<One<double, double>>,
                      noising_kernel<One<AnyType, float>>, noising_kernel<One<AnyType, double>>};
@@ -86,19 +83,7 @@ const Kernels loaded{noising_kernel<One<Bf16, float>>,    noising_kernel<One<Hal
 // Calls use(Ty{}) with the types of the call's kernel.
 template <class Use>
 auto with_types(const Noising& p, const Use& use) {
-  if (p.noise.data != nullptr && p.noise.dtype != p.x.dtype) {
-    return p.is_wide() ? use(One<AnyType, double>{}) : use(One<AnyType, float>{});
-  }
-  switch (p.x.dtype) {
-    case DType::bf16:
-      return use(One<Bf16, float>{});
-    case DType::f16:
-      return use(One<Half, float>{});
-    case DType::f32:
-      return use(One<float, float>{});
-    default:
-      return use(One<double, double>{});
-  }
+  return with_one_type(p.x.dtype, p.noise.data != nullptr && p.noise.dtype != p.x.dtype, p.is_wide(), use);
 }
 
 }  // namespace
