@@ -96,7 +96,9 @@ FdivResults fdiv(const FdivArguments& call) {
   if (call.t) levels = to_double(*call.t, p.batch, "t");
 
   const FdivTensors out(call, p);
-  const GeneratorTensors generator(call, out);  // before the weights move the state: it may refuse the call
+  // Before the weights move the state: these may refuse the call.
+  const GeneratorTensors generator(call, out);
+  const double count = host_count(call.divisor);
   double unused_stats[fdkernels::kStats];
   double* stats = call.with_stats ? static_cast<double*>(out.stats.data_ptr()) : unused_stats;
   if (call.logits) {
@@ -111,8 +113,7 @@ FdivResults fdiv(const FdivArguments& call) {
   p.weight = h.data();
   p.gradient = out.data();
   std::vector<double> losses(out.per_sample ? p.batch : 1);
-  fdkernels::cpu::fdiv(p, host_count(call.divisor), threads(), losses.data(), out.unscale_data(),
-                       call.with_stats ? stats : nullptr);
+  fdkernels::cpu::fdiv(p, count, threads(), losses.data(), out.unscale_data(), call.with_stats ? stats : nullptr);
   stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
   generator.set_unscale(generator.term.unscale_value);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
