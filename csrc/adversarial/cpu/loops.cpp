@@ -11,61 +11,50 @@ namespace {
 
 constexpr int kSums = 8;
 
-// Terms and derivatives of a block.
-struct Block {
-  alignas(64) double terms[kBlock], gradient[kBlock], others_gradient[kBlock];
-};
-
-// One input's elements, each on its own.
+// The sum of the terms of one input's elements, each on its own; sets their gradients.
 template <AdversarialKind kind, bool kClamps>
-void terms_of(const double* logits, int count, double sign, double bound, double by, double* terms, double* gradient) {
-#pragma omp simd
-  for (int i = 0; i < count; ++i) {
+double sum_of(const double* logits, int count, double sign, double bound, double by, double* gradient) {
+  return sum_in_double<kSums>(count, [&](int64_t i) {
     const Term term = term_of(kind, clamped<kClamps>(logits[i], bound), sign);
-    terms[i] = term.value;
     gradient[i] = gradient_at<kind, kClamps>(logits[i], bound, term.slope, by);
-  }
+    return term.value;
+  });
 }
 
-// Pairs of elements.
+// The same for pairs of elements.
 template <AdversarialKind kind, bool kClamps>
-void terms_of_pairs(const Adversarial& p, const double* logits, const double* others, int count, Block& block) {
+double sum_of_pairs(const Adversarial& p, const double* logits, const double* others, int count, double* gradient,
+                    double* others_gradient) {
   const double sign = p.sign, bound = p.bound, by = p.gradient.by, others_by = p.others_gradient.by;
-#pragma omp simd
-  for (int i = 0; i < count; ++i) {
+  return sum_in_double<kSums>(count, [&](int64_t i) {
     const Term term = term_of(kind, clamped<kClamps>(logits[i], bound) - clamped<kClamps>(others[i], bound), sign);
-    block.terms[i] = term.value;
-    block.gradient[i] = gradient_at<kind, kClamps>(logits[i], bound, term.slope, by);
-    block.others_gradient[i] = gradient_at<kind, kClamps>(others[i], bound, -term.slope, others_by);
-  }
+    gradient[i] = gradient_at<kind, kClamps>(logits[i], bound, term.slope, by);
+    others_gradient[i] = gradient_at<kind, kClamps>(others[i], bound, -term.slope, others_by);
+    return term.value;
+  });
 }
 
 template <AdversarialKind kind, bool kClamps>
 double sum(const Adversarial& p, int64_t b, int64_t begin, int64_t end) {
-  alignas(64) double buffer[kBlock], others_buffer[kBlock];
-  Block block;
+  alignas(64) double buffer[kBlock], others_buffer[kBlock], gradient[kBlock], others_gradient[kBlock];
   double total = 0;
-  const auto add = [&](int count) { total += sum_in_double<kSums>(count, [&](int64_t i) { return block.terms[i]; }); };
   for (int64_t at = begin; at < end; at += kBlock) {
     const int count = static_cast<int>(end - at < kBlock ? end - at : kBlock);
     const double* logits = load(p.logits, b, at, count, buffer);
     const double* others = p.others.data == nullptr ? nullptr : load(p.others, b, at, count, others_buffer);
     if constexpr (is_paired(kind)) {
-      terms_of_pairs<kind, kClamps>(p, logits, others, count, block);
+      total += sum_of_pairs<kind, kClamps>(p, logits, others, count, gradient, others_gradient);
     } else {
-      terms_of<kind, kClamps>(logits, count, p.sign, p.bound, p.gradient.by, block.terms, block.gradient);
+      total += sum_of<kind, kClamps>(logits, count, p.sign, p.bound, p.gradient.by, gradient);
       if (others != nullptr) {
-        add(count);
-        terms_of<kind, kClamps>(others, count, -p.sign, p.bound, p.others_gradient.by, block.terms,
-                                block.others_gradient);
+        total += sum_of<kind, kClamps>(others, count, -p.sign, p.bound, p.others_gradient.by, others_gradient);
       }
     }
-    add(count);
     const auto store = [&](const double* from, const LogitGradient& to, DType dtype) {
       if (to.data != nullptr) narrow(from, count, to.data, dtype, b * p.elements + at);
     };
-    store(block.gradient, p.gradient, p.logits.dtype);
-    store(block.others_gradient, p.others_gradient, p.others.dtype);
+    store(gradient, p.gradient, p.logits.dtype);
+    store(others_gradient, p.others_gradient, p.others.dtype);
   }
   return total;
 }
