@@ -20,6 +20,7 @@ from tests.gpu.calls import (
     WHOLE,
     Schedule,
 )
+from tests.implicit import make_implicit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 
@@ -71,6 +72,18 @@ def test_launches(backend, schedule, option, dtype, stats, device_work):
     torch.autograd.grad(loss, student, one, retain_graph=True)
     assert names(lambda: torch.autograd.grad(loss, student, one, retain_graph=True)) == [SCALE[backend]]
     assert names(lambda: loss.backward(one)) == [SCALE[backend]]
+
+
+def test_all_gradients_of_a_loss_are_scaled_in_one_launch(backend, device_work):
+    case = make_implicit(PRACTICE["CIFAR"], torch.float32, predictions=torch.bfloat16).on()
+    leaves = [v.requires_grad_() for v in (case.student, case.teacher, case.fake)]
+    loss = fdk.score_implicit_loss(*leaves, backend=backend)
+    three = torch.full_like(loss, 3.0)
+    ones = torch.autograd.grad(loss, leaves, retain_graph=True)
+    work = [each.name for each in device_work(lambda: torch.autograd.grad(loss, leaves, three, retain_graph=True))]
+    assert work == [SCALE[backend]]
+    for scaled, one in zip(torch.autograd.grad(loss, leaves, three), ones, strict=True):
+        torch.testing.assert_close(scaled, 3 * one, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)

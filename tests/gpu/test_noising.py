@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.backends(*KERNELS)]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-@pytest.mark.parametrize("levels", ("per sample", "per row", "per element"))
+@pytest.mark.parametrize("levels", ("per sample", "per row", "per element", "flow"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", PRACTICE)
 def test_practice(backend, shape, dtype, levels):

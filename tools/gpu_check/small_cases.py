@@ -101,6 +101,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gan_weight, many heads, none": lambda: make_gan((4, 3, 333), FP16, heads=40, reduction="none", divergence="rkl"),
     "gan_weight, split": lambda: make_gan((2, 4, 64, 65), FP32, divergence="kl"),
     "noising": lambda: make_noising((5, 3, 8, 8), BF16),
+    "noising, flow": lambda: make_noising((5, 3, 8, 8), BF16, levels="flow"),
     "noising, levels a row": lambda: make_noising((4, 3, 333), FP32, levels="per row"),
     "noising, odd": lambda: make_noising((3, 1001), FP16, levels="per element"),
     "denoising": lambda: make_denoising((5, 3, 8, 8), BF16, prediction="v_prediction"),
