@@ -62,7 +62,7 @@ def scale_launches(
         return []
     reached = max(each.programs * each.tiles * plan.SCALE_TILE for each in scaled)
     options = {
-        "IN_PLACE": outs is gradients, "TILE": plan.SCALE_TILE,
+        "COUNT": len(scaled), "IN_PLACE": outs is gradients, "TILE": plan.SCALE_TILE,
         "OFFSET": tl.int64 if plan.needs_int64(reached) else tl.int32, "num_warps": 4,
     }  # fmt: skip
     arguments = (scaled, upstream, upstream.stride(0) if upstream.dim() else 0)
@@ -99,10 +99,11 @@ def _scaled(gradient: Tensor, unscale: Tensor, out: Tensor, upstream: Tensor) ->
 # each program reads the factor on the device and returns.
 @triton.jit
 def scale_kernel(
-    scaled, upstream, upstream_stride, IN_PLACE: tl.constexpr, TILE: tl.constexpr, OFFSET: tl.constexpr
+    scaled, upstream, upstream_stride, COUNT: tl.constexpr, IN_PLACE: tl.constexpr, TILE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    for n in tl.static_range(len(scaled)):
+    for n in tl.static_range(COUNT):  # Triton 3.6 takes no len() of a tuple that holds None
         if (program >= 0) & (program < scaled[n].launched):
             scale_one(scaled[n], program, upstream, upstream_stride, IN_PLACE, TILE, OFFSET)
         program -= scaled[n].launched

@@ -10,7 +10,7 @@ compiles empty stand-ins for them (with gcc, nm, readelf and ldd), and torch's C
 
 The core part takes a few minutes on two cores and covers what depends on torch, Python, NumPy or Triton. On native and
 reference: results, state, autograd, torch.compile, export, raw ops, errors. In Triton's interpreter: schedules,
-weights, state, raw ops.
+weights, state, raw ops. Triton compiles every launch of `make check-kernels` for sm_90.
 
 Exit code 1: a version did not build, or a test failed.
 """
@@ -70,6 +70,7 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
     if f"from {folder / 'environment'}/" not in found:
         raise Failed(f"not the installed package: {found}")
     run(log, python, "-m", "fdkernels", cwd=checkout)
+    compiled = run(log, python, "-m", "tools.machine_code", "sm_90", "--compile", cwd=checkout)
     totals = []
     for names, backends in ((CORE, ("native", "reference")), (OF_TRITON, ("triton",))):
         files = [f"tests/fdkernels/test_{name}.py" for name in names]
@@ -77,7 +78,7 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
         output = run(log, python, "-m", "pytest", "-q", "--tb=short", "-n", workers, *chosen, *files, cwd=checkout)
         counts = COUNTS.findall(TOTALS.findall(output)[-1])
         totals.append(f"{' and '.join(backends)}: {', '.join(counts)}")
-    return " · ".join(totals)
+    return " · ".join([*totals, compiled.strip().splitlines()[-1]])
 
 
 def check(version: Version, workers: str) -> tuple[str, str]:

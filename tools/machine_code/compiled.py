@@ -69,10 +69,15 @@ class Compiled:
     """Floats of the launch that Triton passes as float32: their parameters do not say float64."""
 
 
-def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
+def kernel_for(launch: Launch, target: GPUTarget) -> Any:
     """Compile the kernel of a launch over meta tensors, exactly as the launch would."""
     driver.set_active(_AbsentDevice(target))
-    kernel = launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
+    return launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
+
+
+def compile_for(launch: Launch, target: GPUTarget) -> Compiled:
+    """The same, with figures of the kernel's machine code."""
+    kernel = kernel_for(launch, target)
     inspect = _inspect_amd if target.backend == "hip" else _inspect_nvidia
     found = inspect(kernel)
     wide = {parameter.name for parameter in launch.kernel.params if parameter.annotation_type == "fp64"}
