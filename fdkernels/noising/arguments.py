@@ -42,6 +42,10 @@ class NoisingArguments(NamedTuple):
         """Whether the arithmetic is in float64."""
         return torch.float64 in (self.x.dtype, None if self.noise is None else self.noise.dtype)
 
+    def kind(self) -> str:
+        """The prediction kind whose coefficients make y: x_t takes its levels as they are."""
+        return "affine" if self.result in ("noisy", "flow") else self.prediction
+
     def adjoint(self) -> NoisingArguments:
         """The call that maps y's gradient, as its x, to x's: y is linear in x."""
         return self._replace(noise=None, seed=None, with_noise=False)

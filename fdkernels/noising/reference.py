@@ -37,13 +37,12 @@ def noising(call: NoisingArguments) -> tuple[Tensor, Tensor]:
 
 def terms(call: NoisingArguments, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The coefficients of x and noise in float64, broadcastable to the elements."""
-    makes_x_t = call.result in ("noisy", "flow")
-    a, c = coefficients(call, "affine" if makes_x_t else call.prediction, shape, call.x.device)
+    a, c = coefficients(call, call.kind(), shape, call.x.device)
     if call.result == "flow":
         return 1 - c, c
     if call.result == "prediction":
         return c.reciprocal(), -a / c
-    return (a, c) if makes_x_t else (c, a)
+    return (a, c) if call.result == "noisy" else (c, a)
 
 
 def normals(seed: Tensor, count: int) -> Tensor:

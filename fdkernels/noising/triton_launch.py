@@ -41,7 +41,7 @@ def noising_launches(call: NoisingArguments) -> tuple[tuple[Tensor, Tensor], lis
     arguments = (operands, y, drawn if call.with_noise else None, elements, programs, tiles)
     options = {
         "fixed_alpha": call.fixed_alpha, "fixed_sigma": call.fixed_sigma, "sigma_data": call.sigma_data,
-        "RESULT": call.result, "KIND": "affine" if call.result in ("noisy", "flow") else call.prediction,
+        "RESULT": call.result, "KIND": call.kind(),
         "RUN": run, "BY_FOUR": by_four, "TILE": TILE,
         "OFFSET": tl.int64 if plan.needs_int64(programs * tiles * TILE) else tl.int32,
         "WIDE": tl.float64 if call.is_wide() else tl.float32, "num_warps": 8 if heavy else 4,

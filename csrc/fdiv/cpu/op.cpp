@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -54,25 +55,21 @@ WeightResults fdiv_weight(const FdivWeightArguments& call) {
 }
 
 // Sets the terms and gradients of samples whose mean over heads is not finite to zero.
-void drop_samples(const fdkernels::Generator& g, std::vector<double>& sums) {
-  fdkernels::with_type<fdkernels::AnyType>(g.logits.dtype, [&](auto type) {
-    const auto* logit = static_cast<const decltype(type)*>(g.logits.data);
-    auto* gradient = static_cast<decltype(type)*>(g.gradient);
-    for (double& sum : sums) {
-      double mean = 0;
-      for (int64_t k = 0; k < g.heads; ++k) mean += fdkernels::number(logit[k]);
-      const bool drops = !fdkernels::is_finite(mean);
-      if (drops) sum = 0;
-      if (drops && gradient != nullptr) std::fill_n(gradient, g.heads, decltype(type){});
-      logit += g.heads;
-      if (gradient != nullptr) gradient += g.heads;
-    }
-  });
+void drop_samples(const GeneratorTensors& generator, std::vector<double>& sums) {
+  const fdkernels::Generator& g = generator.term;
+  const std::vector<double> means = combine(generator.logits, static_cast<int64_t>(sums.size()));
+  const int64_t bytes = g.heads * fdkernels::size_of(g.logits.dtype);
+  for (size_t b = 0; b < sums.size(); ++b) {
+    if (fdkernels::is_finite(means[b])) continue;
+    sums[b] = 0;
+    if (g.gradient != nullptr) std::memset(static_cast<char*>(g.gradient) + static_cast<int64_t>(b) * bytes, 0, bytes);
+  }
 }
 
 // Adds the generator's term to the loss, or to each sample's loss, and stores the gradient of its logits. Returns the
 // term before its weight; with "none", its mean over samples.
-double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_sample, std::vector<double>& losses) {
+double add_generator(const GeneratorTensors& generator, int64_t batch, bool per_sample, std::vector<double>& losses) {
+  const fdkernels::Generator& g = generator.term;
   if (g.logits.data == nullptr) return std::numeric_limits<double>::quiet_NaN();
   fdkernels::Adversarial terms{};
   terms.batch = batch, terms.elements = g.heads;
@@ -81,7 +78,7 @@ double add_generator(const fdkernels::Generator& g, int64_t batch, bool per_samp
   terms.sign = -1, terms.bound = std::numeric_limits<double>::infinity();
   terms.gradient = {g.gradient, g.gradient_scale};
   std::vector<double> sums = fdkernels::cpu::sums_of_terms(terms, threads());
-  if (g.drops) drop_samples(g, sums);
+  if (g.drops) drop_samples(generator, sums);
   for (int64_t b = 0; b < batch; ++b) losses[per_sample ? b : 0] += g.scale * sums[b];
   return std::accumulate(sums.begin(), sums.end(), 0.0) * g.mean;
 }
@@ -114,7 +111,7 @@ FdivResults fdiv(const FdivArguments& call) {
   p.gradient = out.data();
   std::vector<double> losses(out.per_sample ? p.batch : 1);
   fdkernels::cpu::fdiv(p, count, threads(), losses.data(), out.unscale_data(), call.with_stats ? stats : nullptr);
-  stats[fdkernels::kStats - 1] = add_generator(generator.term, p.batch, out.per_sample, losses);
+  stats[fdkernels::kStats - 1] = add_generator(generator, p.batch, out.per_sample, losses);
   generator.set_unscale(generator.term.unscale_value);
   for (size_t b = 0; b < losses.size(); ++b) out.set_loss(b, losses[b]);
   return results_of(out, generator);
