@@ -1,0 +1,215 @@
+"""Puts fdkernels' functions in place of a trainer's functions, and the trainer's back."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import io
+import sys
+import textwrap
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Function = Callable[..., Any]
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+class Replacement(NamedTuple):
+    module: str
+    name: str
+    """A function of the module, or "Class.method"."""
+    ours: Function
+    known: tuple[str, ...]
+    """Fingerprints of the trainer's function in the states that `ours` was written for."""
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Integration:
+    """The functions of one trainer that fdkernels replaces.
+
+    Args:
+        trainer: its name, repository and the state that was read.
+        partial: a part of the modules is enough, such as one of a trainer's two recipes.
+    """
+
+    def __init__(self, trainer: str, partial: bool = False) -> None:
+        self.trainer = trainer
+        self.partial = partial
+        self.replacements: list[Replacement] = []
+        self._installed: dict[Replacement, tuple[Function, Function]] = {}  # the trainer's function and ours
+
+    def replaces(self, module: str, name: str, *known: str) -> Callable[[Function], Function]:
+        """A decorator: the function replaces the trainer's, if that has one of the known fingerprints."""
+
+        def register(ours: Function) -> Function:
+            self.replacements.append(Replacement(module, name, ours, known))
+            return ours
+
+        return register
+
+    def apply(self, accept_changed: bool = False) -> tuple[str, ...]:
+        """Replace the trainer's functions, also in each module that has imported them by name.
+
+        Methods are replaced in their class; a subclass that overrides one keeps its own. Nothing is replaced if one of
+        the functions is refused. A second call changes nothing.
+
+        Args:
+            accept_changed: also replace functions whose code differs from the states that the adapter was written for.
+                Compare the code with the formulas in docs/integrations.md first.
+
+        Returns:
+            The names of the replaced functions.
+
+        Raises:
+            ImportError: the trainer cannot be imported.
+            RuntimeError: the trainer lacks a function, or has one with other parameters or other code than the adapter
+                was written for; the message says what differs.
+        """
+        if self.applied():
+            return tuple(map(str, self._installed))
+        originals, missing = {}, []
+        for replacement in self.replacements:
+            try:
+                importlib.import_module(replacement.module)
+            except ImportError as error:
+                missing.append(f"{replacement.module}: {error}")
+                continue
+            originals[replacement] = self._check(replacement, accept_changed)
+        if missing and not (self.partial and originals):
+            raise ImportError(f"{self.trainer} cannot be imported from here: {'; '.join(dict.fromkeys(missing))}")
+        self._installed = {each: (original, _stand_in(original, each.ours)) for each, original in originals.items()}
+        for replacement, (original, installed) in self._installed.items():
+            _rebind(replacement, original, installed)
+        return tuple(map(str, self._installed))
+
+    def undo(self) -> None:
+        """Put the trainer's functions back; without `apply`, nothing.
+
+        Raises:
+            RuntimeError: something else has replaced a function since `apply`; undo that first.
+        """
+        for replacement, (_, installed) in self._installed.items():
+            if _current(replacement) is not installed:
+                raise RuntimeError(f"{replacement}: something else has replaced it since apply(); undo that first")
+        for replacement, (original, installed) in self._installed.items():
+            _rebind(replacement, installed, original)
+        self._installed = {}
+
+    def applied(self) -> bool:
+        """Whether fdkernels' functions are in place."""
+        return bool(self._installed) and all(_current(each) is new for each, (_, new) in self._installed.items())
+
+    @contextlib.contextmanager
+    def patched(self, accept_changed: bool = False) -> Iterator[tuple[str, ...]]:
+        """`apply` for a with block. If it was applied before the block, it stays so."""
+        before = self.applied()
+        names = self.apply(accept_changed)
+        try:
+            yield names
+        finally:
+            if not before:
+                self.undo()
+
+    def describe(self) -> str:
+        """Whether the trainer can be imported and its functions are known, from its files alone."""
+        files = {each: file for each in self.replacements if (file := _file_of(each.module)) is not None}
+        if not files or (len(files) < len(self.replacements) and not self.partial):
+            return "not importable"
+        unknown = [
+            str(each) for each, file in files.items() if _fingerprint(_source(file, each.name)) not in each.known
+        ]
+        state = f"unknown: {', '.join(unknown)}" if unknown else "in a known state"
+        return f"importable ({next(iter(files.values()))}), {state}"
+
+    def _check(self, replacement: Replacement, accept_changed: bool) -> Function:
+        original = _current(replacement)
+        if original is None:
+            raise RuntimeError(f"{replacement}: {self.trainer} has it; the one that is installed does not")
+        theirs, ours = _parameters(original), _parameters(replacement.ours)
+        if theirs != ours:
+            raise RuntimeError(f"{replacement}: expected the parameters {ours} of {self.trainer}, got {theirs}")
+        if not accept_changed and _fingerprint(inspect.getsource(original)) not in replacement.known:
+            raise RuntimeError(
+                f"{replacement}: its code differs from that of {self.trainer}. If it still computes what "
+                "docs/integrations.md says, use apply(accept_changed=True)"
+            )
+        return original
+
+
+def _stand_in(original: Function, ours: Function) -> Function:
+    """`ours` under the name of the original, as a function that nobody else has."""
+
+    @functools.wraps(original)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    return replaced
+
+
+def _owner(replacement: Replacement) -> tuple[Any, str]:
+    owner: Any = sys.modules.get(replacement.module)
+    *classes, name = replacement.name.split(".")
+    for part in classes:
+        owner = getattr(owner, part, None)
+    return owner, name
+
+
+def _current(replacement: Replacement) -> Function | None:
+    owner, name = _owner(replacement)
+    function: Function | None = getattr(owner, "__dict__", {}).get(name)
+    return function
+
+
+def _rebind(replacement: Replacement, old: Function, new: Function) -> None:
+    setattr(*_owner(replacement), new)
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is old:
+                setattr(module, name, new)
+
+
+def _parameters(function: Function) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    return str(inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters]))
+
+
+def _fingerprint(source: str) -> str:
+    """A hash of a function's tokens, without comments, docstrings and layout."""
+    text, begins = [], False
+    for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(source)).readline):
+        is_docstring = begins and token.type == tokenize.STRING
+        if token.type not in LAYOUT and not is_docstring:
+            text.append(token.string)
+        begins = token.type in LAYOUT and (begins or token.type in (tokenize.NEWLINE, tokenize.INDENT))
+    bare = "".join("".join(text).split())  # Python 3.12 splits f-strings into tokens, without their inner spaces
+    return hashlib.sha256(bare.encode()).hexdigest()[:12]
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, found without importing it or its package."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    folders = (spec.submodule_search_locations if spec is not None else None) or []
+    files = (Path(folder, *rest).with_suffix(".py") for folder in folders)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _source(file: Path, name: str) -> str:
+    """The source of a function or "Class.method" in a file; "" if the file has none."""
+    source = file.read_text(encoding="utf-8", errors="replace")
+    scope: Any = ast.parse(source)
+    for part in name.split("."):
+        scope = next((node for node in scope.body if getattr(node, "name", None) == part), None)
+        if scope is None:
+            return ""
+    first = min([scope.lineno, *(decorator.lineno for decorator in scope.decorator_list)])
+    return "\n".join(source.splitlines()[first - 1 : scope.end_lineno])

@@ -1,0 +1,78 @@
+"""FastGen: the losses of its DMD2, f-distill and LADD methods, and f-distill's weight h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fdkernels as fdk
+from fdkernels.integrations._replacing import Integration
+
+INTEGRATION = Integration("FastGen (NVlabs/FastGen 34f30e8)")
+apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
+
+LOSSES = "fastgen.methods.common_loss"
+KINDS = {"x0": "sample", "eps": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
+
+
+@INTEGRATION.replaces(LOSSES, "variational_score_distillation_loss", "8801694571cd")
+def variational_score_distillation_loss(
+    gen_data: Tensor, teacher_x0: Tensor, fake_score_x0: Tensor, additional_scale: Tensor | None = None
+) -> Tensor:
+    loss = fdk.fused_fdiv_loss(gen_data, teacher_x0, fake_score_x0, divergence="rkl", weight=additional_scale)
+    return loss.to(gen_data.dtype)
+
+
+@INTEGRATION.replaces(
+    "fastgen.methods.distribution_matching.f_distill", "FdistillModel._get_f_div_weighting_h", "5f8114011754"
+)
+def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
+    options = self.config.f_distill
+    normalizer = None
+    if options.ratio_normalization:
+        schedule = self.net.noise_scheduler
+        t_range = (float(schedule.min_t), float(schedule.max_t))
+        normalizer = fdk.RatioNormalizer(self.bin_num, t_range, options.ratio_ema_rate)
+        normalizer.mean = self.net.bins.float()
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    h = fdk.fdiv_weight(
+        fake_logits,
+        t,
+        divergence=options.f_div,
+        normalizer=normalizer,
+        ratio_range=(options.ratio_lower, options.ratio_upper),
+        group=torch.distributed.group.WORLD if is_distributed else None,
+    )
+    if normalizer is not None and normalizer.mean is not self.net.bins:
+        self.net.bins.copy_(normalizer.mean)  # FastGen's state, which it saves; bfloat16 in a bfloat16 network
+    return h
+
+
+@INTEGRATION.replaces(LOSSES, "gan_loss_generator", "28b9f00f09be")
+def gan_loss_generator(fake_logits: Tensor) -> Tensor:
+    return fdk.generator_loss(fake_logits).to(fake_logits.dtype)
+
+
+@INTEGRATION.replaces(LOSSES, "gan_loss_discriminator", "34ffa6d14ff9")
+def gan_loss_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    return fdk.discriminator_loss(fake_logits, real_logits).to(fake_logits.dtype)
+
+
+@INTEGRATION.replaces(LOSSES, "denoising_score_matching_loss", "d0b21c6b8872")
+def denoising_score_matching_loss(
+    pred_type: str,
+    net_pred: Tensor,
+    x0: Tensor | None = None,
+    eps: Tensor | None = None,
+    noise_scheduler: Any = None,
+    t: Tensor | None = None,
+) -> Tensor:
+    if pred_type not in KINDS:
+        raise NotImplementedError(f"pred_type: expected one of {', '.join(KINDS)}, got {pred_type!r}")
+    levels = (noise_scheduler.alpha(t), noise_scheduler.sigma(t)) if pred_type == "v" else (None, None)
+    # FastGen passes only what the target contains.
+    x0, eps = (eps if pred_type == "eps" else x0), (x0 if pred_type == "x0" else eps)
+    loss: Tensor = fdk.denoising_loss(net_pred, x0, eps, KINDS[pred_type], *levels)  # type: ignore[arg-type]
+    return loss.to(net_pred.dtype)
