@@ -25,11 +25,8 @@ def variational_score_distillation_loss(
     additional_scale: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    losses = [
-        _loss(i, x, tau, fake, None, loss_mask, additional_scale, reduction)
-        for i, (x, tau, fake) in enumerate(zip(gen_data, teacher_x0, fake_score_x0, strict=True))
-    ]
-    return torch.stack(losses).mean()
+    triples = [(tau, fake, None) for tau, fake in zip(teacher_x0, fake_score_x0, strict=True)]
+    return _loss(gen_data, triples, loss_mask, additional_scale, reduction)
 
 
 @INTEGRATION.replaces(LOSSES, "variational_score_distillation_loss_from_gradient", "a4dfe33d18cb")
@@ -41,36 +38,33 @@ def variational_score_distillation_loss_from_gradient(
     additional_scale: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    losses = []
-    for i, (x, gradient, reference) in enumerate(zip(gen_data, vsd_grad, weight_reference, strict=True)):
-        # x0 = reference + prediction: the difference of predictions 0 and gradient is the gradient, without rounding.
-        prediction = fdk.Prediction.affine(reference[None], a=1.0, c=1.0)
-        zero = torch.zeros_like(gradient)
-        losses.append(_loss(i, x, zero, gradient, prediction, loss_mask, additional_scale, reduction))
-    return torch.stack(losses).mean()
+    # x0 = reference + prediction: the difference of the predictions 0 and gradient is the gradient, without rounding.
+    triples = [
+        (torch.zeros_like(gradient), gradient, fdk.Prediction.affine(reference[None], a=1.0, c=1.0))
+        for gradient, reference in zip(vsd_grad, weight_reference, strict=True)
+    ]
+    return _loss(gen_data, triples, loss_mask, additional_scale, reduction)
 
 
-def _loss(
-    i: int,
-    x: Tensor,
-    teacher: Tensor,
-    fake: Tensor,
-    prediction: fdk.Prediction | None,
-    masks: list[Tensor] | None,
-    scales: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """The loss of sample i, (C, T, H, W), with a mask that broadcasts to it, (T, 1, 1)."""
+def _loss(samples: list[Tensor], triples: list[Any], masks: Any, scales: Tensor | None, reduction: str) -> Tensor:
+    """The mean over samples (C, T, H, W) with masks that broadcast to them, (T, 1, 1).
+
+    N of each call is such that the losses are added: a factor 1/B of their gradients would be one more rounding.
+    """
     if reduction not in ("mean", "sum", "per_instance_sum"):
         raise ValueError(f"reduction: expected mean, sum or per_instance_sum, got {reduction!r}")
-    options: dict[str, Any] = {"scale": fdk.DmdScale(kept_only=True), "reduction": "mean"}
-    if reduction != "mean":
-        options["reduction"] = "sum"
-    if reduction == "per_instance_sum":
-        options |= {"scale": fdk.DmdScale(eps=0.0, floor=1e-5, kept_only=True), "nonfinite": "zero"}
-    loss: Tensor = fdk.fused_fdiv_loss(
-        x[None], teacher[None], fake[None], divergence="rkl", prediction=prediction,
-        mask=None if masks is None else (masks[i] != 0).expand_as(x)[None],
-        weight=None if scales is None else scales[i], **options,
-    )  # fmt: skip
-    return ((2 if reduction == "per_instance_sum" else 1) * loss).to(x.dtype)
+    is_instance = reduction == "per_instance_sum"
+    scale = fdk.DmdScale(eps=0.0, floor=1e-5, kept_only=True) if is_instance else fdk.DmdScale(kept_only=True)
+    dtype, total = samples[0].dtype, torch.zeros((), device=samples[0].device)
+    for i, (x, (teacher, fake, prediction)) in enumerate(zip(samples, triples, strict=True)):
+        mask, count = None, x.numel()
+        if masks is not None:
+            mask = masks[i] != 0
+            count, dtype = mask.sum() * (x.numel() // mask.numel()), torch.promote_types(dtype, masks[i].dtype)
+            mask = mask.expand_as(x)[None]
+        total = total + fdk.fused_fdiv_loss(
+            x[None], teacher[None], fake[None], divergence="rkl", prediction=prediction, scale=scale, mask=mask,
+            weight=None if scales is None else scales[i], nonfinite="zero" if is_instance else "propagate",
+            count=len(samples) * (count if reduction == "mean" else 1),
+        )  # fmt: skip
+    return (2 * total if is_instance else total).to(dtype)

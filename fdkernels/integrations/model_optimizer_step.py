@@ -35,6 +35,9 @@ def compute_student_loss(
     **model_kwargs: Any,
 ) -> dict[str, Tensor]:
     module, config = sys.modules[DMD], self.config
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    if scale is not None and negative_encoder_hidden_states is None:
+        raise ValueError("guidance_scale: expected negative_encoder_hidden_states beside it, got None")
     text = {**model_kwargs, "encoder_hidden_states": encoder_hidden_states}
     is_gan = self.discriminator is not None and config.gan_loss_weight_gen > 0
     x = self._predict_x0(self.student, *self._build_student_input(latents, noise, **text), **text)
@@ -49,11 +52,8 @@ def compute_student_loss(
     if is_gan:
         features = module._require_hooked(features, which="student-fake")
 
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
     uncond = None
     if scale is not None:
-        if negative_encoder_hidden_states is None:
-            raise ValueError("guidance_scale: expected negative_encoder_hidden_states beside it, got None")
         left_out = ("txt_seq_lens", "encoder_hidden_states_mask")
         negative = {key: value for key, value in model_kwargs.items() if key not in left_out}
         if negative_encoder_hidden_states_mask is not None:

@@ -14,8 +14,6 @@ import pytest
 from fdkernels.integrations._replacing import Integration
 from tests.integrations import plugin  # noqa: F401 (a checkout may import absent packages)
 
-STAND_INS = Path(__file__).parent / "stand_ins"
-
 
 class Trainer(NamedTuple):
     integration: Integration
@@ -29,8 +27,12 @@ class Trainer(NamedTuple):
         return self.integration.patched(accept_changed=self.is_stand_in)
 
 
+def stand_in(name: str) -> Path:
+    return Path(__file__).parent / "stand_ins" / name.removesuffix("_step")
+
+
 def checkout(name: str) -> Path | None:
-    folder = os.environ.get(f"FDKERNELS_{name.upper()}")
+    folder = os.environ.get(f"FDKERNELS_{name.removesuffix('_step').upper()}")
     return Path(folder).resolve() if folder else None
 
 
@@ -61,5 +63,5 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def trainer(request):
     name, is_stand_in = request.module.TRAINER, request.param == "stand-in"
-    with importable(name, STAND_INS / name if is_stand_in else checkout(name), is_stand_in) as found:
+    with importable(name, stand_in(name) if is_stand_in else checkout(name), is_stand_in) as found:
         yield found
