@@ -37,8 +37,8 @@ def test_the_trainers_own_tests_pass(name, tmp_path):
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), str(Path(__file__).parent)]),
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "-p", "no:logging", "-c", str(configuration),
-        "--rootdir", str(folder), "--noconftest", "-s", *SUITES[name],
+        sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "-p", "no:logging", "-s",
+        "-c", str(configuration), "--rootdir", str(folder), "--noconftest", *SUITES[name],
     ]  # fmt: skip
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
