@@ -1,4 +1,4 @@
-"""python -m benchmarks.report.figures: docs/speed.md and README's rows of speed, from the reports in benchmarks/results."""
+"""python -m benchmarks.report.figures: docs/speed.md and README's rows of speed, from benchmarks/results."""
 
 from __future__ import annotations
 
