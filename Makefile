@@ -63,7 +63,8 @@ bench: $(VENV)/.stamp-build
 
 docs: $(VENV)/.stamp-build
 	rm -rf build/docs
-	$(BIN)/python -m pdoc --docformat google --output-directory build/docs $(API)
+	$(BIN)/python -m pdoc --docformat google --no-include-undocumented --no-show-source --template-directory docs/reference \
+	  --output-directory build/docs $(API)
 	@echo "The reference: $(CURDIR)/build/docs/index.html"
 
 figures: $(VENV)/.stamp-build

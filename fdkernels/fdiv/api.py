@@ -79,8 +79,11 @@ class FDivStats(NamedTuple):
     """(B,), h as the loss uses it, after `normalize_weight` over all ranks of `group`; NaN where the logit or t is not
     finite, or log h overflows."""
     weight_min: Tensor
+    """The least h of the batch."""
     weight_mean: Tensor
+    """The mean of h over the batch."""
     weight_max: Tensor
+    """The largest h of the batch."""
     effective_sample_size: Tensor
     """(Σh)² / (B·Σh²), in (0, 1]: 1 if all samples weigh the same. NaN if every weight is 0."""
     ratio_mean: Tensor
