@@ -2,7 +2,8 @@
 # make test   set everything up, run the tests (PYTEST_ARGS="-k fdiv" narrows them; WORKERS=0 for one process)
 # make lint   ruff, mypy, clang-format
 # make bench  the benchmark's quick choice, on two cores within two minutes (BENCH_ARGS="--html speed.html")
-# make readme-figures  the README's figures and tables of speed, from benchmarks/results
+# make docs   the API reference from the docstrings: build/docs/index.html
+# make figures  docs/speed.md and the README's rows of speed, from benchmarks/results
 # make software-device  every contract of the CUDA library on the software device in WAYS=5 schedules more (make test
 #             has each in one; WAYS=11: in all), sanitizers, faults planted in its sources
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
@@ -37,9 +38,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# What pdoc documents: public names alone.
+API := fdkernels fdkernels.testing '!fdkernels\..+' fdkernels.testing
 PY_ROOTS := fdkernels python benchmarks tests tools setup.py
 
-.PHONY: demo test lint bench readme-figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
+.PHONY: demo test lint bench docs figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -58,7 +61,13 @@ lint: $(VENV)/.stamp-build
 bench: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-readme-figures: $(VENV)/.stamp-build
+docs: $(VENV)/.stamp-build
+	rm -rf build/docs
+	$(BIN)/python -m pdoc --docformat google --no-include-undocumented --no-show-source --template-directory docs/reference \
+	  --output-directory build/docs $(API)
+	@echo "The reference: $(CURDIR)/build/docs/index.html"
+
+figures: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks.report.figures
 
 build: $(VENV)/.stamp-build

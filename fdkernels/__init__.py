@@ -1,4 +1,7 @@
-"""Fused kernels for distribution-matching distillation of diffusion models."""
+"""PyTorch losses for distilling a diffusion model into a one-step generator, fused with their gradients.
+
+Examples begin with `import torch` and `import fdkernels as fdk`. `fdkernels.testing` has the tolerances of the kernels.
+"""
 
 import sys as _sys
 
@@ -28,22 +31,23 @@ else:
 
 __version__ = "0.1.0"
 
+# In the order of the reference that `make docs` writes.
 __all__ = [
-    "Divergence",
-    "DmdScale",
+    "fused_fdiv_loss",
+    "fdiv_weight",
     "FDivLoss",
     "FDivStats",
-    "Prediction",
     "RatioNormalizer",
+    "DmdScale",
+    "Prediction",
     "add_noise",
-    "alpha",
     "denoising_loss",
-    "discriminator_loss",
-    "divergences",
-    "fdiv_weight",
-    "fused_fdiv_loss",
     "generator_loss",
+    "discriminator_loss",
     "gradient_penalty",
-    "register_divergence",
     "score_implicit_loss",
+    "divergences",
+    "Divergence",
+    "alpha",
+    "register_divergence",
 ]

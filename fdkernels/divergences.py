@@ -48,9 +48,9 @@ class Divergence:
         TypeError: a name or alias that is not a string, or a log_weight that can't be called.
 
     Example:
-        >>> import fdkernels as fdk
         >>> tempered = fdk.Divergence("tempered_kl", lambda log_ratio: 0.5 * log_ratio)  # h(r) = sqrt(r)
-        >>> fdk.register_divergence(tempered)
+        >>> fdk.fdiv_weight(torch.tensor([0.0, 2.0]), divergence=tempered, normalize_weight=False)
+        tensor([1.0000, 2.7183])
     """
 
     name: str
@@ -128,6 +128,10 @@ def alpha(a: float) -> Divergence:
 
     Raises:
         ValueError: a is not finite.
+
+    Example:
+        >>> fdk.fdiv_weight(torch.tensor([0.0, 2.0]), divergence=fdk.alpha(0.5), normalize_weight=False)
+        tensor([1.0000, 2.7183])
     """
     a = check_number("alpha", a)
     name = f"alpha({a!r})" if is_constant(a) else "alpha"  # a torch.compile symbol has no value to put into the name
@@ -135,7 +139,12 @@ def alpha(a: float) -> Divergence:
 
 
 def divergences() -> dict[str, Divergence]:
-    """Every registered divergence by its name. `alpha(a)` is a family, made on demand, and is not listed."""
+    """Every registered divergence by its name. `alpha(a)` is a family, made on demand, and is not listed.
+
+    Example:
+        >>> [name for name, divergence in fdk.divergences().items() if divergence.kernel]  # the built-in ones
+        ['rkl', 'kl', 'js', 'softened_rkl', 'squared_hellinger', 'jeffreys', 'neyman', 'pearson', 'le_cam']
+    """
     return dict(_registry)
 
 
@@ -150,6 +159,11 @@ def register_divergence(divergence: Divergence) -> Divergence:
     Raises:
         TypeError: not a `Divergence`.
         ValueError: a name or alias is taken, by a built-in divergence or by a function from another place.
+
+    Example:
+        >>> registered = fdk.register_divergence(fdk.Divergence("square_root", lambda log_ratio: 0.5 * log_ratio))
+        >>> fdk.fdiv_weight(torch.tensor([0.0, 2.0]), divergence="square_root", normalize_weight=False)
+        tensor([1.0000, 2.7183])
     """
     if not isinstance(divergence, Divergence):
         raise TypeError(f"register_divergence: expected a Divergence, got {type(divergence).__name__}")

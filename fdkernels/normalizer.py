@@ -46,6 +46,13 @@ class RatioNormalizer(nn.Module):
 
     Raises:
         ValueError: bins < 1, decay outside [0, 1), t0 >= t1 or not finite, edges of a wrong number or order.
+
+    Example:
+        >>> normalizer = fdk.RatioNormalizer(bins=2, t_range=(0.0, 1.0), decay=0.5)
+        >>> logits, t = torch.full((8,), 3.0).log(), torch.full((8,), 0.7)  # r = 3 in the second bin
+        >>> h = fdk.fdiv_weight(logits, t, divergence="kl", normalizer=normalizer)
+        >>> normalizer.mean  # 0.5·1 + 0.5·3
+        tensor([1., 2.])
     """
 
     mean: Tensor
@@ -95,6 +102,11 @@ class RatioNormalizer(nn.Module):
 
         Raises:
             ValueError: non-finite values, or too few distinct ones for that many bins.
+
+        Example:
+            >>> sigma = torch.linspace(0.0, 3.0, 1001).exp()  # as training will draw it
+            >>> fdk.RatioNormalizer.from_samples(sigma, bins=3).edges
+            tensor([2.7156, 7.3964], dtype=torch.float64)
         """
         t = (t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")).detach()
         _check_bins(bins)

@@ -113,8 +113,13 @@ class Prediction:
         TypeError: alpha or sigma is neither a number nor a real tensor.
 
     Example:
-        >>> prediction = fdk.Prediction("epsilon", noisy, alpha=alphas_cumprod[t].sqrt(),
-        ...                             sigma=(1 - alphas_cumprod[t]).sqrt())
+        >>> alphas_cumprod = torch.linspace(0.999, 0.01, 1000)  # of a DDPM schedule
+        >>> x, t = torch.randn(8, 3, 16, 16, requires_grad=True), torch.randint(0, 1000, (8,))
+        >>> alpha, sigma = alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt()
+        >>> x_t = fdk.add_noise(x.detach(), alpha, sigma)
+        >>> eps_teacher, eps_fake = torch.randn(2, 8, 3, 16, 16)  # the networks' raw outputs
+        >>> prediction = fdk.Prediction("epsilon", x_t, alpha=alpha, sigma=sigma)
+        >>> loss = fdk.fused_fdiv_loss(x, eps_teacher, eps_fake, divergence="rkl", prediction=prediction)
     """
 
     kind: str
@@ -149,7 +154,11 @@ class Prediction:
             TypeError: a or c is neither a number nor a real tensor.
 
         Example:
-            >>> prediction = fdk.Prediction.affine(x_t, 1.0, 1 - sigma)  # x_t = (1-σ)ε + σx0, network: x0 - ε
+            >>> x0, noise, time = *torch.randn(2, 4, 3, 8, 8), torch.rand(4, 1, 1, 1)
+            >>> x_t = (1 - time) * noise + time * x0  # time 1 is the data, and the network predicts x0 - ε
+            >>> prediction = fdk.Prediction.affine(x_t, 1.0, 1 - time)
+            >>> torch.allclose(prediction.to_x0(x0 - noise), x0, atol=1e-5)
+            True
         """
         return cls("affine", noisy, alpha=a, sigma=c)
 
@@ -183,9 +192,12 @@ class Prediction:
             TypeError: a scheduler without such tables.
 
         Example:
-            >>> scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-            >>> x_t = scheduler.add_noise(x, noise, t)
-            >>> prediction = fdk.Prediction.from_scheduler(scheduler, x_t, t)
+            >>> from diffusers import DDPMScheduler
+            >>> scheduler = DDPMScheduler(prediction_type="v_prediction")  # or .from_pretrained(...)
+            >>> x, noise, t = *torch.randn(2, 4, 3, 8, 8), torch.randint(0, 1000, (4,))
+            >>> prediction = fdk.Prediction.from_scheduler(scheduler, scheduler.add_noise(x, noise, t), t)
+            >>> prediction.kind
+            'v_prediction'
         """
         kind, alpha, sigma, sigma_data = schedulers.levels(scheduler, noisy, t)
         return cls(kind, noisy, alpha, sigma, sigma_data)
@@ -208,7 +220,11 @@ class Prediction:
             RuntimeError: a backend that is not available, with the reason.
 
         Example:
-            >>> x0 = fdk.Prediction("v_prediction", x_t, alpha, sigma).to_x0(unet(x_t, t).sample)
+            >>> x0, sigma = torch.randn(4, 3, 8, 8), torch.rand(4)
+            >>> x_t, noise = fdk.add_noise(x0, None, sigma, return_noise=True)  # a flow: (1-σ)x0 + σε
+            >>> velocity = noise - x0
+            >>> torch.allclose(fdk.Prediction("flow_prediction", x_t, sigma=sigma).to_x0(velocity), x0, atol=1e-5)
+            True
         """
         from fdkernels.noising.api import mapped  # which imports this module
 
@@ -220,7 +236,10 @@ class Prediction:
         If c is 0, as for `v_prediction` at σ = 0, x0 does not determine a prediction: the result is NaN or infinite.
 
         Example:
-            >>> v_target = fdk.Prediction("v_prediction", x_t, alpha, sigma).from_x0(x0)
+            >>> x0 = torch.ones(1, 1, 2, 2)
+            >>> x_t = fdk.add_noise(x0, 0.8, 0.6, noise=torch.zeros_like(x0))
+            >>> fdk.Prediction("v_prediction", x_t, 0.8, 0.6).from_x0(x0).flatten()  # α·ε - σ·x0
+            tensor([-0.6000, -0.6000, -0.6000, -0.6000])
         """
         from fdkernels.noising.api import mapped
 

@@ -1,1 +1,1 @@
-"""What is made of the rows: verdicts, the terminal's tables, the page, the figures of README and docs."""
+"""What is made of the rows: verdicts, the terminal's tables, the page, docs/speed.md and the README's rows."""

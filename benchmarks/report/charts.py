@@ -1,4 +1,4 @@
-"""The charts of a report, in matplotlib: as SVG for the page, as PNG for the README."""
+"""The charts of a report, in matplotlib: as SVG for the page, as PNG for docs/speed.md."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def png(report: Report, source: Path, path: Path) -> None:
 
 
 def digest(source: Path) -> str:
-    """Of the report and of the files that draw it: after any change of these, comments too, `make readme-figures`."""
+    """Of the report and of the files that draw it: after any change of these, comments too, `make figures`."""
     drawn_by = [Path(__file__).with_name(f"{name}.py") for name in ("charts", "shown", "reading")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in (source, *drawn_by))).hexdigest()
 

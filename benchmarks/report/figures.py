@@ -1,4 +1,4 @@
-"""python -m benchmarks.report.figures: README's figures and tables of speed, from the reports in benchmarks/results."""
+"""python -m benchmarks.report.figures: docs/speed.md and README's rows of speed, from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from pathlib import Path
 
 from benchmarks.cases.shapes import dimensions
 from benchmarks.report import charts
-from benchmarks.report.reading import Report, Row, compared_rows, load
-from benchmarks.report.shown import MARKS, MODES, commit, duration, percent, rate, shown, significant
+from benchmarks.report.reading import Report, Row, compared_rows, load, row_of
+from benchmarks.report.shown import MARKS, MODES, commit, duration, percent, rate, shown, significant, with_unit
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 README = ROOT / "README.md"
+PAGE = ROOT / "docs/speed.md"
 IMAGES = ROOT / "docs/images"
+# What the README shows: (report, formula, shape, dtype).
+FEW = (
+    ("cpu", "fastgen", "pixels512", "fp32"),
+    ("gpu-h100", "dmd2_latent", "sdxl", "bf16"),
+    ("gpu-h100", "self_forcing", "wan_large", "bf16"),
+)
 BEGIN, END = "<!-- speed -->\n", "<!-- end -->"
 BY_CALLS = " †"
+BY = ("here", "eager", "torch.compile")
+mebibytes = with_unit("MiB")
 
 
 def shown_ratio(comparison: Row | None, ours_wrong: bool) -> str:
@@ -63,7 +72,7 @@ def section(report: Report, source: Path) -> str:
     machine = f"{setting['device']}, {setting['threads']} threads" if on_cpu else setting["device"]
     kind = "A virtual machine, " if on_cpu and setting.get("virtual_machine") else ""
     cuda = "" if on_cpu else f"CUDA {setting['cuda']}, driver {setting['driver']}, "
-    place, image = (path.relative_to(ROOT).as_posix() for path in (source, figure_path(source)))
+    image = figure_path(source).relative_to(PAGE.parent).as_posix()
     lines = table(report)
     note = "By plain calls, until the GPU has finished: a baseline that waits for it is in no graph."
     by_calls = f"\n{BY_CALLS.strip()} {note}\n"
@@ -71,7 +80,7 @@ def section(report: Report, source: Path) -> str:
     return (
         f"### {machine}\n\n"
         f"{kind}{cuda}torch {setting['torch']}, commit {commit(setting['commit'])}, {setting['date'][:10]} "
-        f"(`{place}`). "
+        f"([{source.name}](../benchmarks/results/{source.name})). "
         f"{ceiling['name'].capitalize()}: {shown(ceiling['gb_per_s'], rate)} on {ceiling['measured_on']}; in the table "
         f"each case has its own limit. A time is the median of {'calls' if on_cpu else 'graph replays'}, a ratio "
         f"the other's time over ours; in brackets what the 95 % intervals of both medians allow.\n\n"
@@ -80,19 +89,46 @@ def section(report: Report, source: Path) -> str:
     ).replace("\u00a0", " ")  # fmt: skip
 
 
+def few_rows(found: dict[Path, Report]) -> str:
+    """Markdown: time and memory of a few rows, each beside eager and compiled PyTorch."""
+    head = ["a loss, forward + backward", "on", *(f"{what}, {by}" for what in ("time", "memory") for by in BY)]
+    lines = [head, ["---"] * len(head)]
+    for name, *case in FEW:
+        source = RESULTS / f"{name}.json"
+        report = found[source]
+        rows, setting = report["rows"], report["setting"]
+        i, compared = next(
+            (i, compared) for i, compared in compared_rows(report).items()
+            if rows[i]["variant"] == "native" and case == [rows[i][key] for key in ("formula", "shape_name", "dtype")]
+        )  # fmt: skip
+        comparisons = [report["comparisons"][compared[mode]] for mode in ("eager", "compile default")]
+        shown_rows = [rows[i], *(rows[row_of(report, c, "other")] for c in comparisons)]
+        by_calls = any(c["timed_by"] == "wall" for c in comparisons)
+        times = [row["wall_us"] if by_calls else row["time_us"] for row in shown_rows]
+        device = f"{setting['threads']} CPU threads" if setting["kind"] == "cpu" else setting["device"].split()[1]
+        lines.append([
+            f"`{case[0]}` {dimensions(rows[i]['shape'])} {case[2]}", f"[{device}](benchmarks/results/{source.name})",
+            *(duration(us) + BY_CALLS * by_calls for us in times),
+            *(mebibytes(row["extra_bytes"] / 2**20) for row in shown_rows),
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("\u00a0", " ")
+
+
 def reports(folder: Path) -> dict[Path, Report]:
-    """The reports that the README shows, as far as they exist: the CPU's, then the GPUs'."""
+    """The reports that are shown, as far as they exist: the CPU's, then the GPUs'."""
     found = [path for path in (folder / "cpu.json", *sorted(folder.glob("gpu*.json"))) if path.exists()]
     return {path: load(path) for path in found}
 
 
-def readme(text: str, found: dict[Path, Report]) -> str:
-    """The README's text with new sections between its marks."""
-    written = "\n".join(section(report, path) for path, report in found.items())
-    before, _, rest = text.partition(BEGIN)
-    if END not in rest:
-        raise ValueError(f"README: expected {BEGIN.strip()} … {END}")
-    return before + BEGIN + written + END + rest.partition(END)[2]
+def filled(path: Path, found: dict[Path, Report]) -> str:
+    """The text of README or of docs/speed.md, with what the reports say between its marks."""
+    sections = (section(report, source) for source, report in found.items())
+    written = few_rows(found) if path == README else "\n".join(sections)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{path.name}: expected {BEGIN.strip()} … {END}")
+    return before + begin + written + end + after
 
 
 def figure_path(source: Path) -> Path:
@@ -103,7 +139,8 @@ def main() -> None:
     found = reports(RESULTS)
     for source, report in found.items():
         charts.png(report, source, figure_path(source))
-    README.write_text(readme(README.read_text(encoding="utf-8"), found), encoding="utf-8")
+    for path in (README, PAGE):
+        path.write_text(filled(path, found), encoding="utf-8")
 
 
 if __name__ == "__main__":

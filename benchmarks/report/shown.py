@@ -1,4 +1,4 @@
-"""How numbers, names and marks look, on the page and in the README's figures."""
+"""How numbers, names and marks look, on the page, in docs/speed.md and in the README."""
 
 from __future__ import annotations
 

@@ -70,7 +70,10 @@ def generator_loss(
     gan_loss_generator.
 
     Example:
-        >>> loss = fdk.generator_loss(discriminator(fake(x_t, t, features=True)))
+        >>> logits = torch.tensor([0.0, 1.0], requires_grad=True)
+        >>> fdk.generator_loss(logits).backward()
+        >>> logits.grad  # -sigmoid(-logit) / 2
+        tensor([-0.2500, -0.1345])
     """
     check_choice("kind", kind, KINDS)
     if kind == "relativistic":
@@ -116,7 +119,11 @@ def discriminator_loss(
     Source: as `generator_loss`; FastGen's gan_loss_discriminator.
 
     Example:
-        >>> loss = fdk.discriminator_loss(discriminator(fake_features), discriminator(real_features))
+        >>> on_fake, on_real = torch.zeros(8, 1, requires_grad=True), torch.zeros(8, 1, requires_grad=True)
+        >>> loss = fdk.discriminator_loss(on_fake, on_real)
+        >>> loss.backward()
+        >>> print(f"{loss.item():.4f}")  # 2 log 2, that of a discriminator that sees no difference
+        1.3863
     """
     check_choice("kind", kind, KINDS)
     fake, real = ("fake_logits", fake_logits), ("real_logits", real_logits)
@@ -173,7 +180,12 @@ def gradient_penalty(
     Source: Lin et al. 2025 (arXiv 2501.08316); FastGen's approximate R1 (no division by σ²).
 
     Example:
-        >>> penalty = fdk.gradient_penalty(D(x), D(x + 0.05 * torch.randn_like(x)), sigma=0.05)
+        >>> x, noise = torch.randn(64, 1), torch.ones(64, 1)
+        >>> def discriminator(v):
+        ...     return 3 * v
+        >>> penalty = fdk.gradient_penalty(discriminator(x), discriminator(x + 0.05 * noise), sigma=0.05)
+        >>> print(f"{penalty.item():.3f}")  # the squared slope
+        9.000
     """
     sigma = 1.0 if sigma is None else check_positive("sigma", sigma)
     if not 1e-12 <= sigma <= 1e12:  # sigma² and its inverse must be float32 numbers, also times a power of float16's

@@ -114,8 +114,14 @@ def denoising_loss(
     denoising_score_matching_loss.
 
     Example:
+        >>> x0, alpha, sigma = torch.randn(8, 3, 16, 16), torch.full((8,), 0.8), torch.full((8,), 0.6)
         >>> x_t, noise = fdk.add_noise(x0, alpha, sigma, return_noise=True)
-        >>> loss = fdk.denoising_loss(fake(x_t, t), x0, noise, "v_prediction", alpha, sigma, weighting="min_snr")
+        >>> network = torch.nn.Conv2d(3, 3, 3, padding=1)
+        >>> loss = fdk.denoising_loss(network(x_t), x0, noise, "v_prediction", alpha, sigma, weighting="min_snr")
+        >>> loss.backward()  # down to the network's parameters
+        >>> perfect = fdk.Prediction("v_prediction", x_t, alpha, sigma).from_x0(x0)
+        >>> print(f"{fdk.denoising_loss(perfect, x0, noise, 'v_prediction', alpha, sigma).item():.6f}")
+        0.000000
     """
     check_samples("pred", pred)
     if pred.shape[0] == 0:

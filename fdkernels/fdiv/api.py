@@ -68,14 +68,22 @@ class FDivStats(NamedTuple):
     The statistics of the weight cover this process's samples that have a weight, before `normalize_weight`. ratio_mean
     and the two fractions cover the samples whose logit and t are finite. A figure that a call does not have (ratio_mean
     without logits, out_of_range_fraction without a normalizer) is NaN.
+
+    Example:
+        >>> h, stats = fdk.fdiv_weight(torch.linspace(-1, 1, 16), divergence="kl", return_stats=True)
+        >>> print(f"{stats.weight_max.item():.3f} {stats.effective_sample_size.item():.3f}")  # e, and (Σh)² / (B·Σh²)
+        2.718 0.740
     """
 
     weight: Tensor
     """(B,), h as the loss uses it, after `normalize_weight` over all ranks of `group`; NaN where the logit or t is not
     finite, or log h overflows."""
     weight_min: Tensor
+    """The least h of the batch."""
     weight_mean: Tensor
+    """The mean of h over the batch."""
     weight_max: Tensor
+    """The largest h of the batch."""
     effective_sample_size: Tensor
     """(Σh)² / (B·Σh²), in (0, 1]: 1 if all samples weigh the same. NaN if every weight is 0."""
     ratio_mean: Tensor
@@ -132,8 +140,10 @@ def fused_fdiv_loss(
     and h_b the f-divergence weight of the discriminator's logits (`fdiv_weight`). With gan_weight=λ, the generator's
     term λ · mean_{b,k} softplus(-ℓ_bk) is added in the same pass. `student` receives a gradient, and `logits` that of
     the generator's term: teacher, fake, h and everything else are constants of this loss, even if they require grad.
-    Without that term the value is that of 0.5·mse(x, stop_gradient(x - g)), but x - g is never formed: its rounding
-    costs bf16 up to 11 % of g.
+    Without that term the value is that of 0.5·mse(x, stop_gradient(x - g)), but x - g is never formed. In bf16 its
+    rounding costs more the smaller g is beside x: 0.28, 1.4, 4.4 and 13 % of g (relative L2) where mean|g| is 1, 0.1,
+    0.03 and 0.01 of x's standard deviation. With the dmd scale mean|g| is about `FDivStats.relative_gap`. Here it is
+    0.17 % at each of them.
 
     Args:
         student: (B, *S), x; float16, bfloat16, float32 or float64; any strides.
@@ -181,8 +191,13 @@ def fused_fdiv_loss(
     Source: f-distill (arXiv 2502.15681), Algorithm 1; DMD (arXiv 2311.18828), equations 7 and 8, for the scale.
 
     Example:
-        >>> loss = fdk.fused_fdiv_loss(x, teacher_x0, fake_x0, logits, t, divergence="js", normalizer=normalizer)
+        >>> x, logits, t = torch.zeros(8, 3, 16, 16, requires_grad=True), torch.zeros(8, 2), torch.rand(8)
+        >>> tau, f = torch.full_like(x, 0.5), torch.full_like(x, 0.75)  # s = 1 / 0.5, g = 0.25 · s = 0.5
+        >>> normalizer = fdk.RatioNormalizer(bins=10, t_range=(0.0, 1.0))
+        >>> loss = fdk.fused_fdiv_loss(x, tau, f, logits, t, divergence="js", normalizer=normalizer)
         >>> loss.backward()
+        >>> print(f"{loss.item():.4f} {x.grad.sum().item():.4f}")  # ½ g², and N elements of g / N
+        0.1250 0.5000
     """
     check_samples("student", student)
     check_like("teacher", teacher, student)

@@ -27,8 +27,14 @@ class FDivLoss(nn.Module):
 
     Example:
         >>> loss_fn = fdk.FDivLoss("kl", bins=10, t_range=(0.0, 1.0))
-        >>> loss = loss_fn(x, teacher_x0, fake_x0, logits, t)
-        >>> loss, stats = loss_fn(x, teacher_eps, fake_eps, logits, t, prediction=prediction, return_stats=True)
+        >>> x, teacher_x0, fake_x0 = torch.randn(3, 16, 3, 8, 8).unbind()
+        >>> logits, t = torch.randn(16, 2), torch.rand(16)
+        >>> loss, stats = loss_fn(x.requires_grad_(), teacher_x0, fake_x0, logits, t, return_stats=True)
+        >>> loss.backward()
+        >>> print(f"{stats.weight.mean().item():.3f}")  # h is divided by its mean over the batch
+        1.000
+        >>> list(loss_fn.state_dict())
+        ['normalizer.mean']
     """
 
     def __init__(

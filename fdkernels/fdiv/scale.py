@@ -28,7 +28,11 @@ class DmdScale:
     Source: DMD (arXiv 2311.18828), equation 8.
 
     Example:
-        >>> loss = fdk.fused_fdiv_loss(x, teacher_x0, fake_x0, divergence="rkl", scale=fdk.DmdScale(eps=0.0))
+        >>> x = torch.zeros(8, 3, 16, 16, requires_grad=True)
+        >>> tau, f = torch.full_like(x, 0.5), torch.full_like(x, 0.75)
+        >>> loss = fdk.fused_fdiv_loss(x, tau, f, divergence="rkl", scale=fdk.DmdScale(eps=0.0, floor=1.0))
+        >>> loss.item()  # g = 0.25 / max(0.5, 1)
+        0.03125
     """
 
     eps: float = 1e-6

@@ -99,7 +99,12 @@ def score_implicit_loss(
     2410.16794); Wang et al. 2025 (Uni-Instruct, arXiv 2505.20755) for weights.
 
     Example:
-        >>> loss = fdk.score_implicit_loss(x, teacher(x_t, t), fake(x_t, t), alpha=1.2)
+        >>> x, tau, f = torch.randn(3, 8, 3, 16, 16).unbind()
+        >>> inputs = [v.requires_grad_() for v in (x, tau, f)]  # in training: the networks' outputs at x_t
+        >>> loss = fdk.score_implicit_loss(*inputs, alpha=1.2)
+        >>> loss.backward()
+        >>> [tuple(v.grad.shape) for v in inputs]
+        [(8, 3, 16, 16), (8, 3, 16, 16), (8, 3, 16, 16)]
     """
     check_samples("student", student)
     if student.shape[0] == 0:

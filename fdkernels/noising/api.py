@@ -69,7 +69,11 @@ def add_noise(
     Source: Song et al. 2021 (perturbation kernels); Philox: Salmon et al. 2011.
 
     Example:
-        >>> x_t, noise = fdk.add_noise(x0, alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt(), return_noise=True)
+        >>> x0, t = torch.randn(8, 3, 16, 16), torch.rand(8)
+        >>> x_t, noise = fdk.add_noise(x0, t.cos(), t.sin(), return_noise=True)
+        >>> wanted = t.cos().view(8, 1, 1, 1) * x0 + t.sin().view(8, 1, 1, 1) * noise
+        >>> torch.allclose(x_t, wanted, atol=1e-6)
+        True
     """
     check_samples("x0", x0)
     if noise is not None:

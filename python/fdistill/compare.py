@@ -183,12 +183,14 @@ def _figure(by_arm: Results, path: Path) -> None:
 
 
 def _draw_arms(axes: Axes, arms: list[list[float]]) -> None:
-    """Each run as a dot, an arm's mean as a stroke."""
+    """Each run as a dot; an arm's mean as a stroke, with an error bar of one standard deviation over its runs."""
     for i, values in enumerate(arms):
         colour = plots.COLOURS[i % len(plots.COLOURS)]
         if values:
             axes.scatter(values, [i] * len(values), color=colour, s=28, alpha=0.6, linewidths=0)
-            axes.vlines(float(np.mean(values)), i - 0.3, i + 0.3, color=colour, linewidth=2.5)
+            mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            axes.vlines(mean, i - 0.3, i + 0.3, color=colour, linewidth=2.5)
+            axes.errorbar(mean, i, xerr=std or None, color=colour, elinewidth=1.5, capsize=5)
         else:
             axes.text(0.5, i, "no finite values", transform=axes.get_yaxis_transform(), ha="center", va="center")
     every = [value for values in arms for value in values]

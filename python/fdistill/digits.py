@@ -171,9 +171,9 @@ class DigitsTask(Task):
         self.undistilled = copy.deepcopy(self.student).requires_grad_(False)
         self.titles = {
             "real": "Real digits",
-            "teacher": f"Teacher, {cfg.eval.teacher_steps} Heun steps",
-            "undistilled": "Teacher, 1 step, undistilled",
-            "student": "Student, 1 step",
+            "teacher": f"Teacher: {2 * cfg.eval.teacher_steps - 1} evaluations\n({cfg.eval.teacher_steps} Heun steps)",
+            "undistilled": "Teacher: 1 evaluation\n(undistilled)",
+            "student": "Student: 1 evaluation\n(distilled)",
         }
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:

@@ -210,16 +210,18 @@ def png(picture: Array) -> bytes:
     return buffer.getvalue()
 
 
-def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns: int = 10) -> None:
-    """Named sets of images side by side."""
+def write_sample_sheet(panels: Sequence[tuple[str, Array]], path: Path, columns: int = 4) -> None:
+    """The first images of named sets, columns² of each, side by side and large enough to read."""
 
     def draw(figure: Figure) -> None:
         for axes, (title, images) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            axes.imshow(tiles(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes.set_title(title)
+            picture = tiles(images[: columns**2], columns)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+            axes.set_title(title, fontsize=13)
             axes.set_axis_off()
+            axes.set_anchor("S")
 
-    render(draw, (3.4 * len(panels), 3.7), path)
+    render(draw, (3.0 * len(panels), 3.5), path)
 
 
 def densities(figure: Figure, panels: Sequence[tuple[str, Array]], extent: float) -> None:

@@ -10,6 +10,8 @@ from fdistill import config
 
 HEAD = """# Settings
 
+*For people who train with fdistill* ([trainer.md](trainer.md)).
+
 Every setting, printed by `python -m fdistill.settings_table` from the types in `python/fdistill/config.py`. NaN and
 infinity are refused everywhere. Where 0 switches something off, null does too. `<role>` is student, fake or
 discriminator. The default is that of the class; a preset may have another.

@@ -1,4 +1,4 @@
-"""The README's figures and tables of speed, and the docs' tables of bytes, are what reports and plans say."""
+"""The README's rows of speed, docs/speed.md, and the docs' tables of bytes are what reports and plans say."""
 
 from __future__ import annotations
 
@@ -35,12 +35,31 @@ def test_bytes_of_the_triton_schedules() -> None:
     assert 64 * 786_432 * 11 < moved(64, 786_432, cache=50 << 20) < 64 * 786_432 * 12
 
 
-def test_the_readme_is_what_the_reports_say() -> None:
-    text = figures.README.read_text(encoding="utf-8")
-    assert len(MEASURED) >= 2 and figures.readme(text, MEASURED) == text, "make readme-figures"
+def test_the_pages_are_what_the_reports_say() -> None:
+    assert len(MEASURED) >= 2
+    for page in (figures.README, figures.PAGE):
+        assert figures.filled(page, MEASURED) == page.read_text(encoding="utf-8"), "make figures"
     for path in MEASURED:
         drawn_from = Image.open(figures.figure_path(path)).info["Drawn-From-SHA256"]
-        assert drawn_from == charts.digest(path), "make readme-figures"
+        assert drawn_from == charts.digest(path), "make figures"
+
+
+def test_the_readmes_rows_are_the_reports() -> None:
+    _, _, *lines = (line.strip("| ").split(" | ") for line in figures.few_rows(MEASURED).splitlines())
+    for (name, *case), line in zip(figures.FEW, lines, strict=True):
+        report = MEASURED[figures.RESULTS / f"{name}.json"]
+        rows = [row for row in report["rows"] if [row[key] for key in ("formula", "shape_name", "dtype")] == case]
+        ours, eager, compiled = (
+            next(row for row in rows if row[key] == value)
+            for key, value in (("variant", "native"), ("mode", "eager"), ("mode", "compile default"))
+        )
+        by_calls = "†" in line[2]
+        assert by_calls == (eager["timed_by"] == "wall" != ours["timed_by"]) and len({"†" in v for v in line[2:5]}) == 1
+        for text, row in zip(line[2:5], (ours, eager, compiled), strict=True):
+            assert agrees(text.removesuffix(figures.BY_CALLS), row["wall_us" if by_calls else "time_us"])
+        for text, row in zip(line[5:], (ours, eager, compiled), strict=True):
+            number, unit = text.split()
+            assert unit == "MiB" and agrees(number, row["extra_bytes"] / 2**20)
 
 
 def test_every_figure_is_the_reports(report: Report) -> None:
@@ -73,16 +92,24 @@ def test_every_figure_is_the_reports(report: Report) -> None:
             assert all(map(agrees, numbers, values)), (line, title, values)
 
 
-def test_the_command_writes_figures_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_figures_and_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[str, str]] = []
     monkeypatch.setattr(charts, "png", lambda report, source, path: drawn.append((source.name, path.name)))
-    monkeypatch.setattr(figures, "README", tmp_path / "README.md")
-    figures.README.write_text(f"# A\n\n{figures.BEGIN}old\n{figures.END}\n\nrest\n")
+    for name in ("README", "PAGE"):
+        monkeypatch.setattr(figures, name, tmp_path / f"{name}.md")
+        getattr(figures, name).write_text(f"# A\n\n{figures.BEGIN}old\n{figures.END}\n\nrest\n")
+    monkeypatch.setattr(figures, "figure_path", lambda source: tmp_path / f"images/speed-{source.stem}.png")
     figures.main()
     assert drawn == [(path.name, f"speed-{path.stem}.png") for path in MEASURED]
-    text = figures.README.read_text()
-    assert text.startswith("# A\n\n" + figures.BEGIN) and text.endswith(figures.END + "\n\nrest\n")
-    assert "old" not in text and text.index("### Intel") < text.index("speed-cpu.png") < text.index("### NVIDIA")
+    readme, page = figures.README.read_text(), figures.PAGE.read_text()
+    for text in (readme, page):
+        assert text.startswith("# A\n\n" + figures.BEGIN) and text.endswith(figures.END + "\n\nrest\n")
+        assert "old" not in text
+    assert page.index("### Intel") < page.index("(images/speed-cpu.png)") < page.index("### NVIDIA")
+    assert readme.count("\n| `") == len(figures.FEW) and "###" not in readme
+    figures.PAGE.write_text(f"# A\n\n{figures.BEGIN}")
+    with pytest.raises(ValueError, match=r"PAGE.md: expected <!-- speed --> … <!-- end -->"):
+        figures.filled(figures.PAGE, MEASURED)
 
 
 def test_a_second_run_reproduces_the_first() -> None:

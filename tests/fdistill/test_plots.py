@@ -194,3 +194,19 @@ def test_arms_without_figures_or_far_apart(drawn):
     low, high = drawn[1].axes[0].get_xlim()
     assert high - low == pytest.approx(0.02)
     assert not drawn[1].axes[0].xaxis.get_offset_text().get_text()
+
+
+def test_an_arms_error_bar_is_the_standard_deviation(drawn):
+    plots.render(lambda figure: _draw_arms(figure.subplots(), [[1.0, 2.0, 3.0], [5.0]]), (4, 3))
+    (axes,) = drawn[0].axes
+    (bar,) = (c for container in axes.containers for c in container[2])
+    assert [tuple(map(tuple, segment)) for segment in bar.get_segments()] == [((1.0, 0.0), (3.0, 0.0))]
+
+
+def test_a_sample_sheet_shows_few_images_of_each_set(tmp_path, drawn):
+    sets = [(title, np.full((100, 1, 8, 8), value)) for title, value in (("dark", -1.0), ("light", 1.0))]
+    plots.write_sample_sheet(sets, tmp_path / "samples.png")
+    shown = [np.asarray(axes.images[0].get_array()) for axes in drawn[0].axes]
+    assert [axes.get_title() for axes in drawn[0].axes] == ["dark", "light"]
+    assert [picture.shape for picture in shown] == [(4 * 9 + 1, 4 * 9 + 1)] * 2
+    assert shown[0][1, 1] == 0 and shown[1][1, 1] == 255

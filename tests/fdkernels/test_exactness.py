@@ -1,9 +1,12 @@
 """N-sized arithmetic in fp32 (fp64 for fp64 inputs), the gradient rounded once: compared with the float64 oracle."""
 
+import re
+
 import pytest
 import torch
 
 import fdkernels as fdk
+from fdkernels import testing
 from tests import device
 from tests.cases import make, normalizer, same_bits
 from tests.device import on_device
@@ -38,10 +41,32 @@ def test_any_mix_of_dtypes(backend, student, teacher, fake):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gap", (1.0, 1e-2, 1e-5))
 def test_small_gaps_do_not_cancel(backend, dtype, gap):
-    """The pseudo-target form loses 11 % of a bf16 gradient here, and all of it below a gap of 1e-2."""
     make((4, 3, 16, 16), dtype, predictions=torch.float64 if dtype == torch.float64 else torch.float32, gap=gap).check(
         backend
     )
+
+
+@pytest.mark.backends("reference", "native")
+def test_the_docstrings_errors_of_a_pseudo_target(backend):
+    """Relative L2 in bf16, from x and predictions as a trainer has them. Ours is the same at each size of g."""
+    text = " ".join(fdk.fused_fdiv_loss.__doc__.split())
+    said = re.search(
+        r"beside x: (.*?) % of g \(relative L2\) where mean\|g\| is (.*?) of x's .* Here it is ([\d.]+) %", text
+    )
+    percents, sizes = (list(map(float, re.split(", | and ", said[i]))) for i in (1, 2))
+    assert len(percents) == len(sizes) == 4
+    for percent, size in zip(percents, sizes, strict=True):
+        case = make(
+            (4, 3, 64, 64), torch.bfloat16, predictions=torch.float32, divergence="rkl", heads=None, gap=size / 2
+        )
+        g = torch.from_numpy(case.expected().grad) * case.student.numel()
+        assert g.abs().mean().item() == pytest.approx(size, rel=0.02)
+        pseudo_target = (case.student - g.bfloat16()).double()
+        theirs = testing.relative_l2(case.student.double() - pseudo_target, g)
+        ours = testing.relative_l2(case.run(backend).grad.double() * g.numel(), g)
+        assert 100 * theirs == pytest.approx(percent, rel=0.05) and 100 * ours == pytest.approx(
+            float(said[3]), rel=0.05
+        )
 
 
 @pytest.mark.parametrize("scale", ("dmd", None))

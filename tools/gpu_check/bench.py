@@ -35,7 +35,7 @@ PARTS = {
         "bench-peers.json", 0.4, ("--shapes", "practice", "--dtype", "bf16", "--backend", "native", "--mode", "eager"),
         (*REHEARSAL, "--mode", "eager"),
     ),
-    # Eager peers run again: the README shows a report that has both eager and compiled peers.
+    # Eager peers run again: docs/speed.md shows a report that has both eager and compiled peers.
     "compiled": Part("benchmark.json", 1.0, (), (*REHEARSAL, "--baseline", "fastgen", "--mode", "eager")),
 }  # fmt: skip
 
