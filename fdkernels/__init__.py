@@ -26,7 +26,7 @@ else:
     from fdkernels.normalizer import RatioNormalizer
     from fdkernels.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Divergence",
