@@ -7,8 +7,8 @@
 #             has each in one; WAYS=11: in all), sanitizers, faults planted in its sources
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
-# make wheel  dist/fdkernels-<version>-<Python>-manylinux_2_28_x86_64.whl for the Python of .venv, and what auditwheel says
-#             of it (FDKERNELS_CUDA_ARCHS=none: without CUDA; unset: for every GPU from compute capability 8.0 on)
+# make wheel  build dist/fdkernels-<version>-<Python>-manylinux_2_28_x86_64.whl for the Python of .venv, print what
+#             auditwheel says of it (FDKERNELS_CUDA_ARCHS=none: without CUDA; unset: for GPUs from compute capability 8.0)
 # make check-versions  install the wheel and run the core tests under the oldest and newest torch, Python and Triton
 #             (VERSIONS="2.10.0 2.11.0": these alone)
 # make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed

@@ -22,6 +22,10 @@ asm(R"(
   .endm
 
   old 2.2.5, exp, hypot, log
+)");
+
+#if __GLIBC_PREREQ(2, 34)  // which merged libpthread, libdl and librt; before, these functions had no newer version
+asm(R"(
   old 2.2.5, dlclose, dlerror, dlopen, dlsym, dlvsym
   old 2.3.4, dlmopen
   old 2.2.5, pthread_condattr_setpshared, pthread_create, pthread_detach, pthread_join, pthread_kill, pthread_once
@@ -36,6 +40,7 @@ asm(R"(
   old 2.2.5, sem_destroy, sem_init, sem_post, sem_timedwait, sem_trywait, sem_wait
   old 2.2.5, shm_open, shm_unlink
 )");
+#endif
 
 // glibc 2.32 says here whether the process has one thread. 0 is always right: the C++ runtime then counts atomically.
 extern "C" {
