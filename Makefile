@@ -8,7 +8,9 @@
 #             has each in one; WAYS=11: in all), sanitizers, faults planted in its sources
 # make check-kernels  compile the Triton kernels for GPUs that need not be here (ALL=1: every target); inspect them and
 #             those of the CUDA library
-# make check-versions  build from source and run the core tests under the oldest and newest torch, Python and Triton
+# make wheel  build dist/fdkernels-<version>-<Python>-manylinux_2_28_x86_64.whl for the Python of .venv, print what
+#             auditwheel says of it (FDKERNELS_CUDA_ARCHS=none: without CUDA; unset: for GPUs from compute capability 8.0)
+# make check-versions  install the wheel and run the core tests under the oldest and newest torch, Python and Triton
 #             (VERSIONS="2.10.0 2.11.0": these alone)
 # make gpu-check OUT=folder  build, test, sanitize, bench and profile on a GPU, with what PYTHON=python3 has installed
 #             (STAGES=build,test: these alone; BUDGET=540: seconds of each; DEVICE=cpu: a rehearsal)
@@ -42,7 +44,7 @@ CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests tools -name '*.cpp' -o -name 
 API := fdkernels fdkernels.testing '!fdkernels\..+' fdkernels.testing
 PY_ROOTS := fdkernels python benchmarks tests tools setup.py
 
-.PHONY: demo test lint bench docs figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
+.PHONY: demo test lint bench docs figures build wheel software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-build
@@ -71,6 +73,9 @@ figures: $(VENV)/.stamp-build
 	$(BIN)/python -m benchmarks.report.figures
 
 build: $(VENV)/.stamp-build
+
+wheel: $(VENV)/.stamp-deps
+	$(BIN)/python -m tools.wheel
 
 software-device: $(VENV)/.stamp-build
 	FDKERNELS_SOFTWARE_DEVICE=$(WAYS) $(BIN)/python -m pytest -n $(WORKERS) tests/fdkernels -k software $(PYTEST_ARGS)

@@ -29,7 +29,7 @@ else:
     from fdkernels.normalizer import RatioNormalizer
     from fdkernels.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # In the order of the reference that `make docs` writes.
 __all__ = [

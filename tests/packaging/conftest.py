@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from tests.forked import Forked
+from tools.wheel import build
 
 ROOT = Path(__file__).parents[2]
 BUILD_INPUTS = ("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -53,6 +54,11 @@ def clean_variables(**extra: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | extra
 
 
+def succeed(*command: str, cwd: Path | None = None, **variables: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=clean_variables(**variables))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
 def uninstalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment that has everything but this project."""
@@ -78,7 +84,7 @@ def setup_file() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of this checkout, built without isolation, so offline; once for all of pytest's workers.
+    """The wheel as `make wheel` builds it, without isolation, so offline; once for all of pytest's workers.
 
     It is compiled without optimization and without CUDA, in a tenth of the time; `make build` leaves the other kind.
     """
@@ -88,7 +94,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not list(folder.glob("*.whl")):
-            build_wheel(folder)
+            # CMake has no flags for a build of this type.
+            variables = {"FDKERNELS_CUDA_ARCHS": "none", "CMAKE_BUILD_TYPE": "Quick"}
+            build(folder, sys.executable, "--no-build-isolation", "--no-index", run=succeed, **variables)
     (built,) = folder.glob("fdkernels-*.whl")
     return built
 
@@ -97,9 +105,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the wheel, and no checkout on its path."""
     python = make_environment(tmp_path_factory.mktemp("environment") / "venv", reuse=True)
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
-    run = subprocess.run(install, capture_output=True, text=True, env=clean_variables())
-    assert run.returncode == 0, run.stdout + run.stderr
+    succeed(sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
     return python
 
 
@@ -108,12 +114,3 @@ def forked_installed(installed: Path) -> Iterator[Forked]:
     python = Forked(installed, clean_variables())
     yield python
     python.close()
-
-
-def build_wheel(folder: Path) -> None:
-    source = copy_checkout(folder / f"checkout-{os.getpid()}")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(folder)]
-    # CMake has no flags for a build of this type.
-    variables = clean_variables(FDKERNELS_CUDA_ARCHS="none", CMAKE_BUILD_TYPE="Quick")
-    run = subprocess.run([*build, str(source)], capture_output=True, text=True, env=variables, cwd=folder)
-    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,16 +1,19 @@
-"""The wheel, installed elsewhere, works without the checkout."""
+"""The wheel runs on systems with glibc 2.28 and, installed elsewhere, works without the checkout."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from fdkernels import binaries
 from tests.packaging.conftest import ROOT, clean_variables
+from tools.wheel import AUDITWHEEL, PLATFORM
 
 SMOKE = """
 import json, sys, torch
@@ -79,6 +82,30 @@ def test_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     }
     assert {"fdkernels/py.typed", "fdistill/py.typed", "fdistill/presets/digits.yaml"} <= modules
     assert modules <= names
+
+
+def test_auditwheel_finds_the_platform_of_its_tag(wheel: Path) -> None:
+    assert wheel.name.endswith(f"-cp3{sys.version_info.minor}-{PLATFORM}.whl")
+    found = json.loads(subprocess.check_output([*AUDITWHEEL, "show", "--json", wheel], text=True))
+    assert list(found["external_libs"]) == ["libtorch_cpu.so"]
+    oldest, promised = (re.fullmatch(r"manylinux_2_(\d+)_\w+", name) for name in (found["sym_tag"], PLATFORM))
+    assert oldest is not None and promised is not None
+    assert int(oldest[1]) <= int(promised[1])
+
+
+@pytest.mark.parametrize("name", (binaries.CORE, "libfdkernels_cpu.so", "libfdkernels_cuda.so"))
+def test_binaries_need_an_old_system_alone(name: str) -> None:
+    """The wheel's have no optimization and no CUDA; these have both, and call other functions."""
+    file = ROOT / "fdkernels" / name
+    if not file.exists():
+        pytest.skip("built without CUDA")
+    table = subprocess.check_output(["nm", "--dynamic", file], text=True)
+    needed = re.findall(r"(\w+)@+([A-Z]+)_([\d.]+)$", table, re.MULTILINE)
+    glibc = {function: tuple(map(int, version.split("."))) for function, of, version in needed if of == "GLIBC"}
+    assert glibc and {of for _, of, _ in needed} == {"GLIBC", "GCC"}  # no C++ runtime: GLIBCXX, CXXABI
+    assert {function for function, version in glibc.items() if version > (2, 28)} == set()
+    defined = set(re.findall(r" [A-TV-Z] (\w+)$", table, re.MULTILINE))
+    assert defined == {"fdkernels_sources", *(["PyInit__core"] if name == binaries.CORE else [])}
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -1,1 +1,1 @@
-"""`make check-versions`: builds from source and tests under each version of torch, Python and Triton in a table."""
+"""`make check-versions`: tests the wheel under each version of torch, Python and Triton in a table."""

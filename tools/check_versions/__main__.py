@@ -1,9 +1,10 @@
 """python -m tools.check_versions [2.10.0 ...]: what `make check-versions` runs; ends with a table in Markdown.
 
-For each version it makes an environment (build/versions/<name>/environment; an existing one is reused), installs a
-source distribution of this checkout with pip, and runs a core part of the suite. The tests run in a folder without the
-package's sources, so that they import the installed package. Output goes to build/versions/<name>/log.txt. CUDA is
-compiled if FDKERNELS_CUDA_ARCHS names architectures.
+For each version it makes an environment (build/versions/<name>/environment; an existing one is reused) and builds the
+wheel for its Python, with the headers of the torch that runs this tool. It installs the wheel beside the environment's
+own torch and runs a core part of the suite, in a folder without the package's sources, so that the tests import the
+installed package. Output goes to build/versions/<name>/log.txt. CUDA is compiled if FDKERNELS_CUDA_ARCHS names
+architectures.
 
 torch is the CPU build if an index has it. Otherwise it is the CUDA build without its CUDA libraries: stand_ins.py
 compiles empty stand-ins for them (with gcc, nm, readelf and ldd), and torch's CPU code runs unchanged.
@@ -12,7 +13,7 @@ The core part takes a few minutes on two cores and covers what depends on torch,
 reference: results, state, autograd, torch.compile, export, raw ops, errors. In Triton's interpreter: schedules,
 weights, state, raw ops. Triton compiles every launch of `make check-kernels` for sm_90.
 
-Exit code 1: a version did not build, or a test failed.
+Exit code 1: a wheel did not build or install, or a test failed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ import os
 import re
 import shutil
 import sys
-import time
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
+from tools import wheel
 from tools.check_versions import environments
 from tools.check_versions.environments import Failed, Version, run
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build/versions"
-# Each torch with its own Triton; .venv has Python 3.11, torch 2.13 and Triton 3.8.
+TORCH = os.path.dirname(find_spec("torch").origin)
+# Each torch with its own Triton and Python; .venv has Python 3.11, torch 2.13 and Triton 3.8.
 VERSIONS = (
     Version("2.10.0", "3.10", "3.6.0"),
-    Version("2.11.0", "3.12", "3.6.0"),
+    Version("2.11.0", "3.11", "3.6.0"),
     Version("2.13.0", "3.12", "3.7.1"),
     Version("2.14.1", "3.13", "3.8.0"),
 )
@@ -48,15 +53,13 @@ TOTALS = re.compile(r"^=* ?((?:\d+ \w+,? )+in [\d.]+s)", re.MULTILINE)  # pytest
 COUNTS = re.compile(r"\d+ (?:passed|skipped|xfailed)")
 
 
-def build(python: str, folder: Path, log: TextIO) -> None:
-    """`pip install` of a source distribution: like `pip install .`, but without a build folder in this checkout."""
+def install(python: str, folder: Path, log: TextIO) -> None:
+    variables = {"FDKERNELS_TORCH_DIR": TORCH, "FDKERNELS_CUDA_ARCHS": os.environ.get("FDKERNELS_CUDA_ARCHS", "none")}
     shutil.rmtree(folder / "dist", ignore_errors=True)
-    run(log, sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder / "dist"), cwd=ROOT)
-    (source,) = (folder / "dist").iterdir()
+    built = wheel.build(folder / "dist", python, run=partial(run, log), **variables)
     # --no-deps: for a CUDA build of torch, pip would install the CUDA libraries.
-    install = ("install", "--verbose", "--force-reinstall", "--no-deps", "--no-cache-dir", str(source))
-    archs = os.environ.get("FDKERNELS_CUDA_ARCHS", "none")
-    run(log, python, "-m", "pip", "--disable-pip-version-check", *install, cwd=folder, FDKERNELS_CUDA_ARCHS=archs)
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--force-reinstall", "--no-deps")
+    run(log, *pip, str(built), cwd=folder)
 
 
 def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
@@ -82,20 +85,18 @@ def test(python: str, folder: Path, log: TextIO, workers: str) -> str:
 
 
 def check(version: Version, workers: str) -> tuple[str, str]:
-    """Returns ("ok" or "failed", text for the table's last columns)."""
+    """Returns ("ok" or "failed", text for the table's last column)."""
     folder = FOLDER / version.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").unlink(missing_ok=True)
     with (folder / "log.txt").open("a") as log:
         try:
             python = environments.make(version, folder / "environment", log)
-            begun = time.monotonic()
-            build(python, folder, log)
-            built = time.monotonic() - begun
-            return "ok", f"{built:.0f} s | {test(python, folder, log, workers)}"
+            install(python, folder, log)
+            return "ok", test(python, folder, log, workers)
         except Failed as failure:
             totals = TOTALS.findall(str(failure))
-            return "failed", f"| {totals[-1] if totals else failure.last_words()}; see {folder / 'log.txt'}"
+            return "failed", f"{totals[-1] if totals else failure.last_words()}; see {folder / 'log.txt'}"
 
 
 def main() -> int:
@@ -112,7 +113,8 @@ def main() -> int:
             print(f"{version.name} ...", flush=True)
             rows.append((version, *check(version, given.workers)))
             print(f"  {rows[-1][1]}: {rows[-1][2]}", flush=True)
-    print("\n| torch | Python | Triton | | build from source | core tests |\n|---|---|---|---|---|---|")
+    print(f"\nWheels for {wheel.PLATFORM}, built with torch {metadata.version('torch')}:\n")
+    print("| torch | Python | Triton | | core tests |\n|---|---|---|---|---|")
     for version, status, said in rows:
         print(f"| {version.torch} | {version.python} | {version.triton} | {status} | {said} |")
     return 1 if any(status != "ok" for _, status, _ in rows) else 0
