@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ INTEGRATION = Integration("FastGen (NVlabs/FastGen 34f30e8)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 LOSSES = "fastgen.methods.common_loss"
-KINDS = {"x0": "sample", "eps": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
+TARGETS: dict[str, Any] = {"x0": (1.0, 0.0), "eps": (0.0, 1.0), "flow": (-1.0, 1.0), "v": None}
 
 
 @INTEGRATION.replaces(LOSSES, "variational_score_distillation_loss", "8801694571cd")
@@ -32,19 +33,14 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
     options = self.config.f_distill
     normalizer = None
     if options.ratio_normalization:
-        schedule = self.net.noise_scheduler
-        t_range = (float(schedule.min_t), float(schedule.max_t))
+        t_range = (float(self.net.noise_scheduler.min_t), float(self.net.noise_scheduler.max_t))
         normalizer = fdk.RatioNormalizer(self.bin_num, t_range, options.ratio_ema_rate)
         normalizer.mean = self.net.bins.float()
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    h = fdk.fdiv_weight(
-        fake_logits,
-        t,
-        divergence=options.f_div,
-        normalizer=normalizer,
+    h: Tensor = fdk.fdiv_weight(
+        fake_logits, t, divergence=options.f_div, normalizer=normalizer,
         ratio_range=(options.ratio_lower, options.ratio_upper),
-        group=torch.distributed.group.WORLD if is_distributed else None,
-    )
+        group=torch.distributed.group.WORLD if torch.distributed.is_initialized() else None,
+    )  # fmt: skip
     if normalizer is not None and normalizer.mean is not self.net.bins:
         self.net.bins.copy_(normalizer.mean)  # FastGen's state, which it saves; bfloat16 in a bfloat16 network
     return h
@@ -69,10 +65,15 @@ def denoising_score_matching_loss(
     noise_scheduler: Any = None,
     t: Tensor | None = None,
 ) -> Tensor:
-    if pred_type not in KINDS:
-        raise NotImplementedError(f"pred_type: expected one of {', '.join(KINDS)}, got {pred_type!r}")
-    levels = (noise_scheduler.alpha(t), noise_scheduler.sigma(t)) if pred_type == "v" else (None, None)
-    # FastGen passes only what the target contains.
-    x0, eps = (eps if pred_type == "eps" else x0), (x0 if pred_type == "x0" else eps)
-    loss: Tensor = fdk.denoising_loss(net_pred, x0, eps, KINDS[pred_type], *levels)  # type: ignore[arg-type]
-    return loss.to(net_pred.dtype)
+    return denoising_loss(pred_type, net_pred, x0, eps, lambda: (-noise_scheduler.sigma(t), noise_scheduler.alpha(t)))
+
+
+def denoising_loss(pred_type: str, pred: Tensor, x0: Any, eps: Any, of_v: Callable[[], tuple[Any, Any]]) -> Tensor:
+    """The mean square of pred minus its target p·x0 + q·eps; of_v gives (p, q) of a v prediction."""
+    if pred_type not in TARGETS:
+        raise NotImplementedError(f"pred_type: expected one of {', '.join(TARGETS)}, got {pred_type!r}")
+    if (x0 is None and pred_type != "eps") or (eps is None and pred_type != "x0"):
+        raise ValueError(f"x0, eps: expected what the target {pred_type} contains, got None")
+    target = of_v() if pred_type == "v" else TARGETS[pred_type]
+    loss: Tensor = fdk.denoising_loss(pred, eps if x0 is None else x0, x0 if eps is None else eps, target=target)
+    return loss.to(pred.dtype)

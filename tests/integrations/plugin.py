@@ -1,6 +1,6 @@
 """A pytest plugin for the trainers' own test suites.
 
-FDKERNELS_INTEGRATION=fastgen applies that adapter before the first test is collected.
+FDKERNELS_INTEGRATION=fastgen applies that adapter (or several) before the first test is collected.
 FDKERNELS_ABSENT=wandb,timm: where these packages are not installed, they are empty modules. A trainer imports them, but
 its losses do not need them.
 """
@@ -64,6 +64,6 @@ sys.meta_path.append(Absent(frozenset(os.environ.get("FDKERNELS_ABSENT", "").spl
 
 
 def pytest_configure():
-    name = os.environ.get("FDKERNELS_INTEGRATION")
-    if name:
-        importlib.import_module(f"fdkernels.integrations.{name}").apply()
+    for name in os.environ.get("FDKERNELS_INTEGRATION", "").split(","):
+        if name:
+            importlib.import_module(f"fdkernels.integrations.{name}").apply()

@@ -1,0 +1,40 @@
+"""Model-Optimizer: the losses of modelopt.torch.fastgen; `model_optimizer_step` replaces its student step too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+import fdkernels as fdk
+from fdkernels.integrations import fastgen
+from fdkernels.integrations._replacing import Integration
+
+INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
+apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
+
+LOSSES = "modelopt.torch.fastgen.losses"
+
+# Of FastGen, with other names.
+INTEGRATION.replaces(LOSSES, "vsd_loss", "2dd96098137f")(fastgen.variational_score_distillation_loss)
+INTEGRATION.replaces(LOSSES, "gan_gen_loss", "074717ccd119")(fastgen.gan_loss_generator)
+INTEGRATION.replaces(LOSSES, "gan_disc_loss", "96e99b07d5e2")(fastgen.gan_loss_discriminator)
+
+
+@INTEGRATION.replaces(LOSSES, "r1_loss", "976e76455017")
+def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
+    return fdk.gradient_penalty(real_logits, perturbed_real_logits).to(real_logits.dtype)
+
+
+@INTEGRATION.replaces(LOSSES, "dsm_loss", "51732915c753")
+def dsm_loss(
+    pred_type: str,
+    net_pred: Tensor,
+    *,
+    x0: Tensor | None = None,
+    eps: Tensor | None = None,
+    t: Tensor | None = None,
+    alpha_fn: Any = None,
+    sigma_fn: Any = None,
+) -> Tensor:
+    return fastgen.denoising_loss(pred_type, net_pred, x0, eps, lambda: (-sigma_fn(t), alpha_fn(t)))
