@@ -39,7 +39,7 @@ def loss_of(self: Any, x: Tensor, batch: Any, timestep: Tensor, add_noise: Any, 
         noisy = add_noise(x, noise, timestep)
         fake, teacher = velocity(self.critic, True), velocity(self.teacher, True)
         teacher_uncond = velocity(self.teacher, False) if guided else None
-        sigma = common_sigma(*schedulers, timestep).expand(len(x))
+        sigma = common_sigma(schedulers[0], schedulers[1], timestep).expand(len(x))
     return fdk.fused_fdiv_loss(
         x,
         teacher,
