@@ -26,7 +26,7 @@ def dmd(trainer, of, seen, **options):
 
     with mock.patch("torch.cuda.current_device", return_value=0):  # which a checkout asks for when it is imported
         cls = trainer.module("causvid.dmd").DMD
-    found, schedule = cls.__new__(cls), trainer.module("causvid.scheduler").FlowMatchScheduler
+    found, schedule = cls.__new__(cls), trainer.module("causvid.models.wan.flow_match").FlowMatchScheduler
     scheduler = schedule(shift=8.0)
     if not trainer.is_stand_in:
         scheduler.sigma_min, scheduler.extra_one_step = 0.0, True
