@@ -41,7 +41,11 @@ def model(trainer, role, of, seen, own=None):
     def add_noise(self, x, noise, timestep):
         return self.noise_scheduler.add_noise(x.flatten(0, 1), noise.flatten(0, 1), timestep).unflatten(0, x.shape[:2])
 
-    methods = {"predict_noise": predict_noise, "add_noise": add_noise, "shift_and_clamp_timestep": lambda self, t: t}
+    methods = {
+        "predict_noise": predict_noise,
+        "add_noise": add_noise,
+        "shift_and_clamp_timestep": lambda _, t: t.clamp(min=100),
+    }
     cls = type("Model", (base,), methods | (own or {}))
     cls.__abstractmethods__ = frozenset()
     found = cls.__new__(cls)
