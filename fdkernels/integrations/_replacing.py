@@ -25,7 +25,8 @@ class Replacement(NamedTuple):
     module: str
     name: str
     """A function of the module, or "Class.method"."""
-    ours: Function
+    ours: Function | None
+    """None: the trainer's function stays; a replaced method of its class does its work itself and does not call it."""
     known: tuple[str, ...]
     """Fingerprints of the trainer's function in the states that `ours` was written for."""
 
@@ -56,6 +57,14 @@ class Integration:
 
         return register
 
+    def absorbs(self, module: str, name: str, *known: str) -> None:
+        """A function that the trainer's replaced functions call and ours do not, because they contain its formula.
+
+        `apply` refuses it like the others where its code is not known. A class that overrides such a method keeps the
+        trainer's methods that call it.
+        """
+        self.replacements.append(Replacement(module, name, None, known))
+
     def apply(self, accept_changed: bool = False) -> tuple[str, ...]:
         """Replace the trainer's functions, also in each module that has imported them by name.
 
@@ -84,9 +93,16 @@ class Integration:
                 missing.append(f"{replacement.module}: {error}")
                 continue
             originals[replacement] = self._check(replacement, accept_changed)
-        if missing and not (self.partial and originals):
+        if missing and not (self.partial and any(each.ours for each in originals)):
             raise ImportError(f"{self.trainer} cannot be imported from here: {'; '.join(dict.fromkeys(missing))}")
-        self._installed = {each: (original, _stand_in(original, each.ours)) for each, original in originals.items()}
+        absorbed = [
+            (*_owner(each), original) for each, original in originals.items() if each.ours is None and "." in each.name
+        ]
+        self._installed = {
+            each: (original, _stand_in(original, each.ours, absorbed))
+            for each, original in originals.items()
+            if each.ours is not None
+        }
         for replacement, (original, installed) in self._installed.items():
             _rebind(replacement, original, installed)
         return tuple(map(str, self._installed))
@@ -122,7 +138,7 @@ class Integration:
     def describe(self) -> str:
         """Whether the trainer can be imported and its functions are known, from its files alone."""
         files = {each: file for each in self.replacements if (file := _file_of(each.module)) is not None}
-        if not files or (len(files) < len(self.replacements) and not self.partial):
+        if not any(each.ours for each in files) or (len(files) < len(self.replacements) and not self.partial):
             return "not importable"
         unknown = [
             str(each) for each, file in files.items() if _fingerprint(_source(file, each.name)) not in each.known
@@ -134,8 +150,8 @@ class Integration:
         original = _current(replacement)
         if original is None:
             raise RuntimeError(f"{replacement}: {self.trainer} has it; the one that is installed does not")
-        theirs, ours = _parameters(original), _parameters(replacement.ours)
-        if theirs != ours:
+        theirs, ours = (None if each is None else _parameters(each) for each in (original, replacement.ours))
+        if ours is not None and theirs != ours:
             raise RuntimeError(f"{replacement}: expected the parameters {ours} of {self.trainer}, got {theirs}")
         if not accept_changed and _fingerprint(inspect.getsource(original)) not in replacement.known:
             raise RuntimeError(
@@ -145,11 +161,17 @@ class Integration:
         return original
 
 
-def _stand_in(original: Function, ours: Function) -> Function:
-    """`ours` under the name of the original, as a function that nobody else has."""
+def _stand_in(original: Function, ours: Function, absorbed: list[tuple[type, str, Function]]) -> Function:
+    """`ours` under the name of the original, as a function that nobody else has.
+
+    absorbed: classes and their methods that the original may call on itself. Where one is overridden, it runs.
+    """
 
     @functools.wraps(original)
     def replaced(*args: Any, **kwargs: Any) -> Any:
+        for owner, name, known in absorbed:
+            if args and isinstance(args[0], owner) and getattr(type(args[0]), name) is not known:
+                return original(*args, **kwargs)
         return ours(*args, **kwargs)
 
     return replaced

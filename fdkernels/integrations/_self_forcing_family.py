@@ -1,0 +1,61 @@
+"""What Self-Forcing and the trainers that follow it do before the loss: draw timesteps, add noise, run the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def score_timestep(self: Any, frames: tuple[int, ...], from_step: int, to_step: int, uniform: bool) -> Tensor:
+    least = to_step if self.ts_schedule and to_step is not None else self.min_score_timestep
+    most = from_step if self.ts_schedule_max and from_step is not None else self.num_train_timestep
+    timestep = self._get_timestep(least, most, *frames, self.num_frame_per_block, uniform_timestep=uniform)
+    return shifted(self, timestep)
+
+
+def shifted(self: Any, timestep: Tensor) -> Tensor:
+    if self.timestep_shift > 1:
+        t = timestep / 1000
+        timestep = self.timestep_shift * t / (1 + (self.timestep_shift - 1) * t) * 1000
+    return timestep.clamp(self.min_step, self.max_step)
+
+
+def noised(self: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    noisy: Tensor = self.scheduler.add_noise(*(each.flatten(0, 1) for each in (clean, noise, timestep)))
+    return noisy.detach().unflatten(0, clean.shape[:2])
+
+
+def velocities(self: Any, conditional: Any, unconditional: Any, **inputs: Any) -> dict[str, Any]:
+    """The loss' arguments from both scores, which return (velocity, x0)."""
+
+    def velocity(network: Any, condition: Any) -> Tensor:
+        flow: Tensor = network(conditional_dict=condition, **inputs)[0]
+        return flow
+
+    return {
+        "fake": velocity(self.fake_score, conditional),
+        "fake_uncond": velocity(self.fake_score, unconditional) if self.fake_guidance_scale != 0.0 else None,
+        "fake_guidance_scale": 1 + self.fake_guidance_scale,
+        "teacher": velocity(self.real_score, conditional),
+        "teacher_uncond": velocity(self.real_score, unconditional),
+        "guidance_scale": 1 + self.real_guidance_scale,
+    }
+
+
+def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:
+    """σ at the nearest of the scheduler's timesteps, float64, shaped like `timestep`."""
+    timesteps, sigmas = (table.to(timestep.device, torch.float64) for table in (scheduler.timesteps, scheduler.sigmas))
+    sigma: Tensor = sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
+    return sigma
+
+
+def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
+    """σ of two schedulers with the same table."""
+    if teacher is not fake and not torch.equal(teacher.sigmas.cpu(), fake.sigmas.cpu()):
+        raise RuntimeError(
+            "the schedulers of the real and the fake score have different sigmas, as with different timestep_shift; "
+            "fdkernels' loss needs one table for both: undo() the adapter"
+        )
+    return nearest_sigma(teacher, timestep)

@@ -1,0 +1,79 @@
+"""LongLive: the DMD loss, without the line that it prints in each step.
+
+The networks return velocity and x0. The loss takes the velocities: in bfloat16, the rounding of x0 costs most of f - τ.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fdkernels as fdk
+from fdkernels.integrations._replacing import Integration
+from fdkernels.integrations._self_forcing_family import common_sigma, noised, score_timestep, velocities
+
+INTEGRATION = Integration("LongLive (NVlabs/LongLive 7860ad9)")
+apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
+
+INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "88c5c23f9c60")
+INTEGRATION.absorbs("utils.wan_5b_wrapper", "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc")
+INTEGRATION.absorbs("utils.i2v_conditioning", "_i2v_loss_mask_like", "ec2e872a1006")
+
+
+@INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "7d9cd6b6f580")
+def compute_distribution_matching_loss(
+    self: Any,
+    image_or_video: Tensor,
+    conditional_dict: dict[str, Any],
+    unconditional_dict: dict[str, Any],
+    gradient_mask: Tensor | None = None,
+    denoised_timestep_from: int = 0,
+    denoised_timestep_to: int = 0,
+    clean_x: Tensor | None = None,
+    initial_latent: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    i2v = importlib.import_module("utils.i2v_conditioning")
+    context = i2v._get_i2v_context_frames(image_or_video, initial_latent)
+    student = i2v._overwrite_i2v_context(image_or_video, initial_latent, context)
+    clean_x = None if clean_x is None else i2v._overwrite_i2v_context(clean_x, initial_latent, context)
+    frames, is_i2v = student.shape[:2], getattr(self.args, "i2v", False)
+    with torch.no_grad():
+        timestep = score_timestep(self, frames, denoised_timestep_from, denoised_timestep_to, not is_i2v)
+        timestep = i2v._zero_i2v_context_timestep(timestep, context)
+        noise = torch.randn_like(image_or_video)
+        noise[:, :context] = 0
+        noisy = i2v._overwrite_i2v_context(noised(self, student, noise, timestep), initial_latent, context)
+        inputs = {"noisy_image_or_video": noisy, "timestep": timestep, "clean_x": clean_x}
+        scores = velocities(self, conditional_dict, unconditional_dict, **inputs)
+        sigma = common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+        mask, count = gradient_mask, None
+        if context > 0:
+            kept = (torch.arange(frames[1], device=student.device) >= context).view(1, -1, 1, 1, 1)
+            mask = kept if mask is None else mask & kept
+
+    def part(frames: slice, scale: fdk.DmdScale | None) -> Any:
+        cut: dict[str, Any] = {name: v[:, frames] if isinstance(v, Tensor) else v for name, v in scores.items()}
+        return fdk.fused_fdiv_loss(
+            student[:, frames],
+            **cut,
+            divergence="rkl",
+            scale=scale,
+            mask=None if mask is None else mask[:, frames],
+            prediction=fdk.Prediction("flow_prediction", noisy[:, frames], sigma=sigma[:, frames]),
+            nonfinite="zero",
+            count=count,
+            return_stats=True,
+        )
+
+    blocks = fdk.DmdScale(eps=0.0, over=self.num_frame_per_block)
+    if self.independent_first_frame and not is_i2v and (frames[1] - 1) % self.num_frame_per_block == 0:
+        count = student.numel() if mask is None else mask.expand_as(student).sum()
+        first, (rest, stats) = part(slice(0, 1), None)[0], part(slice(1, None), blocks)
+        loss = first + rest
+    else:
+        loss, stats = part(slice(None), blocks)
+    # The trainer's figure is mean|g|: here the ratio of means over all blocks, without a first frame that stands alone.
+    return loss.double(), {"dmdtrain_gradient_norm": stats.relative_gap, "timestep": timestep}

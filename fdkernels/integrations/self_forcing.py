@@ -1,0 +1,50 @@
+"""Self-Forcing and Causal-Forcing: the DMD loss.
+
+The networks return velocity and x0. The loss takes the velocities: in bfloat16, the rounding of x0 costs most of f - τ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fdkernels as fdk
+from fdkernels.integrations._replacing import Integration
+from fdkernels.integrations._self_forcing_family import common_sigma, noised, score_timestep, velocities
+
+INTEGRATION = Integration("Self-Forcing (guandeh17/Self-Forcing 33593df, thu-ml/Causal-Forcing 1fc7bbc)")
+apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
+
+INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
+INTEGRATION.absorbs("utils.wan_wrapper", "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc")
+
+
+@INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "d88b93140043")
+def compute_distribution_matching_loss(
+    self: Any,
+    image_or_video: Tensor,
+    conditional_dict: dict[str, Any],
+    unconditional_dict: dict[str, Any],
+    gradient_mask: Tensor | None = None,
+    denoised_timestep_from: int = 0,
+    denoised_timestep_to: int = 0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        timestep = score_timestep(self, image_or_video.shape[:2], denoised_timestep_from, denoised_timestep_to, True)
+        noisy = noised(self, image_or_video, torch.randn_like(image_or_video), timestep)
+        scores = velocities(self, conditional_dict, unconditional_dict, noisy_image_or_video=noisy, timestep=timestep)
+        sigma = common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+    loss, stats = fdk.fused_fdiv_loss(
+        image_or_video,
+        **scores,
+        divergence="rkl",
+        scale=fdk.DmdScale(eps=0.0),
+        mask=gradient_mask,
+        prediction=fdk.Prediction("flow_prediction", noisy, sigma=sigma),
+        nonfinite="zero",
+        return_stats=True,
+    )
+    # The trainer's figure is mean|g|: the same for one sample on each rank, a ratio of means for several.
+    return loss.double(), {"dmdtrain_gradient_norm": stats.relative_gap, "timestep": timestep}

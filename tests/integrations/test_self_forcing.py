@@ -1,0 +1,105 @@
+"""Self-Forcing and Causal-Forcing: fdkernels' DMD loss in place of theirs, against it and against float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fdkernels import testing
+from tests.fdkernels import recipes
+from tests.fdkernels.test_peers import record
+from tests.integrations.parity import DTYPES, FP32, SEEDS, compare, leaf, normal, run, wide
+from tests.integrations.video import COND, NAMES, SHAPE, UNCOND, dmd, seeded, sigma_of, velocities
+
+TRAINER = "self_forcing"
+WRAPPERS = "utils.wan_wrapper"
+METHOD = "compute_distribution_matching_loss"
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_loss_gradient_log_and_noise(trainer, seed, dtype, masked):
+    batch, fake_w, seen = 1 + seed % 2, 0.5 * (seed % 3 == 0), SimpleNamespace()
+    of = velocities(seed, batch, *SHAPE, dtype=dtype)
+    model = dmd(trainer, WRAPPERS, of, seen, fake_w=fake_w, shift=(1.0, 5.0)[seed % 2])
+    x = leaf(normal(torch.Generator().manual_seed(seed + 9), batch, *SHAPE), dtype)
+    mask = torch.ones_like(x, dtype=torch.bool) if masked else None
+    if masked:
+        mask[:, :2] = False
+    args = x, COND, UNCOND, mask, 0, 100
+    theirs, log = seeded(seed, getattr(model, METHOD), [x], *args)
+    state, noisy = torch.get_rng_state(), seen.noisy
+    with trainer.patched():
+        ours, our_log = seeded(seed, getattr(model, METHOD), [x], *args)
+    assert torch.equal(seen.noisy, noisy) and torch.equal(torch.get_rng_state(), state)
+    exact_x = wide(x)
+    inputs = SimpleNamespace(
+        student=exact_x, noisy=noisy.double(), sigma=sigma_of(model.real_score.scheduler, log["timestep"]),
+        mask=torch.ones(batch, SHAPE[0], dtype=torch.bool) if mask is None else mask[:, :, 0, 0, 0],
+        w=model.real_guidance_scale, fake_w=fake_w, **{name: of[name].double() for name in NAMES},
+    )  # fmt: skip
+    compare(theirs, ours, run(recipes.self_forcing_velocity, [exact_x], inputs), dtype)
+    assert our_log.keys() == log.keys() and torch.equal(our_log["timestep"], log["timestep"])
+    ratio = our_log["dmdtrain_gradient_norm"].item() / log["dmdtrain_gradient_norm"].item()
+    assert abs(ratio - 1) < (1e-5 if dtype == torch.float32 and batch == 1 else 0.05), ratio
+
+
+@pytest.mark.parametrize("name", ["dmd_fp32", "dmd_masked_fp32", "dmd_bf16", "dmd_masked_bf16"])
+def test_recorded_losses(trainer, name):
+    r = record(f"self_forcing_{name}")
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    x, seen = leaf(r["student"], dtype), SimpleNamespace()
+    model = dmd(trainer, WRAPPERS, {}, seen, shift=1.0)
+    model.real_guidance_scale = float(r["guidance_w"])
+
+    def velocity(x0):
+        return lambda noisy, t, **_: (noisy - r[x0]) / sigma_of(scheduler, t).float().view(-1, 1, 1, 1, 1)
+
+    scheduler = model.real_score.scheduler
+    for network, names in ((model.real_score, ("teacher_cond", "teacher_uncond")), (model.fake_score, ("fake",) * 2)):
+        of = dict(zip(("cond", "uncond"), map(velocity, names), strict=True))
+        network.model = lambda x, t, context, of=of, **_: of[context](x.transpose(1, 2), t).transpose(1, 2)
+    with trainer.patched():
+        ours, _ = seeded(0, getattr(model, METHOD), [x], x, COND, UNCOND, r.get("mask"))
+    inputs = SimpleNamespace(
+        student=wide(x), teacher=r["teacher_cond"].double(), teacher_uncond=r["teacher_uncond"].double(),
+        fake=r["fake"].double(), w=model.real_guidance_scale, mask=r.get("mask"),
+    )  # fmt: skip
+    exact = run(recipes.self_forcing, [inputs.student], inputs)
+    error, recorded = (testing.relative_l2(each, exact.gradients[0]) for each in (ours.gradients[0], r["grad"]))
+    assert error < (FP32 if dtype == torch.float32 else min(2.5e-3, recorded))
+    assert abs(ours.loss.item() / exact.loss.item() - 1) < FP32
+
+
+def test_a_class_with_its_own_gradient_keeps_it(trainer):
+    cls = trainer.module("model.dmd").DMD
+
+    class Own(cls):
+        def _compute_kl_grad(self, *args, **kwargs):
+            return torch.ones(1, *SHAPE), {}
+
+    of = velocities(0, 1, *SHAPE, dtype=torch.float32)
+    model = dmd(trainer, WRAPPERS, of, SimpleNamespace())
+    x = torch.zeros(1, *SHAPE, requires_grad=True)
+    model.__class__ = Own
+    with trainer.patched():
+        loss, log = getattr(model, METHOD)(x, COND, UNCOND)
+    assert loss.item() == 0.5 and log == {}
+
+
+def test_scores_with_other_sigmas_are_refused(trainer):
+    model = dmd(trainer, WRAPPERS, velocities(0, 1, *SHAPE, dtype=torch.float32), SimpleNamespace())
+    model.fake_score.scheduler = model.scheduler
+    with trainer.patched(), pytest.raises(RuntimeError, match="different sigmas"):
+        getattr(model, METHOD)(torch.zeros(1, *SHAPE), COND, UNCOND)
+
+
+def test_undo(trainer):
+    cls = trainer.module("model.dmd").DMD
+    before = getattr(cls, METHOD)
+    with trainer.patched() as names:
+        assert names == (f"model.dmd.DMD.{METHOD}",) and getattr(cls, METHOD) is not before
+    assert getattr(cls, METHOD) is before

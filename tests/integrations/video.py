@@ -1,0 +1,94 @@
+"""Self-Forcing's and LongLive's DMD with small networks: the trainer's own classes around given velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from tests.integrations.parity import Outcome, normal, run
+
+SHAPE = (6, 4, 3, 5)
+NAMES = ("teacher", "teacher_uncond", "fake", "fake_uncond")
+COND, UNCOND = {"prompt_embeds": "cond"}, {"prompt_embeds": "uncond"}
+
+
+def velocities(seed: int, *shape: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the networks predict; frames differ in their distance from the student."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.linspace(0.3, 1.0, shape[1], dtype=torch.float64).view(-1, 1, 1, 1)
+    first = normal(generator, *shape)
+    parts = (first, *(first + gap * normal(generator, *shape) for gap in (0.1, 0.3, 0.35)))
+    return {name: (size * part).to(dtype) for name, part in zip(NAMES, parts, strict=True)}
+
+
+def wrapper(kind: type[nn.Module], scheduler: Any, predict: Callable[..., Tensor], uniform: bool = True) -> nn.Module:
+    """The trainer's wrapper around predict(x_t, prompt, **rest), all of them (B, F, C, H, W)."""
+    found = kind.__new__(kind)
+    nn.Module.__init__(found)
+    found.scheduler, found.uniform_timestep, found.seq_len = scheduler, uniform, 0
+    found._call_model = found.model = lambda x, t, context, seq_len, **rest: predict(
+        x.transpose(1, 2), context, t=t, **rest
+    ).transpose(1, 2)
+    return found
+
+
+def dmd(trainer: Any, wrappers: str, of: dict[str, Tensor], seen: SimpleNamespace, **options: Any) -> nn.Module:
+    """The trainer's DMD object, with what its __init__ takes from the configuration."""
+
+    def predict(role: str) -> Callable[..., Tensor]:
+        def network(noisy: Tensor, context: str, **rest: Any) -> Tensor:
+            seen.noisy, seen.rest = noisy, rest
+            return of[role if context == "cond" else f"{role}_uncond"]
+
+        return network
+
+    with mock.patch("torch.cuda.current_device", return_value=0):  # which checkouts ask for when they are imported
+        kind, cls = trainer.module(wrappers).WanDiffusionWrapper, trainer.module("model.dmd").DMD
+    schedule = trainer.module("utils.scheduler").FlowMatchScheduler
+    # The schedulers of the generator and of the scores have other shifts, as in the trainers' configurations.
+    options = {"shift": 5.0} | options
+    generator, scores = (schedule(shift=shift) for shift in (5.0, 8.0))
+    for each in (generator, scores):
+        if not trainer.is_stand_in:
+            each.sigma_min, each.extra_one_step = 0.0, True
+            each.set_timesteps(1000, training=True)
+    found = cls.__new__(cls)
+    nn.Module.__init__(found)
+    uniform = not options.get("i2v", False)
+    settings = {
+        "args": SimpleNamespace(i2v=options.get("i2v", False)), "device": torch.device("cpu"), "scheduler": generator,
+        "real_score": wrapper(kind, scores, predict("teacher"), uniform),
+        "fake_score": wrapper(kind, scores, predict("fake"), uniform),
+        "real_guidance_scale": 3.0, "fake_guidance_scale": options.get("fake_w", 0.0),
+        "timestep_shift": options["shift"], "ts_schedule": True, "ts_schedule_max": False, "min_score_timestep": 0,
+        "num_train_timestep": 1000, "min_step": 20, "max_step": 980,
+        "num_frame_per_block": options.get("block", 3), "independent_first_frame": options.get("first", False),
+    }  # fmt: skip
+    for name, value in settings.items():
+        setattr(found, name, value)
+    return found
+
+
+def sigma_of(scheduler: Any, timestep: Tensor) -> Tensor:
+    nearest = (scheduler.timesteps.double() - timestep[..., None]).abs().argmin(-1)
+    return scheduler.sigmas.double()[nearest]
+
+
+def seeded(
+    seed: int, function: Callable[..., Any], wrt: list[Tensor], *args: Any, **kwargs: Any
+) -> tuple[Outcome, Any]:
+    """`run` for a function that returns (loss, log): (outcome, log), after which the generator is where it is."""
+    logs: list[Any] = []
+
+    def loss(*args: Any, **kwargs: Any) -> Tensor:
+        found, log = function(*args, **kwargs)
+        logs.append(log)
+        return found
+
+    torch.manual_seed(seed)
+    return run(loss, wrt, *args, **kwargs), logs[0]
