@@ -28,6 +28,7 @@ def main() -> None:
     if sys.argv[1:] == ["--probe"]:
         probe_compiled()
         probe_backends()
+        probe_trainers()
         return
     if sys.argv[1:]:
         sys.exit("usage: python -m fdkernels [plan ...]; python -m fdkernels plan --help lists its options")
@@ -110,6 +111,15 @@ def probe_backends() -> None:
             print(f"    {backend:10} {reason or 'usable'}")
     checked = ", ".join(f"{major}.{minor} ({results})" for (major, minor), results in backends.CHECKED.items())
     print(f"  native has been checked on compute capability {checked or 'none'}; auto picks triton first on other GPUs")
+
+
+def probe_trainers() -> None:
+    print("\nTrainers, for fdkernels.integrations", flush=True)
+    if torch_works():
+        from fdkernels import integrations
+
+        for name, integration in integrations.adapters().items():
+            say(name, integration.describe())
 
 
 def describe_gpu(index: int) -> str:

@@ -13,6 +13,7 @@ import io
 import sys
 import textwrap
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +61,8 @@ class Integration:
     def absorbs(self, module: str, name: str, *known: str) -> None:
         """A function that the trainer's replaced functions call and ours do not, because they contain its formula.
 
-        `apply` refuses it like the others where its code is not known. A class that overrides such a method keeps the
-        trainer's methods that call it.
+        `apply` refuses it like the others where its code is not known. For an object whose class overrides such a
+        method, the trainer's own functions run, with a warning.
         """
         self.replacements.append(Replacement(module, name, None, known))
 
@@ -164,13 +165,15 @@ class Integration:
 def _stand_in(original: Function, ours: Function, absorbed: list[tuple[type, str, Function]]) -> Function:
     """`ours` under the name of the original, as a function that nobody else has.
 
-    absorbed: classes and their methods that the original may call on itself. Where one is overridden, it runs.
+    absorbed: classes and their methods, which the original calls on itself. Where one is overridden, the original runs.
     """
 
     @functools.wraps(original)
     def replaced(*args: Any, **kwargs: Any) -> Any:
         for owner, name, known in absorbed:
             if args and isinstance(args[0], owner) and getattr(type(args[0]), name) is not known:
+                kept = f"{type(args[0]).__qualname__} has a {name} of its own, which fdkernels does not call"
+                warnings.warn(f"{kept}: the trainer's {original.__qualname__} runs", stacklevel=2)
                 return original(*args, **kwargs)
         return ours(*args, **kwargs)
 
