@@ -85,7 +85,7 @@ def test_a_class_with_its_own_gradient_keeps_it(trainer):
     model = dmd(trainer, WRAPPERS, of, SimpleNamespace())
     x = torch.zeros(1, *SHAPE, requires_grad=True)
     model.__class__ = Own
-    with trainer.patched():
+    with trainer.patched(), pytest.warns(UserWarning, match="Own has a _compute_kl_grad of its own"):
         loss, log = getattr(model, METHOD)(x, COND, UNCOND)
     assert loss.item() == 0.5 and log == {}
 
