@@ -24,7 +24,6 @@ def draw(self: Any, latents: Tensor, *size: int) -> tuple[Tensor, Tensor]:
 
 
 def dm_loss(latents: Tensor, teacher: Tensor, fake: Tensor, prediction: fdk.Prediction | None = None) -> Any:
-    """The loss, and ‖g‖."""
     loss, stats = fdk.fused_fdiv_loss(
         latents,
         teacher,
@@ -35,7 +34,7 @@ def dm_loss(latents: Tensor, teacher: Tensor, fake: Tensor, prediction: fdk.Pred
         nonfinite="zero",
         return_stats=True,
     )
-    return {"loss_dm": loss}, stats.grad_norm * latents.numel()
+    return {"loss_dm": loss}, stats.grad_norm * latents.numel()  # ‖g‖
 
 
 @INTEGRATION.replaces("main.sd_guidance", f"SDGuidance.{LOSS}", "566e5baf40bf")
