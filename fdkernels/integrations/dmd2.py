@@ -24,12 +24,17 @@ def draw(self: Any, latents: Tensor, *size: int) -> tuple[Tensor, Tensor]:
 
 
 def dm_loss(latents: Tensor, teacher: Tensor, fake: Tensor, prediction: fdk.Prediction | None = None) -> Any:
-    """The loss, and ‖g‖."""
     loss, stats = fdk.fused_fdiv_loss(
-        latents, teacher, fake, divergence="rkl", scale=fdk.DmdScale(eps=0.0), prediction=prediction, nonfinite="zero",
+        latents,
+        teacher,
+        fake,
+        divergence="rkl",
+        scale=fdk.DmdScale(eps=0.0),
+        prediction=prediction,
+        nonfinite="zero",
         return_stats=True,
-    )  # fmt: skip
-    return {"loss_dm": loss}, stats.grad_norm * latents.numel()
+    )
+    return {"loss_dm": loss}, stats.grad_norm * latents.numel()  # ‖g‖
 
 
 @INTEGRATION.replaces("main.sd_guidance", f"SDGuidance.{LOSS}", "566e5baf40bf")
