@@ -34,12 +34,12 @@ class Network(nn.Module):
         return self.uncond if encoder_hidden_states == "nothing" else self.flow
 
 
-def step(module, seed, dtype, gan: bool):
-    """(outcome, losses, the calls of the three networks, the random numbers after it)"""
+def pipeline(module, seed, dtype, gan: bool, shape=SHAPE):
+    """(the student's flow, the three networks, a student step of the trainer's pipeline with them)"""
     generator = torch.Generator().manual_seed(seed)
-    noise, x = (normal(generator, *SHAPE).to(dtype) for _ in range(2))
+    noise, x = (normal(generator, *shape).to(dtype) for _ in range(2))
     flow = (noise - x).detach().requires_grad_()  # at t = 1, x0 = noise - flow
-    target, uncond, fake = ((flow + 0.3 * normal(generator, *SHAPE)).detach().to(dtype) for _ in range(3))
+    target, uncond, fake = ((flow + 0.3 * normal(generator, *shape)).detach().to(dtype) for _ in range(3))
     networks = Network(flow), Network(target, uncond, captures=gan), Network(fake)
     config = SimpleNamespace(
         pred_type="flow", num_train_timesteps=None, student_sample_steps=1, gan_loss_weight_gen=0.5 if gan else 0.0,
@@ -49,11 +49,16 @@ def step(module, seed, dtype, gan: bool):
     discriminator = nn.Module() if gan else None
     if gan:
         discriminator.forward = lambda features: features[0]
-    pipeline = module.DMDPipeline(*networks, config, discriminator=discriminator)
+    found = module.DMDPipeline(*networks, config, discriminator=discriminator)
+    latents, texts = torch.zeros(shape, dtype=dtype), {"negative_encoder_hidden_states": "nothing", "extra": 1}
+    return flow, networks, lambda: found.compute_student_loss(latents, noise, "text", **texts)
+
+
+def step(module, seed, dtype, gan: bool):
+    """(outcome, losses, the calls of the three networks, the random numbers after it)"""
+    flow, networks, compute = pipeline(module, seed, dtype, gan)
     torch.manual_seed(seed)
-    losses = pipeline.compute_student_loss(
-        torch.zeros(SHAPE, dtype=dtype), noise, "text", negative_encoder_hidden_states="nothing", extra=1
-    )
+    losses = compute()
     (gradient,) = torch.autograd.grad(losses["total"], [flow])
     calls = [call for network in networks for call in network.calls]
     return Outcome(losses["vsd"].detach(), [gradient]), losses, calls, torch.get_rng_state()
