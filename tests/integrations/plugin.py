@@ -37,6 +37,7 @@ class Dummy(metaclass=AnyAttribute):
 
 class AbsentModule(types.ModuleType):
     __path__: list[str] = []
+    __version__ = "0"
 
     def __getattr__(self, name):
         if name.startswith("__"):

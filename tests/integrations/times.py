@@ -1,4 +1,4 @@
-"""Times of the trainers' own functions against fdkernels' in their place, in one run: the table of docs/integrations.md.
+"""The table of times of docs/integrations.md: the trainers' own functions and fdkernels', in one run.
 
 FDKERNELS_FASTGEN=/path/to/FastGen python -m tests.integrations.times fastgen
 
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -30,32 +31,35 @@ class Case(NamedTuple):
     loss: Callable[[], Tensor]
 
 
-def of_x0(loss: Callable[[], Any], *shapes: tuple[int, ...]) -> Iterator[Case]:
+def of_x0(loss: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Iterator[Case]:
     """A function of (student, teacher's x0, fake score's x0)."""
     for shape in shapes:
         for dtype in DTYPES:
-            x, tau, fake = (leaf(v, dtype) for v in predictions(0, *shape))
-            yield Case("", x, lambda x=x, tau=tau.detach(), fake=fake.detach(): loss()(x, tau, fake))
+            x, tau, fake = (v.to(dtype) for v in predictions(0, *shape))
+            x.requires_grad_()
+            yield Case("", x, partial(loss, x, tau, fake))
 
 
 def fastgen(trainer: Any) -> Iterator[Case]:
     from tests.integrations.test_fastgen import LOSSES, model
 
     module = trainer.module(LOSSES)
+
+    def loss(f_distill: Any, x: Tensor, tau: Tensor, fake: Tensor, logits: Tensor, t: Tensor) -> Any:
+        return module.variational_score_distillation_loss(x, tau, fake, f_distill.h(logits, t))
+
     for shape in (CIFAR, SDXL, WAN):
         for dtype in DTYPES:
-            x, tau, fake = (leaf(v, dtype) for v in predictions(0, *shape))
+            x, tau, fake = (v.to(dtype) for v in predictions(0, *shape))
             logits, t = torch.randn(shape[0], 2).to(dtype), torch.rand(shape[0]).double()
             f_distill = model(trainer, "js", dtype, torch.ones(10))
-
-            def loss(x=x, tau=tau.detach(), fake=fake.detach(), logits=logits, t=t, f_distill=f_distill):
-                return module.variational_score_distillation_loss(x, tau, fake, f_distill.h(logits, t))
-
-            yield Case("f-distill, js", x, loss)
+            x.requires_grad_()
+            yield Case("f-distill, js", x, partial(loss, f_distill, x, tau, fake, logits, t))
 
 
 def model_optimizer(trainer: Any) -> Iterator[Case]:
-    return of_x0(lambda: trainer.module("modelopt.torch.fastgen.losses").vsd_loss, SDXL, WAN)
+    module = trainer.module("modelopt.torch.fastgen.losses")
+    return of_x0(lambda *x0: module.vsd_loss(*x0), SDXL, WAN)
 
 
 def model_optimizer_step(trainer: Any) -> Iterator[Case]:
@@ -75,7 +79,7 @@ def cosmos(trainer: Any) -> Iterator[Case]:
         samples = (v.transpose(1, 2).unbind() for v in (x, tau, fake))
         return module.variational_score_distillation_loss(*samples)
 
-    return of_x0(lambda: loss, WAN)
+    return of_x0(loss, WAN)
 
 
 def self_forcing(trainer: Any, wrappers: str = "utils.wan_wrapper") -> Iterator[Case]:
@@ -118,28 +122,31 @@ def fastvideo(trainer: Any) -> Iterator[Case]:
 
 def lightx2v(trainer: Any) -> Iterator[Case]:
     module = trainer.module("lightx2v_train.trainers.dmd.math")
-    return of_x0(lambda: lambda x, tau, fake: module.dmd_loss(x, fake, tau), SDXL, WAN)
+    return of_x0(lambda x, tau, fake: module.dmd_loss(x, fake, tau), SDXL, WAN)
 
 
 def diffsynth(trainer: Any) -> Iterator[Case]:
-    return of_x0(lambda: trainer.module("diffsynth.diffusion.dmd2")._variational_score_distillation_loss, SDXL, WAN)
+    module = trainer.module("diffsynth.diffusion.dmd2")
+    return of_x0(lambda *x0: module._variational_score_distillation_loss(*x0), SDXL, WAN)
 
 
 def dmd2(trainer: Any) -> Iterator[Case]:
     from tests.integrations import test_dmd2
 
-    x, tau, fake = (leaf(v, torch.float32) for v in predictions(0, *SDXL))
-    both, text = torch.cat([tau.detach(), 1.01 * tau.detach()]).bfloat16(), torch.zeros(SDXL[0], 77, 8)
+    x, tau, fake = (v.float() for v in predictions(0, *SDXL))
+    x.requires_grad_()
+    both, text = torch.cat([tau, 1.01 * tau]).bfloat16(), torch.zeros(SDXL[0], 77, 8)
     stable_diffusion = test_dmd2.guidance(
         trainer.module("main.sd_guidance").SDGuidance, scheduler=SimpleNamespace(add_noise=test_dmd2.add_noise),
         alphas_cumprod=test_dmd2.ALPHAS, real_guidance_scale=8.0, fake_guidance_scale=1, use_fp16=True, sdxl=False,
         real_unet=lambda *_, **__: SimpleNamespace(sample=both),
-        fake_unet=lambda *_, **__: SimpleNamespace(sample=fake.detach()),
+        fake_unet=lambda *_, **__: SimpleNamespace(sample=fake),
     )  # fmt: skip
     yield Case("SD", x, lambda: getattr(stable_diffusion, DMD)(x, text, text, None, None)[0]["loss_dm"])
-    y, tau_y, fake_y = (leaf(v, torch.float32) for v in predictions(0, 32, 3, 64, 64))
-    edm = test_dmd2.edm(trainer, tau_y.detach(), fake_y.detach())
-    edm.real_unet, edm.fake_unet = (lambda *_, v=v.detach(): v for v in (tau_y, fake_y))
+    y, *x0 = (v.float() for v in predictions(0, 32, 3, 64, 64))
+    y.requires_grad_()
+    edm = test_dmd2.edm(trainer, *x0)
+    edm.real_unet, edm.fake_unet = (lambda *_, v=v: v for v in x0)
     yield Case("EDM", y, lambda: getattr(edm, DMD)(y, None)[0]["loss_dm"])
 
 
