@@ -42,7 +42,7 @@ CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o
 CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # What pdoc documents: public names alone.
 API := fdkernels fdkernels.testing '!fdkernels\..+' fdkernels.testing
-PY_ROOTS := fdkernels python benchmarks tests tools setup.py
+PY_ROOTS := fdkernels python benchmarks examples tests tools setup.py
 
 .PHONY: demo test lint bench docs figures build wheel software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:
