@@ -22,10 +22,11 @@ args = parser.parse_args()
 device, batch = "cuda" if torch.cuda.is_available() else "cpu", 32
 torch.set_default_device(device)
 torch.manual_seed(0)
-patterns, prompts = torch.randn(4, 1, 8, 8).sign(), torch.eye(5, 16)[:, None]  # for a text encoder's; the last is empty
+last, empty = torch.full((batch,), 999), torch.full((batch,), 4)  # a timestep; the label of the empty prompt
+patterns, prompts = torch.randn(4, 1, 8, 8).sign(), torch.eye(5, 16)[:, None]  # yours: of a text encoder
 scheduler = DDPMScheduler(prediction_type="v_prediction")
 teacher = UNet2DConditionModel(
-    8, 1, 1, block_out_channels=(16,), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
+    8, 1, 1, block_out_channels=(16,), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16,
     mid_block_type=None, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",),
 )  # fmt: skip
 
@@ -36,13 +37,11 @@ def call(unet, x_t, t, label):
 
 
 def draw():
-    label = torch.randint(4, (batch,))
-    data = patterns[label] * torch.randn(batch, 1, 1, 1).sign()
-    return label, data, torch.randint(20, 980, (batch,)), *torch.randn(2, batch, 1, 8, 8)
+    label, t = torch.randint(4, (batch,)), torch.randint(20, 980, (batch,))
+    return label, patterns[label] * torch.randn(batch, 1, 1, 1).sign(), t, *torch.randn(2, batch, 1, 8, 8)
 
 
 def sample(label, z):
-    last = torch.full((batch,), 999)
     return fdk.Prediction.from_scheduler(scheduler, z, last).to_x0(call(student, z, last, label).float())
 
 
@@ -61,7 +60,7 @@ def update(optimizer, loss):
 optimizer = torch.optim.AdamW(teacher.parameters(), 3e-3)
 for _ in range(4 * args.steps):
     label, data, t, noise, _ = draw()
-    label = torch.where(torch.rand(batch) < 0.1, 4, label)  # the empty prompt, for guidance
+    label = torch.where(torch.rand(batch) < 0.1, empty, label)  # for guidance
     update(optimizer, denoising_loss(teacher, label, data, t, noise))
 student, fake, discriminator = (copy.deepcopy(teacher) for _ in range(3))  # the discriminator: 64 logits a sample
 optimizers = [torch.optim.AdamW(unet.parameters(), 1e-3, betas=(0.0, 0.99)) for unet in (student, fake, discriminator)]
@@ -86,8 +85,8 @@ for step in range(args.steps):
         x = sample(label, z)
         x_t = scheduler.add_noise(x, noise, t)
         with torch.no_grad():  # constants of the loss
-            v_fake, cond = call(fake, x_t, t, label), call(teacher, x_t, t, label)
-            uncond = call(teacher, x_t, t, torch.full_like(label, 4))
+            networks = ((fake, label), (teacher, label), (teacher, empty))
+            v_fake, cond, uncond = (call(unet, x_t, t, of) for unet, of in networks)
         loss = fdk.fused_fdiv_loss(
             x, cond, v_fake, weight=weight, prediction=fdk.Prediction.from_scheduler(scheduler, x_t.detach(), t),
             teacher_uncond=uncond, guidance_scale=1.5,
@@ -95,6 +94,5 @@ for step in range(args.steps):
         gan = fdk.generator_loss(call(discriminator, x_t, t, label).flatten(1))
         ((loss + 0.01 * gan) / len(parts)).backward()
     optimizers[0].step()
-    if step % 10 == 0:
-        pattern = (x * patterns[label]).mean((1, 2, 3)).abs().mean()
-        print(f"step {step}: pattern {pattern:.2f}, {stats.effective_sample_size=:.2f}, {stats.ratio_mean=:.2f}")
+    pattern = (x * patterns[label]).mean((1, 2, 3)).abs().mean()
+    print(f"step {step}: pattern {pattern:.2f}, {stats.effective_sample_size=:.2f}, {stats.ratio_mean=:.2f}")
