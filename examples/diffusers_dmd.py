@@ -22,7 +22,7 @@ args = parser.parse_args()
 device, batch = "cuda" if torch.cuda.is_available() else "cpu", 32
 torch.set_default_device(device)
 torch.manual_seed(0)
-last, empty = torch.full((batch,), 999), torch.full((batch,), 4)  # a timestep; the label of the empty prompt
+last, empty = torch.full((batch,), 999), torch.full((batch,), 4)  # a timestep; the empty prompt, for guidance
 patterns, prompts = torch.randn(4, 1, 8, 8).sign(), torch.eye(5, 16)[:, None]  # yours: of a text encoder
 scheduler = DDPMScheduler(prediction_type="v_prediction")
 teacher = UNet2DConditionModel(
@@ -59,9 +59,8 @@ def update(optimizer, loss):
 
 optimizer = torch.optim.AdamW(teacher.parameters(), 3e-3)
 for _ in range(4 * args.steps):
-    label, data, t, noise, _ = draw()
-    label = torch.where(torch.rand(batch) < 0.1, empty, label)  # for guidance
-    update(optimizer, denoising_loss(teacher, label, data, t, noise))
+    label, *inputs, _ = draw()
+    update(optimizer, denoising_loss(teacher, torch.where(torch.rand(batch) < 0.1, empty, label), *inputs))
 student, fake, discriminator = (copy.deepcopy(teacher) for _ in range(3))  # the discriminator: 64 logits a sample
 optimizers = [torch.optim.AdamW(unet.parameters(), 1e-3, betas=(0.0, 0.99)) for unet in (student, fake, discriminator)]
 for unet in (teacher, student, fake, discriminator):
@@ -73,9 +72,8 @@ for step in range(args.steps):
         with torch.no_grad():
             x = sample(label, z)
         update(optimizers[1], denoising_loss(fake, label, x, t, noise))
-        on_fake, on_real = (
-            call(discriminator, scheduler.add_noise(v, noise, t), t, label).flatten(1) for v in (x, data)
-        )
+        noised = (scheduler.add_noise(v, noise, t) for v in (x, data))
+        on_fake, on_real = (call(discriminator, x_t, t, label).flatten(1) for x_t in noised)
         update(optimizers[2], fdk.discriminator_loss(on_fake, on_real))
         logits.append(on_fake.detach())
     t = torch.cat([p[2] for p in parts])
@@ -91,8 +89,8 @@ for step in range(args.steps):
             x, cond, v_fake, weight=weight, prediction=fdk.Prediction.from_scheduler(scheduler, x_t.detach(), t),
             teacher_uncond=uncond, guidance_scale=1.5,
         )  # fmt: skip
-        gan = fdk.generator_loss(call(discriminator, x_t, t, label).flatten(1))
-        ((loss + 0.01 * gan) / len(parts)).backward()
+        loss = loss + 0.01 * fdk.generator_loss(call(discriminator, x_t, t, label).flatten(1))
+        (loss / len(parts)).backward()
     optimizers[0].step()
     pattern = (x * patterns[label]).mean((1, 2, 3)).abs().mean()
-    print(f"step {step}: pattern {pattern:.2f}, {stats.effective_sample_size=:.2f}, {stats.ratio_mean=:.2f}")
+    print(f"step {step}: {pattern=:.2f}, {stats.effective_sample_size=:.2f}, {stats.ratio_mean=:.2f}")
