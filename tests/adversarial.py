@@ -48,7 +48,9 @@ class DiscriminatorCase(Inputs):
     def formula(self, *logits: Tensor) -> Tensor:
         """The loss in plain PyTorch, of float64 logits."""
         clamp, reduction = self.options.get("clamp"), self.options.get("reduction", "mean")
-        parts = self.parts(*(v if clamp is None else v.clamp(-clamp, clamp) for v in logits))
+        if clamp is not None:  # a logit at the bound has a gradient; torch.clamp gives it none from torch 2.14 on
+            logits = tuple(torch.where(v.abs() <= clamp, v, v.detach().clamp(-clamp, clamp)) for v in logits)
+        parts = self.parts(*logits)
         if reduction == "none":
             return sum(v.reshape(len(v), -1).mean(1) for v in parts)
         return sum(v.mean() if reduction == "mean" else v.sum() for v in parts)

@@ -100,12 +100,12 @@ def _log_ratios(weighting, constants, b, inside, SAMPLES: tl.constexpr, HEADS: t
         logits += tl.load(row[:, None] + head[None, :], mask=there, other=0.0).to(tl.float64)
     L = tl.sum(logits, 1) / weighting.heads
     finite = inside & is_finite(L)
+    L = tl.where(finite, L, 0.0)  # before t is read: behind it, Triton 3.7 does not compile the kernel
     t = tl.zeros_like(L)
     if weighting.t is not None:
         t = tl.load(weighting.t + b, mask=inside, other=0).to(tl.float64)
         finite = finite & is_finite(t)
         t = tl.where(finite, t, 0.0)
-    L = tl.where(finite, L, 0.0)
     clamped = tl.minimum(tl.maximum(L, constants.log_ratio_min), constants.log_ratio_max)
     return clamped, t, finite, finite & (clamped != L)
 
