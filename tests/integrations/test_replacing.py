@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from fdkernels import integrations
 from fdkernels.integrations._replacing import Integration, _fingerprint
 from tests.integrations.conftest import stand_in
 
+ROOT = Path(__file__).parents[2]
 LOSSES = '''
 def loss(x, scale=1.0):
     """Its loss."""
@@ -181,3 +185,33 @@ def test_no_adapter_imports_its_trainer():
     code = f"import sys, {', '.join(adapter.__name__ for adapter in adapters)}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not trainers & set(run.stdout.split())
+
+
+def run_script(folder, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "train.py").write_text(
+        "import sys\nfrom fastgen.methods.common_loss import gan_loss_generator\n"
+        "print(sys.argv[1:], gan_loss_generator.__wrapped__.__module__)\n"
+    )
+    command = [sys.executable, "-m", "fdkernels.integrations", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+
+
+def test_a_script_runs_with_an_adapter_applied(tmp_path):
+    folder = tmp_path / "FastGen"
+    shutil.copytree(stand_in("fastgen"), folder)
+    refused = run_script(folder, "fastgen", "train.py")
+    assert refused.returncode == 1 and "its code differs from that of FastGen" in refused.stderr
+    assert "expected one of causvid, cosmos" in run_script(folder, "fastgan", "train.py").stderr
+    assert "usage: python -m fdkernels.integrations" in run_script(folder, "fastgen").stderr
+    (folder / "sitecustomize.py").write_text(  # the stand-in's code counts as known
+        "from fdkernels.integrations import _replacing\n_replacing._fingerprint = lambda source: '28b9f00f09be'\n"
+        "_replacing.Replacement.known = property(lambda self: ('28b9f00f09be',))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fdkernels.integrations", "fastgen", "train.py", "--steps", "3"],
+        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"},
+    )  # fmt: skip
+    assert done.stdout == "['--steps', '3'] fastgen.methods.common_loss\n", done.stderr
+    assert "fdkernels replaces fastgen.methods.common_loss.variational_score_distillation_loss" in done.stderr
