@@ -1,6 +1,6 @@
 """`python -m fdkernels.integrations fastgen train.py ...` runs a trainer's script with an adapter applied.
 
-Several adapters: `model_optimizer,model_optimizer_step`. In several processes: `torchrun -m fdkernels.integrations ...`.
+Several adapters: `model_optimizer,model_optimizer_step`. Several processes: `torchrun -m fdkernels.integrations ...`.
 """
 
 from __future__ import annotations
