@@ -1,0 +1,93 @@
+"""Distill under PyTorch FSDP2: student, fake score and discriminator are sharded over the ranks.
+
+    torchrun --nproc-per-node 2 examples/fsdp2.py        # gloo on CPUs; with CUDA, NCCL and a GPU for each rank
+
+FSDP2 averages gradients over the ranks, so each rank's loss is that of its own samples. The statistics of h are those of
+all ranks' samples: `group=` sums them, and the normalizer's running means are equal on every rank. Rank 0 prints the
+mean distance of its samples to the nearest of four corners, where the data are (theirs: 0.125), and the health of h.
+"""
+
+import argparse
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+
+import fdkernels as fdk
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--save", help="folder for a distributed checkpoint")
+args = parser.parse_args()
+if torch.cuda.is_available():
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.set_default_device("cuda")
+dist.init_process_group()
+torch.manual_seed(0)  # the same networks on every rank
+batch = 256
+
+
+def network(outputs: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(n, 128), nn.SiLU()) for n in (3, 128, 128)), nn.Linear(128, outputs))
+
+
+def call(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+    return network(torch.cat((x_t, t[:, None]), 1))
+
+
+def data() -> Tensor:
+    return torch.randint(2, (batch, 2)) * 2 - 1 + 0.1 * torch.randn(batch, 2)
+
+
+def sample() -> Tensor:
+    return (z := torch.randn(batch, 2)) - call(student, z, torch.ones(batch))  # x0 of the velocity at t = 1
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+teacher, discriminator = network(2), network(1)
+optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
+for _ in range(1000):  # a teacher, trained on the spot: load yours here
+    x0, t = data(), torch.rand(batch)
+    x_t, noise = fdk.add_noise(x0, None, t, return_noise=True)
+    update(optimizer, fdk.denoising_loss(call(teacher, x_t, t), x0, noise, "flow_prediction"))
+student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
+for sharded in (student, fake, discriminator):
+    for layer in sharded:
+        fully_shard(layer)
+    fully_shard(sharded)
+networks = ((student, 5e-4), (fake, 1e-3), (discriminator, 1e-3))  # Adam holds the sharded parameters
+of_student, of_fake, of_discriminator = (torch.optim.Adam(n.parameters(), lr, betas=(0.0, 0.99)) for n, lr in networks)
+loss_fn = fdk.FDivLoss("js", gan_weight=0.01, group=dist.group.WORLD)
+torch.manual_seed(1 + dist.get_rank())  # other samples on every rank
+for step in range(1, args.steps + 1):
+    real, t = data(), torch.rand(batch)
+    with torch.no_grad():
+        x = sample()
+    x_t, noise = fdk.add_noise(x, None, t, return_noise=True)  # alpha=None: flow's 1 - t
+    update(of_fake, fdk.denoising_loss(call(fake, x_t, t), x, noise, "flow_prediction"))
+    logits = call(discriminator, torch.cat((x_t, fdk.add_noise(real, None, t))), torch.cat((t, t)))
+    update(of_discriminator, fdk.discriminator_loss(*logits.chunk(2)))
+    if step % 4 == 0:
+        x, t = sample(), torch.rand(batch)
+        x_t = fdk.add_noise(x, None, t)
+        with torch.no_grad():
+            v_teacher, v_fake = call(teacher, x_t, t), call(fake, x_t, t)
+        prediction, logits = fdk.Prediction("flow_prediction", x_t, sigma=t), call(discriminator, x_t, t)
+        loss, stats = loss_fn(x, v_teacher, v_fake, logits, t, prediction=prediction, return_stats=True)
+        update(of_student, loss)
+    if step % 100 == 0 and dist.get_rank() == 0:
+        far = (x.abs() - 1).norm(dim=1).mean()
+        print(f"step {step}: distance {far:.3f}, {stats.effective_sample_size=:.2f}, {stats.relative_gap=:.3f}")
+if args.save:
+    dcp.save({"student": get_model_state_dict(student), "loss": loss_fn.state_dict()}, checkpoint_id=args.save)
+dist.destroy_process_group()
