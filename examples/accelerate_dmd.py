@@ -1,11 +1,12 @@
 """Distill with Hugging Face accelerate: in one process, or under DDP.
 
     python examples/accelerate_dmd.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_dmd.py        # or as `accelerate config` has it
+    accelerate launch --num_processes 2 examples/accelerate_dmd.py        # two GPUs
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/accelerate_dmd.py        # two CPUs
 
-DDP averages gradients over the ranks, so each rank's loss is that of its own samples. The statistics of h are those of
-all ranks' samples: `group=` sums them, and the normalizer's running means are equal on every rank. Prints the mean
-distance of the samples to the nearest of four corners, where the data are (theirs: 0.125), and the health of h.
+DDP averages gradients, so each rank's loss is that of its own samples. `group=` makes h's statistics, and with them the
+normalizer's running means, those of all ranks. Prints the mean distance of the samples to the nearest of four corners,
+where the data are (theirs: 0.125), and the health of h.
 """
 
 import argparse
@@ -23,8 +24,8 @@ import fdkernels as fdk
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--save", help="folder for accelerate's checkpoint")
-args = parser.parse_args()
-accelerator, batch = Accelerator(), 256
+args, batch = parser.parse_args(), 256
+accelerator = Accelerator()
 device = accelerator.device
 set_seed(0)  # the same networks and data on every rank
 
@@ -38,8 +39,7 @@ class Network(nn.Sequential):
 
 
 def sample() -> Tensor:
-    z = torch.randn(batch, 2, device=device)
-    return z - student(z, torch.ones(batch, device=device))  # x0 of the velocity at t = 1
+    return (z := torch.randn(batch, 2, device=device)) - student(z, torch.ones(batch, device=device))  # x0 at t = 1
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -82,10 +82,8 @@ for step, (real,) in enumerate(loader, 1):
         loss, stats = loss_fn(x, v_teacher, v_fake, logits, t, prediction=prediction, return_stats=True)
         update(of_student, loss)
     if step % 100 == 0:
-        far = (x.abs() - 1).norm(dim=1).mean()
-        accelerator.print(
-            f"step {step}: distance {far:.3f}, {stats.effective_sample_size=:.2f}, {stats.relative_gap=:.3f}"
-        )
+        health = f"ess {stats.effective_sample_size:.2f}, gap {stats.relative_gap:.3f}"
+        accelerator.print(f"step {step}: distance {(x.abs() - 1).norm(dim=1).mean():.3f}, {health}")
 if args.save:
     accelerator.save_state(args.save)
 accelerator.end_training()

@@ -19,10 +19,9 @@ import fdkernels as fdk
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--save", help="file for a checkpoint")
-args = parser.parse_args()
+args, batch = parser.parse_args(), 512
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 torch.manual_seed(0)
-batch = 512
 
 
 class Network(nn.Sequential):
@@ -40,8 +39,7 @@ def data(count: int) -> Tensor:
 
 
 def sample(count: int) -> Tensor:
-    z = torch.randn(count, 2)
-    return z - student(z, torch.ones(count))  # x0 of the velocity at t = 1
+    return (z := torch.randn(count, 2)) - student(z, torch.ones(count))  # x0 of the velocity at t = 1
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -65,7 +63,7 @@ for _ in range(1000):  # a teacher, trained on the spot: load yours here
 student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
 networks = ((student, 5e-4), (fake, 1e-3), (discriminator, 1e-3))
 of_student, of_fake, of_discriminator = (torch.optim.Adam(n.parameters(), lr, betas=(0.0, 0.99)) for n, lr in networks)
-loss_fn = fdk.FDivLoss("js", gan_weight=0.01)  # its state: the mean density ratio in ten bins of t
+loss_fn = fdk.FDivLoss("js", gan_weight=0.01)  # state: the mean density ratio in ten bins of t
 print(f"teacher in one step: energy distance {energy_distance():.4f}")
 for step in range(1, args.steps + 1):
     t = torch.rand(batch)
