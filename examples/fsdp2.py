@@ -9,7 +9,6 @@ its samples to the nearest of four corners, where the data are (theirs: 0.125).
 
 import argparse
 import copy
-import os
 
 import torch
 import torch.distributed as dist
@@ -24,10 +23,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--save", help="folder for a distributed checkpoint")
 args, batch = parser.parse_args(), 256
-if torch.cuda.is_available():
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.set_default_device("cuda")
 dist.init_process_group()
+if torch.cuda.is_available():
+    torch.cuda.set_device(dist.get_node_local_rank())
+    torch.set_default_device("cuda")
 torch.manual_seed(0)  # the same networks on every rank
 
 
@@ -53,18 +52,17 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-teacher, discriminator = network(2), network(1)
+teacher = network(2)
 optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
 for _ in range(1000):  # a teacher, trained on the spot: load yours here
     x0, t = data(), torch.rand(batch)
     x_t, noise = fdk.add_noise(x0, None, t, return_noise=True)
     update(optimizer, fdk.denoising_loss(call(teacher, x_t, t), x0, noise, "flow_prediction"))
-student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-for sharded in (student, fake, discriminator):
+student, fake, discriminator = networks = (copy.deepcopy(teacher), copy.deepcopy(teacher), network(1))
+for sharded in networks:
     for module in (*sharded, sharded):  # the layers, then what is left
         fully_shard(module)
-networks = ((student, 5e-4), (fake, 1e-3), (discriminator, 1e-3))  # of sharded parameters from here on
-of_student, of_fake, of_discriminator = (torch.optim.Adam(n.parameters(), lr, betas=(0.0, 0.99)) for n, lr in networks)
+of_student, of_fake, of_discriminator = (torch.optim.Adam(n.parameters(), 1e-3, betas=(0.0, 0.99)) for n in networks)
 loss_fn = fdk.FDivLoss("js", gan_weight=0.01, group=dist.group.WORLD)
 torch.manual_seed(1 + dist.get_rank())  # other samples on every rank
 for step in range(1, args.steps + 1):
