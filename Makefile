@@ -37,7 +37,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CPP_FORMATTED := $(CPP_SOURCES) $(shell find tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-PY_ROOTS := fdkernels python benchmarks tests tools setup.py
+PY_ROOTS := fdkernels python benchmarks examples tests tools setup.py
 
 .PHONY: demo test lint bench readme-figures build software-device check-kernels check-versions gpu-check gpu-command format FORCE
 .DELETE_ON_ERROR:

@@ -22,20 +22,21 @@ from torch.utils.data import DataLoader, TensorDataset
 import fdkernels as fdk
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--save", help="folder for accelerate's checkpoint")
-args, batch = parser.parse_args(), 256
-accelerator = Accelerator()
+args, batch, accelerator = parser.parse_args(), 256, Accelerator()
 device = accelerator.device
 set_seed(0)  # the same networks and data on every rank
 
 
-class Network(nn.Sequential):
+class Network(nn.Module):
     def __init__(self, outputs: int) -> None:
-        super().__init__(nn.Linear(3, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, outputs))
+        super().__init__()
+        hidden = (nn.Sequential(nn.Linear(n, 128), nn.SiLU()) for n in (3, 128, 128))
+        self.layers = nn.Sequential(*hidden, nn.Linear(128, outputs))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return super().forward(torch.cat((x_t, t[:, None]), 1))
+        return self.layers(torch.cat((x_t, t[:, None]), 1))
 
 
 def sample() -> Tensor:
@@ -51,15 +52,14 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 count = args.steps * batch * accelerator.num_processes
 data = torch.randint(2, (count, 2)) * 2 - 1 + 0.1 * torch.randn(count, 2)
 loader = DataLoader(TensorDataset(data), batch, shuffle=True)
-teacher, discriminator = Network(2).to(device), Network(1)
+teacher = Network(2).to(device)
 optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
 for _ in range(1000):  # a teacher, trained on the spot: load yours here
     x0, t = data[torch.randint(count, (batch,))].to(device), torch.rand(batch, device=device)
     x_t, noise = fdk.add_noise(x0, None, t, return_noise=True)
     update(optimizer, fdk.denoising_loss(teacher(x_t, t), x0, noise, "flow_prediction"))
-student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-networks = ((student, 5e-4), (fake, 1e-3), (discriminator, 1e-3))
-optimizers = [torch.optim.Adam(n.parameters(), lr, betas=(0.0, 0.99)) for n, lr in networks]
+student, fake, discriminator = networks = (copy.deepcopy(teacher), copy.deepcopy(teacher), Network(1))
+optimizers = [torch.optim.Adam(n.parameters(), 1e-3, betas=(0.0, 0.99)) for n in networks]
 student, fake, discriminator, loader = accelerator.prepare(student, fake, discriminator, loader)
 of_student, of_fake, of_discriminator = accelerator.prepare(*optimizers)
 loss_fn = fdk.FDivLoss("js", group=dist.group.WORLD).to(device)  # WORLD is None where there is one process

@@ -12,6 +12,7 @@ import copy
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
 
 import fdkernels as fdk
 
@@ -29,24 +30,24 @@ teacher = UNet2DConditionModel(
     cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
 
 
-def draw():
+def draw() -> tuple[Tensor, ...]:
     label, sign = torch.randint(4, (batch,)), torch.randn(batch, 1, 1, 1).sign()
     return patterns[label] * sign, prompts[label], torch.randint(20, 980, (batch,)), *torch.randn(2, batch, 1, 8, 8)
 
 
 @torch.autocast(device, torch.bfloat16)
-def call(unet, x_t, t, prompt):
+def call(unet: UNet2DConditionModel, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
     return unet(x_t, t, prompt, return_dict=False)[0]
 
 
-def denoising_loss(unet, x0, prompt, t, noise):
+def denoising_loss(unet: UNet2DConditionModel, x0: Tensor, prompt: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     x_t = scheduler.add_noise(x0, noise, t)
     level = fdk.Prediction.from_scheduler(scheduler, x_t, t)
     return fdk.denoising_loss(call(unet, x_t, t, prompt), x0, noise, level.kind, level.alpha, level.sigma)
 
 
 optimizer = torch.optim.AdamW(teacher.parameters(), 3e-3)
-for x0, prompt, t, _, noise in (draw() for _ in range(800)):  # a teacher, trained on the spot: load yours here
+for x0, prompt, t, _, noise in (draw() for _ in range(500)):  # a teacher, trained on the spot: load yours here
     prompt = torch.where(torch.rand(batch, 1, 1) < 0.1, empty, prompt)  # for guidance
     optimizer.zero_grad()
     denoising_loss(teacher, x0, prompt, t, noise).backward()

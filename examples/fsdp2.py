@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 import fdkernels as fdk
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--save", help="folder for a distributed checkpoint")
 args, batch = parser.parse_args(), 256
 dist.init_process_group()

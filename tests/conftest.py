@@ -32,7 +32,7 @@ NOTHING_RUNS = ("bad input", "raw operands")  # contracts whose calls are refuse
 # Not collected on a GPU: ELSEWHERE, which does not test the GPU and may need packages that its machine lacks.
 # Not collected without hypothesis, on any device: the files that import it.
 collect_ignore: list[str] = []
-ELSEWHERE = ("packaging", "fdistill", "benchmarks", "software_device", "tools")
+ELSEWHERE = ("examples", "packaging", "fdistill", "benchmarks", "software_device", "tools")
 NEED_HYPOTHESIS = tuple(
     str(file.relative_to(Path(__file__).parent))
     for file in sorted(Path(__file__).parent.glob("fdkernels/test_*.py"))

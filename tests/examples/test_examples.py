@@ -1,3 +1,6 @@
+"""Each example runs, trains, and computes what its docstring says."""
+
+import copy
 import os
 import re
 import subprocess
@@ -48,7 +51,11 @@ def test_diffusers(capsys, monkeypatch, fresh_compiler):
     def compare(script):
         _, prompt, t, noise, z = (torch.cat(values) for values in zip(*script["parts"], strict=True))
         call, scheduler, student = script["call"], script["scheduler"], script["student"]
-        last, empty = (script[key].repeat(2, *[1] * (script[key].dim() - 1)) for key in ("last", "empty"))
+        last, empty = (torch.cat([script[key]] * 2) for key in ("last", "empty"))
+        # The running means are those after the step's update, as the example's h has them.
+        normalizer = copy.deepcopy(script["normalizer"]).eval()
+        weight = fdk.fdiv_weight(torch.cat(script["logits"]), t, normalizer=normalizer, backend="reference")
+        torch.testing.assert_close(script["h"], weight, rtol=1e-6, atol=0)
         with torch.compiler.set_stance("force_eager"):
             at_last = fdk.Prediction.from_scheduler(scheduler, z, last)
             x = at_last.to_x0(call(student, z, last, prompt).float())
@@ -57,25 +64,22 @@ def test_diffusers(capsys, monkeypatch, fresh_compiler):
                 teacher, uncond = (call(script["teacher"], x_t, t, p) for p in (prompt, empty))
                 fake = call(script["fake"], x_t, t, prompt)
             loss = fdk.fused_fdiv_loss(
-                x, teacher, fake, torch.cat(script["logits"]), t, normalizer=script["normalizer"].eval(),
-                prediction=fdk.Prediction.from_scheduler(scheduler, x_t, t), teacher_uncond=uncond, guidance_scale=1.5,
-                backend="reference",
+                x, teacher, fake, weight=weight, prediction=fdk.Prediction.from_scheduler(scheduler, x_t, t),
+                teacher_uncond=uncond, guidance_scale=1.5, backend="reference",
             )  # fmt: skip
             loss = loss + 0.01 * fdk.generator_loss(call(script["discriminator"], x_t, t, prompt).flatten(1))
             expected = torch.autograd.grad(loss, list(student.parameters()))
-        script["normalizer"].train()
         expected = torch.cat([g.flatten() for g in expected])
         found = torch.cat([p.grad.flatten() for p in student.parameters()])
         errors.append(((found - expected).norm() / expected.norm()).item())
 
     watched.run("diffusers_dmd.py", "--steps", 20, before_step=compare)
-    print(errors)
-    assert len(errors) == 20 and max(errors) < 0.01
+    assert len(errors) == 20 and max(errors) < 0.006, errors  # bfloat16 networks: 0.002 to 0.004 was measured
     patterns = figures(capsys.readouterr().out, "pattern")
     assert patterns[-1] > 0.3
 
 
-def test_accelerate_in_one_process(tmp_path, capsys):
+def test_accelerate_in_one_process(capsys):
     from accelerate.state import AcceleratorState
 
     try:
