@@ -1,11 +1,12 @@
 """Distill with Hugging Face accelerate: in one process, or under DDP.
 
     python examples/accelerate_dmd.py
-    accelerate launch --cpu --num_processes 2 examples/accelerate_dmd.py        # or as `accelerate config` has it
+    accelerate launch --num_processes 2 examples/accelerate_dmd.py        # two GPUs
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/accelerate_dmd.py        # two CPUs
 
-DDP averages gradients over the ranks, so each rank's loss is that of its own samples. The statistics of h are those of
-all ranks' samples: `group=` sums them, and the normalizer's running means are equal on every rank. Prints the mean
-distance of the samples to the nearest of four corners, where the data are (theirs: 0.125), and the health of h.
+DDP averages gradients, so each rank's loss is that of its own samples. `group=` makes h's statistics, and with them the
+normalizer's running means, those of all ranks. Prints the mean distance of the samples to the nearest of four corners,
+where the data are (theirs: 0.125), and the health of h.
 """
 
 import argparse
@@ -21,25 +22,25 @@ from torch.utils.data import DataLoader, TensorDataset
 import fdkernels as fdk
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--save", help="folder for accelerate's checkpoint")
-args = parser.parse_args()
-accelerator, batch = Accelerator(), 256
+args, batch, accelerator = parser.parse_args(), 256, Accelerator()
 device = accelerator.device
 set_seed(0)  # the same networks and data on every rank
 
 
-class Network(nn.Sequential):
+class Network(nn.Module):
     def __init__(self, outputs: int) -> None:
-        super().__init__(nn.Linear(3, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, outputs))
+        super().__init__()
+        hidden = (nn.Sequential(nn.Linear(n, 128), nn.SiLU()) for n in (3, 128, 128))
+        self.layers = nn.Sequential(*hidden, nn.Linear(128, outputs))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return super().forward(torch.cat((x_t, t[:, None]), 1))
+        return self.layers(torch.cat((x_t, t[:, None]), 1))
 
 
 def sample() -> Tensor:
-    z = torch.randn(batch, 2, device=device)
-    return z - student(z, torch.ones(batch, device=device))  # x0 of the velocity at t = 1
+    return (z := torch.randn(batch, 2, device=device)) - student(z, torch.ones(batch, device=device))  # x0 at t = 1
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -51,15 +52,14 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 count = args.steps * batch * accelerator.num_processes
 data = torch.randint(2, (count, 2)) * 2 - 1 + 0.1 * torch.randn(count, 2)
 loader = DataLoader(TensorDataset(data), batch, shuffle=True)
-teacher, discriminator = Network(2).to(device), Network(1)
+teacher = Network(2).to(device)
 optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
 for _ in range(1000):  # a teacher, trained on the spot: load yours here
     x0, t = data[torch.randint(count, (batch,))].to(device), torch.rand(batch, device=device)
     x_t, noise = fdk.add_noise(x0, None, t, return_noise=True)
     update(optimizer, fdk.denoising_loss(teacher(x_t, t), x0, noise, "flow_prediction"))
-student, fake = copy.deepcopy(teacher), copy.deepcopy(teacher)
-networks = ((student, 5e-4), (fake, 1e-3), (discriminator, 1e-3))
-optimizers = [torch.optim.Adam(n.parameters(), lr, betas=(0.0, 0.99)) for n, lr in networks]
+student, fake, discriminator = networks = (copy.deepcopy(teacher), copy.deepcopy(teacher), Network(1))
+optimizers = [torch.optim.Adam(n.parameters(), 1e-3, betas=(0.0, 0.99)) for n in networks]
 student, fake, discriminator, loader = accelerator.prepare(student, fake, discriminator, loader)
 of_student, of_fake, of_discriminator = accelerator.prepare(*optimizers)
 loss_fn = fdk.FDivLoss("js", group=dist.group.WORLD).to(device)  # WORLD is None where there is one process
@@ -82,10 +82,8 @@ for step, (real,) in enumerate(loader, 1):
         loss, stats = loss_fn(x, v_teacher, v_fake, logits, t, prediction=prediction, return_stats=True)
         update(of_student, loss)
     if step % 100 == 0:
-        far = (x.abs() - 1).norm(dim=1).mean()
-        accelerator.print(
-            f"step {step}: distance {far:.3f}, {stats.effective_sample_size=:.2f}, {stats.relative_gap=:.3f}"
-        )
+        health = f"ess {stats.effective_sample_size:.2f}, gap {stats.relative_gap:.3f}"
+        accelerator.print(f"step {step}: distance {(x.abs() - 1).norm(dim=1).mean():.3f}, {health}")
 if args.save:
     accelerator.save_state(args.save)
 accelerator.end_training()

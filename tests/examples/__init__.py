@@ -1,0 +1,1 @@
+"""examples/, run as a reader runs them."""
