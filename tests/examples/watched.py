@@ -4,6 +4,7 @@
 last such step to FOLDER/<rank>.pt.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -62,3 +63,6 @@ def as_rank(folder, name, *arguments):
 
 if __name__ == "__main__":
     as_rank(*sys.argv[1:])
+    sys.stdout.flush()
+    # On a busy machine gloo's threads sometimes end a rank with std::terminate while the interpreter shuts down.
+    os._exit(0)
