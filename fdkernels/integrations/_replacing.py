@@ -86,6 +86,7 @@ class Integration:
         """
         if self.applied():
             return tuple(map(str, self._installed))
+        self._take_back()  # what a reload of a module, or another patch, has left of an earlier call
         originals, missing = {}, []
         for replacement in self.replacements:
             try:
@@ -117,8 +118,12 @@ class Integration:
         for replacement, (_, installed) in self._installed.items():
             if _current(replacement) is not installed:
                 raise RuntimeError(f"{replacement}: something else has replaced it since apply(); undo that first")
+        self._take_back()
+
+    def _take_back(self) -> None:
         for replacement, (original, installed) in self._installed.items():
-            _rebind(replacement, installed, original)
+            if _current(replacement) is installed:
+                _rebind(replacement, installed, original)
         self._installed = {}
 
     def applied(self) -> bool:
@@ -171,7 +176,7 @@ def _stand_in(original: Function, ours: Function, absorbed: list[tuple[type, str
     @functools.wraps(original)
     def replaced(*args: Any, **kwargs: Any) -> Any:
         for owner, name, known in absorbed:
-            if args and isinstance(args[0], owner) and getattr(type(args[0]), name) is not known:
+            if args and isinstance(args[0], owner) and inspect.getattr_static(type(args[0]), name) is not known:
                 kept = f"{type(args[0]).__qualname__} has a {name} of its own, which fdkernels does not call"
                 warnings.warn(f"{kept}: the trainer's {original.__qualname__} runs", stacklevel=2)
                 return original(*args, **kwargs)

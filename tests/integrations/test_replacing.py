@@ -135,6 +135,19 @@ def test_undo_refuses_to_remove_what_somebody_put_on_top(somebodys):
     integration.undo()
 
 
+def test_apply_and_undo_after_a_reload_of_a_module(somebodys):
+    integration = an_integration()
+    integration.replaces("somebodys.step", "step", _fingerprint(STEP.split("\n\n\n")[1]))(lambda x: ("ours", x))
+    integration.apply()
+    losses, step = importlib.import_module("somebodys.losses"), importlib.import_module("somebodys.step")
+    importlib.reload(step)
+    assert not integration.applied() and step.step(2) == ("ours", 2, 1.0)  # losses.loss is still ours
+    integration.apply()
+    assert integration.applied() and step.step(2) == ("ours", 2)
+    integration.undo()
+    assert step.step(2) == losses.loss(2) == losses.Model().step(2) == 2
+
+
 def test_an_absent_trainer_is_an_import_error_and_a_part_may_be_enough(somebodys):
     for partial in (False, True):
         integration = an_integration(partial)
