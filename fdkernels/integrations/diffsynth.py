@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations._loss_dtype import in_trainers_dtype
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("DiffSynth-Studio (modelscope/DiffSynth-Studio fed7b18)")
@@ -21,9 +22,9 @@ def variational_score_distillation_loss(gen_data: Tensor, teacher_x0: Tensor, fa
 
 @INTEGRATION.replaces(LOSSES, "_gan_loss_generator", "0d2c2d006f80")
 def gan_loss_generator(fake_logits: Tensor) -> Tensor:
-    return fdk.generator_loss(fake_logits).to(fake_logits.dtype)
+    return in_trainers_dtype(fdk.generator_loss(fake_logits), fake_logits)
 
 
 @INTEGRATION.replaces(LOSSES, "_gan_loss_discriminator", "0767e33549ee")
 def gan_loss_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return fdk.discriminator_loss(fake_logits, real_logits).to(fake_logits.dtype)
+    return in_trainers_dtype(fdk.discriminator_loss(fake_logits, real_logits), fake_logits, real_logits)

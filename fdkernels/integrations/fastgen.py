@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations._loss_dtype import in_trainers_dtype
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("FastGen (NVlabs/FastGen 34f30e8)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
-LOSSES = "fastgen.methods.common_loss"
+LOSSES, F_DISTILL = "fastgen.methods.common_loss", "fastgen.methods.distribution_matching.f_distill"
 TARGETS: dict[str, Any] = {"x0": (1.0, 0.0), "eps": (0.0, 1.0), "flow": (-1.0, 1.0), "v": None}
 
 
@@ -23,12 +24,10 @@ def variational_score_distillation_loss(
     gen_data: Tensor, teacher_x0: Tensor, fake_score_x0: Tensor, additional_scale: Tensor | None = None
 ) -> Tensor:
     loss = fdk.fused_fdiv_loss(gen_data, teacher_x0, fake_score_x0, divergence="rkl", weight=additional_scale)
-    return loss.to(gen_data.dtype)
+    return in_trainers_dtype(loss, gen_data, teacher_x0, fake_score_x0)
 
 
-@INTEGRATION.replaces(
-    "fastgen.methods.distribution_matching.f_distill", "FdistillModel._get_f_div_weighting_h", "5f8114011754"
-)
+@INTEGRATION.replaces(F_DISTILL, "FdistillModel._get_f_div_weighting_h", "5f8114011754")
 def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
     options = self.config.f_distill
     normalizer = None
@@ -48,12 +47,12 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
 
 @INTEGRATION.replaces(LOSSES, "gan_loss_generator", "28b9f00f09be")
 def gan_loss_generator(fake_logits: Tensor) -> Tensor:
-    return fdk.generator_loss(fake_logits).to(fake_logits.dtype)
+    return in_trainers_dtype(fdk.generator_loss(fake_logits), fake_logits)
 
 
 @INTEGRATION.replaces(LOSSES, "gan_loss_discriminator", "34ffa6d14ff9")
 def gan_loss_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return fdk.discriminator_loss(fake_logits, real_logits).to(fake_logits.dtype)
+    return in_trainers_dtype(fdk.discriminator_loss(fake_logits, real_logits), fake_logits, real_logits)
 
 
 @INTEGRATION.replaces(LOSSES, "denoising_score_matching_loss", "d0b21c6b8872")
@@ -76,4 +75,4 @@ def denoising_loss(pred_type: str, pred: Tensor, x0: Any, eps: Any, of_v: Callab
         raise ValueError(f"x0, eps: expected what the target {pred_type} contains, got None")
     target = of_v() if pred_type == "v" else TARGETS[pred_type]
     loss: Tensor = fdk.denoising_loss(pred, eps if x0 is None else x0, x0 if eps is None else eps, target=target)
-    return loss.to(pred.dtype)
+    return in_trainers_dtype(loss, pred, *(each for each in (x0, eps) if each is not None))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels.integrations import fastgen
+from fdkernels.integrations._loss_dtype import in_trainers_dtype
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
@@ -23,7 +24,8 @@ INTEGRATION.replaces(LOSSES, "gan_disc_loss", "96e99b07d5e2")(fastgen.gan_loss_d
 
 @INTEGRATION.replaces(LOSSES, "r1_loss", "976e76455017")
 def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
-    return fdk.gradient_penalty(real_logits, perturbed_real_logits).to(real_logits.dtype)
+    loss = fdk.gradient_penalty(real_logits, perturbed_real_logits)
+    return in_trainers_dtype(loss, real_logits, perturbed_real_logits)
 
 
 @INTEGRATION.replaces(LOSSES, "dsm_loss", "51732915c753")

@@ -168,3 +168,26 @@ def test_the_model_calls_ours_by_the_names_it_imported(trainer):
     with trainer.patched():
         loss = student_loss(mine, x, tau.detach(), fake.detach(), logits, t)
     torch.testing.assert_close(loss, recipes.vsd_loss(wide(x), wide(tau), wide(fake)).float(), rtol=FP32, atol=0)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, torch.float16)])
+@pytest.mark.parametrize("is_autocast", [False, True], ids=["plain", "autocast"])
+def test_the_loss_has_the_dtype_of_mixed_inputs_and_of_autocast(trainer, is_autocast, dtypes):
+    """Under autocast it is float32, so that a gradient scaler's 65536 does not overflow."""
+    x, tau, fake = predictions(0, 4, 3, 5, 7)
+    x, tau, fake = leaf(x, dtypes[0]), tau.to(dtypes[1]), fake.to(dtypes[1])
+    losses = trainer.module(LOSSES)
+
+    def gradient():
+        with torch.autocast("cpu", torch.float16, enabled=is_autocast):
+            loss = losses.variational_score_distillation_loss(x, tau, fake)
+            dsm = losses.denoising_score_matching_loss("eps", x, eps=tau)
+        scale = 65536 if is_autocast else 1
+        return loss.dtype, dsm.dtype, torch.autograd.grad(scale * loss, [x])[0]
+
+    theirs = gradient()
+    with trainer.patched():
+        ours = gradient()
+    assert ours[:2] == theirs[:2]
+    torch.testing.assert_close(ours[2], theirs[2], rtol=0.02, atol=2e-3 * theirs[2].abs().max().item())
+    assert not is_autocast or torch.isfinite(ours[2]).all()
