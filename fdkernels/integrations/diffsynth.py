@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import fdkernels as fdk
-from fdkernels.integrations._loss_dtype import in_trainers_dtype
+from fdkernels.integrations import _fastgen_family as family
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("DiffSynth-Studio (modelscope/DiffSynth-Studio fed7b18)")
@@ -13,18 +13,11 @@ apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION
 
 LOSSES = "diffsynth.diffusion.dmd2"
 
+INTEGRATION.replaces(LOSSES, "_gan_loss_generator", "0d2c2d006f80")(family.gan_loss_generator)
+INTEGRATION.replaces(LOSSES, "_gan_loss_discriminator", "0767e33549ee")(family.gan_loss_discriminator)
+
 
 @INTEGRATION.replaces(LOSSES, "_variational_score_distillation_loss", "171855e8bb02")
 def variational_score_distillation_loss(gen_data: Tensor, teacher_x0: Tensor, fake_score_x0: Tensor) -> Tensor:
     loss: Tensor = fdk.fused_fdiv_loss(gen_data, teacher_x0, fake_score_x0, divergence="rkl")
     return loss
-
-
-@INTEGRATION.replaces(LOSSES, "_gan_loss_generator", "0d2c2d006f80")
-def gan_loss_generator(fake_logits: Tensor) -> Tensor:
-    return in_trainers_dtype(fdk.generator_loss(fake_logits), fake_logits)
-
-
-@INTEGRATION.replaces(LOSSES, "_gan_loss_discriminator", "0767e33549ee")
-def gan_loss_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return in_trainers_dtype(fdk.discriminator_loss(fake_logits, real_logits), fake_logits, real_logits)

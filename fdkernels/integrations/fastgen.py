@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fdkernels as fdk
-from fdkernels.integrations._loss_dtype import in_trainers_dtype
+from fdkernels.integrations import _fastgen_family as family
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("FastGen (NVlabs/FastGen 34f30e8)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 LOSSES, F_DISTILL = "fastgen.methods.common_loss", "fastgen.methods.distribution_matching.f_distill"
-TARGETS: dict[str, Any] = {"x0": (1.0, 0.0), "eps": (0.0, 1.0), "flow": (-1.0, 1.0), "v": None}
+
+INTEGRATION.replaces(LOSSES, "variational_score_distillation_loss", "8801694571cd")(
+    family.variational_score_distillation_loss
+)
+INTEGRATION.replaces(LOSSES, "gan_loss_generator", "28b9f00f09be")(family.gan_loss_generator)
+INTEGRATION.replaces(LOSSES, "gan_loss_discriminator", "34ffa6d14ff9")(family.gan_loss_discriminator)
 
 
-@INTEGRATION.replaces(LOSSES, "variational_score_distillation_loss", "8801694571cd")
-def variational_score_distillation_loss(
-    gen_data: Tensor, teacher_x0: Tensor, fake_score_x0: Tensor, additional_scale: Tensor | None = None
-) -> Tensor:
-    loss = fdk.fused_fdiv_loss(gen_data, teacher_x0, fake_score_x0, divergence="rkl", weight=additional_scale)
-    return in_trainers_dtype(loss, gen_data, teacher_x0, fake_score_x0)
+@functools.lru_cache
+def normalizer_of(bins: int, t_range: tuple[float, float], decay: float) -> fdk.RatioNormalizer:
+    """What holds FastGen's bins during a call; kept, because a normalizer watches t in its first calls alone."""
+    return fdk.RatioNormalizer(bins, t_range, decay)
 
 
 @INTEGRATION.replaces(F_DISTILL, "FdistillModel._get_f_div_weighting_h", "5f8114011754")
@@ -33,7 +36,7 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
     normalizer = None
     if options.ratio_normalization:
         t_range = (float(self.net.noise_scheduler.min_t), float(self.net.noise_scheduler.max_t))
-        normalizer = fdk.RatioNormalizer(self.bin_num, t_range, options.ratio_ema_rate)
+        normalizer = normalizer_of(self.bin_num, t_range, options.ratio_ema_rate)
         normalizer.mean = self.net.bins.float()
     h: Tensor = fdk.fdiv_weight(
         fake_logits, t, divergence=options.f_div, normalizer=normalizer,
@@ -45,16 +48,6 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
     return h
 
 
-@INTEGRATION.replaces(LOSSES, "gan_loss_generator", "28b9f00f09be")
-def gan_loss_generator(fake_logits: Tensor) -> Tensor:
-    return in_trainers_dtype(fdk.generator_loss(fake_logits), fake_logits)
-
-
-@INTEGRATION.replaces(LOSSES, "gan_loss_discriminator", "34ffa6d14ff9")
-def gan_loss_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return in_trainers_dtype(fdk.discriminator_loss(fake_logits, real_logits), fake_logits, real_logits)
-
-
 @INTEGRATION.replaces(LOSSES, "denoising_score_matching_loss", "d0b21c6b8872")
 def denoising_score_matching_loss(
     pred_type: str,
@@ -64,15 +57,6 @@ def denoising_score_matching_loss(
     noise_scheduler: Any = None,
     t: Tensor | None = None,
 ) -> Tensor:
-    return denoising_loss(pred_type, net_pred, x0, eps, lambda: (-noise_scheduler.sigma(t), noise_scheduler.alpha(t)))
-
-
-def denoising_loss(pred_type: str, pred: Tensor, x0: Any, eps: Any, of_v: Callable[[], tuple[Any, Any]]) -> Tensor:
-    """The mean square of pred minus its target p·x0 + q·eps; of_v gives (p, q) of a v prediction."""
-    if pred_type not in TARGETS:
-        raise NotImplementedError(f"pred_type: expected one of {', '.join(TARGETS)}, got {pred_type!r}")
-    if (x0 is None and pred_type != "eps") or (eps is None and pred_type != "x0"):
-        raise ValueError(f"x0, eps: expected what the target {pred_type} contains, got None")
-    target = of_v() if pred_type == "v" else TARGETS[pred_type]
-    loss: Tensor = fdk.denoising_loss(pred, eps if x0 is None else x0, x0 if eps is None else eps, target=target)
-    return in_trainers_dtype(loss, pred, *(each for each in (x0, eps) if each is not None))
+    return family.denoising_loss(
+        pred_type, net_pred, x0, eps, lambda: (-noise_scheduler.sigma(t), noise_scheduler.alpha(t))
+    )

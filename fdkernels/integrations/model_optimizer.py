@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 import fdkernels as fdk
-from fdkernels.integrations import fastgen
-from fdkernels.integrations._loss_dtype import in_trainers_dtype
+from fdkernels.integrations import _fastgen_family as family
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
@@ -16,16 +15,15 @@ apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION
 
 LOSSES = "modelopt.torch.fastgen.losses"
 
-# Of FastGen, with other names.
-INTEGRATION.replaces(LOSSES, "vsd_loss", "2dd96098137f")(fastgen.variational_score_distillation_loss)
-INTEGRATION.replaces(LOSSES, "gan_gen_loss", "074717ccd119")(fastgen.gan_loss_generator)
-INTEGRATION.replaces(LOSSES, "gan_disc_loss", "96e99b07d5e2")(fastgen.gan_loss_discriminator)
+INTEGRATION.replaces(LOSSES, "vsd_loss", "2dd96098137f")(family.variational_score_distillation_loss)
+INTEGRATION.replaces(LOSSES, "gan_gen_loss", "074717ccd119")(family.gan_loss_generator)
+INTEGRATION.replaces(LOSSES, "gan_disc_loss", "96e99b07d5e2")(family.gan_loss_discriminator)
 
 
 @INTEGRATION.replaces(LOSSES, "r1_loss", "976e76455017")
 def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     loss = fdk.gradient_penalty(real_logits, perturbed_real_logits)
-    return in_trainers_dtype(loss, real_logits, perturbed_real_logits)
+    return family.in_trainers_dtype(loss, real_logits, perturbed_real_logits)
 
 
 @INTEGRATION.replaces(LOSSES, "dsm_loss", "51732915c753")
@@ -39,4 +37,4 @@ def dsm_loss(
     alpha_fn: Any = None,
     sigma_fn: Any = None,
 ) -> Tensor:
-    return fastgen.denoising_loss(pred_type, net_pred, x0, eps, lambda: (-sigma_fn(t), alpha_fn(t)))
+    return family.denoising_loss(pred_type, net_pred, x0, eps, lambda: (-sigma_fn(t), alpha_fn(t)))
