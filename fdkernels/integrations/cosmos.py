@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations._fastgen_family import in_trainers_dtype
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("cosmos-framework (NVIDIA/cosmos-framework 5eee9ed)")
@@ -55,16 +56,16 @@ def _loss(samples: list[Tensor], triples: list[Any], masks: Any, scales: Tensor 
         raise ValueError(f"reduction: expected mean, sum or per_instance_sum, got {reduction!r}")
     is_instance = reduction == "per_instance_sum"
     scale = fdk.DmdScale(eps=0.0, floor=1e-5, kept_only=True) if is_instance else fdk.DmdScale(kept_only=True)
-    dtype, total = samples[0].dtype, torch.zeros((), device=samples[0].device)
+    total = torch.zeros((), device=samples[0].device)
     for i, (x, (teacher, fake, prediction)) in enumerate(zip(samples, triples, strict=True)):
         mask, count = None, x.numel()
         if masks is not None:
             mask = masks[i] != 0
-            count, dtype = mask.sum() * (x.numel() // mask.numel()), torch.promote_types(dtype, masks[i].dtype)
+            count = mask.sum() * (x.numel() // mask.numel())
             mask = mask.expand_as(x)[None]
         total = total + fdk.fused_fdiv_loss(
             x[None], teacher[None], fake[None], divergence="rkl", prediction=prediction, scale=scale, mask=mask,
             weight=None if scales is None else scales[i], nonfinite="zero" if is_instance else "propagate",
             count=len(samples) * (count if reduction == "mean" else 1),
         )  # fmt: skip
-    return (2 * total if is_instance else total).to(dtype)
+    return in_trainers_dtype(2 * total if is_instance else total, *samples, *(masks or ()))

@@ -81,6 +81,19 @@ def test_a_sample_that_is_not_finite_is_dropped_from_the_per_instance_sum_alone(
             assert not ours.gradients[1].any()
 
 
+def test_under_autocast_the_loss_is_float32(trainer):
+    students, teachers, fakes, *_ = samples(0, torch.bfloat16)
+    module = trainer.module(LOSSES)
+
+    def dtype():
+        with torch.autocast("cpu", torch.bfloat16):
+            return module.variational_score_distillation_loss(students, teachers, fakes).dtype
+
+    theirs = dtype()
+    with trainer.patched():
+        assert dtype() == theirs == torch.float32
+
+
 def test_an_unknown_reduction_is_refused(trainer):
     students, teachers, fakes, *_ = samples(0, torch.float32)
     loss = trainer.module(LOSSES)

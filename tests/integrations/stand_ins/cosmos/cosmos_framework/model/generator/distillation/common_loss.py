@@ -1,6 +1,7 @@
 """cosmos-framework's losses by their parameters and formulas, with the roundings that its dtypes imply."""
 
 import torch
+import torch.nn.functional as F
 
 
 def variational_score_distillation_loss(
@@ -30,6 +31,9 @@ def variational_score_distillation_loss_from_gradient(
             if reduction == "per_instance_sum":
                 g = torch.where(torch.isfinite(g).all(), g, torch.zeros_like(g))
             target = x - g
+        if loss_mask is None and reduction == "mean":
+            losses.append(0.5 * F.mse_loss(x, target))
+            continue
         square = ((x - target) ** 2 * kept).sum()
         losses.append({"mean": 0.5 * square / count, "sum": 0.5 * square, "per_instance_sum": square}[reduction])
     return torch.stack(losses).mean()
