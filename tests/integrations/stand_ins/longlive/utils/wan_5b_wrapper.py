@@ -1,24 +1,3 @@
-"""LongLive's wrapper: a network that predicts a velocity returns it with its x0."""
+"""LongLive's WanDiffusionWrapper, which is that of Self-Forcing."""
 
-import torch
-from torch import nn
-
-
-class WanDiffusionWrapper(nn.Module):
-    def _convert_flow_pred_to_x0(self, flow_pred, xt, timestep):
-        timesteps, sigmas = self.scheduler.timesteps.double(), self.scheduler.sigmas.double()
-        nearest = torch.argmin((timesteps[None, :] - timestep[:, None]).abs(), dim=1)
-        x0 = xt.double() - sigmas[nearest].view(-1, 1, 1, 1) * flow_pred.double()
-        return x0.to(flow_pred.dtype)
-
-    def forward(self, noisy_image_or_video, conditional_dict, timestep, clean_x=None):
-        given = {} if clean_x is None else {"clean_x": clean_x.transpose(1, 2), "aug_t": None}
-        flow = self.model(
-            noisy_image_or_video.transpose(1, 2),
-            t=timestep[:, 0] if self.uniform_timestep else timestep,
-            context=conditional_dict["prompt_embeds"],
-            seq_len=self.seq_len,
-            **given,
-        ).transpose(1, 2)
-        flat = (each.flatten(0, 1) for each in (flow, noisy_image_or_video, timestep))
-        return flow, self._convert_flow_pred_to_x0(*flat).unflatten(0, flow.shape[:2])
+from tests.integrations.stand_ins.self_forcing.utils.wan_wrapper import WanDiffusionWrapper  # noqa: F401
