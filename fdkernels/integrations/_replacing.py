@@ -30,6 +30,8 @@ class Replacement(NamedTuple):
     """None: the trainer's function stays; a replaced method of its class does its work itself and does not call it."""
     known: tuple[str, ...]
     """Fingerprints of the trainer's function in the states that `ours` was written for."""
+    of: tuple[str, ...] = ()
+    """Of a method that is not called: attributes that hold the networks which have it; none: the object itself."""
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
@@ -48,6 +50,7 @@ class Integration:
         self.partial = partial
         self.replacements: list[Replacement] = []
         self._installed: dict[Replacement, tuple[Function, Function]] = {}  # the trainer's function and ours
+        self._absorbed: dict[Replacement, tuple[Function, ...]] = {}  # the trainer's function, and ours if any
 
     def replaces(self, module: str, name: str, *known: str) -> Callable[[Function], Function]:
         """A decorator: the function replaces the trainer's, if that has one of the known fingerprints."""
@@ -58,13 +61,14 @@ class Integration:
 
         return register
 
-    def absorbs(self, module: str, name: str, *known: str) -> None:
+    def absorbs(self, module: str, name: str, *known: str, of: tuple[str, ...] = ()) -> None:
         """A function that the trainer's replaced functions call and ours do not, because they contain its formula.
 
-        `apply` refuses it like the others where its code is not known. For an object whose class overrides such a
-        method, the trainer's own functions run, with a warning.
+        `apply` refuses it like the others where its code is not known. For an object that has another such method, in
+        its class or of its own, the trainer's functions run, with a warning; with `of`, for an object whose attributes
+        of these names hold such a network, in wrappers or not.
         """
-        self.replacements.append(Replacement(module, name, None, known))
+        self.replacements.append(Replacement(module, name, None, known, of))
 
     def apply(self, accept_changed: bool = False) -> tuple[str, ...]:
         """Replace the trainer's functions, also in each module that has imported them by name.
@@ -80,7 +84,7 @@ class Integration:
             The names of the replaced functions.
 
         Raises:
-            ImportError: the trainer cannot be imported.
+            ImportError: the trainer cannot be imported, for any reason that it has.
             RuntimeError: the trainer lacks a function, or has one with other parameters or other code than the adapter
                 was written for; the message says what differs.
         """
@@ -94,16 +98,21 @@ class Integration:
             except ImportError as error:
                 missing.append(f"{replacement.module}: {error}")
                 continue
+            except Exception as error:  # such as that of code which asks for a GPU while it is imported
+                raise ImportError(f"{replacement.module}: {type(error).__name__}: {error}") from error
             originals[replacement] = self._check(replacement, accept_changed)
         if missing and not (self.partial and any(each.ours for each in originals)):
             raise ImportError(f"{self.trainer} cannot be imported from here: {'; '.join(dict.fromkeys(missing))}")
-        absorbed = [
-            (*_owner(each), original) for each, original in originals.items() if each.ours is None and "." in each.name
-        ]
         self._installed = {
-            each: (original, _stand_in(original, each.ours, absorbed))
+            each: (original, self._stand_in(original, each.ours))
             for each, original in originals.items()
             if each.ours is not None
+        }
+        stand_ins = {str(each): (stand_in,) for each, (_, stand_in) in self._installed.items()}
+        self._absorbed = {
+            each: (original, *stand_ins.get(str(each), ()))
+            for each, original in originals.items()
+            if each.ours is None and "." in each.name
         }
         for replacement, (original, installed) in self._installed.items():
             _rebind(replacement, original, installed)
@@ -132,13 +141,15 @@ class Integration:
 
     @contextlib.contextmanager
     def patched(self, accept_changed: bool = False) -> Iterator[tuple[str, ...]]:
-        """`apply` for a with block. If it was applied before the block, it stays so."""
+        """`apply` for a with block. If it was applied before the block, it is so after it."""
         before = self.applied()
         names = self.apply(accept_changed)
         try:
             yield names
         finally:
-            if not before:
+            if before:
+                self.apply(accept_changed=True)
+            else:
                 self.undo()
 
     def describe(self) -> str:
@@ -151,6 +162,29 @@ class Integration:
         ]
         state = f"unknown: {', '.join(unknown)}" if unknown else "in a known state"
         return f"importable ({next(iter(files.values()))}), {state}"
+
+    def _stand_in(self, original: Function, ours: Function) -> Function:
+        """`ours` under the name of the original, as a function that nobody else has."""
+
+        @functools.wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            overridden = self._overridden(args[0]) if args else None
+            if overridden is None:
+                return ours(*args, **kwargs)
+            kept = f"{overridden} of its own, which fdkernels does not call"
+            warnings.warn(f"{kept}: the trainer's {original.__qualname__} runs", stacklevel=2)
+            return original(*args, **kwargs)
+
+        return replaced
+
+    def _overridden(self, obj: Any) -> str | None:
+        """Which object has an absorbed method of its own, if one has."""
+        for each, known in self._absorbed.items():
+            owner, name = _owner(each)
+            for holder in _holders(obj, owner, each.of):
+                if inspect.getattr_static(holder, name, None) not in known:
+                    return f"{type(holder).__qualname__} has a {name}"
+        return None
 
     def _check(self, replacement: Replacement, accept_changed: bool) -> Function:
         original = _current(replacement)
@@ -167,22 +201,13 @@ class Integration:
         return original
 
 
-def _stand_in(original: Function, ours: Function, absorbed: list[tuple[type, str, Function]]) -> Function:
-    """`ours` under the name of the original, as a function that nobody else has.
-
-    absorbed: classes and their methods, which the original calls on itself. Where one is overridden, the original runs.
-    """
-
-    @functools.wraps(original)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        for owner, name, known in absorbed:
-            if args and isinstance(args[0], owner) and inspect.getattr_static(type(args[0]), name) is not known:
-                kept = f"{type(args[0]).__qualname__} has a {name} of its own, which fdkernels does not call"
-                warnings.warn(f"{kept}: the trainer's {original.__qualname__} runs", stacklevel=2)
-                return original(*args, **kwargs)
-        return ours(*args, **kwargs)
-
-    return replaced
+def _holders(obj: Any, owner: type, of: tuple[str, ...]) -> Iterator[Any]:
+    """The object, or what its attributes hold: each the first of its modules, from the outermost, that is an owner."""
+    if not of and isinstance(obj, owner):
+        yield obj
+    for network in filter(None, (getattr(obj, name, None) for name in of)):
+        modules = network.modules() if hasattr(network, "modules") else ()
+        yield next((module for module in modules if isinstance(module, owner)), network)
 
 
 def _owner(replacement: Replacement) -> tuple[Any, str]:

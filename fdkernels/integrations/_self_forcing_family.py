@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fdkernels.integrations._flow import to_x0
+
+CONVERSION = "WanDiffusionWrapper._convert_flow_pred_to_x0"
 
 
 def score_timestep(self: Any, frames: tuple[int, ...], from_step: int, to_step: int, uniform: bool) -> Tensor:
@@ -44,18 +49,36 @@ def velocities(self: Any, conditional: Any, unconditional: Any, **inputs: Any) -
     }
 
 
+def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: Tensor) -> Tensor:
+    return to_x0(flow_pred, xt, nearest_sigma(self.scheduler, timestep))
+
+
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:
     """σ at the nearest of the scheduler's timesteps, float64, shaped like `timestep`."""
-    timesteps, sigmas = (table.to(timestep.device, torch.float64) for table in (scheduler.timesteps, scheduler.sigmas))
-    sigma: Tensor = sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
-    return sigma
+    timesteps, sigmas = (
+        _on_device(table, table._version, timestep.device) for table in (scheduler.timesteps, scheduler.sigmas)
+    )
+    return sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
 
 
 def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
     """σ of two schedulers with the same table."""
-    if teacher is not fake and not torch.equal(teacher.sigmas.cpu(), fake.sigmas.cpu()):
+    tables = teacher.sigmas, fake.sigmas
+    if teacher is not fake and not _are_equal(*tables, *(table._version for table in tables)):
         raise RuntimeError(
             "the schedulers of the real and the fake score have different sigmas, as with different timestep_shift; "
             "fdkernels' loss needs one table for both: undo() the adapter"
         )
     return nearest_sigma(teacher, timestep)
+
+
+# Tables are few and are hashed by identity, so what is read from them is kept: a copy in each step would make the host
+# wait. A version counts the writes in place.
+@functools.lru_cache(maxsize=16)
+def _on_device(table: Tensor, version: int, device: torch.device) -> Tensor:
+    return table.to(device, torch.float64)
+
+
+@functools.lru_cache(maxsize=16)
+def _are_equal(first: Tensor, second: Tensor, *versions: int) -> bool:
+    return torch.equal(first.cpu(), second.cpu())

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations import _self_forcing_family as family
 from fdkernels.integrations._replacing import Integration
-from fdkernels.integrations._self_forcing_family import noised, shifted
 
 INTEGRATION = Integration("CausVid (tianweiy/CausVid ca21150)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("causvid.dmd", "DMD._compute_kl_grad", "d0e67f2204d3")
+INTEGRATION.replaces("causvid.models.wan.wan_wrapper", family.CONVERSION, "026534ffa7dc")(
+    family.convert_flow_pred_to_x0
+)
 
 
 @INTEGRATION.replaces("causvid.dmd", "DMD.compute_distribution_matching_loss", "b7ee35684fed")
@@ -28,8 +31,8 @@ def compute_distribution_matching_loss(
     with torch.no_grad():
         steps, frames = self.num_train_timestep, image_or_video.shape[:2]
         timestep = torch.randint(0, steps, frames, device=self.device, dtype=torch.long)
-        timestep = shifted(self, self._process_timestep(timestep, type=self.real_task_type))
-        noisy = noised(self, image_or_video, torch.randn_like(image_or_video), timestep)
+        timestep = family.shifted(self, self._process_timestep(timestep, type=self.real_task_type))
+        noisy = family.noised(self, image_or_video, torch.randn_like(image_or_video), timestep)
         inputs = {"noisy_image_or_video": noisy, "timestep": timestep}
         fake = self.fake_score(conditional_dict=conditional_dict, **inputs)
         teacher = self.real_score(conditional_dict=conditional_dict, **inputs)

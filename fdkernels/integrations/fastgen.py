@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ INTEGRATION.replaces(LOSSES, "gan_loss_discriminator", "34ffa6d14ff9")(family.ga
 @functools.lru_cache
 def normalizer_of(bins: int, t_range: tuple[float, float], decay: float) -> fdk.RatioNormalizer:
     """What holds FastGen's bins during a call; kept, because a normalizer watches t in its first calls alone."""
-    return fdk.RatioNormalizer(bins, t_range, decay)
+    moves = decay < 1
+    return fdk.RatioNormalizer(bins, t_range, decay if moves else 0.0).train(moves)
 
 
 @INTEGRATION.replaces(F_DISTILL, "FdistillModel._get_f_div_weighting_h", "5f8114011754")
@@ -38,9 +40,10 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
         t_range = (float(self.net.noise_scheduler.min_t), float(self.net.noise_scheduler.max_t))
         normalizer = normalizer_of(self.bin_num, t_range, options.ratio_ema_rate)
         normalizer.mean = self.net.bins.float()
+    most = math.exp(10)  # FastGen clamps the logit to ±10 first
+    ratio_range = max(options.ratio_lower, 1 / most), min(options.ratio_upper, most)
     h: Tensor = fdk.fdiv_weight(
-        fake_logits, t, divergence=options.f_div, normalizer=normalizer,
-        ratio_range=(options.ratio_lower, options.ratio_upper),
+        fake_logits, t, divergence=options.f_div, normalizer=normalizer, ratio_range=ratio_range,
         group=torch.distributed.group.WORLD if torch.distributed.is_initialized() else None,
     )  # fmt: skip
     if normalizer is not None and normalizer.mean is not self.net.bins:

@@ -21,7 +21,7 @@ apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION
 METHODS = "fastvideo.train.methods.distribution_matching"
 OVER_BATCH = fdk.DmdScale(eps=0.0, over="batch")
 INTEGRATION.absorbs("fastvideo.models.utils", "pred_noise_to_pred_video", "70a6baf1d8bd")
-INTEGRATION.absorbs("fastvideo.train.models.base", "ModelBase.predict_x0", "aed1acba42dd")
+INTEGRATION.absorbs("fastvideo.train.models.base", "ModelBase.predict_x0", "aed1acba42dd", of=("teacher", "critic"))
 INTEGRATION.absorbs(f"{METHODS}.self_forcing", "SelfForcingMethod._predict_x0_with_scheduler", "c4f5f5491890")
 INTEGRATION.absorbs(f"{METHODS}.streaming_long_tuning", "StreamingLongTuningMethod._masked_mean", "3d06933df8e7")
 
@@ -55,9 +55,6 @@ def loss_of(self: Any, x: Tensor, batch: Any, timestep: Tensor, add_noise: Any, 
 
 @INTEGRATION.replaces(f"{METHODS}.dmd2", "DMD2Method._dmd_loss", "d09d13225702")
 def dmd2_loss(self: Any, generator_pred_x0: Tensor, batch: Any) -> Any:
-    own = importlib.import_module("fastvideo.train.models.base").ModelBase.predict_x0
-    if any(type(each).predict_x0 is not own for each in (self.teacher, self.critic)):
-        raise RuntimeError("a network has a predict_x0 of its own, which fdkernels does not call: undo() the adapter")
     schedulers = self.teacher.noise_scheduler, self.critic.noise_scheduler
     timestep = self._sample_score_timestep(generator_pred_x0.device)
     return loss_of(self, generator_pred_x0, batch, timestep, self.student.add_noise, schedulers, scale=OVER_BATCH)

@@ -1,7 +1,4 @@
-"""LongLive: the DMD loss, without the line that it prints in each step.
-
-The networks return velocity and x0. The loss takes the velocities: in bfloat16, the rounding of x0 costs most of f - τ.
-"""
+"""LongLive: the DMD loss, from velocities as in `self_forcing`, without the line that it prints in each step."""
 
 from __future__ import annotations
 
@@ -12,14 +9,15 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations import _self_forcing_family as family
 from fdkernels.integrations._replacing import Integration
-from fdkernels.integrations._self_forcing_family import common_sigma, noised, score_timestep, velocities
 
 INTEGRATION = Integration("LongLive (NVlabs/LongLive 7860ad9)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "88c5c23f9c60")
-INTEGRATION.absorbs("utils.wan_5b_wrapper", "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc")
+INTEGRATION.absorbs("utils.wan_5b_wrapper", family.CONVERSION, "026534ffa7dc", of=("real_score", "fake_score"))
+INTEGRATION.replaces("utils.wan_5b_wrapper", family.CONVERSION, "026534ffa7dc")(family.convert_flow_pred_to_x0)
 INTEGRATION.absorbs("utils.i2v_conditioning", "_i2v_loss_mask_like", "ec2e872a1006")
 
 
@@ -41,14 +39,14 @@ def compute_distribution_matching_loss(
     clean_x = None if clean_x is None else i2v._overwrite_i2v_context(clean_x, initial_latent, context)
     frames, is_i2v = student.shape[:2], getattr(self.args, "i2v", False)
     with torch.no_grad():
-        timestep = score_timestep(self, frames, denoised_timestep_from, denoised_timestep_to, not is_i2v)
+        timestep = family.score_timestep(self, frames, denoised_timestep_from, denoised_timestep_to, not is_i2v)
         timestep = i2v._zero_i2v_context_timestep(timestep, context)
         noise = torch.randn_like(image_or_video)
         noise[:, :context] = 0
-        noisy = i2v._overwrite_i2v_context(noised(self, student, noise, timestep), initial_latent, context)
+        noisy = i2v._overwrite_i2v_context(family.noised(self, student, noise, timestep), initial_latent, context)
         inputs = {"noisy_image_or_video": noisy, "timestep": timestep, "clean_x": clean_x}
-        scores = velocities(self, conditional_dict, unconditional_dict, **inputs)
-        sigma = common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+        scores = family.velocities(self, conditional_dict, unconditional_dict, **inputs)
+        sigma = family.common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
         mask, count = gradient_mask, None
         if context > 0:
             kept = (torch.arange(frames[1], device=student.device) >= context).view(1, -1, 1, 1, 1)

@@ -1,19 +1,24 @@
-"""Model-Optimizer: the losses of modelopt.torch.fastgen; `model_optimizer_step` replaces its student step too."""
+"""Model-Optimizer: the losses of modelopt.torch.fastgen, and what adds noise and converts flows to x0.
+
+`model_optimizer_step` replaces its student step too.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels.integrations import _fastgen_family as family
+from fdkernels.integrations._flow import to_x0
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
-LOSSES = "modelopt.torch.fastgen.losses"
+LOSSES, FLOW = "modelopt.torch.fastgen.losses", "modelopt.torch.fastgen.flow_matching"
 
 INTEGRATION.replaces(LOSSES, "vsd_loss", "2dd96098137f")(family.variational_score_distillation_loss)
 INTEGRATION.replaces(LOSSES, "gan_gen_loss", "074717ccd119")(family.gan_loss_generator)
@@ -38,3 +43,18 @@ def dsm_loss(
     sigma_fn: Any = None,
 ) -> Tensor:
     return family.denoising_loss(pred_type, net_pred, x0, eps, lambda: (-sigma_fn(t), alpha_fn(t)))
+
+
+@INTEGRATION.replaces(FLOW, "add_noise", "094faa35a693")
+def add_noise(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    return fdk.add_noise(x0, None, _of_rank(t, x0), eps)
+
+
+@INTEGRATION.replaces(FLOW, "pred_x0_from_flow", "998ffb6cdb56")
+def pred_x0_from_flow(pred_flow: Tensor, noisy_latents: Tensor, t: Tensor) -> Tensor:
+    dtype = torch.promote_types(pred_flow.dtype, noisy_latents.dtype)
+    return to_x0(pred_flow.to(dtype), noisy_latents, _of_rank(t, noisy_latents)).to(noisy_latents.dtype)
+
+
+def _of_rank(t: Tensor, like: Tensor) -> Tensor:
+    return t.view(*t.shape, *(1,) * (like.dim() - t.dim())) if t.dim() else t.expand(len(like))

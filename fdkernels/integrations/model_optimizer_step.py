@@ -1,8 +1,7 @@
 """Model-Optimizer: the student step of its DMD2 pipeline, from raw predictions; use it beside `model_optimizer`.
 
-Teacher and fake score stay flows: one call converts, guides and subtracts them, without float64 copies, and without the
-rounding of x0, which costs a bfloat16 gradient more than anything else. `vsd_loss` is then not called: of the trainer's
-own tests, the one that watches that function fails.
+Teacher and fake score stay flows, which one call converts, guides and subtracts: the rounding of x0 costs a bfloat16
+gradient most. `vsd_loss` is then not called: of the trainer's own tests, the one that watches that function fails.
 """
 
 from __future__ import annotations
@@ -19,7 +18,13 @@ from fdkernels.integrations._replacing import Integration
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
-DMD = "modelopt.torch.fastgen.methods.dmd"
+DMD, FLOW = "modelopt.torch.fastgen.methods.dmd", "modelopt.torch.fastgen.flow_matching"
+INTEGRATION.absorbs(DMD, "DMDPipeline._predict_x0", "210ead962099")
+INTEGRATION.absorbs(DMD, "DMDPipeline._raw_to_x0", "925ac270564d")
+INTEGRATION.absorbs(FLOW, "add_noise", "094faa35a693")
+INTEGRATION.absorbs(FLOW, "pred_x0_from_flow", "998ffb6cdb56")
+INTEGRATION.absorbs(FLOW, "pred_noise_to_pred_x0", "6597e15defa0")
+INTEGRATION.absorbs("modelopt.torch.fastgen.utils", "classifier_free_guidance", "2d68bc4535df")
 
 
 @INTEGRATION.replaces(DMD, "DMDPipeline.compute_student_loss", "edb1bfb1d662")
@@ -64,13 +69,10 @@ def compute_student_loss(
 
     kind = {"x0": "sample", "eps": "epsilon", "flow": "flow_prediction", "v": "flow_prediction"}[config.pred_type]
     prediction = fdk.Prediction(kind, noisy.detach(), alpha=1 - t, sigma=t) if kind != "sample" else None
-    losses = {
-        "vsd": fdk.fused_fdiv_loss(
-            x, teacher, fake, divergence="rkl", prediction=prediction, teacher_uncond=uncond, guidance_scale=scale
-        )
-    }
-    losses["total"] = losses["vsd"]
-    if is_gan:
-        losses["gan_gen"] = module.gan_gen_loss(self.discriminator(features))
-        losses["total"] = losses["vsd"] + config.gan_loss_weight_gen * losses["gan_gen"]
-    return losses
+    vsd = fdk.fused_fdiv_loss(
+        x, teacher, fake, divergence="rkl", prediction=prediction, teacher_uncond=uncond, guidance_scale=scale
+    )
+    if not is_gan:
+        return {"vsd": vsd, "total": vsd}
+    gan_gen = module.gan_gen_loss(self.discriminator(features))
+    return {"vsd": vsd, "gan_gen": gan_gen, "total": vsd + config.gan_loss_weight_gen * gan_gen}

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations import _self_forcing_family as family
 from fdkernels.integrations._replacing import Integration
-from fdkernels.integrations._self_forcing_family import common_sigma, noised, score_timestep, velocities
 
 INTEGRATION = Integration("Self-Forcing (guandeh17/Self-Forcing 33593df, thu-ml/Causal-Forcing 1fc7bbc)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
-INTEGRATION.absorbs("utils.wan_wrapper", "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc")
+INTEGRATION.absorbs("utils.wan_wrapper", family.CONVERSION, "026534ffa7dc", of=("real_score", "fake_score"))
+INTEGRATION.replaces("utils.wan_wrapper", family.CONVERSION, "026534ffa7dc")(family.convert_flow_pred_to_x0)
 
 
 @INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "d88b93140043")
@@ -32,10 +33,14 @@ def compute_distribution_matching_loss(
     denoised_timestep_to: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        timestep = score_timestep(self, image_or_video.shape[:2], denoised_timestep_from, denoised_timestep_to, True)
-        noisy = noised(self, image_or_video, torch.randn_like(image_or_video), timestep)
-        scores = velocities(self, conditional_dict, unconditional_dict, noisy_image_or_video=noisy, timestep=timestep)
-        sigma = common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+        timestep = family.score_timestep(
+            self, image_or_video.shape[:2], denoised_timestep_from, denoised_timestep_to, True
+        )
+        noisy = family.noised(self, image_or_video, torch.randn_like(image_or_video), timestep)
+        scores = family.velocities(
+            self, conditional_dict, unconditional_dict, noisy_image_or_video=noisy, timestep=timestep
+        )
+        sigma = family.common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
     loss, stats = fdk.fused_fdiv_loss(
         image_or_video,
         **scores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -76,6 +77,23 @@ def test_weight_and_its_state(trainer, seed, dtype, divergence):
         torch.testing.assert_close(ours.net.bins, exact.net.bins, rtol=FP32, atol=0)
     else:
         assert (h / exact_h - 1).abs().max() < (peer.float() / exact_h - 1).abs().max()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ratio_lower": 0.0, "ratio_upper": math.inf}, {"ratio_upper": 1e9}, {"ratio_ema_rate": 1.0}],
+    ids=["no-range", "far", "fixed-bins"],
+)
+def test_settings_at_their_ends(trainer, settings):
+    logits = torch.tensor([[-30.0], [-2.0], [0.5], [12.0]])
+    t, bins = torch.rand(4), torch.tensor([0.8, 1.2])
+    theirs, ours = (model(trainer, "js", torch.float32, bins) for _ in range(2))
+    for each in (theirs, ours):
+        vars(each.config.f_distill).update(settings)
+    with trainer.patched():
+        h = ours.h(logits, t)
+    torch.testing.assert_close(h, theirs.h(logits, t), rtol=3e-5, atol=0)  # its epsilons are 1e-6
+    torch.testing.assert_close(ours.net.bins, theirs.net.bins, rtol=FP32, atol=0)
 
 
 @pytest.mark.parametrize("name", [f"{weight}_b{batch}" for weight in WEIGHTS[1:] for batch in (64, 6)])

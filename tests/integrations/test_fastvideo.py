@@ -131,8 +131,11 @@ def test_streaming(trainer, seed, dtype, guided):
     check(trainer, call, found, seen, x, of, seed, dtype, mask.double(), guided)
 
 
-def test_a_network_with_its_own_x0_is_refused(trainer):
-    found, seen = method(trainer, "DMD2Method", {})
-    found.critic = model(trainer, "fake", {}, seen, {"predict_x0": lambda *_, **__: None})
-    with trainer.patched(), pytest.raises(RuntimeError, match="predict_x0"):
-        found._dmd_loss(torch.zeros(1, *SHAPE), None)
+def test_with_a_network_that_has_its_own_x0_the_trainers_loss_runs(trainer):
+    found, seen = method(trainer, "DMD2Method", velocities(0, 1, *SHAPE, dtype=torch.float32))
+    x = torch.zeros(1, *SHAPE, requires_grad=True)
+    found.critic = model(trainer, "fake", {}, seen, {"predict_x0": lambda *_, **__: torch.ones(1, *SHAPE)})
+    theirs = found._dmd_loss(x, None)
+    found.cuda_generator = torch.Generator()
+    with trainer.patched(), pytest.warns(UserWarning, match="Model has a predict_x0 of its own"):
+        assert torch.equal(found._dmd_loss(x, None), theirs)

@@ -34,7 +34,7 @@ class Network(nn.Module):
         return self.uncond if encoder_hidden_states == "nothing" else self.flow
 
 
-def pipeline(module, seed, dtype, gan: bool, shape=SHAPE):
+def pipeline(module, seed, dtype, gan: bool, shape=SHAPE, cls=None):
     """(the student's flow, the three networks, a student step of the trainer's pipeline with them)"""
     generator = torch.Generator().manual_seed(seed)
     noise, x = (normal(generator, *shape).to(dtype) for _ in range(2))
@@ -49,7 +49,7 @@ def pipeline(module, seed, dtype, gan: bool, shape=SHAPE):
     discriminator = nn.Module() if gan else None
     if gan:
         discriminator.forward = lambda features: features[0]
-    found = module.DMDPipeline(*networks, config, discriminator=discriminator)
+    found = (cls or module.DMDPipeline)(*networks, config, discriminator=discriminator)
     latents, texts = torch.zeros(shape, dtype=dtype), {"negative_encoder_hidden_states": "nothing", "extra": 1}
     return flow, networks, lambda: found.compute_student_loss(latents, noise, "text", **texts)
 
@@ -108,3 +108,14 @@ def test_guidance_without_a_negative_text_is_refused(trainer):
         pipeline.discriminator, pipeline.config = None, SimpleNamespace(guidance_scale=2.0, gan_loss_weight_gen=0.0)
         with pytest.raises(ValueError, match="negative_encoder_hidden_states"):
             pipeline.compute_student_loss(torch.zeros(SHAPE), torch.zeros(SHAPE))
+
+
+def test_a_pipeline_with_its_own_conversion_keeps_its_step(trainer):
+    module = trainer.module(DMD)
+    own = type("Own", (module.DMDPipeline,), {"_raw_to_x0": staticmethod(lambda raw, x_t, t, **_: raw)})
+    _, _, compute = pipeline(module, 0, torch.float32, gan=False, cls=own)
+    torch.manual_seed(0)
+    theirs = compute()
+    torch.manual_seed(0)
+    with trainer.patched(), pytest.warns(UserWarning, match="Own has a _raw_to_x0 of its own"):
+        torch.testing.assert_close(compute(), theirs)

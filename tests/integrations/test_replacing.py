@@ -87,6 +87,34 @@ def test_patched_is_undone_after_an_error_and_keeps_what_was_applied_before(some
     with integration.patched():
         pass
     assert integration.applied()
+    with integration.patched():
+        integration.undo()
+    assert integration.applied()
+
+
+@pytest.mark.parametrize("of", [(), ("network",)], ids=["itself", "held"])
+@pytest.mark.parametrize("change", ["class", "instance", "patch", "other"])
+def test_what_has_an_absorbed_method_of_its_own_keeps_the_trainers_function(somebodys, of, change):
+    (somebodys / "losses.py").write_text(LOSSES + "\n    def gap(self):\n        return 1\n")
+    losses = importlib.import_module("somebodys.losses")
+    integration = an_integration()
+    integration.absorbs("somebodys.losses", "Model.gap", _fingerprint("def gap(self):\n    return 1"), of=of)
+    integration.apply()
+    model = losses.Model()
+    model.network = model
+    assert model.step(3) == ("our step", 3)
+    if change == "class":
+        model.__class__ = type("Own", (losses.Model,), {"gap": lambda self: 2})
+    elif change == "instance":
+        model.gap = lambda: 2
+    elif change == "patch":
+        losses.Model.gap = lambda self: 2
+    else:
+        model.network = object()
+    if change == "other" and not of:
+        return
+    with pytest.warns(UserWarning, match="has a gap of its own, .* the trainer's Model.step runs"):
+        assert model.step(3) == ("ours", 3, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +189,10 @@ def test_an_absent_trainer_is_an_import_error_and_a_part_may_be_enough(somebodys
             ImportError, match=r"Somebody's trainer 1a2b3c4 cannot be imported from here: .*somebodys\.video"
         ):
             integration.apply()
+    (somebodys / "video.py").write_text("raise OSError('no libcuda')\n")
+    with pytest.raises(ImportError, match="somebodys.video: OSError: no libcuda"):
+        integration.apply()
+    assert not integration.applied()
     nowhere = Integration("Nobody's trainer", partial=True)
     nowhere.replaces("nobodys.losses", "loss")(lambda x: x)
     assert nowhere.describe() == "not importable"
@@ -203,12 +235,11 @@ def test_no_adapter_imports_its_trainer():
 def run_script(folder, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "train.py").write_text(
         "import sys\nfrom fastgen.methods.common_loss import gan_loss_generator\n"
-        "print(sys.argv[1:], gan_loss_generator.__wrapped__.__module__)\n"
+        "print(__name__, sys.argv[1:], gan_loss_generator.__wrapped__.__module__)\n"
     )
     command = [sys.executable, "-m", "fdkernels.integrations", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    path = os.pathsep.join(map(str, (folder, ROOT)))
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
 
 
 def test_a_script_runs_with_an_adapter_applied(tmp_path):
@@ -217,14 +248,13 @@ def test_a_script_runs_with_an_adapter_applied(tmp_path):
     refused = run_script(folder, "fastgen", "train.py")
     assert refused.returncode == 1 and "its code differs from that of FastGen" in refused.stderr
     assert "expected one of causvid, cosmos" in run_script(folder, "fastgan", "train.py").stderr
-    assert "usage: python -m fdkernels.integrations" in run_script(folder, "fastgen").stderr
+    for arguments in (["fastgen"], ["fastgen", "-m"]):
+        assert "usage: python -m fdkernels.integrations" in run_script(folder, *arguments).stderr
     (folder / "sitecustomize.py").write_text(  # the stand-in's code counts as known
         "from fdkernels.integrations import _replacing\n_replacing._fingerprint = lambda source: '28b9f00f09be'\n"
         "_replacing.Replacement.known = property(lambda self: ('28b9f00f09be',))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "fdkernels.integrations", "fastgen", "train.py", "--steps", "3"],
-        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"},
-    )  # fmt: skip
-    assert done.stdout == "['--steps', '3'] fastgen.methods.common_loss\n", done.stderr
-    assert "fdkernels replaces fastgen.methods.common_loss.variational_score_distillation_loss" in done.stderr
+    for target in (["train.py"], ["-m", "train"]):
+        done = run_script(folder, "fastgen", *target, "--steps", "3")
+        assert done.stdout == "__main__ ['--steps', '3'] fastgen.methods.common_loss\n", done.stderr
+        assert "fdkernels replaces fastgen.methods.common_loss.variational_score_distillation_loss" in done.stderr

@@ -17,7 +17,7 @@ WEIGHTS = {
 class FdistillModel:
     def _get_f_div_weighting_h(self, fake_logits, t):
         options, schedule = self.config.f_distill, self.net.noise_scheduler
-        ratio = fake_logits.float().mean(1).exp().clamp(options.ratio_lower, options.ratio_upper)
+        ratio = fake_logits.float().mean(1).clamp(-10, 10).exp().clamp(options.ratio_lower, options.ratio_upper)
         if options.ratio_normalization:
             width = (schedule.max_t - schedule.min_t) / self.bin_num
             index = ((t.double() - schedule.min_t) / width).floor().long().clamp(0, self.bin_num - 1)

@@ -1,9 +1,9 @@
 """Model-Optimizer's DMD2 pipeline: the student step by its parameters and formulas, for flows, in one step."""
 
 import torch
+from modelopt.torch.fastgen.flow_matching import add_noise, pred_x0_from_flow
 from modelopt.torch.fastgen.losses import gan_gen_loss, vsd_loss
-
-from tests.integrations.stand_ins.fastgen.fastgen.methods.common_loss import expand
+from modelopt.torch.fastgen.utils import classifier_free_guidance
 
 
 def _drain_if_hooked(module):
@@ -21,10 +21,6 @@ def _require_hooked(features, *, which):
     return features
 
 
-def in_float64(function, *values):
-    return function(*(v.double() for v in values)).to(values[0].dtype)
-
-
 class DMDPipeline:
     def __init__(self, student, teacher, fake_score, config, *, discriminator=None):
         self.student, self.teacher, self.fake_score = student, teacher, fake_score
@@ -36,7 +32,7 @@ class DMDPipeline:
 
     def _build_student_input(self, latents, noise, encoder_hidden_states=None, **model_kwargs):
         t = self.config.sample_t_cfg.max_t
-        return in_float64(lambda v: t * v, noise), torch.full((len(noise),), t)
+        return (t * noise.double()).to(noise.dtype), torch.full((len(noise),), t)
 
     def _call_model(self, model, hidden_states, timestep, encoder_hidden_states=None, **model_kwargs):
         if encoder_hidden_states is not None:
@@ -45,7 +41,11 @@ class DMDPipeline:
 
     def _predict_x0(self, model, hidden_states, timestep, encoder_hidden_states=None, **model_kwargs):
         flow = self._call_model(model, hidden_states, timestep, encoder_hidden_states, **model_kwargs)
-        return in_float64(lambda x, u, t: x - expand(t, x.dim()) * u, hidden_states, flow, timestep)
+        return self._raw_to_x0(flow, hidden_states, timestep, native_pred_type=self.config.pred_type)
+
+    @staticmethod
+    def _raw_to_x0(raw, x_t, t, *, native_pred_type):
+        return pred_x0_from_flow(raw, x_t, t)
 
     def compute_student_loss(
         self,
@@ -61,8 +61,7 @@ class DMDPipeline:
         start, t = self._build_student_input(latents, noise, encoder_hidden_states, **model_kwargs)
         x = self._predict_x0(self.student, start, t, encoder_hidden_states, **model_kwargs)
         t = self.sample_timesteps(len(latents), device=latents.device)
-        eps = torch.randn_like(latents)
-        noisy = in_float64(lambda x, e, s: (1 - expand(s, x.dim())) * x + expand(s, x.dim()) * e, x, eps, t)
+        noisy = add_noise(x, torch.randn_like(latents), t)
         with torch.no_grad():
             fake = self._predict_x0(self.fake_score, noisy, t, encoder_hidden_states, **model_kwargs)
         teacher = self._predict_x0(self.teacher, noisy, t, encoder_hidden_states, **model_kwargs)
@@ -72,7 +71,7 @@ class DMDPipeline:
             with torch.no_grad():
                 uncond = self._predict_x0(self.teacher, noisy, t, negative_encoder_hidden_states, **model_kwargs)
             _drain_if_hooked(self.teacher)
-            teacher = teacher + (scale - 1) * (teacher - uncond)
+            teacher = classifier_free_guidance(teacher, uncond, scale)
         losses = {"vsd": vsd_loss(x, teacher.detach(), fake)}
         if self.discriminator is None:
             return losses | {"total": losses["vsd"]}
