@@ -1,4 +1,4 @@
-"""Model-Optimizer: the losses of modelopt.torch.fastgen, and what adds noise and converts flows to x0.
+"""Model-Optimizer: the losses of modelopt.torch.fastgen, and the conversion of flows to x0.
 
 `model_optimizer_step` replaces its student step too.
 """
@@ -45,16 +45,8 @@ def dsm_loss(
     return family.denoising_loss(pred_type, net_pred, x0, eps, lambda: (-sigma_fn(t), alpha_fn(t)))
 
 
-@INTEGRATION.replaces(FLOW, "add_noise", "094faa35a693")
-def add_noise(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    return fdk.add_noise(x0, None, _of_rank(t, x0), eps)
-
-
 @INTEGRATION.replaces(FLOW, "pred_x0_from_flow", "998ffb6cdb56")
 def pred_x0_from_flow(pred_flow: Tensor, noisy_latents: Tensor, t: Tensor) -> Tensor:
     dtype = torch.promote_types(pred_flow.dtype, noisy_latents.dtype)
-    return to_x0(pred_flow.to(dtype), noisy_latents, _of_rank(t, noisy_latents)).to(noisy_latents.dtype)
-
-
-def _of_rank(t: Tensor, like: Tensor) -> Tensor:
-    return t.view(*t.shape, *(1,) * (like.dim() - t.dim())) if t.dim() else t.expand(len(like))
+    sigma = t.view(*t.shape, *(1,) * (noisy_latents.dim() - t.dim())) if t.dim() else t.expand(len(noisy_latents))
+    return to_x0(pred_flow.to(dtype), noisy_latents, sigma).to(noisy_latents.dtype)
