@@ -50,6 +50,7 @@ class Integration:
         self.partial = partial
         self.replacements: list[Replacement] = []
         self._installed: dict[Replacement, tuple[Function, Function]] = {}  # the trainer's function and ours
+        self._accepts_changed = False
         self._absorbed: dict[Replacement, tuple[Function, ...]] = {}  # the trainer's function, and ours if any
 
     def replaces(self, module: str, name: str, *known: str) -> Callable[[Function], Function]:
@@ -99,7 +100,10 @@ class Integration:
                 missing.append(f"{replacement.module}: {error}")
                 continue
             except Exception as error:  # such as that of code which asks for a GPU while it is imported
-                raise ImportError(f"{replacement.module}: {type(error).__name__}: {error}") from error
+                missing.append(f"{replacement.module}: {type(error).__name__}: {error}")
+                if self.partial:
+                    warnings.warn(f"{self.trainer} is replaced in part: {missing[-1]}", stacklevel=2)
+                continue
             originals[replacement] = self._check(replacement, accept_changed)
         if missing and not (self.partial and any(each.ours for each in originals)):
             raise ImportError(f"{self.trainer} cannot be imported from here: {'; '.join(dict.fromkeys(missing))}")
@@ -110,10 +114,11 @@ class Integration:
         }
         stand_ins = {str(each): (stand_in,) for each, (_, stand_in) in self._installed.items()}
         self._absorbed = {
-            each: (original, *stand_ins.get(str(each), ()))
+            each: (getattr(original, "__func__", original), *stand_ins.get(str(each), ()))
             for each, original in originals.items()
             if each.ours is None and "." in each.name
         }
+        self._accepts_changed = accept_changed
         for replacement, (original, installed) in self._installed.items():
             _rebind(replacement, original, installed)
         return tuple(map(str, self._installed))
@@ -147,10 +152,10 @@ class Integration:
         try:
             yield names
         finally:
-            if before:
-                self.apply(accept_changed=True)
-            else:
+            if not before:
                 self.undo()
+            elif not self._installed:  # after an undo() in the block
+                self.apply(self._accepts_changed)
 
     def describe(self) -> str:
         """Whether the trainer can be imported and its functions are known, from its files alone."""
@@ -171,19 +176,18 @@ class Integration:
             overridden = self._overridden(args[0]) if args else None
             if overridden is None:
                 return ours(*args, **kwargs)
-            kept = f"{overridden} of its own, which fdkernels does not call"
-            warnings.warn(f"{kept}: the trainer's {original.__qualname__} runs", stacklevel=2)
+            warnings.warn(f"{overridden}: the trainer's {original.__qualname__} runs", stacklevel=2)
             return original(*args, **kwargs)
 
         return replaced
 
     def _overridden(self, obj: Any) -> str | None:
-        """Which object has an absorbed method of its own, if one has."""
+        """Which object or network has another method than the absorbed one, if one has."""
         for each, known in self._absorbed.items():
             owner, name = _owner(each)
-            for holder in _holders(obj, owner, each.of):
-                if inspect.getattr_static(holder, name, None) not in known:
-                    return f"{type(holder).__qualname__} has a {name}"
+            for holder in _holders(obj, owner, name, each.of):
+                if _method(holder, name) not in known:
+                    return f"{type(holder).__qualname__}.{name} is not what fdkernels does in its place"
         return None
 
     def _check(self, replacement: Replacement, accept_changed: bool) -> Function:
@@ -201,13 +205,20 @@ class Integration:
         return original
 
 
-def _holders(obj: Any, owner: type, of: tuple[str, ...]) -> Iterator[Any]:
-    """The object, or what its attributes hold: each the first of its modules, from the outermost, that is an owner."""
+def _holders(obj: Any, owner: type, name: str, of: tuple[str, ...]) -> Iterator[Any]:
+    """The object itself if it is an owner; with `of`, all modules of its networks that have the method."""
     if not of and isinstance(obj, owner):
         yield obj
-    for network in filter(None, (getattr(obj, name, None) for name in of)):
-        modules = network.modules() if hasattr(network, "modules") else ()
-        yield next((module for module in modules if isinstance(module, owner)), network)
+    for network in (getattr(obj, attribute, None) for attribute in of):
+        if network is not None:
+            modules = network.modules() if hasattr(network, "modules") else (network,)
+            yield from [each for each in modules if _method(each, name) is not None] or [network]
+
+
+def _method(obj: Any, name: str) -> Any:
+    """A method of an object or of its class as a function, without running a __getattr__, which wrappers have."""
+    found = getattr(obj, "__dict__", {}).get(name) or getattr(type(obj), name, None)
+    return getattr(found, "__func__", found)
 
 
 def _owner(replacement: Replacement) -> tuple[Any, str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdkernels.integrations._flow import to_x0
 
@@ -56,15 +55,17 @@ def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: 
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:
     """σ at the nearest of the scheduler's timesteps, float64, shaped like `timestep`."""
     timesteps, sigmas = (
-        _on_device(table, table._version, timestep.device) for table in (scheduler.timesteps, scheduler.sigmas)
+        # A small table is copied to a GPU in its stream: without non_blocking the host would wait for all before it.
+        table.to(timestep.device, torch.float64, non_blocking=timestep.device.type != "cpu")
+        for table in (scheduler.timesteps, scheduler.sigmas)
     )
     return sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
 
 
 def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
-    """σ of two schedulers with the same table."""
-    tables = teacher.sigmas, fake.sigmas
-    if teacher is not fake and not _are_equal(*tables, *(table._version for table in tables)):
+    """σ of two networks or schedulers with the same table."""
+    teacher, fake = (_scheduler(each) for each in (teacher, fake))
+    if teacher is not fake and not torch.equal(teacher.sigmas.cpu(), fake.sigmas.cpu()):
         raise RuntimeError(
             "the schedulers of the real and the fake score have different sigmas, as with different timestep_shift; "
             "fdkernels' loss needs one table for both: undo() the adapter"
@@ -72,13 +73,7 @@ def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
     return nearest_sigma(teacher, timestep)
 
 
-# Tables are few and are hashed by identity, so what is read from them is kept: a copy in each step would make the host
-# wait. A version counts the writes in place.
-@functools.lru_cache(maxsize=16)
-def _on_device(table: Tensor, version: int, device: torch.device) -> Tensor:
-    return table.to(device, torch.float64)
-
-
-@functools.lru_cache(maxsize=16)
-def _are_equal(first: Tensor, second: Tensor, *versions: int) -> bool:
-    return torch.equal(first.cpu(), second.cpu())
+def _scheduler(holder: Any) -> Any:
+    """That of a network in any wrapper, of which DDP does not hand attributes on; a scheduler's is itself."""
+    modules = holder.modules() if isinstance(holder, nn.Module) else ()
+    return next((each.scheduler for each in modules if hasattr(each, "scheduler")), holder)

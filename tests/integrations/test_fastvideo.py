@@ -137,5 +137,5 @@ def test_with_a_network_that_has_its_own_x0_the_trainers_loss_runs(trainer):
     found.critic = model(trainer, "fake", {}, seen, {"predict_x0": lambda *_, **__: torch.ones(1, *SHAPE)})
     theirs = found._dmd_loss(x, None)
     found.cuda_generator = torch.Generator()
-    with trainer.patched(), pytest.warns(UserWarning, match="Model has a predict_x0 of its own"):
+    with trainer.patched(), pytest.warns(UserWarning, match="Model.predict_x0 is not what fdkernels does"):
         assert torch.equal(found._dmd_loss(x, None), theirs)

@@ -90,6 +90,11 @@ def test_patched_is_undone_after_an_error_and_keeps_what_was_applied_before(some
     with integration.patched():
         integration.undo()
     assert integration.applied()
+    losses = importlib.import_module("somebodys.losses")
+    with pytest.raises(KeyError), integration.patched():
+        losses.loss = lambda x: x
+        raise KeyError
+    assert losses.loss(2) == 2  # what the block left there stays
 
 
 @pytest.mark.parametrize("of", [(), ("network",)], ids=["itself", "held"])
@@ -113,7 +118,7 @@ def test_what_has_an_absorbed_method_of_its_own_keeps_the_trainers_function(some
         model.network = object()
     if change == "other" and not of:
         return
-    with pytest.warns(UserWarning, match="has a gap of its own, .* the trainer's Model.step runs"):
+    with pytest.warns(UserWarning, match="gap is not what fdkernels does in its place: the trainer's Model.step"):
         assert model.step(3) == ("ours", 3, 1.0)
 
 
@@ -183,13 +188,17 @@ def test_an_absent_trainer_is_an_import_error_and_a_part_may_be_enough(somebodys
         if partial:
             assert len(integration.apply()) == 2
             integration.undo()
+            (somebodys / "video.py").write_text("raise OSError('no libcuda')\n")
+            with pytest.warns(UserWarning, match="is replaced in part: somebodys.video: OSError: no libcuda"):
+                assert len(integration.apply()) == 2
+            integration.undo()
             continue
         assert integration.describe() == "not importable"
         with pytest.raises(
             ImportError, match=r"Somebody's trainer 1a2b3c4 cannot be imported from here: .*somebodys\.video"
         ):
             integration.apply()
-    (somebodys / "video.py").write_text("raise OSError('no libcuda')\n")
+    integration.partial = False
     with pytest.raises(ImportError, match="somebodys.video: OSError: no libcuda"):
         integration.apply()
     assert not integration.applied()

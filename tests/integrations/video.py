@@ -18,12 +18,13 @@ COND, UNCOND = {"prompt_embeds": "cond"}, {"prompt_embeds": "uncond"}
 
 
 def velocities(seed: int, *shape: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the networks predict; frames differ in their distance from the student."""
+    """What the networks predict, (B, F, C, H, W) as a view of (B, C, F, H, W); frames differ in their distance from x."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.linspace(0.3, 1.0, shape[1], dtype=torch.float64).view(-1, 1, 1, 1)
     first = normal(generator, *shape)
     parts = (first, *(first + gap * normal(generator, *shape) for gap in (0.1, 0.3, 0.35)))
-    return {name: (size * part).to(dtype) for name, part in zip(NAMES, parts, strict=True)}
+    sized = [(size * part).to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for part in parts]
+    return dict(zip(NAMES, sized, strict=True))
 
 
 def wrapper(kind: type[nn.Module], scheduler: Any, predict: Callable[..., Tensor], uniform: bool = True) -> nn.Module:
