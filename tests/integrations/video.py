@@ -18,7 +18,7 @@ COND, UNCOND = {"prompt_embeds": "cond"}, {"prompt_embeds": "uncond"}
 
 
 def velocities(seed: int, *shape: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the networks predict, (B, F, C, H, W) as a view of (B, C, F, H, W); frames differ in their distance from x."""
+    """What the networks predict, as views of (B, C, F, H, W); frames differ in their distance from the student."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.linspace(0.3, 1.0, shape[1], dtype=torch.float64).view(-1, 1, 1, 1)
     first = normal(generator, *shape)
