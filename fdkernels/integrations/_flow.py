@@ -1,4 +1,4 @@
-"""A flow's x0, as the trainers convert it."""
+"""A flow's x0 and back, as the trainers convert it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,21 @@ def to_x0(flow: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
 
     Where x_t needs a gradient or is broadcast, in PyTorch and float64, as in the trainers.
     """
-    if (noisy.requires_grad and torch.is_grad_enabled()) or noisy.shape != flow.shape:
-        sigma = sigma.double().view(*sigma.shape, *(1,) * (noisy.dim() - sigma.dim()))
-        return (noisy.double() - sigma * flow.double()).to(flow.dtype)
-    return fdk.Prediction.affine(noisy.detach(), 1.0, -sigma).to_x0(flow)
+    if _is_constant(noisy, flow):
+        return fdk.Prediction.affine(noisy.detach(), 1.0, -sigma).to_x0(flow)
+    return (noisy.double() - _spread(sigma, noisy) * flow.double()).to(flow.dtype)
+
+
+def from_x0(x0: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """flow = (x_t - x0) / σ in x0's dtype, the inverse of `to_x0`."""
+    if _is_constant(noisy, x0):
+        return fdk.Prediction.affine(noisy.detach(), 1.0, -sigma).from_x0(x0)
+    return ((noisy.double() - x0.double()) / _spread(sigma, noisy)).to(x0.dtype)
+
+
+def _is_constant(noisy: Tensor, other: Tensor) -> bool:
+    return noisy.shape == other.shape and not (noisy.requires_grad and torch.is_grad_enabled())
+
+
+def _spread(sigma: Tensor, like: Tensor) -> Tensor:
+    return sigma.double().view(*sigma.shape, *(1,) * (like.dim() - sigma.dim()))

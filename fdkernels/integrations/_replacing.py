@@ -168,7 +168,7 @@ class Integration:
         state = f"unknown: {', '.join(unknown)}" if unknown else "in a known state"
         return f"importable ({next(iter(files.values()))}), {state}"
 
-    def _stand_in(self, original: Function, ours: Function) -> Function:
+    def _stand_in(self, original: Function, ours: Function) -> Function | staticmethod[..., Any]:
         """`ours` under the name of the original, as a function that nobody else has."""
 
         @functools.wraps(original)
@@ -179,7 +179,7 @@ class Integration:
             warnings.warn(f"{overridden}: the trainer's {original.__qualname__} runs", stacklevel=2)
             return original(*args, **kwargs)
 
-        return replaced
+        return staticmethod(replaced) if isinstance(original, staticmethod) else replaced
 
     def _overridden(self, obj: Any) -> str | None:
         """Which object or network has another method than the absorbed one, if one has."""

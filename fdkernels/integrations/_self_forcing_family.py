@@ -1,4 +1,4 @@
-"""What Self-Forcing and the trainers that follow it do before the loss: draw timesteps, add noise, run the scores."""
+"""What Self-Forcing and the trainers that follow it share: all before the loss, conversions, the critic's loss."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdkernels.integrations._flow import to_x0
+import fdkernels as fdk
+from fdkernels.integrations._fastgen_family import TARGETS, in_trainers_dtype
+from fdkernels.integrations._flow import from_x0, to_x0
+from fdkernels.integrations._replacing import Integration
 
-CONVERSION = "WanDiffusionWrapper._convert_flow_pred_to_x0"
+TO_X0, KNOWN_TO_X0 = "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc"
 
 
 def score_timestep(self: Any, frames: tuple[int, ...], from_step: int, to_step: int, uniform: bool) -> Tensor:
@@ -48,8 +51,38 @@ def velocities(self: Any, conditional: Any, unconditional: Any, **inputs: Any) -
     }
 
 
+def replace_conversions(integration: Integration, module: str) -> None:
+    """In the module of the networks' wrapper."""
+    integration.replaces(module, TO_X0, KNOWN_TO_X0)(convert_flow_pred_to_x0)
+    integration.replaces(module, "WanDiffusionWrapper._convert_x0_to_flow_pred", "4f772098c9e3")(
+        convert_x0_to_flow_pred
+    )
+
+
 def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: Tensor) -> Tensor:
     return to_x0(flow_pred, xt, nearest_sigma(self.scheduler, timestep))
+
+
+def convert_x0_to_flow_pred(scheduler: Any, x0_pred: Tensor, xt: Tensor, timestep: Tensor) -> Tensor:
+    return from_x0(x0_pred, xt, nearest_sigma(scheduler, timestep))
+
+
+def critic_loss(
+    self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any, **kwargs: Any
+) -> Tensor:
+    """The mean square of the flow minus noise - x, of all elements or of those that gradient_mask keeps."""
+    flow, mask = kwargs["flow_pred"], kwargs.get("gradient_mask")
+    kept = {} if mask is None else {"weight": mask.to(flow.dtype), "count": mask.sum()}
+    loss: Tensor = fdk.denoising_loss(flow, x, noise, target=TARGETS["flow"], **kept)
+    return in_trainers_dtype(loss, flow, noise, x)
+
+
+def masked_critic_loss(
+    self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any,
+    gradient_mask: Tensor | None = None, **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    kwargs["gradient_mask"] = gradient_mask
+    return critic_loss(self, x, x_pred, noise, noise_pred, alphas_cumprod, timestep, **kwargs)
 
 
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:

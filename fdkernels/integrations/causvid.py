@@ -1,4 +1,4 @@
-"""CausVid: the DMD loss. Its networks return x0 alone, so the rounding of a bfloat16 x0 remains."""
+"""CausVid: the DMD loss, and the critic's. Its networks return x0 alone, so the rounding of a bfloat16 x0 remains."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ INTEGRATION = Integration("CausVid (tianweiy/CausVid ca21150)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("causvid.dmd", "DMD._compute_kl_grad", "d0e67f2204d3")
-INTEGRATION.replaces("causvid.models.wan.wan_wrapper", family.CONVERSION, "026534ffa7dc")(
-    family.convert_flow_pred_to_x0
-)
+INTEGRATION.replaces("causvid.loss", "FlowPredLoss.__call__", "2eb07782dbe4")(family.critic_loss)
+family.replace_conversions(INTEGRATION, "causvid.models.wan.wan_wrapper")
 
 
 @INTEGRATION.replaces("causvid.dmd", "DMD.compute_distribution_matching_loss", "b7ee35684fed")

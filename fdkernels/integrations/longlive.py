@@ -1,4 +1,4 @@
-"""LongLive: the DMD loss, from velocities as in `self_forcing`, without the line that it prints in each step."""
+"""LongLive: the DMD loss, from velocities as in `self_forcing` but without its print in each step, and the critic's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ INTEGRATION = Integration("LongLive (NVlabs/LongLive 7860ad9)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "88c5c23f9c60")
-INTEGRATION.absorbs("utils.wan_5b_wrapper", family.CONVERSION, "026534ffa7dc", of=("real_score", "fake_score"))
-INTEGRATION.replaces("utils.wan_5b_wrapper", family.CONVERSION, "026534ffa7dc")(family.convert_flow_pred_to_x0)
+INTEGRATION.absorbs("utils.wan_5b_wrapper", family.TO_X0, family.KNOWN_TO_X0, of=("real_score", "fake_score"))
+family.replace_conversions(INTEGRATION, "utils.wan_5b_wrapper")
+INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "11eb4255fd18")(family.masked_critic_loss)
 INTEGRATION.absorbs("utils.i2v_conditioning", "_i2v_loss_mask_like", "ec2e872a1006")
 
 

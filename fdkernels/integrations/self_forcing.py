@@ -1,4 +1,4 @@
-"""Self-Forcing and Causal-Forcing: the DMD loss.
+"""Self-Forcing and Causal-Forcing: the DMD loss, and the critic's.
 
 The networks return velocity and x0. The loss takes the velocities: in bfloat16, the rounding of x0 costs most of f - τ.
 """
@@ -18,8 +18,9 @@ INTEGRATION = Integration("Self-Forcing (guandeh17/Self-Forcing 33593df, thu-ml/
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
-INTEGRATION.absorbs("utils.wan_wrapper", family.CONVERSION, "026534ffa7dc", of=("real_score", "fake_score"))
-INTEGRATION.replaces("utils.wan_wrapper", family.CONVERSION, "026534ffa7dc")(family.convert_flow_pred_to_x0)
+INTEGRATION.absorbs("utils.wan_wrapper", family.TO_X0, family.KNOWN_TO_X0, of=("real_score", "fake_score"))
+family.replace_conversions(INTEGRATION, "utils.wan_wrapper")
+INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "2eb07782dbe4")(family.critic_loss)
 
 
 @INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "d88b93140043")

@@ -73,7 +73,7 @@ def test_the_code_in_place_of_which_a_call_stands_computes_the_same(name: str) -
 
 def test_ops_bytes_and_errors_are_those_of_the_pages() -> None:
     (ops,), (moved,), (errors,) = (
-        cells(TEXT, first) for first in ("ops", "bytes moved per element", "error of the gradient, to float64 †")
+        cells(TEXT, first) for first in ("ops", "bytes moved per element", "error of the gradient, to float64 ¹")
     )
     chains = {name: row for name in ("fastgen", "dmd2_pixel", "dmd2_latent", "self_forcing")
               for row in cells(page("kernels.md"), name) if row[0] == "bf16"}  # fmt: skip

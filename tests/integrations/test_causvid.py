@@ -10,7 +10,7 @@ import torch
 
 from tests.fdkernels import recipes
 from tests.integrations.parity import DTYPES, SEEDS, compare, leaf, normal, predictions, run, wide
-from tests.integrations.video import SHAPE, seeded
+from tests.integrations.video import SHAPE, check_conversions, check_critic_loss, seeded
 
 TRAINER = "causvid"
 METHOD = "compute_distribution_matching_loss"
@@ -73,3 +73,11 @@ def test_loss_gradient_log_and_noise(trainer, seed, dtype, masked):
     assert abs(gap - 1) < (1e-5 if dtype == torch.float32 and batch == 1 else 0.25), gap
     for name, figure in our_log.items():
         torch.testing.assert_close(figure, log[name], rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=0.02)
+
+
+def test_conversions_and_critic_loss(trainer):
+    with mock.patch("torch.cuda.current_device", return_value=0):
+        wrapper = trainer.module("causvid.models.wan.wan_wrapper").WanDiffusionWrapper
+    scheduler = dmd(trainer, {}, SimpleNamespace()).scheduler
+    check_conversions(trainer, wrapper, scheduler, torch.bfloat16)
+    check_critic_loss(trainer.module("causvid.loss").FlowPredLoss(), trainer, 0, torch.bfloat16)

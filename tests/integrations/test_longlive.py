@@ -9,7 +9,17 @@ import torch
 
 from tests.fdkernels import recipes
 from tests.integrations.parity import DTYPES, SEEDS, compare, leaf, normal, run, wide
-from tests.integrations.video import COND, NAMES, UNCOND, dmd, seeded, sigma_of, velocities
+from tests.integrations.video import (
+    COND,
+    NAMES,
+    UNCOND,
+    check_conversions,
+    check_critic_loss,
+    dmd,
+    seeded,
+    sigma_of,
+    velocities,
+)
 
 TRAINER = "longlive"
 METHOD = "compute_distribution_matching_loss"
@@ -65,3 +75,15 @@ def test_loss_gradient_log_and_noise(trainer, monkeypatch, capsys, seed, dtype, 
     assert our_log.keys() == log.keys() and torch.equal(our_log["timestep"], log["timestep"])
     ratio = our_log["dmdtrain_gradient_norm"].item() / log["dmdtrain_gradient_norm"].item()
     assert abs(ratio - 1) < 0.2, ratio  # a ratio of means in place of a mean of ratios
+
+
+def test_conversions(trainer):
+    network = dmd(trainer, "utils.wan_5b_wrapper", {}, SimpleNamespace()).real_score
+    check_conversions(trainer, type(network), network.scheduler, torch.bfloat16)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_critic_loss(trainer, seed, dtype, masked):
+    check_critic_loss(trainer.module("utils.loss").FlowPredLoss(), trainer, seed, dtype, masked)

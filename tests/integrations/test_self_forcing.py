@@ -14,7 +14,18 @@ from fdkernels import testing
 from tests.fdkernels import recipes
 from tests.fdkernels.test_peers import record
 from tests.integrations.parity import DTYPES, FP32, SEEDS, compare, leaf, normal, run, wide
-from tests.integrations.video import COND, NAMES, SHAPE, UNCOND, dmd, seeded, sigma_of, velocities
+from tests.integrations.video import (
+    COND,
+    NAMES,
+    SHAPE,
+    UNCOND,
+    check_conversions,
+    check_critic_loss,
+    dmd,
+    seeded,
+    sigma_of,
+    velocities,
+)
 
 TRAINER = "self_forcing"
 WRAPPERS = "utils.wan_wrapper"
@@ -134,21 +145,15 @@ def test_with_a_network_that_has_its_own_x0_the_trainers_loss_runs(trainer, wrap
 
 @pytest.mark.parametrize("noisy_needs_gradient", [False, True])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-def test_conversion_of_a_velocity(trainer, dtype, noisy_needs_gradient):
-    model = dmd(trainer, WRAPPERS, {}, SimpleNamespace())
-    generator = torch.Generator().manual_seed(0)
-    flow, noisy, upstream = (normal(generator, 6, 4, 3, 5).to(dtype) for _ in range(3))
-    timestep = torch.linspace(20, 980, 6)
-    sigma, leaves = sigma_of(model.real_score.scheduler, timestep).view(-1, 1, 1, 1), [flow.requires_grad_()]
-    if noisy_needs_gradient:
-        leaves.append(noisy.requires_grad_())
-    with trainer.patched():
-        x0 = model.real_score._convert_flow_pred_to_x0(flow, noisy, timestep)
-    exact = noisy.double() - sigma * flow.double()
-    assert x0.dtype == dtype
-    torch.testing.assert_close(x0, exact.to(dtype))
-    for mine, true in zip(torch.autograd.grad(x0, leaves, upstream), (-sigma * upstream, upstream), strict=False):
-        torch.testing.assert_close(mine, true.to(dtype))
+def test_conversions(trainer, dtype, noisy_needs_gradient):
+    network = dmd(trainer, WRAPPERS, {}, SimpleNamespace()).real_score
+    check_conversions(trainer, type(network), network.scheduler, dtype, noisy_needs_gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_critic_loss(trainer, seed, dtype):
+    check_critic_loss(trainer.module("utils.loss").FlowPredLoss(), trainer, seed, dtype)
 
 
 def test_tables_that_are_moved_or_written_later_are_read(trainer):

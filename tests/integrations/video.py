@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from tests.integrations.parity import Outcome, normal, run
+from tests.integrations.parity import Outcome, compare, leaf, normal, run, wide
 
 SHAPE = (6, 4, 3, 5)
 NAMES = ("teacher", "teacher_uncond", "fake", "fake_uncond")
@@ -93,3 +93,54 @@ def seeded(
 
     torch.manual_seed(seed)
     return run(loss, wrt, *args, **kwargs), logs[0]
+
+
+def check_conversions(
+    trainer: Any, wrapper: type, scheduler: Any, dtype: torch.dtype, noisy_needs_gradient: bool = False
+) -> None:
+    """x0 of a velocity and the velocity of x0: values and gradients against float64."""
+    generator = torch.Generator().manual_seed(0)
+    v, noisy, upstream = (normal(generator, 6, 4, 3, 5).to(dtype) for _ in range(3))
+    timestep = torch.linspace(20, 980, 6)
+    sigma, leaves = sigma_of(scheduler, timestep).view(-1, 1, 1, 1), [v.requires_grad_()]
+    if noisy_needs_gradient:
+        leaves.append(noisy.requires_grad_())
+    with trainer.patched():
+        x0 = wrapper._convert_flow_pred_to_x0(SimpleNamespace(scheduler=scheduler), v, noisy, timestep)
+        flow = wrapper._convert_x0_to_flow_pred(scheduler, x0_pred=v, xt=noisy, timestep=timestep)
+    exact = noisy.double() - sigma * v.double(), (noisy.double() - v.double()) / sigma
+    factors = (-sigma, torch.ones_like(sigma)), (-1 / sigma, 1 / sigma)
+    for found, true, by in zip((x0, flow), exact, factors, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, true.to(dtype))
+        for mine, factor in zip(torch.autograd.grad(found, leaves, upstream), by, strict=False):
+            torch.testing.assert_close(mine, (factor * upstream).to(dtype))
+
+
+def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, masked: bool = False) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    flow, x, noise = (normal(generator, 6, 4, 3, 5) for _ in range(3))
+    flow = leaf(noise - x + 0.3 * flow, dtype)
+    x, noise = x.to(dtype), noise.to(dtype)
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[:2] = not masked
+    options = {"gradient_mask": mask} if masked else {}
+
+    def call(flow: Tensor) -> Tensor:
+        return loss(
+            x=x,
+            x_pred=None,
+            noise=noise,
+            noise_pred=None,
+            alphas_cumprod=None,
+            timestep=None,
+            flow_pred=flow,
+            **options,
+        )
+
+    theirs = run(call, [flow], flow)
+    with trainer.patched():
+        ours = run(call, [flow], flow)
+    exact = wide(flow)
+    target = noise.double() - x.double()
+    compare(theirs, ours, run(lambda v: (v - target)[mask].square().mean(), [exact], exact), dtype)

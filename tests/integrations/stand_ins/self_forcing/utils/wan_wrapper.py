@@ -4,12 +4,18 @@ import torch
 from torch import nn
 
 
+def sigma_at(scheduler, timestep):
+    nearest = torch.argmin((scheduler.timesteps.double()[None, :] - timestep[:, None]).abs(), dim=1)
+    return scheduler.sigmas.double()[nearest].view(-1, 1, 1, 1)
+
+
 class WanDiffusionWrapper(nn.Module):
     def _convert_flow_pred_to_x0(self, flow_pred, xt, timestep):
-        timesteps, sigmas = self.scheduler.timesteps.double(), self.scheduler.sigmas.double()
-        nearest = torch.argmin((timesteps[None, :] - timestep[:, None]).abs(), dim=1)
-        x0 = xt.double() - sigmas[nearest].view(-1, 1, 1, 1) * flow_pred.double()
-        return x0.to(flow_pred.dtype)
+        return (xt.double() - sigma_at(self.scheduler, timestep) * flow_pred.double()).to(flow_pred.dtype)
+
+    @staticmethod
+    def _convert_x0_to_flow_pred(scheduler, x0_pred, xt, timestep):
+        return ((xt.double() - x0_pred.double()) / sigma_at(scheduler, timestep)).to(x0_pred.dtype)
 
     def forward(self, noisy_image_or_video, conditional_dict, timestep, clean_x=None):
         given = {} if clean_x is None else {"clean_x": clean_x.transpose(1, 2), "aug_t": None}

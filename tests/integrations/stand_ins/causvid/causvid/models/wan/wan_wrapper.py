@@ -5,3 +5,4 @@ from tests.integrations.stand_ins.self_forcing.utils.wan_wrapper import WanDiffu
 
 class WanDiffusionWrapper:
     _convert_flow_pred_to_x0 = SelfForcings._convert_flow_pred_to_x0
+    _convert_x0_to_flow_pred = staticmethod(SelfForcings._convert_x0_to_flow_pred)
