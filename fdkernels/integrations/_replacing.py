@@ -205,7 +205,8 @@ def _holders(obj: Any, owner: type, of: tuple[str, ...]) -> Iterator[Any]:
     """The object, or what its attributes hold: each the first of its modules, from the outermost, that is an owner."""
     if not of and isinstance(obj, owner):
         yield obj
-    for network in filter(None, (getattr(obj, name, None) for name in of)):
+    networks = (getattr(obj, name, None) for name in of)
+    for network in (each for each in networks if each is not None):  # a compiled network has no truth value
         modules = network.modules() if hasattr(network, "modules") else ()
         yield next((module for module in modules if isinstance(module, owner)), network)
 

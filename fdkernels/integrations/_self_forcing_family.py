@@ -61,6 +61,11 @@ def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:
     return sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
 
 
+def scheduler_of(network: Any) -> Any:
+    """The scheduler of a network, also of one in DDP, which does not hand attributes on."""
+    return next(module.scheduler for module in network.modules() if hasattr(module, "scheduler"))
+
+
 def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
     """σ of two schedulers with the same table."""
     tables = teacher.sigmas, fake.sigmas

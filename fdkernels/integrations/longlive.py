@@ -46,7 +46,8 @@ def compute_distribution_matching_loss(
         noisy = i2v._overwrite_i2v_context(family.noised(self, student, noise, timestep), initial_latent, context)
         inputs = {"noisy_image_or_video": noisy, "timestep": timestep, "clean_x": clean_x}
         scores = family.velocities(self, conditional_dict, unconditional_dict, **inputs)
-        sigma = family.common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+        teacher, fake = (family.scheduler_of(each) for each in (self.real_score, self.fake_score))
+        sigma = family.common_sigma(teacher, fake, timestep)
         mask, count = gradient_mask, None
         if context > 0:
             kept = (torch.arange(frames[1], device=student.device) >= context).view(1, -1, 1, 1, 1)

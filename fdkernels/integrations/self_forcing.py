@@ -40,7 +40,8 @@ def compute_distribution_matching_loss(
         scores = family.velocities(
             self, conditional_dict, unconditional_dict, noisy_image_or_video=noisy, timestep=timestep
         )
-        sigma = family.common_sigma(self.real_score.scheduler, self.fake_score.scheduler, timestep)
+        teacher, fake = (family.scheduler_of(each) for each in (self.real_score, self.fake_score))
+        sigma = family.common_sigma(teacher, fake, timestep)
     loss, stats = fdk.fused_fdiv_loss(
         image_or_video,
         **scores,
