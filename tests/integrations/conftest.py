@@ -48,7 +48,9 @@ def importable(name: str, root: Path, is_stand_in: bool):
     finally:
         trainer.integration.undo()
         sys.path.remove(str(root))
-        packages = {each.stem for each in root.iterdir()} - {"tests"}
+        packages = {"loguru", *(each.stem for each in root.iterdir())} - {
+            "tests"
+        }  # FastGen takes its handler away, once
         for module in set(sys.modules) - before:
             if module.split(".")[0] in packages:
                 del sys.modules[module]

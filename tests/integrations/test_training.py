@@ -14,167 +14,28 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fdkernels import testing
-from tests.integrations import test_causvid, test_dmd2, test_fastgen, test_fastvideo, video
-from tests.integrations.conftest import checkout, importable, stand_in
+from tests.integrations import test_fastgen, video
+from tests.integrations.losses import COMMON, VSD, every, given, kinds, opened
 from tests.integrations.parity import FP32, Outcome, normal
 
-SHAPE = (3, *video.SHAPE)
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-ROOT = Path(__file__).parents[2]
-
-
-class Given(NamedTuple):
-    """The student's output, and what the scores predict: x0, a velocity or ε."""
-
-    x: Tensor
-    tau: Tensor
-    uncond: Tensor
-    fake: Tensor
-
-    def to(self, student, scores):
-        return Given(self.x.to(student), *(each.to(scores) for each in self[1:]))
-
-
-def given(student=F32, scores=F32):
-    generator = torch.Generator().manual_seed(0)
-    x, error, near, far = (normal(generator, *SHAPE) for _ in range(4))
-    tau = x + torch.tensor([0.05, 0.2, 0.5]).view(-1, 1, 1, 1, 1) * error
-    return Given(x, tau, tau + 0.1 * near, tau + 0.2 * far).to(student, scores)
-
-
-def on(module, name, *args, logits=False, **options):
-    """A loss of the trainer's module, called with these of `given`."""
-
-    def call(peer, v):
-        parts = [getattr(v, each, each) for each in args]
-        parts = [each.flatten(1) for each in parts] if logits else parts
-        named = {name: getattr(v, each) for name, each in options.items()}
-        return getattr(peer.module(module), name)(*parts, **named)
-
-    return call
-
-
-def cosmos(name, reduction):
-    def call(peer, v):
-        loss = getattr(peer.module("cosmos_framework.model.generator.distillation.common_loss"), name)
-        pair = [v.fake - v.tau, v.tau] if name.endswith("gradient") else [v.tau, v.fake]
-        found = loss(list(v.x), *map(list, pair), reduction=reduction)
-        return found / v.x[0].numel() if reduction.endswith("sum") else found  # a sum's gradient would overflow float16
-
-    return call
-
-
-def of(v):
-    return {"teacher": v.tau, "teacher_uncond": v.uncond, "fake": v.fake, "fake_uncond": v.fake}
-
-
-def velocity(wrappers):
-    def call(peer, v):
-        model = video.dmd(peer, wrappers, of(v), SimpleNamespace())
-        with mock.patch("torch.distributed.get_rank", return_value=0):  # which LongLive asks
-            return model.compute_distribution_matching_loss(v.x, video.COND, video.UNCOND)[0]
-
-    return call
-
-
-def causvid(peer, v):
-    of = {"teacher": v.tau, "teacher_uncond": v.uncond, "fake": v.fake}
-    options = {"timestep_shift": 8.0, "real_task_type": "causal_video"}
-    model = test_causvid.dmd(peer, of, SimpleNamespace(), **options)
-    return model.compute_distribution_matching_loss(v.x, "", "_uncond")[0]
-
-
-def fastvideo(name):
-    def call(peer, v):
-        if name.startswith("Streaming"):  # it takes one video at a time
-            v = Given(*(part[:1] for part in v))
-        found, _ = test_fastvideo.method(peer, name, of(v))
-        found.cuda_generator.manual_seed(0)
-        if name.startswith("Streaming"):
-            return found._dmd_loss_masked(v.x, None, chunk_mask=None)
-        return found._dmd_loss(v.x, None)
-
-    return call
-
-
-def edm(peer, v):
-    x, tau, fake = (each.flatten(1, 2) for each in (v.x, v.tau, v.fake))
-    return test_dmd2.edm(peer, tau, fake).compute_distribution_matching_loss(x, torch.zeros(len(x)))[0]["loss_dm"]
-
-
-COMMON, DMD2 = "fastgen.methods.common_loss", "diffsynth.diffusion.dmd2"
-MODELOPT, LIGHTX2V = "modelopt.torch.fastgen.losses", "lightx2v_train.trainers.dmd.math"
-VSD = "variational_score_distillation_loss"
-LOSSES = {
-    "fastgen": {
-        "vsd": on(COMMON, VSD, "x", "tau", "fake"),
-        "generator": on(COMMON, "gan_loss_generator", "x", logits=True),
-        "discriminator": on(COMMON, "gan_loss_discriminator", "x", "tau", logits=True),
-        "denoising": on(COMMON, "denoising_score_matching_loss", "flow", "x", x0="tau", eps="fake"),
-    },
-    "model_optimizer": {
-        "vsd": on(MODELOPT, "vsd_loss", "x", "tau", "fake"),
-        "generator": on(MODELOPT, "gan_gen_loss", "x", logits=True),
-        "discriminator": on(MODELOPT, "gan_disc_loss", "x", "tau", logits=True),
-        "r1": on(MODELOPT, "r1_loss", "x", "tau", logits=True),
-        "denoising": on(MODELOPT, "dsm_loss", "flow", "x", x0="tau", eps="fake"),
-    },
-    "diffsynth": {
-        "vsd": on(DMD2, f"_{VSD}", "x", "tau", "fake"),
-        "generator": on(DMD2, "_gan_loss_generator", "x", logits=True),
-        "discriminator": on(DMD2, "_gan_loss_discriminator", "x", "tau", logits=True),
-    },
-    "cosmos": {
-        "mean": cosmos(VSD, "mean"),
-        "instances": cosmos(VSD, "per_instance_sum"),
-        "gradient": cosmos(f"{VSD}_from_gradient", "mean"),
-    },
-    "lightx2v": {"dmd": on(LIGHTX2V, "dmd_loss", "x", "fake", "tau")},
-    "self_forcing": {"dmd": velocity("utils.wan_wrapper")},
-    "longlive": {"dmd": velocity("utils.wan_5b_wrapper")},
-    "causvid": {"dmd": causvid},
-    "fastvideo": {name: fastvideo(name) for name in ("DMD2Method", "SelfForcingMethod", "StreamingLongTuningMethod")},
-    "dmd2": {"edm": edm},
-}  # fmt: skip
-
-
-def kinds(name):
-    return ["stand-in", "checkout"] if checkout(name) else ["stand-in"]
-
-
-def opened(name, kind):
-    is_stand_in = kind == "stand-in"
-    return importable(name, stand_in(name) if is_stand_in else checkout(name), is_stand_in)
 
 
 @pytest.fixture(scope="module")
 def peer(request):
     with opened(*request.param) as found:
         yield found
-
-
-def every(*only):
-    """Parametrizes by (peer, loss): all losses of all trainers, or those named."""
-    chosen = [
-        pytest.param((name, kind), call, id=f"{name}-{kind}-{loss}")
-        for name, losses in LOSSES.items()
-        for loss, call in losses.items()
-        if not only or (name, loss) in only
-        for kind in kinds(name)
-    ]
-    return pytest.mark.parametrize("peer, call", chosen, indirect=["peer"])
 
 
 def value(peer, call, v, autocast=None):
@@ -193,8 +54,7 @@ def value(peer, call, v, autocast=None):
 def outcome(peer, call, v, autocast=None, factor=1.0):
     v = v._replace(x=v.x.detach().requires_grad_())
     loss = value(peer, call, v, autocast)
-    (gradient,) = torch.autograd.grad(factor * loss, [v.x])
-    return Outcome(loss.detach(), [gradient.double() / factor])
+    return Outcome(loss.detach(), [torch.autograd.grad(factor * loss, [v.x])[0].double() / factor])
 
 
 PRECISIONS = {  # of the student, of the scores, of autocast; the gradient scaler's factor
@@ -212,7 +72,7 @@ PRECISIONS = {  # of the student, of the scores, of autocast; the gradient scale
 @every()
 def test_precision(peer, call, precision):
     student, scores, *rest = PRECISIONS[precision]
-    v = given(student, scores)
+    v = given().to(student, scores)
     theirs = outcome(peer, call, v, *rest)
     exact = outcome(peer, call, v.to(F64, F64))
     with peer.patched():
@@ -244,17 +104,16 @@ def test_samples_that_are_not_finite(peer, call, role):
         ours = outcome(peer, call, bad(role))
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=FP32, atol=0, equal_nan=True)
     rows = [each.gradients[0].flatten(1) for each in (ours, theirs)]
-    finite = [each.isfinite().all(1) for each in rows]
-    assert torch.equal(*finite)
-    torch.testing.assert_close(*(each[kept] for each, kept in zip(rows, finite, strict=True)), rtol=FP32, atol=1e-9)
+    kept = rows[0].isfinite().all(1)
+    assert torch.equal(kept, rows[1].isfinite().all(1))
+    torch.testing.assert_close(rows[0][kept], rows[1][kept], rtol=FP32, atol=1e-9)
 
 
 @every()
 def test_without_gradient(peer, call):
+    theirs = outcome(peer, call, given()).loss
     with peer.patched(), torch.no_grad():
-        loss = value(peer, call, given())
-    torch.testing.assert_close(loss, outcome(peer, call, given()).loss, rtol=FP32, atol=0)
-    assert not loss.requires_grad
+        torch.testing.assert_close(value(peer, call, given()), theirs, rtol=FP32, atol=0)
 
 
 @every(
@@ -328,10 +187,11 @@ def self_forcing(peer, wrap, rank):
 
 def as_rank(folder, kind, rank):
     rendezvous, timeout = f"file://{folder}/rendezvous", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timeout)
-    found = {}
-    with opened("fastgen", kind) as peer, peer.patched():
-        found |= {name: f_distill(peer, [parts[rank]]) for name, parts in PARTS.items()}
+    with opened("fastgen", kind) as peer:
+        found = {"whole": f_distill(peer, WHOLE)}
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timeout)
+        with peer.patched():
+            found |= {name: f_distill(peer, [parts[rank]]) for name, parts in PARTS.items()}
     with opened("self_forcing", kind) as peer:
         for name, wrap in WRAPPERS.items():
             found[name] = self_forcing(peer, wrap, rank)
@@ -346,36 +206,36 @@ def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", __name__, str(folder), request.param]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return SimpleNamespace(kind=request.param, found=[torch.load(folder / f"{rank}.pt") for rank in range(2)])
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_f_distill_over_ranks(ranks, name):
     """The trainer's function on the whole batch in one process is right for uneven parts too."""
-    with opened("fastgen", ranks.kind) as peer:
-        whole = f_distill(peer, WHOLE)
-    found = [each[name] for each in ranks.found]
-    torch.testing.assert_close(torch.cat([each["h"] for each in found]), whole["h"], rtol=FP32, atol=0)
-    for each in found:
-        torch.testing.assert_close(each["bins"], whole["bins"], rtol=FP32, atol=0)
+    h = torch.cat([each[name]["h"] for each in ranks])
+    for each in ranks:
+        torch.testing.assert_close(
+            [h, each[name]["bins"]], [each["whole"][k] for k in ("h", "bins")], rtol=FP32, atol=0
+        )
 
 
-@pytest.mark.parametrize("kind", kinds("fastgen"))
-def test_accumulated_micro_batches(kind):
+@every(("fastgen", "vsd"))
+def test_accumulated_micro_batches(peer, call):
     """As the trainer's: the state moves twice, and the gradient is the mean of both."""
-    with opened("fastgen", kind) as peer:
-        theirs = f_distill(peer, PARTS["uneven"])
-        with peer.patched():
-            ours, whole = f_distill(peer, PARTS["uneven"]), f_distill(peer, WHOLE)
+    theirs = f_distill(peer, PARTS["uneven"])
+    with peer.patched():
+        ours, whole = f_distill(peer, PARTS["uneven"]), f_distill(peer, WHOLE)
     torch.testing.assert_close(ours, theirs, rtol=FP32, atol=1e-7)
     assert not torch.allclose(ours["bins"], whole["bins"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_scores_in_wrappers(ranks, name):
-    for each in ranks.found:
+    for each in ranks:
         theirs, ours, caught = each[name]
         torch.testing.assert_close(ours, each["bare"][1], rtol=1e-6, atol=1e-9)
         assert abs(ours[0] / theirs[0] - 1) < FP32 and testing.relative_l2(ours[1][0], theirs[1][0]) < FP32
