@@ -53,11 +53,35 @@ def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: 
     return to_x0(flow_pred, xt, nearest_sigma(self.scheduler, timestep))
 
 
+def kept(read: Any) -> Any:
+    """`read` of tables, which keeps what it returns: a copy in each step would make the host wait.
+
+    Tables are few and are hashed by identity; a version counts the writes in place. A compiler traces no cache, and an
+    inference tensor counts nothing.
+    """
+    cached = functools.lru_cache(maxsize=16)(lambda versions, *tables, **options: read(*tables, **options))
+
+    def reader(*tables: Tensor, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or any(table.is_inference() for table in tables):
+            return read(*tables, **options)
+        return cached(tuple(table._version for table in tables), *tables, **options)
+
+    return reader
+
+
+@kept
+def on_device(table: Tensor, device: torch.device) -> Tensor:
+    return table.to(device, torch.float64)
+
+
+@kept
+def are_equal(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.cpu(), second.cpu())
+
+
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:
     """σ at the nearest of the scheduler's timesteps, float64, shaped like `timestep`."""
-    timesteps, sigmas = (
-        _on_device(table, table._version, timestep.device) for table in (scheduler.timesteps, scheduler.sigmas)
-    )
+    timesteps, sigmas = (on_device(table, device=timestep.device) for table in (scheduler.timesteps, scheduler.sigmas))
     return sigmas[(timesteps - timestep.unsqueeze(-1)).abs().argmin(-1)]
 
 
@@ -68,22 +92,9 @@ def scheduler_of(network: Any) -> Any:
 
 def common_sigma(teacher: Any, fake: Any, timestep: Tensor) -> Tensor:
     """σ of two schedulers with the same table."""
-    tables = teacher.sigmas, fake.sigmas
-    if teacher is not fake and not _are_equal(*tables, *(table._version for table in tables)):
+    if teacher is not fake and not are_equal(teacher.sigmas, fake.sigmas):
         raise RuntimeError(
             "the schedulers of the real and the fake score have different sigmas, as with different timestep_shift; "
             "fdkernels' loss needs one table for both: undo() the adapter"
         )
     return nearest_sigma(teacher, timestep)
-
-
-# Tables are few and are hashed by identity, so what is read from them is kept: a copy in each step would make the host
-# wait. A version counts the writes in place.
-@functools.lru_cache(maxsize=16)
-def _on_device(table: Tensor, version: int, device: torch.device) -> Tensor:
-    return table.to(device, torch.float64)
-
-
-@functools.lru_cache(maxsize=16)
-def _are_equal(first: Tensor, second: Tensor, *versions: int) -> bool:
-    return torch.equal(first.cpu(), second.cpu())

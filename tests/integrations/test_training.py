@@ -109,10 +109,11 @@ def test_samples_that_are_not_finite(peer, call, role):
     torch.testing.assert_close(rows[0][kept], rows[1][kept], rtol=FP32, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @every()
-def test_without_gradient(peer, call):
+def test_without_gradient(peer, call, mode):
     theirs = outcome(peer, call, given()).loss
-    with peer.patched(), torch.no_grad():
+    with peer.patched(), mode():
         torch.testing.assert_close(value(peer, call, given()), theirs, rtol=FP32, atol=0)
 
 
@@ -179,6 +180,7 @@ def self_forcing(peer, wrap, rank):
         return model.compute_distribution_matching_loss(v.x[rank : rank + 1], video.COND, video.UNCOND)[0]
 
     theirs = tuple(outcome(peer, call, given()))
+    torch._dynamo.reset()  # or the trainer's conversion stays in the compiled networks
     with peer.patched(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours = tuple(outcome(peer, call, given()))
