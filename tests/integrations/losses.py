@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integrations import test_causvid, test_dmd2, test_fastvideo, video
+from tests.integrations import test_causvid, test_dmd2, test_fastvideo, test_model_optimizer_step, video
 from tests.integrations.conftest import checkout, importable, stand_in
 from tests.integrations.parity import normal
 
@@ -91,6 +91,14 @@ def fastvideo(name):
     return call
 
 
+def step(peer, v):
+    module = peer.module(test_model_optimizer_step.DMD)
+    _, networks, student_step = test_model_optimizer_step.pipeline(module, 0, v.x.dtype, gan=False, shape=SHAPE)
+    for network, flow in zip(networks, (v.x, v.tau, v.fake), strict=True):
+        network.flow, network.uncond = flow, v.uncond
+    return student_step()["total"]
+
+
 def edm(peer, v):
     x, tau, fake = (each.flatten(1, 2) for each in (v.x, v.tau, v.fake))
     return test_dmd2.edm(peer, tau, fake).compute_distribution_matching_loss(x, torch.zeros(len(x)))[0]["loss_dm"]
@@ -113,6 +121,7 @@ LOSSES = {
         "r1": on(MODELOPT, "r1_loss", "x", "tau", logits=True),
         "denoising": on(MODELOPT, "dsm_loss", "flow", "x", x0="tau", eps="fake"),
     },
+    "model_optimizer_step": {"vsd": step},
     "diffsynth": {
         "vsd": on(DMD2, f"_{VSD}", "x", "tau", "fake"),
         "generator": on(DMD2, "_gan_loss_generator", "x", logits=True),
