@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from fdkernels import testing
 from tests.integrations import test_fastgen, video
@@ -71,14 +70,13 @@ PRECISIONS = {  # of the student, of the scores, of autocast; the gradient scale
 @pytest.mark.parametrize("precision", PRECISIONS)
 @every()
 def test_precision(peer, call, precision):
-    student, scores, *rest = PRECISIONS[precision]
-    v = given().to(student, scores)
-    theirs = outcome(peer, call, v, *rest)
-    exact = outcome(peer, call, v.to(F64, F64))
+    *dtypes, autocast, factor = PRECISIONS[precision]
+    v, rest = given().to(*dtypes), (autocast, factor)
+    theirs, exact = outcome(peer, call, v, *rest), outcome(peer, call, v.to(F64, F64))
     with peer.patched():
         ours = outcome(peer, call, v, *rest)
     # CUDA's autocast casts softplus and sums to float32; the CPU's leaves them.
-    assert ours.loss.dtype == (torch.promote_types(theirs.loss.dtype, F32) if rest[0] else theirs.loss.dtype)
+    assert ours.loss.dtype == (torch.promote_types(theirs.loss.dtype, F32) if autocast else theirs.loss.dtype)
     assert torch.isfinite(ours.loss) and torch.isfinite(ours.gradients[0]).all()
     error, other = (testing.relative_l2(each.gradients[0], exact.gradients[0]) for each in (ours, theirs))
     assert error < 3e-3 and error < 1.02 * other + 1e-6, (error, other)
@@ -149,21 +147,16 @@ def f_distill(peer, parts):
     return {"h": torch.cat(weights), "bins": model.net.bins, "gradient": x.grad}
 
 
-class Network(nn.Module):
-    def __init__(self, seed):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.mix = nn.Linear(4, 4)
-
+class Network(nn.Linear):
     def forward(self, x, t, context, seq_len):
-        return (1.0 if context == "cond" else 0.9) * self.mix(x.movedim(1, -1)).movedim(-1, 1)
+        return (1.0 if context == "cond" else 0.9) * super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 WRAPPERS = {
     "bare": lambda network: network,
     "fully_shard": lambda network: fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),))),
     "fsdp": lambda network: FullyShardedDataParallel(network, device_id=torch.device("cpu")),
-    "ddp": DistributedDataParallel,
+    "ddp": nn.parallel.DistributedDataParallel,
     "compiled": lambda network: torch.compile(network, backend="eager"),
 }
 
@@ -171,9 +164,10 @@ WRAPPERS = {
 def self_forcing(peer, wrap, rank):
     """(the trainer's outcome, ours, its warnings) with networks in wrappers, on the rank's own sample."""
     model = video.dmd(peer, "utils.wan_wrapper", {}, SimpleNamespace())
-    for seed, role in enumerate(("real_score", "fake_score")):
+    torch.manual_seed(1)
+    for role in ("real_score", "fake_score"):
         network = getattr(model, role)
-        network.model = Network(seed)
+        network.model = Network(4, 4)
         setattr(model, role, wrap(network))
 
     def call(_, v):
@@ -195,8 +189,7 @@ def as_rank(folder, kind, rank):
         with peer.patched():
             found |= {name: f_distill(peer, [parts[rank]]) for name, parts in PARTS.items()}
     with opened("self_forcing", kind) as peer:
-        for name, wrap in WRAPPERS.items():
-            found[name] = self_forcing(peer, wrap, rank)
+        found |= {name: self_forcing(peer, wrap, rank) for name, wrap in WRAPPERS.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
