@@ -68,4 +68,5 @@ def _loss(samples: list[Tensor], triples: list[Any], masks: Any, scales: Tensor 
             weight=None if scales is None else scales[i], nonfinite="zero" if is_instance else "propagate",
             count=len(samples) * (count if reduction == "mean" else 1),
         )  # fmt: skip
-    return in_trainers_dtype(2 * total if is_instance else total, *samples, *(masks or ()))
+    scores = [v for teacher, fake, _ in triples for v in (teacher, fake)]
+    return in_trainers_dtype(2 * total if is_instance else total, *samples, *scores, *(masks or ()))

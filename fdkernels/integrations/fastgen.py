@@ -40,7 +40,8 @@ def f_div_weighting_h(self: Any, fake_logits: Tensor, t: Tensor) -> Tensor:
         t_range = (float(self.net.noise_scheduler.min_t), float(self.net.noise_scheduler.max_t))
         normalizer = normalizer_of(self.bin_num, t_range, options.ratio_ema_rate)
         normalizer.mean = self.net.bins.float()
-    most = math.exp(10)  # FastGen clamps the logit to ±10 first
+    # FastGen clamps the logit to ±10 first, infinities too, which here are a bad sample's.
+    fake_logits, most = fake_logits.clamp(-6e4, 6e4), math.exp(10)
     ratio_range = max(options.ratio_lower, 1 / most), min(options.ratio_upper, most)
     h: Tensor = fdk.fdiv_weight(
         fake_logits, t, divergence=options.f_div, normalizer=normalizer, ratio_range=ratio_range,

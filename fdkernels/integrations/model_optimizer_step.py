@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations._fastgen_family import in_trainers_dtype
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
@@ -53,11 +54,10 @@ def compute_student_loss(
         fake = self._call_model(self.fake_score, noisy, t, **text)
     with torch.set_grad_enabled(is_gan and torch.is_grad_enabled()):
         teacher = self._call_model(self.teacher, noisy, t, **text)
-    features = module._drain_if_hooked(self.teacher)
+    features, uncond = module._drain_if_hooked(self.teacher), None
     if is_gan:
         features = module._require_hooked(features, which="student-fake")
 
-    uncond = None
     if scale is not None:
         left_out = ("txt_seq_lens", "encoder_hidden_states_mask")
         negative = {key: value for key, value in model_kwargs.items() if key not in left_out}
@@ -72,6 +72,7 @@ def compute_student_loss(
     vsd = fdk.fused_fdiv_loss(
         x, teacher, fake, divergence="rkl", prediction=prediction, teacher_uncond=uncond, guidance_scale=scale
     )
+    vsd = in_trainers_dtype(vsd, x)
     if not is_gan:
         return {"vsd": vsd, "total": vsd}
     gan_gen = module.gan_gen_loss(self.discriminator(features))

@@ -85,8 +85,8 @@ def test_weight_and_its_state(trainer, seed, dtype, divergence):
     ids=["no-range", "far", "fixed-bins"],
 )
 def test_settings_at_their_ends(trainer, settings):
-    logits = torch.tensor([[-30.0], [-2.0], [0.5], [12.0]])
-    t, bins = torch.tensor([0.1, 0.3, 0.6, 0.9]), torch.tensor([0.8, 1.2])
+    logits = torch.tensor([[-math.inf], [-30.0], [-2.0], [0.5], [12.0], [math.inf]])
+    t, bins = torch.tensor([0.2, 0.1, 0.3, 0.6, 0.9, 1.0]), torch.tensor([0.8, 1.2])
     theirs, ours = (model(trainer, "js", torch.float32, bins) for _ in range(2))
     for each in (theirs, ours):
         vars(each.config.f_distill).update(settings)
