@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 
@@ -43,6 +44,9 @@ def importable(name: str, root: Path, is_stand_in: bool):
     sys.path.insert(0, str(root))
     importlib.invalidate_caches()
     trainer = Trainer(importlib.import_module(f"fdkernels.integrations.{name}").INTEGRATION, root, is_stand_in)
+    with mock.patch("torch.cuda.current_device", return_value=0):  # which some ask for when they are imported
+        for replacement in trainer.integration.replacements:
+            importlib.import_module(replacement.module)
     try:
         yield trainer
     finally:

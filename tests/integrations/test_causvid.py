@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -24,8 +23,7 @@ def dmd(trainer, of, seen, **options):
 
         return predict
 
-    with mock.patch("torch.cuda.current_device", return_value=0):  # which a checkout asks for when it is imported
-        cls = trainer.module("causvid.dmd").DMD
+    cls = trainer.module("causvid.dmd").DMD
     found, schedule = cls.__new__(cls), trainer.module("causvid.models.wan.flow_match").FlowMatchScheduler
     scheduler = schedule(shift=8.0)
     if not trainer.is_stand_in:
@@ -76,8 +74,7 @@ def test_loss_gradient_log_and_noise(trainer, seed, dtype, masked):
 
 
 def test_conversions_and_critic_loss(trainer):
-    with mock.patch("torch.cuda.current_device", return_value=0):
-        wrapper = trainer.module("causvid.models.wan.wan_wrapper").WanDiffusionWrapper
+    wrapper = trainer.module("causvid.models.wan.wan_wrapper").WanDiffusionWrapper
     scheduler = dmd(trainer, {}, SimpleNamespace()).scheduler
     check_conversions(trainer, wrapper, scheduler, torch.bfloat16)
     check_critic_loss(trainer.module("causvid.loss").FlowPredLoss(), trainer, 0, torch.bfloat16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,7 @@ def dmd(trainer: Any, wrappers: str, of: dict[str, Tensor], seen: SimpleNamespac
 
         return network
 
-    with mock.patch("torch.cuda.current_device", return_value=0):  # which checkouts ask for when they are imported
-        kind, cls = trainer.module(wrappers).WanDiffusionWrapper, trainer.module("model.dmd").DMD
+    kind, cls = trainer.module(wrappers).WanDiffusionWrapper, trainer.module("model.dmd").DMD
     schedule = trainer.module("utils.scheduler").FlowMatchScheduler
     # The schedulers of the generator and of the scores have other shifts, as in the trainers' configurations.
     options = {"shift": 5.0} | options
