@@ -84,6 +84,21 @@ def cosmos(trainer: Any) -> Iterator[Case]:
     return of_x0(loss, WAN)
 
 
+def critic(scheduler: Any, wrapper: Any, flow_loss: Any, dtype: torch.dtype) -> Case:
+    """From the fake score's velocity: x0 with its own scheduler, the velocity with the generator's, the loss."""
+    v, clean, noise = (leaf(torch.randn(WAN).flatten(0, 1), dtype) for _ in range(3))
+    timestep, of = torch.full((WAN[1],), 500.0), SimpleNamespace(scheduler=scheduler)
+    clean, noise = clean.detach(), noise.detach()
+
+    def loss() -> Tensor:
+        x0 = wrapper._convert_flow_pred_to_x0(of, v, noise, timestep)
+        flow = wrapper._convert_x0_to_flow_pred(scheduler, x0_pred=x0, xt=noise, timestep=timestep)
+        rest = {"x_pred": None, "noise_pred": None, "alphas_cumprod": None, "timestep": timestep}
+        return flow_loss(x=clean, noise=noise, flow_pred=flow, **rest)
+
+    return Case("critic", v, loss)
+
+
 def self_forcing(trainer: Any, wrappers: str = "utils.wan_wrapper") -> Iterator[Case]:
     from tests.integrations.video import COND, UNCOND, dmd, velocities
 
@@ -93,6 +108,8 @@ def self_forcing(trainer: Any, wrappers: str = "utils.wan_wrapper") -> Iterator[
         mask[:, 0] = False
         for what, each in (("", None), ("mask", mask)):
             yield Case(what, x, lambda m=model, x=x, each=each: getattr(m, DMD)(x, COND, UNCOND, each, 0, 100)[0])
+        flow_loss = trainer.module("utils.loss").FlowPredLoss()
+        yield critic(model.scheduler, type(model.real_score), flow_loss, dtype)
 
 
 def longlive(trainer: Any) -> Iterator[Case]:
@@ -108,6 +125,8 @@ def causvid(trainer: Any) -> Iterator[Case]:
         of = {"teacher": tau.detach(), "fake": fake.detach(), "teacher_uncond": 1.01 * tau.detach()}
         model = dmd(trainer, of, SimpleNamespace(), timestep_shift=8.0, real_task_type="causal_video")
         yield Case("", x, lambda m=model, x=x: getattr(m, DMD)(x, "", "_uncond", None)[0])
+        wrapper = trainer.module("causvid.models.wan.wan_wrapper").WanDiffusionWrapper
+        yield critic(model.scheduler, wrapper, trainer.module("causvid.loss").FlowPredLoss(), dtype)
 
 
 def fastvideo(trainer: Any) -> Iterator[Case]:
