@@ -67,6 +67,13 @@ def convert_x0_to_flow_pred(scheduler: Any, x0_pred: Tensor, xt: Tensor, timeste
     return from_x0(x0_pred, xt, nearest_sigma(scheduler, timestep))
 
 
+def pred_noise_to_pred_video(
+    pred_noise: Tensor, noise_input_latent: Tensor, timestep: Tensor, scheduler: Any
+) -> Tensor:
+    sigma = nearest_sigma(scheduler, timestep.flatten().expand(len(pred_noise)))
+    return to_x0(pred_noise, noise_input_latent.to(pred_noise.device), sigma)
+
+
 def critic_loss(
     self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any, **kwargs: Any
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""FastVideo: the losses of `fastvideo.train`: DMD2, Self-Forcing and streaming long tuning.
+"""FastVideo: the losses of `fastvideo.train` (DMD2, Self-Forcing, streaming long tuning), and x0 of a velocity.
 
 The loss takes the velocities of `predict_noise`: in bfloat16, the rounding of x0 costs most of f - τ.
 """
@@ -13,17 +13,18 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels.integrations._replacing import Integration
-from fdkernels.integrations._self_forcing_family import common_sigma
+from fdkernels.integrations._self_forcing_family import common_sigma, pred_noise_to_pred_video
 
 INTEGRATION = Integration("FastVideo (hao-ai-lab/FastVideo 2f3d407)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 METHODS = "fastvideo.train.methods.distribution_matching"
 OVER_BATCH = fdk.DmdScale(eps=0.0, over="batch")
-INTEGRATION.absorbs("fastvideo.models.utils", "pred_noise_to_pred_video", "70a6baf1d8bd")
 INTEGRATION.absorbs("fastvideo.train.models.base", "ModelBase.predict_x0", "aed1acba42dd", of=("teacher", "critic"))
 INTEGRATION.absorbs(f"{METHODS}.self_forcing", "SelfForcingMethod._predict_x0_with_scheduler", "c4f5f5491890")
 INTEGRATION.absorbs(f"{METHODS}.streaming_long_tuning", "StreamingLongTuningMethod._masked_mean", "3d06933df8e7")
+
+INTEGRATION.replaces("fastvideo.models.utils", "pred_noise_to_pred_video", "70a6baf1d8bd")(pred_noise_to_pred_video)
 
 
 def loss_of(self: Any, x: Tensor, batch: Any, timestep: Tensor, add_noise: Any, schedulers: Any, **options: Any) -> Any:
