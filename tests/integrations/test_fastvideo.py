@@ -141,21 +141,19 @@ def test_with_a_network_that_has_its_own_x0_the_trainers_loss_runs(trainer):
         assert torch.equal(found._dmd_loss(x, None), theirs)
 
 
-@pytest.mark.parametrize(
-    "timestep", [torch.tensor([700.0]), torch.tensor([700, 20, 999]), torch.tensor([[700, 20, 999]])]
-)
+@pytest.mark.parametrize("timestep", [[700.0], [700, 20, 999], [[700, 20, 999]]])
+@pytest.mark.parametrize("noisy_needs_gradient", [False, True])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-def test_conversion_of_a_velocity(trainer, dtype, timestep):
+def test_conversion_of_a_velocity(trainer, dtype, noisy_needs_gradient, timestep):
     generator = torch.Generator().manual_seed(0)
     velocity, noisy, upstream = (normal(generator, 3, *SHAPE[1:]).to(dtype) for _ in range(3))
+    leaves = [velocity.requires_grad_(), *([noisy.requires_grad_()] if noisy_needs_gradient else [])]
     utils = trainer.module("fastvideo.models.utils")
-    for noisy in (noisy, noisy.clone().requires_grad_()):
-        leaves = [velocity.requires_grad_(), *([noisy] if noisy.requires_grad else [])]
 
-        def convert(noisy=noisy, leaves=leaves):
-            x0 = utils.pred_noise_to_pred_video(velocity, noisy, timestep=timestep, scheduler=scheduler(5.0))
-            return x0, torch.autograd.grad(x0, leaves, upstream)
+    def convert():
+        x0 = utils.pred_noise_to_pred_video(velocity, noisy, torch.tensor(timestep), scheduler=scheduler(5.0))
+        return x0, torch.autograd.grad(x0, leaves, upstream)
 
-        theirs = convert()
-        with trainer.patched():
-            torch.testing.assert_close(convert(), theirs)
+    theirs = convert()
+    with trainer.patched():
+        torch.testing.assert_close(convert(), theirs)
