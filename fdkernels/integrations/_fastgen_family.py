@@ -21,7 +21,9 @@ def in_trainers_dtype(loss: Tensor, *inputs: Tensor) -> Tensor:
     dtype = inputs[0].dtype
     for each in inputs[1:]:
         dtype = torch.promote_types(dtype, each.dtype)
-    if torch.is_autocast_enabled(loss.device.type) and dtype in (torch.float16, torch.bfloat16):
+    device = loss.device.type
+    is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if is_autocast and dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
     return loss.to(dtype)
 

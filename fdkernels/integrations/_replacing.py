@@ -129,15 +129,15 @@ class Integration:
         Raises:
             RuntimeError: something else has replaced a function since `apply`; undo that first.
         """
-        for replacement, (_, installed) in self._installed.items():
-            if _current(replacement) is not installed:
+        for replacement, (original, installed) in self._installed.items():
+            current = _current(replacement)
+            if current is not installed and _code(current) != _code(original):  # the same code is that of a reload
                 raise RuntimeError(f"{replacement}: something else has replaced it since apply(); undo that first")
         self._take_back()
 
     def _take_back(self) -> None:
         for replacement, (original, installed) in self._installed.items():
-            if _current(replacement) is installed:
-                _rebind(replacement, installed, original)
+            _rebind(replacement, installed, original)
         self._installed = {}
 
     def applied(self) -> bool:
@@ -236,11 +236,17 @@ def _current(replacement: Replacement) -> Function | None:
 
 
 def _rebind(replacement: Replacement, old: Function, new: Function) -> None:
-    setattr(*_owner(replacement), new)
+    """Put the new function where the old one is: in its class or module, and in modules that imported it by name."""
+    if _current(replacement) is old:
+        setattr(*_owner(replacement), new)
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is old:
                 setattr(module, name, new)
+
+
+def _code(function: Any) -> Any:
+    return getattr(getattr(function, "__func__", function), "__code__", function)
 
 
 def _parameters(function: Function) -> str:

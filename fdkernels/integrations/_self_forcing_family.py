@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fdkernels as fdk
 from fdkernels.integrations._fastgen_family import TARGETS, in_trainers_dtype
-from fdkernels.integrations._flow import from_x0, to_x0
+from fdkernels.integrations._flow import from_x0, spread, to_x0
 from fdkernels.integrations._replacing import Integration
 
 TO_X0, KNOWN_TO_X0 = "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc"
@@ -74,22 +74,59 @@ def pred_noise_to_pred_video(
     return to_x0(pred_noise, noise_input_latent.to(pred_noise.device), sigma)
 
 
-def critic_loss(
-    self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any, **kwargs: Any
-) -> Tensor:
-    """The mean square of the flow minus noise - x, of all elements or of those that gradient_mask keeps."""
-    flow, mask = kwargs["flow_pred"], kwargs.get("gradient_mask")
-    kept = {} if mask is None else {"weight": mask.to(flow.dtype), "count": mask.sum()}
-    loss: Tensor = fdk.denoising_loss(flow, x, noise, target=TARGETS["flow"], **kept)
-    return in_trainers_dtype(loss, flow, noise, x)
-
-
 def masked_critic_loss(
     self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any,
     gradient_mask: Tensor | None = None, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
-    kwargs["gradient_mask"] = gradient_mask
-    return critic_loss(self, x, x_pred, noise, noise_pred, alphas_cumprod, timestep, **kwargs)
+    """The mean square of the flow minus noise - x, of the elements that the mask keeps."""
+    flow, weight, count = kwargs["flow_pred"], None, None
+    if gradient_mask is not None:
+        mask = spread(gradient_mask, flow)
+        weight, count = mask.to(flow.dtype), mask.expand_as(flow).sum()
+    loss: Tensor = fdk.denoising_loss(flow, x, noise, target=TARGETS["flow"], weight=weight, count=count)
+    return in_trainers_dtype(loss, flow, noise, x)
+
+
+def critic_loss(
+    self: Any, x: Tensor, x_pred: Any, noise: Tensor, noise_pred: Any, alphas_cumprod: Any, timestep: Any, **kwargs: Any
+) -> Tensor:
+    """The same of all elements: these trainers' loss has no mask."""
+    return masked_critic_loss(
+        self, x, x_pred, noise, noise_pred, alphas_cumprod, timestep, flow_pred=kwargs["flow_pred"]
+    )
+
+
+def critic_step(
+    self: Any,
+    image_or_video_shape: Any,
+    conditional_dict: dict[str, Any],
+    unconditional_dict: dict[str, Any],
+    clean_latent: Any,
+    initial_latent: Any = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The critic's loss with the generator's sample. The trainer converts the fake score's velocity to x0 and back."""
+    with torch.no_grad():
+        clean, _, from_step, to_step = self._run_generator(
+            image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict, initial_latent=initial_latent
+        )
+        timestep = score_timestep(self, clean.shape[:2], from_step, to_step, True)
+        noise = torch.randn_like(clean)
+        noisy = noised(self, clean, noise, timestep)
+    inputs = {"conditional_dict": conditional_dict, "timestep": timestep}
+    flow, x0 = self.fake_score(noisy_image_or_video=noisy, **inputs)
+    log = {"critic_timestep": timestep.detach()}
+    if self.args.denoising_loss_type == "flow":
+        # To x0 with the critic's σ, and back with the generator's: the tables differ in their steps.
+        ratio = nearest_sigma(_scheduler(self.fake_score), timestep) / nearest_sigma(self.scheduler, timestep)
+        loss: Tensor = fdk.denoising_loss(flow, clean, noise, target=(-1 / ratio, 1 / ratio), weight=ratio.square())
+        return in_trainers_dtype(loss, flow, noise, clean), log
+    clean, x0, noise, noisy, timestep = (v.flatten(0, 1) for v in (clean, x0, noise, noisy, timestep))
+    epsilon = self.scheduler.convert_x0_to_noise(x0=x0, xt=noisy, timestep=timestep).unflatten(0, flow.shape[:2])
+    loss = self.denoising_loss_func(
+        x=clean, x_pred=x0, noise=noise, noise_pred=epsilon, alphas_cumprod=self.scheduler.alphas_cumprod,
+        timestep=timestep, flow_pred=None,
+    )  # fmt: skip
+    return loss, log
 
 
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:

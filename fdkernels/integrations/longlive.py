@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels.integrations import _self_forcing_family as family
+from fdkernels.integrations._flow import spread
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("LongLive (NVlabs/LongLive 7860ad9)")
@@ -48,7 +49,7 @@ def compute_distribution_matching_loss(
         inputs = {"noisy_image_or_video": noisy, "timestep": timestep, "clean_x": clean_x}
         scores = family.velocities(self, conditional_dict, unconditional_dict, **inputs)
         sigma = family.common_sigma(self.real_score, self.fake_score, timestep)
-        mask, count = gradient_mask, None
+        mask, count = None if gradient_mask is None else spread(gradient_mask, student), None
         if context > 0:
             kept = (torch.arange(frames[1], device=student.device) >= context).view(1, -1, 1, 1, 1)
             mask = kept if mask is None else mask & kept

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fdkernels as fdk
 from fdkernels.integrations import _fastgen_family as family
-from fdkernels.integrations._flow import to_x0
+from fdkernels.integrations._flow import spread, to_x0
 from fdkernels.integrations._replacing import Integration
 
 INTEGRATION = Integration("Model-Optimizer (NVIDIA/Model-Optimizer a2fbac7)")
@@ -48,5 +48,5 @@ def dsm_loss(
 @INTEGRATION.replaces(FLOW, "pred_x0_from_flow", "998ffb6cdb56")
 def pred_x0_from_flow(pred_flow: Tensor, noisy_latents: Tensor, t: Tensor) -> Tensor:
     dtype = torch.promote_types(pred_flow.dtype, noisy_latents.dtype)
-    sigma = t.view(*t.shape, *(1,) * (noisy_latents.dim() - t.dim())) if t.dim() else t.expand(len(noisy_latents))
+    sigma = spread(torch.atleast_1d(t), noisy_latents)
     return to_x0(pred_flow.to(dtype), noisy_latents, sigma).to(noisy_latents.dtype)

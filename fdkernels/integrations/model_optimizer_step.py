@@ -67,12 +67,12 @@ def compute_student_loss(
             uncond = self._call_model(self.teacher, noisy, t, negative_encoder_hidden_states, **negative)
         module._drain_if_hooked(self.teacher)
 
-    kind = {"x0": "sample", "eps": "epsilon", "flow": "flow_prediction", "v": "flow_prediction"}[config.pred_type]
-    prediction = fdk.Prediction(kind, noisy.detach(), alpha=1 - t, sigma=t) if kind != "sample" else None
+    alpha, is_x0 = (1 - t).clamp_min(1e-6) if config.pred_type == "eps" else 1.0, config.pred_type == "x0"
+    prediction = None if is_x0 else fdk.Prediction.affine(noisy.detach(), 1 / alpha, -t / alpha)
     vsd = fdk.fused_fdiv_loss(
         x, teacher, fake, divergence="rkl", prediction=prediction, teacher_uncond=uncond, guidance_scale=scale
     )
-    vsd = in_trainers_dtype(vsd, x)
+    vsd = in_trainers_dtype(vsd, x, *([teacher, fake] if is_x0 else []))
     if not is_gan:
         return {"vsd": vsd, "total": vsd}
     gan_gen = module.gan_gen_loss(self.discriminator(features))

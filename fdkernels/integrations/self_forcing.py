@@ -21,6 +21,7 @@ INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
 INTEGRATION.absorbs("utils.wan_wrapper", family.TO_X0, family.KNOWN_TO_X0, of=("real_score", "fake_score"))
 family.replace_conversions(INTEGRATION, "utils.wan_wrapper")
 INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "2eb07782dbe4")(family.critic_loss)
+INTEGRATION.replaces("model.dmd", "DMD.critic_loss", "69ecc487cf76")(family.critic_step)
 
 
 @INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "d88b93140043")

@@ -34,7 +34,7 @@ class Network(nn.Module):
         return self.uncond if encoder_hidden_states == "nothing" else self.flow
 
 
-def pipeline(module, seed, dtype, gan: bool, shape=SHAPE, cls=None):
+def pipeline(module, seed, dtype, gan: bool, shape=SHAPE, cls=None, kind="flow"):
     """(the student's flow, the three networks, a student step of the trainer's pipeline with them)"""
     generator = torch.Generator().manual_seed(seed)
     noise, x = (normal(generator, *shape).to(dtype) for _ in range(2))
@@ -42,9 +42,9 @@ def pipeline(module, seed, dtype, gan: bool, shape=SHAPE, cls=None):
     target, uncond, fake = ((flow + 0.3 * normal(generator, *shape)).detach().to(dtype) for _ in range(3))
     networks = Network(flow), Network(target, uncond, captures=gan), Network(fake)
     config = SimpleNamespace(
-        pred_type="flow", num_train_timesteps=None, student_sample_steps=1, gan_loss_weight_gen=0.5 if gan else 0.0,
+        pred_type=kind, num_train_timesteps=None, student_sample_steps=1, gan_loss_weight_gen=0.5 if gan else 0.0,
         guidance_scale=GUIDANCE, ema=None,
-        sample_t_cfg=SimpleNamespace(min_t=0.1, max_t=1.0, time_dist_type="uniform"),
+        sample_t_cfg=SimpleNamespace(min_t=0.1, max_t=0.9 if kind == "eps" else 1.0, time_dist_type="uniform"),
     )  # fmt: skip
     discriminator = nn.Module() if gan else None
     if gan:
@@ -54,9 +54,9 @@ def pipeline(module, seed, dtype, gan: bool, shape=SHAPE, cls=None):
     return flow, networks, lambda: found.compute_student_loss(latents, noise, "text", **texts)
 
 
-def step(module, seed, dtype, gan: bool):
+def step(module, seed, dtype, gan: bool, **options):
     """(outcome, losses, the calls of the three networks, the random numbers after it)"""
-    flow, networks, compute = pipeline(module, seed, dtype, gan)
+    flow, networks, compute = pipeline(module, seed, dtype, gan, **options)
     torch.manual_seed(seed)
     losses = compute()
     (gradient,) = torch.autograd.grad(losses["total"], [flow])
@@ -77,6 +77,15 @@ def test_student_step(trainer, seed, dtype):
     torch.testing.assert_close([call[:2] for call in our_calls], [call[:2] for call in calls], rtol=rtol, atol=1e-6)
     assert torch.equal(our_state, state)
     compare(theirs, ours, exact(seed, dtype, our_calls), dtype)
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v"])
+def test_student_step_of_other_predictions(trainer, kind):
+    module = trainer.module(DMD)
+    theirs, *_ = step(module, 0, torch.float32, gan=False, kind=kind)
+    with trainer.patched():
+        ours, *_ = step(module, 0, torch.float32, gan=False, kind=kind)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def exact(seed, dtype, calls):

@@ -181,6 +181,16 @@ def test_apply_and_undo_after_a_reload_of_a_module(somebodys):
     assert step.step(2) == losses.loss(2) == losses.Model().step(2) == 2
 
 
+def test_undo_after_a_reload_of_the_trainers_own_module(somebodys):
+    integration, step = an_integration(), importlib.import_module("somebodys.step")
+    losses, original = importlib.import_module("somebodys.losses"), step.loss
+    integration.apply()
+    importlib.reload(losses)
+    assert not integration.applied() and step.step(2) == ("ours", 2, 1.0)
+    integration.undo()
+    assert step.loss is original and losses.loss(2) == 2
+
+
 def test_an_absent_trainer_is_an_import_error_and_a_part_may_be_enough(somebodys):
     for partial in (False, True):
         integration = an_integration(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from types import SimpleNamespace
@@ -154,6 +155,45 @@ def test_conversions(trainer, dtype, noisy_needs_gradient):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_critic_loss(trainer, seed, dtype):
     check_critic_loss(trainer.module("utils.loss").FlowPredLoss(), trainer, seed, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_critic_step(trainer, monkeypatch, seed, dtype):
+    """From the velocity, which the trainer converts to x0 with one table of σ and back with another."""
+    generator, seen = torch.Generator().manual_seed(seed), SimpleNamespace()
+    clean, noise = normal(generator, 2, 1 + seed % 2, *SHAPE).to(dtype)
+    flow = leaf(noise - clean + 0.3 * normal(generator, *clean.shape), dtype)
+    model = dmd(trainer, WRAPPERS, {"fake": flow}, seen, shift=(1.0, 5.0)[seed % 2])
+    model.args.denoising_loss_type, model.denoising_loss_func = "flow", trainer.module("utils.loss").FlowPredLoss()
+    model.scheduler.alphas_cumprod = None
+    model._run_generator = lambda **_: (clean, None, None, 100)
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
+    args = clean.shape, COND, UNCOND, None
+    theirs, log = seeded(seed, model.critic_loss, [flow], *args)
+    noisy = seen.noisy
+    with trainer.patched():
+        ours, our_log = seeded(seed, model.critic_loss, [flow], *args)
+    assert torch.equal(seen.noisy, noisy) and our_log.keys() == log.keys()
+    assert torch.equal(our_log["critic_timestep"], log["critic_timestep"])
+    sigmas = (sigma_of(each, log["critic_timestep"]) for each in (model.fake_score.scheduler, model.scheduler))
+    ratio, exact = recipes.frames(torch.divide(*sigmas)), wide(flow)
+    assert (ratio != 1).any()
+    target = noise.double() - clean.double()
+    compare(theirs, ours, run(lambda v: (ratio * v - target).square().mean(), [exact], exact), dtype)
+
+
+def test_critic_step_with_another_loss_runs_as_the_trainers(trainer):
+    model = dmd(trainer, WRAPPERS, velocities(0, 1, *SHAPE, dtype=torch.float32), SimpleNamespace())
+    model.args.denoising_loss_type = "noise"
+    model.denoising_loss_func, calls = (lambda **given: calls.append(given) or given["x_pred"].sum()), []
+    model.scheduler.alphas_cumprod, model.scheduler.convert_x0_to_noise = None, lambda x0, xt, timestep: xt - x0
+    model._run_generator = lambda **_: (torch.ones(1, *SHAPE), None, None, 100)
+    for context in (contextlib.nullcontext(), trainer.patched()):
+        torch.manual_seed(0)
+        with context:
+            model.critic_loss((1, *SHAPE), COND, UNCOND, None)
+    torch.testing.assert_close(calls[1], calls[0])
 
 
 def test_tables_that_are_moved_or_written_later_are_read(trainer):

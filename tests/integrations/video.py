@@ -115,14 +115,14 @@ def check_conversions(
             torch.testing.assert_close(mine, (factor * upstream).to(dtype))
 
 
-def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, masked: bool = False) -> None:
+def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, masked_dims: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     flow, x, noise = (normal(generator, 6, 4, 3, 5) for _ in range(3))
     flow = leaf(noise - x + 0.3 * flow, dtype)
     x, noise = x.to(dtype), noise.to(dtype)
-    mask = torch.ones_like(x, dtype=torch.bool)
-    mask[:2] = not masked
-    options = {"gradient_mask": mask} if masked else {}
+    mask = torch.ones(x.shape[:masked_dims] or x.shape, dtype=torch.bool)
+    mask[:2] = masked_dims == 0
+    options = {"gradient_mask": mask} if masked_dims else {}
 
     def call(flow: Tensor) -> Tensor:
         return loss(

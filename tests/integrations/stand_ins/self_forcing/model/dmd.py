@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from utils.wan_wrapper import WanDiffusionWrapper  # noqa: F401
+from utils.wan_wrapper import WanDiffusionWrapper
 
 
 class DMD(nn.Module):
@@ -48,3 +48,34 @@ class DMD(nn.Module):
         if gradient_mask is not None:
             x, target = x[gradient_mask], target[gradient_mask]
         return 0.5 * F.mse_loss(x, target), log
+
+    def critic_loss(
+        self, image_or_video_shape, conditional_dict, unconditional_dict, clean_latent, initial_latent=None
+    ):
+        with torch.no_grad():
+            clean, _, high, low = self._run_generator(
+                image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict,
+                initial_latent=initial_latent,
+            )  # fmt: skip
+        low = low if self.ts_schedule else self.min_score_timestep
+        high = high if self.ts_schedule_max else self.num_train_timestep
+        t = self._get_timestep(low, high, *clean.shape[:2], self.num_frame_per_block, uniform_timestep=True)
+        if self.timestep_shift > 1:
+            t = self.timestep_shift * (t / 1000) / (1 + (self.timestep_shift - 1) * (t / 1000)) * 1000
+        t = t.clamp(self.min_step, self.max_step)
+        x, noise, flat = clean.flatten(0, 1), torch.randn_like(clean).flatten(0, 1), t.flatten()
+        noisy = self.scheduler.add_noise(x, noise, flat)
+        given = {"noisy_image_or_video": noisy.unflatten(0, clean.shape[:2]), "timestep": t}
+        x0 = self.fake_score(conditional_dict=conditional_dict, **given)[1].flatten(0, 1)
+        options = {"noise_pred": None, "flow_pred": None}
+        if self.args.denoising_loss_type == "flow":
+            options["flow_pred"] = WanDiffusionWrapper._convert_x0_to_flow_pred(
+                scheduler=self.scheduler, x0_pred=x0, xt=noisy, timestep=flat
+            )
+        else:
+            epsilon = self.scheduler.convert_x0_to_noise(x0=x0, xt=noisy, timestep=flat)
+            options["noise_pred"] = epsilon.unflatten(0, clean.shape[:2])
+        loss = self.denoising_loss_func(
+            x=x, x_pred=x0, noise=noise, alphas_cumprod=self.scheduler.alphas_cumprod, timestep=flat, **options
+        )
+        return loss, {"critic_timestep": t}

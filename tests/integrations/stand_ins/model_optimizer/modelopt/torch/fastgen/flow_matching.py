@@ -10,7 +10,7 @@ def add_noise(x0, eps, t):
 
 def pred_noise_to_pred_x0(pred_noise, noisy_latents, t):
     t = expand(t.double(), noisy_latents.dim())
-    return ((noisy_latents.double() - t * pred_noise.double()) / (1 - t)).to(noisy_latents.dtype)
+    return ((noisy_latents.double() - t * pred_noise.double()) / (1 - t).clamp_min(1e-6)).to(noisy_latents.dtype)
 
 
 def pred_x0_from_flow(pred_flow, noisy_latents, t):

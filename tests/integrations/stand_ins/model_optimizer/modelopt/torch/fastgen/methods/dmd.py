@@ -1,7 +1,7 @@
 """Model-Optimizer's DMD2 pipeline: the student step by its parameters and formulas, for flows, in one step."""
 
 import torch
-from modelopt.torch.fastgen.flow_matching import add_noise, pred_x0_from_flow
+from modelopt.torch.fastgen.flow_matching import add_noise, pred_noise_to_pred_x0, pred_x0_from_flow
 from modelopt.torch.fastgen.losses import gan_gen_loss, vsd_loss
 from modelopt.torch.fastgen.utils import classifier_free_guidance
 
@@ -45,7 +45,9 @@ class DMDPipeline:
 
     @staticmethod
     def _raw_to_x0(raw, x_t, t, *, native_pred_type):
-        return pred_x0_from_flow(raw, x_t, t)
+        return {"x0": lambda *_: raw, "eps": pred_noise_to_pred_x0}.get(native_pred_type, pred_x0_from_flow)(
+            raw, x_t, t
+        )
 
     def compute_student_loss(
         self,
