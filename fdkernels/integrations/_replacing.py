@@ -54,7 +54,10 @@ class Integration:
         self._absorbed: dict[Replacement, tuple[Function, ...]] = {}  # the trainer's function, and ours if any
 
     def replaces(self, module: str, name: str, *known: str) -> Callable[[Function], Function]:
-        """A decorator: the function replaces the trainer's, if that has one of the known fingerprints."""
+        """A decorator: the function replaces the trainer's, if that has one of the known fingerprints.
+
+        For arguments that it does not serve it returns NotImplemented, and the trainer's function runs.
+        """
 
         def register(ours: Function) -> Function:
             self.replacements.append(Replacement(module, name, ours, known))
@@ -174,10 +177,10 @@ class Integration:
         @functools.wraps(original)
         def replaced(*args: Any, **kwargs: Any) -> Any:
             overridden = self._overridden(args[0]) if args else None
-            if overridden is None:
-                return ours(*args, **kwargs)
-            warnings.warn(f"{overridden}: the trainer's {original.__qualname__} runs", stacklevel=2)
-            return original(*args, **kwargs)
+            result = ours(*args, **kwargs) if overridden is None else NotImplemented
+            if overridden is not None:
+                warnings.warn(f"{overridden}: the trainer's {original.__qualname__} runs", stacklevel=2)
+            return original(*args, **kwargs) if result is NotImplemented else result
 
         return staticmethod(replaced) if isinstance(original, staticmethod) else replaced
 

@@ -12,7 +12,7 @@ from fdkernels.integrations._fastgen_family import TARGETS, in_trainers_dtype
 from fdkernels.integrations._flow import from_x0, spread, to_x0
 from fdkernels.integrations._replacing import Integration
 
-TO_X0, KNOWN_TO_X0 = "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc"
+TO_X0 = "WanDiffusionWrapper._convert_flow_pred_to_x0", "026534ffa7dc"
 
 
 def score_timestep(self: Any, frames: tuple[int, ...], from_step: int, to_step: int, uniform: bool) -> Tensor:
@@ -51,25 +51,25 @@ def velocities(self: Any, conditional: Any, unconditional: Any, **inputs: Any) -
     }
 
 
-def replace_conversions(integration: Integration, module: str) -> None:
-    """In the module of the networks' wrapper."""
-    integration.replaces(module, TO_X0, KNOWN_TO_X0)(convert_flow_pred_to_x0)
+def replace_conversions(integration: Integration, module: str, *velocity_networks: str) -> None:
+    """In the module of the networks' wrapper. Losses from velocities contain the conversion of these networks."""
+    if velocity_networks:
+        integration.absorbs(module, *TO_X0, of=velocity_networks)
+    integration.replaces(module, *TO_X0)(convert_flow_pred_to_x0)
     integration.replaces(module, "WanDiffusionWrapper._convert_x0_to_flow_pred", "4f772098c9e3")(
         convert_x0_to_flow_pred
     )
 
 
-def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: Tensor) -> Tensor:
+def convert_flow_pred_to_x0(self: Any, flow_pred: Tensor, xt: Tensor, timestep: Tensor) -> Any:
     return to_x0(flow_pred, xt, nearest_sigma(self.scheduler, timestep))
 
 
-def convert_x0_to_flow_pred(scheduler: Any, x0_pred: Tensor, xt: Tensor, timestep: Tensor) -> Tensor:
+def convert_x0_to_flow_pred(scheduler: Any, x0_pred: Tensor, xt: Tensor, timestep: Tensor) -> Any:
     return from_x0(x0_pred, xt, nearest_sigma(scheduler, timestep))
 
 
-def pred_noise_to_pred_video(
-    pred_noise: Tensor, noise_input_latent: Tensor, timestep: Tensor, scheduler: Any
-) -> Tensor:
+def pred_noise_to_pred_video(pred_noise: Tensor, noise_input_latent: Tensor, timestep: Tensor, scheduler: Any) -> Any:
     sigma = nearest_sigma(scheduler, timestep.flatten().expand(len(pred_noise)))
     return to_x0(pred_noise, noise_input_latent.to(pred_noise.device), sigma)
 
@@ -103,8 +103,10 @@ def critic_step(
     unconditional_dict: dict[str, Any],
     clean_latent: Any,
     initial_latent: Any = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The critic's loss with the generator's sample. The trainer converts the fake score's velocity to x0 and back."""
+) -> Any:
+    """The critic's loss of the generator's sample. The trainer converts the critic's velocity to x0 and back."""
+    if self.args.denoising_loss_type != "flow":
+        return NotImplemented
     with torch.no_grad():
         clean, _, from_step, to_step = self._run_generator(
             image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict, initial_latent=initial_latent
@@ -112,21 +114,24 @@ def critic_step(
         timestep = score_timestep(self, clean.shape[:2], from_step, to_step, True)
         noise = torch.randn_like(clean)
         noisy = noised(self, clean, noise, timestep)
-    inputs = {"conditional_dict": conditional_dict, "timestep": timestep}
-    flow, x0 = self.fake_score(noisy_image_or_video=noisy, **inputs)
-    log = {"critic_timestep": timestep.detach()}
-    if self.args.denoising_loss_type == "flow":
-        # To x0 with the critic's σ, and back with the generator's: the tables differ in their steps.
-        ratio = nearest_sigma(_scheduler(self.fake_score), timestep) / nearest_sigma(self.scheduler, timestep)
-        loss: Tensor = fdk.denoising_loss(flow, clean, noise, target=(-1 / ratio, 1 / ratio), weight=ratio.square())
-        return in_trainers_dtype(loss, flow, noise, clean), log
-    clean, x0, noise, noisy, timestep = (v.flatten(0, 1) for v in (clean, x0, noise, noisy, timestep))
-    epsilon = self.scheduler.convert_x0_to_noise(x0=x0, xt=noisy, timestep=timestep).unflatten(0, flow.shape[:2])
-    loss = self.denoising_loss_func(
-        x=clean, x_pred=x0, noise=noise, noise_pred=epsilon, alphas_cumprod=self.scheduler.alphas_cumprod,
-        timestep=timestep, flow_pred=None,
-    )  # fmt: skip
-    return loss, log
+    inputs = {"noisy_image_or_video": noisy, "timestep": timestep}
+    flow = self.fake_score(conditional_dict=conditional_dict, **inputs)[0]
+    return velocity_loss(self, flow, clean, noise, timestep), {"critic_timestep": timestep}
+
+
+def velocity_loss(self: Any, flow: Tensor, clean: Tensor, noise: Tensor, timestep: Tensor, context: int = 0) -> Tensor:
+    """The mean square of r·flow minus noise - x, without the first frames if they are context.
+
+    r is the critic's σ, with which the trainer converts to x0, over the generator's, with which it converts back.
+    """
+    ratio = nearest_sigma(_scheduler(self.fake_score), timestep) / nearest_sigma(self.scheduler, timestep)
+    ratio[:, :context] = 1
+    weight = ratio.square()
+    weight[:, :context] = 0
+    loss: Tensor = fdk.denoising_loss(
+        flow, clean, noise, target=(-1 / ratio, 1 / ratio), weight=weight, count=clean[:, context:].numel()
+    )
+    return in_trainers_dtype(loss, flow, noise, clean)
 
 
 def nearest_sigma(scheduler: Any, timestep: Tensor) -> Tensor:

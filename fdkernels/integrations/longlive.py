@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fdkernels as fdk
+from fdkernels.integrations import _longlive_critic
 from fdkernels.integrations import _self_forcing_family as family
 from fdkernels.integrations._flow import spread
 from fdkernels.integrations._replacing import Integration
@@ -17,9 +18,9 @@ INTEGRATION = Integration("LongLive (NVlabs/LongLive 7860ad9)")
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "88c5c23f9c60")
-INTEGRATION.absorbs("utils.wan_5b_wrapper", family.TO_X0, family.KNOWN_TO_X0, of=("real_score", "fake_score"))
-family.replace_conversions(INTEGRATION, "utils.wan_5b_wrapper")
+family.replace_conversions(INTEGRATION, "utils.wan_5b_wrapper", "real_score", "fake_score")
 INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "11eb4255fd18")(family.masked_critic_loss)
+INTEGRATION.replaces("model.dmd", "DMD.critic_loss", "d706c9941c6e")(_longlive_critic.critic_loss)
 INTEGRATION.absorbs("utils.i2v_conditioning", "_i2v_loss_mask_like", "ec2e872a1006")
 
 
@@ -75,5 +76,4 @@ def compute_distribution_matching_loss(
         loss = first + rest
     else:
         loss, stats = part(slice(None), blocks)
-    # The trainer's figure is mean|g|: here the ratio of means over all blocks, without a first frame that stands alone.
     return loss.double(), {"dmdtrain_gradient_norm": stats.relative_gap, "timestep": timestep}

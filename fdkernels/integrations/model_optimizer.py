@@ -46,7 +46,8 @@ def dsm_loss(
 
 
 @INTEGRATION.replaces(FLOW, "pred_x0_from_flow", "998ffb6cdb56")
-def pred_x0_from_flow(pred_flow: Tensor, noisy_latents: Tensor, t: Tensor) -> Tensor:
+def pred_x0_from_flow(pred_flow: Tensor, noisy_latents: Tensor, t: Tensor) -> Any:
     dtype = torch.promote_types(pred_flow.dtype, noisy_latents.dtype)
     sigma = spread(torch.atleast_1d(t), noisy_latents)
-    return to_x0(pred_flow.to(dtype), noisy_latents, sigma).to(noisy_latents.dtype)
+    x0 = to_x0(pred_flow.to(dtype), noisy_latents, sigma)
+    return x0 if x0 is NotImplemented else x0.to(noisy_latents.dtype)

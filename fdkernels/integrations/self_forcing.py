@@ -18,8 +18,7 @@ INTEGRATION = Integration("Self-Forcing (guandeh17/Self-Forcing 33593df, thu-ml/
 apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION.applied, INTEGRATION.patched
 
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
-INTEGRATION.absorbs("utils.wan_wrapper", family.TO_X0, family.KNOWN_TO_X0, of=("real_score", "fake_score"))
-family.replace_conversions(INTEGRATION, "utils.wan_wrapper")
+family.replace_conversions(INTEGRATION, "utils.wan_wrapper", "real_score", "fake_score")
 INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "2eb07782dbe4")(family.critic_loss)
 INTEGRATION.replaces("model.dmd", "DMD.critic_loss", "69ecc487cf76")(family.critic_step)
 

@@ -15,6 +15,7 @@ from tests.integrations.video import (
     UNCOND,
     check_conversions,
     check_critic_loss,
+    check_critic_step,
     dmd,
     seeded,
     sigma_of,
@@ -88,3 +89,11 @@ def test_conversions(trainer):
 def test_critic_loss(trainer, seed, dtype, masked):
     for dims in (1, 4) if masked else (0,):
         check_critic_loss(trainer.module("utils.loss").FlowPredLoss(), trainer, seed, dtype, dims)
+
+
+@pytest.mark.parametrize("options", [{}, {"i2v": True}, {"teacher_forcing": True}], ids=["text", "image", "teacher"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_critic_step(trainer, monkeypatch, seed, dtype, options):
+    context = 3 if "i2v" in options else 0
+    check_critic_step(trainer, monkeypatch, "utils.wan_5b_wrapper", seed, dtype, context, **options)

@@ -22,6 +22,7 @@ from tests.integrations.video import (
     UNCOND,
     check_conversions,
     check_critic_loss,
+    check_critic_step,
     dmd,
     seeded,
     sigma_of,
@@ -160,27 +161,7 @@ def test_critic_loss(trainer, seed, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_critic_step(trainer, monkeypatch, seed, dtype):
-    """From the velocity, which the trainer converts to x0 with one table of σ and back with another."""
-    generator, seen = torch.Generator().manual_seed(seed), SimpleNamespace()
-    clean, noise = normal(generator, 2, 1 + seed % 2, *SHAPE).to(dtype)
-    flow = leaf(noise - clean + 0.3 * normal(generator, *clean.shape), dtype)
-    model = dmd(trainer, WRAPPERS, {"fake": flow}, seen, shift=(1.0, 5.0)[seed % 2])
-    model.args.denoising_loss_type, model.denoising_loss_func = "flow", trainer.module("utils.loss").FlowPredLoss()
-    model.scheduler.alphas_cumprod = None
-    model._run_generator = lambda **_: (clean, None, None, 100)
-    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
-    args = clean.shape, COND, UNCOND, None
-    theirs, log = seeded(seed, model.critic_loss, [flow], *args)
-    noisy = seen.noisy
-    with trainer.patched():
-        ours, our_log = seeded(seed, model.critic_loss, [flow], *args)
-    assert torch.equal(seen.noisy, noisy) and our_log.keys() == log.keys()
-    assert torch.equal(our_log["critic_timestep"], log["critic_timestep"])
-    sigmas = (sigma_of(each, log["critic_timestep"]) for each in (model.fake_score.scheduler, model.scheduler))
-    ratio, exact = recipes.frames(torch.divide(*sigmas)), wide(flow)
-    assert (ratio != 1).any()
-    target = noise.double() - clean.double()
-    compare(theirs, ours, run(lambda v: (ratio * v - target).square().mean(), [exact], exact), dtype)
+    check_critic_step(trainer, monkeypatch, WRAPPERS, seed, dtype)
 
 
 def test_critic_step_with_another_loss_runs_as_the_trainers(trainer):

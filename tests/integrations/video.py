@@ -142,3 +142,38 @@ def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, ma
     exact = wide(flow)
     target = noise.double() - x.double()
     compare(theirs, ours, run(lambda v: (v - target)[mask].square().mean(), [exact], exact), dtype)
+
+
+def check_critic_step(
+    trainer: Any, monkeypatch: Any, wrappers: str, seed: int, dtype: torch.dtype, context: int = 0, **args: Any
+) -> None:
+    """The critic's loss from its velocity. The trainer converts that to x0 with one table of σ, back with another."""
+    generator, seen = torch.Generator().manual_seed(seed), SimpleNamespace()
+    clean, noise = normal(generator, 2, 1 + seed % 2, *SHAPE).to(dtype)
+    flow = leaf(noise - clean + 0.3 * normal(generator, *clean.shape), dtype)
+    model = dmd(trainer, wrappers, {"fake": flow}, seen, shift=(1.0, 5.0)[seed % 2])
+    vars(model.args).update(args, denoising_loss_type="flow")
+    model.fake_score.uniform_timestep = context == 0
+    model.denoising_loss_func, model.dtype = trainer.module("utils.loss").FlowPredLoss(), dtype
+    model.scheduler.alphas_cumprod = None
+    asked: list[Any] = []
+    model._run_generator = lambda conditional_dict, **given: asked.append(given) or (clean, None, None, 100)
+    model._slice_block_cond_dict = lambda condition, *segments: asked.append(segments) or condition
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise.clone())
+    arguments = clean.shape, {"prompt_embeds": "cond"}, UNCOND, clean, clean[:, :context] if context else None
+    theirs, log = seeded(seed, model.critic_loss, [flow], *arguments)
+    before, state = dict(vars(seen)), torch.get_rng_state()
+    vars(seen).clear()
+    with trainer.patched():
+        ours, our_log = seeded(seed, model.critic_loss, [flow], *arguments)
+    half = len(asked) // 2
+    torch.testing.assert_close((asked[half:], vars(seen)), (asked[:half], before), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state) and our_log.keys() == log.keys()
+    timestep = log["critic_timestep"]
+    assert torch.equal(our_log["critic_timestep"], timestep)
+    sigmas = (sigma_of(each, timestep)[..., None, None, None] for each in (model.fake_score.scheduler, model.scheduler))
+    ratio, exact = torch.divide(*sigmas), wide(flow)
+    noise[:, :context] = 0
+    target, kept = noise.double() - clean.double(), slice(context, None)
+    assert (ratio != 1).any()
+    compare(theirs, ours, run(lambda v: (ratio * v - target)[:, kept].square().mean(), [exact], exact), dtype)

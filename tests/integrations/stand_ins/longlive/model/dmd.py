@@ -10,7 +10,7 @@ from utils.i2v_conditioning import (
     _overwrite_i2v_context,
     _zero_i2v_context_timestep,
 )
-from utils.wan_5b_wrapper import WanDiffusionWrapper  # noqa: F401
+from utils.wan_5b_wrapper import WanDiffusionWrapper
 
 
 class DMD(nn.Module):
@@ -73,3 +73,45 @@ class DMD(nn.Module):
         if kept is not None:
             x, target = x[kept], target[kept]
         return 0.5 * F.mse_loss(x, target), log
+
+    @staticmethod
+    def _slice_block_cond_dict(cond_dict, batch_size, new_num_segments):
+        return cond_dict | {"segments": new_num_segments}
+
+    def critic_loss(
+        self, image_or_video_shape, conditional_dict, unconditional_dict, clean_latent, initial_latent=None
+    ):
+        is_i2v = self.args.i2v
+        with torch.no_grad():
+            clean, _, high, low = self._run_generator(
+                image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict,
+                initial_latent=initial_latent, slice_last_frames=21,
+                noise=torch.randn(image_or_video_shape, dtype=self.dtype), clean_latent=clean_latent,
+            )  # fmt: skip
+        context = _get_i2v_context_frames(clean, initial_latent)
+        frames = clean.shape[:2]
+        clean_x = clean if getattr(self.args, "teacher_forcing", False) else None
+        if clean_x is not None:
+            clean_x = _overwrite_i2v_context(clean_x, initial_latent, context)
+        low = low if self.ts_schedule else self.min_score_timestep
+        high = high if self.ts_schedule_max else self.num_train_timestep
+        t = self._get_timestep(low, high, *frames, self.num_frame_per_block, uniform_timestep=not is_i2v)
+        if self.timestep_shift > 1:
+            t = self.timestep_shift * (t / 1000) / (1 + (self.timestep_shift - 1) * (t / 1000)) * 1000
+        t = _zero_i2v_context_timestep(t.clamp(self.min_step, self.max_step), context)
+        noise = torch.randn_like(clean)
+        noise[:, :context] = 0
+        noisy = self.scheduler.add_noise(clean.flatten(0, 1), noise.flatten(0, 1), t.flatten()).unflatten(0, frames)
+        noisy = _overwrite_i2v_context(noisy, initial_latent, context)
+        condition = self._slice_block_cond_dict(conditional_dict, frames[0], frames[1] // self.num_frame_per_block)
+        x0 = self.fake_score(noisy_image_or_video=noisy, conditional_dict=condition, timestep=t, clean_x=clean_x)[1]
+        flow = WanDiffusionWrapper._convert_x0_to_flow_pred(
+            scheduler=self.scheduler, x0_pred=x0.flatten(0, 1), xt=noisy.flatten(0, 1), timestep=t.flatten()
+        )
+        mask = _i2v_loss_mask_like(clean, context)
+        loss = self.denoising_loss_func(
+            x=clean.flatten(0, 1), x_pred=x0.flatten(0, 1), noise=noise.flatten(0, 1), noise_pred=None,
+            alphas_cumprod=None, timestep=t.flatten(), flow_pred=flow,
+            gradient_mask=None if mask is None else mask.flatten(0, 1),
+        )  # fmt: skip
+        return loss, {"critic_timestep": t, "gen_time": 0.0, "loss_time": 0.0}
