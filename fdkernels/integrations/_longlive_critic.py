@@ -20,10 +20,9 @@ def critic_loss(
     initial_latent: Any = None,
 ) -> Any:
     """The times in the log are the host's: it does not wait for the GPU, as the trainer does to read the loss."""
-    option = self.args
-    if getattr(option, "denoising_loss_type", "flow") != "flow":
+    if not family.is_of_velocity(self):
         return NotImplemented
-    i2v, start = importlib.import_module("utils.i2v_conditioning"), time.time()
+    option, i2v, start = self.args, importlib.import_module("utils.i2v_conditioning"), time.time()
     with torch.no_grad():
         clean, _, from_step, to_step = self._run_generator(
             image_or_video_shape=image_or_video_shape,

@@ -134,7 +134,7 @@ class Integration:
         """
         for replacement, (original, installed) in self._installed.items():
             current = _current(replacement)
-            if current is not installed and _code(current) != _code(original):  # the same code is that of a reload
+            if current is not installed and _place(current) != _place(original):  # the same place: it was reloaded
                 raise RuntimeError(f"{replacement}: something else has replaced it since apply(); undo that first")
         self._take_back()
 
@@ -248,8 +248,9 @@ def _rebind(replacement: Replacement, old: Function, new: Function) -> None:
                 setattr(module, name, new)
 
 
-def _code(function: Any) -> Any:
-    return getattr(getattr(function, "__func__", function), "__code__", function)
+def _place(function: Any) -> Any:
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return function if code is None else (code.co_filename, code.co_name)
 
 
 def _parameters(function: Function) -> str:

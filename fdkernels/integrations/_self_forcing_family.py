@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def critic_step(
     initial_latent: Any = None,
 ) -> Any:
     """The critic's loss of the generator's sample. The trainer converts the critic's velocity to x0 and back."""
-    if self.args.denoising_loss_type != "flow":
+    if not is_of_velocity(self):
         return NotImplemented
     with torch.no_grad():
         clean, _, from_step, to_step = self._run_generator(
@@ -117,6 +118,11 @@ def critic_step(
     inputs = {"noisy_image_or_video": noisy, "timestep": timestep}
     flow = self.fake_score(conditional_dict=conditional_dict, **inputs)[0]
     return velocity_loss(self, flow, clean, noise, timestep), {"critic_timestep": timestep}
+
+
+def is_of_velocity(self: Any) -> bool:
+    """Whether the critic has the trainers' mean square of velocities, and no other loss or subclass."""
+    return type(self.denoising_loss_func) is importlib.import_module("utils.loss").FlowPredLoss
 
 
 def velocity_loss(self: Any, flow: Tensor, clean: Tensor, noise: Tensor, timestep: Tensor, context: int = 0) -> Tensor:

@@ -164,10 +164,18 @@ def test_critic_step(trainer, monkeypatch, seed, dtype):
     check_critic_step(trainer, monkeypatch, WRAPPERS, seed, dtype)
 
 
-def test_critic_step_with_another_loss_runs_as_the_trainers(trainer):
+@pytest.mark.parametrize("kind", ["flow", "noise"])
+def test_critic_step_with_another_loss_runs_as_the_trainers(trainer, kind):
+    """Of another kind, or a subclass of the trainer's."""
+    calls = []
+
+    class Own(trainer.module("utils.loss").FlowPredLoss):
+        def __call__(self, **given):
+            calls.append({name: v for name, v in given.items() if v is not None})
+            return given["x_pred"].sum()
+
     model = dmd(trainer, WRAPPERS, velocities(0, 1, *SHAPE, dtype=torch.float32), SimpleNamespace())
-    model.args.denoising_loss_type = "noise"
-    model.denoising_loss_func, calls = (lambda **given: calls.append(given) or given["x_pred"].sum()), []
+    model.args.denoising_loss_type, model.denoising_loss_func = kind, Own()
     model.scheduler.alphas_cumprod, model.scheduler.convert_x0_to_noise = None, lambda x0, xt, timestep: xt - x0
     model._run_generator = lambda **_: (torch.ones(1, *SHAPE), None, None, 100)
     for context in (contextlib.nullcontext(), trainer.patched()):
