@@ -87,10 +87,11 @@ def test_ops_bytes_and_errors_are_those_of_the_pages() -> None:
     assert [re.findall(r"\d+", v.replace("DMD2", "")) for v in moved[:2]] == [
         [str(theirs[0]), str(theirs[-1])], [str(min(ours)), str(max(ours))]
     ]  # fmt: skip
-    found = re.findall(r"^\| `\w+_bf16` \| ([\d.]+) % \| ([\d.]+) % \|$", page("recipes.md"), re.MULTILINE)
-    for text, column in ((errors[1], 0), (errors[0], 1)):
-        values = sorted(row[column] for row in found)
-        assert re.findall(r"[\d.]+", text) == [values[0], values[-1]]
+    found = re.findall(r"^\| `(\w+)_bf16` \| ([\d.]+) % \| ([\d.]+) % \|$", page("recipes.md"), re.MULTILINE)
+    here, theirs = (sorted((row[i], row[0]) for row in found) for i in (1, 2))
+    assert errors[1] == f"{here[0][0]} to {here[-1][0]} %"
+    assert errors[0] == f"{theirs[0][0]} % (Self-Forcing) to {theirs[-1][0]} % (FastGen)"
+    assert theirs[0][1].startswith("self_forcing") and theirs[-1][1].startswith("fastgen")
     (step,) = cells(page("benchmarks.md"), "`fastgen_student`")[-1:]
     said = re.search(r"is (\d+) ops and (\d+) bytes per element; here it is (\d+) and\s(\d+)", TEXT)
     assert said and [said[4], said[3], said[2], said[1]] == [step[0], step[1], step[3], step[4]]

@@ -73,8 +73,7 @@ def velocity(wrappers):
 
 def critic(module):
     def call(peer, v):
-        options = {"x_pred": None, "noise_pred": None, "alphas_cumprod": None, "timestep": None, "flow_pred": v.x}
-        return peer.module(module).FlowPredLoss()(x=v.tau, noise=v.fake, **options)
+        return video.flow_loss(peer.module(module).FlowPredLoss(), v.x, v.tau, v.fake)
 
     return call
 

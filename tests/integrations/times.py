@@ -84,8 +84,10 @@ def cosmos(trainer: Any) -> Iterator[Case]:
     return of_x0(loss, WAN)
 
 
-def critic(scheduler: Any, wrapper: Any, flow_loss: Any, dtype: torch.dtype) -> Case:
-    """From the fake score's velocity: x0 with its own scheduler, the velocity with the generator's, the loss."""
+def critic(scheduler: Any, wrapper: Any, of_flow: Any, dtype: torch.dtype) -> Case:
+    """From the fake score's velocity: x0, the velocity again, the loss."""
+    from tests.integrations.video import flow_loss
+
     v, clean, noise = (leaf(torch.randn(WAN).flatten(0, 1), dtype) for _ in range(3))
     timestep, of = torch.full((WAN[1],), 500.0), SimpleNamespace(scheduler=scheduler)
     clean, noise = clean.detach(), noise.detach()
@@ -93,8 +95,7 @@ def critic(scheduler: Any, wrapper: Any, flow_loss: Any, dtype: torch.dtype) -> 
     def loss() -> Tensor:
         x0 = wrapper._convert_flow_pred_to_x0(of, v, noise, timestep)
         flow = wrapper._convert_x0_to_flow_pred(scheduler, x0_pred=x0, xt=noise, timestep=timestep)
-        rest = {"x_pred": None, "noise_pred": None, "alphas_cumprod": None, "timestep": timestep}
-        return flow_loss(x=clean, noise=noise, flow_pred=flow, **rest)
+        return flow_loss(of_flow, flow, clean, noise)
 
     return Case("critic", v, loss)
 

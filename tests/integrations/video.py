@@ -115,6 +115,13 @@ def check_conversions(
             torch.testing.assert_close(mine, (factor * upstream).to(dtype))
 
 
+def flow_loss(loss: Any, flow: Tensor, x: Tensor, noise: Tensor, **options: Any) -> Tensor:
+    """A FlowPredLoss of the trainers, called as they call it."""
+    unused = dict.fromkeys(("x_pred", "noise_pred", "alphas_cumprod", "timestep"))
+    found: Tensor = loss(x=x, noise=noise, flow_pred=flow, **unused, **options)
+    return found
+
+
 def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, masked_dims: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     flow, x, noise = (normal(generator, 6, 4, 3, 5) for _ in range(3))
@@ -125,16 +132,7 @@ def check_critic_loss(loss: Any, trainer: Any, seed: int, dtype: torch.dtype, ma
     options = {"gradient_mask": mask} if masked_dims else {}
 
     def call(flow: Tensor) -> Tensor:
-        return loss(
-            x=x,
-            x_pred=None,
-            noise=noise,
-            noise_pred=None,
-            alphas_cumprod=None,
-            timestep=None,
-            flow_pred=flow,
-            **options,
-        )
+        return flow_loss(loss, flow, x, noise, **options)
 
     theirs = run(call, [flow], flow)
     with trainer.patched():
