@@ -97,29 +97,6 @@ def critic_loss(
     )
 
 
-def critic_step(
-    self: Any,
-    image_or_video_shape: Any,
-    conditional_dict: dict[str, Any],
-    unconditional_dict: dict[str, Any],
-    clean_latent: Any,
-    initial_latent: Any = None,
-) -> Any:
-    """The critic's loss of the generator's sample. The trainer converts the critic's velocity to x0 and back."""
-    if not is_of_velocity(self):
-        return NotImplemented
-    with torch.no_grad():
-        clean, _, from_step, to_step = self._run_generator(
-            image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict, initial_latent=initial_latent
-        )
-        timestep = score_timestep(self, clean.shape[:2], from_step, to_step, True)
-        noise = torch.randn_like(clean)
-        noisy = noised(self, clean, noise, timestep)
-    inputs = {"noisy_image_or_video": noisy, "timestep": timestep}
-    flow = self.fake_score(conditional_dict=conditional_dict, **inputs)[0]
-    return velocity_loss(self, flow, clean, noise, timestep), {"critic_timestep": timestep}
-
-
 def is_of_velocity(self: Any) -> bool:
     """Whether the critic has the trainers' mean square of velocities, and no other loss or subclass."""
     return type(self.denoising_loss_func) is importlib.import_module("utils.loss").FlowPredLoss

@@ -20,7 +20,6 @@ apply, undo, applied, patched = INTEGRATION.apply, INTEGRATION.undo, INTEGRATION
 INTEGRATION.absorbs("model.dmd", "DMD._compute_kl_grad", "4ef8a3a5ed8f")
 family.replace_conversions(INTEGRATION, "utils.wan_wrapper", "real_score", "fake_score")
 INTEGRATION.replaces("utils.loss", "FlowPredLoss.__call__", "2eb07782dbe4")(family.critic_loss)
-INTEGRATION.replaces("model.dmd", "DMD.critic_loss", "69ecc487cf76")(family.critic_step)
 
 
 @INTEGRATION.replaces("model.dmd", "DMD.compute_distribution_matching_loss", "d88b93140043")
@@ -54,3 +53,27 @@ def compute_distribution_matching_loss(
     )
     # The trainer's figure is mean|g|: the same for one sample on each rank, a ratio of means for several.
     return loss.double(), {"dmdtrain_gradient_norm": stats.relative_gap, "timestep": timestep}
+
+
+@INTEGRATION.replaces("model.dmd", "DMD.critic_loss", "69ecc487cf76")
+def critic_loss(
+    self: Any,
+    image_or_video_shape: Any,
+    conditional_dict: dict[str, Any],
+    unconditional_dict: dict[str, Any],
+    clean_latent: Any,
+    initial_latent: Any = None,
+) -> Any:
+    """The critic's loss of the generator's sample. The trainer converts the critic's velocity to x0 and back."""
+    if not family.is_of_velocity(self):
+        return NotImplemented
+    with torch.no_grad():
+        clean, _, from_step, to_step = self._run_generator(
+            image_or_video_shape=image_or_video_shape, conditional_dict=conditional_dict, initial_latent=initial_latent
+        )
+        timestep = family.score_timestep(self, clean.shape[:2], from_step, to_step, True)
+        noise = torch.randn_like(clean)
+        noisy = family.noised(self, clean, noise, timestep)
+    inputs = {"noisy_image_or_video": noisy, "timestep": timestep}
+    flow = self.fake_score(conditional_dict=conditional_dict, **inputs)[0]
+    return family.velocity_loss(self, flow, clean, noise, timestep), {"critic_timestep": timestep}

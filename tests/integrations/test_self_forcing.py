@@ -211,8 +211,8 @@ def test_undo(trainer):
             "utils.wan_wrapper.WanDiffusionWrapper._convert_flow_pred_to_x0",
             "utils.wan_wrapper.WanDiffusionWrapper._convert_x0_to_flow_pred",
             "utils.loss.FlowPredLoss.__call__",
-            "model.dmd.DMD.critic_loss",
             f"model.dmd.DMD.{METHOD}",
+            "model.dmd.DMD.critic_loss",
         )
         assert getattr(cls, METHOD) is not before
     assert getattr(cls, METHOD) is before
